@@ -1,0 +1,18 @@
+"""Classification losses, exact and fast, for PyTorch tensors and NumPy arrays."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from crossent.functional import cross_entropy, log_softmax, nll_loss, softmax, value_and_grad
+
+__version__ = "0.1.0"
+__all__ = ["cross_entropy", "log_softmax", "nll_loss", "softmax", "value_and_grad"]
+
+if TYPE_CHECKING:
+    from crossent import nn as nn
+else:
+
+    def __getattr__(name):
+        if name == "nn":  # imported at its first use, since it imports torch
+            return import_module("crossent.nn")
+        raise AttributeError(f"module 'crossent' has no attribute {name!r}")

@@ -1,0 +1,64 @@
+"""Every scalar option, validated once."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What a row's loss means beyond its arrays, and how rows are reduced."""
+
+    reduction: str = "mean"
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+
+
+def loss_options(
+    size_average=None, reduce=None, reduction="mean", ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0
+):
+    """The validated options; the deprecated `size_average` and `reduce` override `reduction`, as in PyTorch."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction_of_deprecated(size_average, reduce)
+    return _validated(reduction, ignore_index, label_smoothing, softcap, z_loss)
+
+
+@lru_cache(maxsize=1024)
+def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of 'none', 'mean' and 'sum', got {reduction!r}")
+    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+    ignore_index = ignore_index.__index__()
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
+    label_smoothing = _number("label_smoothing", label_smoothing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
+    if softcap is not None:
+        softcap = _number("softcap", softcap)
+        if not 0.0 < softcap < math.inf:
+            raise ValueError(f"softcap must be a positive finite number or None, got {softcap}")
+    z_loss = _number("z_loss", z_loss)
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be a finite number of at least 0, got {z_loss}")
+    return LossOptions(reduction, ignore_index, label_smoothing, softcap, z_loss)
+
+
+def _number(name, value):
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def _reduction_of_deprecated(size_average, reduce):
+    average = True if size_average is None else size_average
+    reduction = "none" if reduce is False else "mean" if average else "sum"
+    warnings.warn(f"size_average and reduce are deprecated, please use reduction='{reduction}' instead", stacklevel=4)
+    return reduction

@@ -1,0 +1,212 @@
+"""From arrays to rows: the class axis, what kind a target is, the errors of shapes and labels, and the reduction.
+
+Everything here speaks of shapes, strides (counted in elements) and plain numbers, never of an array library.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Rows in memory: two loops over rows, `outer` and `inner`, with strides (outer, class, inner) in elements.
+
+    `last` says that the classes of a row lie side by side; otherwise the inner rows do.
+    """
+
+    outer: int
+    inner: int
+    classes: int
+    strides: tuple
+    last: bool
+    axis: int
+    split: int
+    row_shape: tuple
+
+    @property
+    def rows(self):
+        return self.outer * self.inner
+
+    def strides_of(self, shape, strides):
+        """(outer, class, inner) strides of another array of the logits' shape, or None if it needs a copy."""
+        found = _collapsed(shape, strides, self.axis, self.split)
+        if found is None or found[1 if self.last else 2] != 1:
+            return None
+        return found
+
+    def row_strides_of(self, strides):
+        """(outer, inner) strides of an array of the rows' shape, or None if it needs a copy."""
+        first = _collapse(self.row_shape[: self.split], strides[: self.split])
+        second = _collapse(self.row_shape[self.split :], strides[self.split :])
+        return None if first is None or second is None else (first, second)
+
+    @property
+    def order(self):
+        """The axes of the logits in the order of memory that this layout walks best."""
+        rows = [a for a in range(len(self.row_shape) + 1) if a != self.axis]
+        return (*rows, self.axis) if self.last else (*rows[: self.split], self.axis, *rows[self.split :])
+
+
+def _collapse(sizes, strides):
+    """The one stride that walks all these axes in order, or None."""
+    result, expected = 0, None
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if expected is None:
+            result = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return result
+
+
+def _collapsed(shape, strides, axis, split):
+    rows = [(size, stride) for i, (size, stride) in enumerate(zip(shape, strides, strict=True)) if i != axis]
+    first = _collapse([r[0] for r in rows[:split]], [r[1] for r in rows[:split]])
+    second = _collapse([r[0] for r in rows[split:]], [r[1] for r in rows[split:]])
+    if first is None or second is None:
+        return None
+    one_row = math.prod(r[0] for r in rows[split:]) == 1
+    return first, 1 if shape[axis] == 1 else strides[axis], 1 if one_row else second
+
+
+@lru_cache(maxsize=4096)
+def layout_of(shape, strides, axis):
+    """How a kernel walks these logits, or None if they have to be copied first."""
+    row_shape = shape[:axis] + shape[axis + 1 :]
+    usable = [
+        layout for layout in (_layout(shape, strides, axis, row_shape, s) for s in _splits(axis, row_shape)) if layout
+    ]
+    return next((layout for layout in usable if layout.last), usable[0] if usable else None)
+
+
+def _splits(axis, row_shape):
+    """The class axis first: most logits are contiguous, and fall apart there."""
+    return dict.fromkeys((axis, *range(len(row_shape), -1, -1)))
+
+
+def _layout(shape, strides, axis, row_shape, split):
+    found = _collapsed(shape, strides, axis, split)
+    if found is None or (found[1] != 1 and found[2] != 1):
+        return None
+    outer, inner = math.prod(row_shape[:split]), math.prod(row_shape[split:])
+    return Layout(outer, inner, shape[axis], found, found[1] == 1, axis, split, row_shape)
+
+
+def class_axis(ndim, dim, name="dim"):
+    """PyTorch's class axis of a loss, or the caller's."""
+    if ndim == 0:
+        raise ValueError("input must have a class axis, got a 0-dimensional array")
+    if dim is None:
+        return 1 if ndim > 1 else 0
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {dim!r}")
+    axis = dim.__index__()
+    if not -ndim <= axis < ndim:
+        raise IndexError(f"{name} must be between {-ndim} and {ndim - 1} for an input of {ndim} axes, got {axis}")
+    return axis % ndim
+
+
+@lru_cache(maxsize=4096)
+def target_kind(shape, target_shape, dim, soft_allowed):
+    """The class axis, and whether the target holds probabilities ("soft") rather than labels."""
+    axis = class_axis(len(shape), dim)
+    expected = shape[:axis] + shape[axis + 1 :]
+    if soft_allowed and target_shape == shape:
+        kind = "soft"
+    elif target_shape == expected:
+        kind = "labels"
+    else:
+        soft = f" or {_text(shape)} for class probabilities" if soft_allowed else ""
+        raise ValueError(
+            f"target has the wrong shape for an input of shape {_text(shape)} with its classes along axis {axis}: "
+            f"expected {_text(expected)} for labels{soft}, got {_text(target_shape)}"
+        )
+    if shape[axis] == 0:
+        raise ValueError(f"input must have at least one class, got shape {_text(shape)}")
+    return axis, kind == "soft"
+
+
+def _text(shape):
+    return str(tuple(int(size) for size in shape))
+
+
+def check_target_dtype(soft, is_float, is_integer, dtype):
+    if soft and not is_float:
+        raise TypeError(f"target of the input's shape holds class probabilities, which must be floats, got {dtype}")
+    if not soft and not is_integer:
+        raise TypeError(f"target holds labels, which must be integers, got {dtype}")
+
+
+def check_soft_options(options):
+    if options.ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index is not supported for a target of class probabilities, got {options.ignore_index}; "
+            "give rows to leave out a sample_weight of 0"
+        )
+
+
+def check_weight(shape, classes):
+    if tuple(shape) != (classes,):
+        raise ValueError(f"weight must have one entry for each of the {classes} classes, got shape {_text(shape)}")
+
+
+def check_sample_weight(shape, row_shape):
+    """That it broadcasts to the rows."""
+    fits = len(shape) <= len(row_shape) and all(
+        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(row_shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"sample_weight of shape {_text(shape)} does not broadcast to the targets, {_text(row_shape)}")
+
+
+def check_denominator(options, ndim):
+    if options.reduction != "mean":
+        raise ValueError(f"denominator replaces what the mean divides by, got reduction={options.reduction!r}")
+    if ndim != 0:
+        raise ValueError(f"denominator must be a number or a 0-dimensional array, got {ndim} axes")
+
+
+def dtype_error(name, dtype):
+    return TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}")
+
+
+def label_error(label, row, row_shape, classes, ignore_index):
+    """IndexError for the label of row number `row`."""
+    position = []
+    for size in reversed(row_shape):
+        row, index = divmod(row, size)
+        position.insert(0, index)
+    where = f" at position {tuple(position) if len(position) != 1 else position[0]}" if position else ""
+    return IndexError(
+        f"Target {label}{where} is out of bounds: labels must be between 0 and {classes - 1}, "
+        f"or {ignore_index} to be ignored"
+    )
+
+
+def softmax_axis(ndim, dim, stacklevel):
+    """PyTorch's implicit choice of the axis, with its warning."""
+    if dim is None:
+        warnings.warn(
+            "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.",
+            stacklevel=stacklevel,
+        )
+        return 0 if ndim in (0, 1, 3) else 1
+    return class_axis(ndim, dim) if ndim else 0
+
+
+def divisor(options, weight_sum, denominator):
+    """What the sum of losses is divided by."""
+    if options.reduction != "mean":
+        return 1.0
+    return weight_sum if denominator is None else denominator
+
+
+def divide(number, by):
+    """As arrays divide: no exception for 0."""
+    if by == 0.0:
+        return math.nan if number == 0.0 or number != number else math.copysign(math.inf, number) * math.copysign(1, by)
+    return number / by

@@ -1,0 +1,51 @@
+"""What a row's loss means. Arithmetic only, on numbers, vectors and arrays alike; no rule calls a rule.
+
+For one row with logits z (after a softcap), target weights q, lse = log sum_c exp(z_c) and p_c = exp(z_c - lse):
+
+    q_c  = keep * w_c * ((1 - smoothing) * t_c + smoothing / n_classes)
+    loss = sum_c q_c * (lse - z_c) + keep * z_loss * lse**2
+    d loss / d z_c = (sum_c q_c + 2 * keep * z_loss * lse) * p_c - q_c
+
+`keep` is the row's sample weight, 0 where it is ignored. For a label y the loss is split into the label's own part,
+`label_mass * nll` with nll = lse - z_y, and the rest that smoothing spreads over the classes: nll and the gradient at y
+are then built from the other classes alone, and keep their digits when the row is confident. The rest is taken
+relative to any number `peak` near the largest logit: log_total = lse - peak, rest_dot = sum_c q_c * (z_c - peak).
+"""
+
+
+def target_weight(t, w, keep, smoothing, n_classes):
+    """q_c of a class with target probability t and class weight w."""
+    return keep * w * ((1.0 - smoothing) * t + smoothing / n_classes)
+
+
+def label_weight(w, keep, smoothing):
+    """The label's own part of its q, next to what smoothing gives every class."""
+    return keep * w * (1.0 - smoothing)
+
+
+def row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, keep, z_loss):
+    return label_mass * nll + rest_mass * log_total - rest_dot + keep * z_loss * lse * lse
+
+
+def lse_slope(mass, lse, keep, z_loss):
+    """d loss / d lse, all target weights summed in `mass`."""
+    return mass + 2.0 * keep * z_loss * lse
+
+
+def class_grad(p, q, slope):
+    return slope * p - q
+
+
+def label_grad(p, others, label_mass, rest, slope):
+    """At the label, with others = 1 - p from the other classes and rest = what smoothing gives the label."""
+    return (slope - label_mass) * p - label_mass * others - rest
+
+
+def target_grad(log_total, z, w, keep, smoothing):
+    """d loss / d t_c of a soft target, z relative to the peak."""
+    return keep * w * (1.0 - smoothing) * (log_total - z)
+
+
+def softcap_slope(z, cap):
+    """dz / dx of z = cap * tanh(x / cap)."""
+    return 1.0 - (z / cap) * (z / cap)

@@ -1,0 +1,197 @@
+"""NumPy: the kernels on arrays of any strides and byte order, and gradients by `value_and_grad`."""
+
+import math
+from contextvars import ContextVar
+
+import numpy as np
+
+from crossent import _rows
+from crossent.frontends._problem import Problem, softmax_forward
+from crossent.kernels import numba as kernels
+
+_FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
+_tape = ContextVar("tape", default=None)
+
+
+class _NumPy:
+    """What `_problem` asks of an array library."""
+
+    threads = staticmethod(kernels.available_threads)
+
+    @staticmethod
+    def storage(array):
+        return _FLOATS.get(array.dtype)
+
+    @staticmethod
+    def is_integer(array):
+        return array.dtype.kind in "iu"
+
+    @staticmethod
+    def strides(array):
+        size = array.itemsize
+        return tuple(stride // size for stride in array.strides)
+
+    @staticmethod
+    def address(array):
+        return array.__array_interface__["data"][0]
+
+    @staticmethod
+    def contiguous(array):
+        return np.ascontiguousarray(array).reshape(array.shape)
+
+    @staticmethod
+    def new(shape, storage):
+        return np.empty(shape, storage)
+
+    @staticmethod
+    def empty(layout, like):
+        order = layout.order
+        new = np.empty([like.shape[axis] for axis in order], like.dtype)
+        return new.transpose(np.argsort(order))
+
+    @classmethod
+    def copied(cls, layout, array):
+        new = cls.empty(layout, array)
+        new[...] = array
+        return new
+
+    @staticmethod
+    def labels(array):
+        wide = array.astype(np.int64, copy=False)
+        if array.dtype == np.uint64 and wide.size and wide.min() < 0:
+            return wide, int(np.argmax(wide.reshape(-1) < 0))
+        return wide, None
+
+    @staticmethod
+    def cast(array, storage):
+        return array.astype(storage, copy=False)
+
+    @staticmethod
+    def total(array):
+        return float(array.sum(dtype=np.float64))
+
+    @staticmethod
+    def broadcast(array, shape):
+        return np.broadcast_to(array, shape)
+
+    @staticmethod
+    def item(array, row):
+        return array.reshape(-1)[row].item()
+
+
+def _readable(name, array):
+    """The array in native byte order, aligned, and a whole number of elements from one to the next."""
+    if not isinstance(array, np.ndarray | np.generic):
+        raise TypeError(f"{name} must be a NumPy array like input, got {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: give what is masked a sample_weight of 0")
+    array = np.asarray(array)
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        return array.copy()
+    return array
+
+
+def _inputs(input, target, weight, sample_weight):
+    return (
+        _readable("input", input),
+        _readable("target", target),
+        None if weight is None else _readable("weight", weight),
+        None if sample_weight is None else _readable("sample_weight", sample_weight),
+    )
+
+
+def _divisor(options, denominator):
+    if denominator is None:
+        return None
+    _rows.check_denominator(options, np.ndim(denominator))
+    return float(denominator)
+
+
+def _promoted(input, target):
+    """Logits and probabilities of two float types meet in the wider one."""
+    if target.dtype in _FLOATS and input.dtype in _FLOATS:
+        common = np.promote_types(input.dtype, target.dtype)
+        return input.astype(common, copy=False), target.astype(common, copy=False)
+    return input, target
+
+
+def _loss(value, dtype):
+    return value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else dtype.type(value)
+
+
+def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
+    if inplace_backward:
+        raise ValueError("inplace_backward needs PyTorch's autograd; NumPy has value_and_grad")
+    logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
+    logits, target = _promoted(logits, target)
+    divisor, tape = _divisor(options, denominator), _tape.get()
+    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, True)
+    stats, loss, scale = problem.forward(options, divisor, tape is not None)
+    loss = _loss(loss, logits.dtype)
+    if tape is not None and tape.input is input:
+
+        def gradient():
+            dx = _NumPy.empty(problem.layout, logits)
+            problem.backward(options, stats, None, scale, dx, False)
+            return dx
+
+        tape.record(loss, gradient)
+    return loss
+
+
+def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
+    logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
+    divisor, tape = _divisor(options, denominator), _tape.get()
+    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, False)
+    loss, scale = problem.pick_forward(options, divisor)
+    loss = _loss(loss, logits.dtype)
+    if tape is not None and tape.input is input:
+
+        def gradient():
+            dx = _NumPy.empty(problem.layout, logits)
+            dx[...] = 0
+            problem.pick_backward(options, None, scale, dx)
+            return dx
+
+        tape.record(loss, gradient)
+    return loss
+
+
+def softmax(input, dim, dtype, log, stacklevel):
+    x = _readable("input", input)
+    if dtype is not None:
+        x = x.astype(dtype, copy=False)
+    if x.dtype not in _FLOATS:
+        raise _rows.dtype_error("input", x.dtype)
+    axis = _rows.softmax_axis(x.ndim, dim, stacklevel)
+    if not x.ndim:
+        return softmax(x[None], 0, None, log, stacklevel)[0]
+    return softmax_forward(_NumPy, x, axis, log)
+
+
+class _Tape:
+    """The loss computed of one input, and how to get its gradient."""
+
+    def __init__(self, input):
+        self.input, self.loss, self.gradient = input, None, None
+
+    def record(self, loss, gradient):
+        self.loss, self.gradient = loss, gradient
+
+
+def value_and_grad(function, input, args, kwargs):
+    tape = _Tape(input)
+    token = _tape.set(tape)
+    try:
+        loss = function(input, *args, **kwargs)
+    finally:
+        _tape.reset(token)
+    if loss is not tape.loss:
+        raise TypeError(
+            "value_and_grad of NumPy arrays takes cross_entropy or nll_loss, or a call that returns its loss"
+        )
+    if np.ndim(loss):
+        raise ValueError(f"value_and_grad needs a loss that is one number, got shape {np.shape(loss)}")
+    return loss, tape.gradient()

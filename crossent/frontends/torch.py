@@ -1,0 +1,421 @@
+"""PyTorch: kernels for ordinary CPU tensors, plain tensor operations for everything else.
+
+An ordinary call goes through one autograd node whose backward is a kernel too. Other devices, subclasses, function
+transforms, forward-mode derivatives and derivatives of derivatives use `kernels.array`, which PyTorch differentiates
+itself. Under `torch.compile` and `torch.export` the kernels are operators (`_torch_operators`).
+"""
+
+import ctypes
+from contextlib import contextmanager
+
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+from crossent import _dispatch, _rows
+from crossent.frontends._problem import Problem, broadcast_samples, softmax_backward, softmax_forward
+from crossent.kernels import array
+
+_STORAGE = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+_INTEGERS = {
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+}  # fmt: skip
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_HUGE_PAGES_FROM = 2**25  # bytes; the C library reuses smaller blocks, whose pages are mapped already
+_PAGE, _MADV_HUGEPAGE = 4096, 14
+_NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
+
+_composite_forced = False
+
+
+@contextmanager
+def _force_composite():
+    """Have everything computed by `kernels.array`, so that tests reach it on the CPU."""
+    global _composite_forced
+    _composite_forced, before = True, _composite_forced
+    try:
+        yield
+    finally:
+        _composite_forced = before
+
+
+def _ordinary(*tensors):
+    """Whether these are CPU tensors that a kernel may read, with no transform in the way."""
+    for tensor in tensors:
+        if tensor is not None and not (type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided):
+            return False
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or _composite_forced
+    )
+
+
+def _compute_dtype(dtype):
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _result_dtype(input):
+    """Autocast gives losses in float32."""
+    dtype = input.dtype
+    if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    return dtype
+
+
+def _empty(layout, like):
+    """A new tensor of the logits' shape in the layout's order, for large ones in huge pages: they are mapped faster."""
+    shape, order = like.shape, layout.order
+    if all(i == axis for i, axis in enumerate(order)):
+        new = torch.empty(shape, dtype=like.dtype)
+    else:
+        new = torch.empty([shape[axis] for axis in order], dtype=like.dtype).permute(
+            sorted(order, key=order.__getitem__)
+        )
+    size = new.nbytes
+    if size >= _HUGE_PAGES_FROM:
+        start = -(-new.data_ptr() // _PAGE) * _PAGE
+        _madvise(start, new.data_ptr() + size - start)
+    return new
+
+
+def _madvise(start, size):
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None:  # only advice: what it returns makes no difference
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+
+
+class _Torch:
+    """What `_problem` asks of an array library."""
+
+    threads = staticmethod(torch.get_num_threads)
+    address = staticmethod(torch.Tensor.data_ptr)
+    strides = staticmethod(torch.Tensor.stride)
+    contiguous = staticmethod(torch.Tensor.contiguous)
+    broadcast = staticmethod(torch.Tensor.expand)
+    empty = staticmethod(_empty)
+
+    @staticmethod
+    def storage(tensor):
+        return _STORAGE.get(tensor.dtype)
+
+    @staticmethod
+    def is_integer(tensor):
+        return tensor.dtype in _INTEGERS
+
+    @staticmethod
+    def new(shape, storage):
+        return torch.empty(shape, dtype=getattr(torch, storage))
+
+    @staticmethod
+    def copied(layout, tensor):
+        return _empty(layout, tensor).copy_(tensor)
+
+    @staticmethod
+    def labels(tensor):
+        if tensor.dtype is torch.int64:
+            return tensor, None
+        wide = tensor.to(torch.int64)
+        if tensor.dtype is torch.uint64 and bool((wide < 0).any()):
+            return wide, int((wide.reshape(-1) < 0).nonzero()[0])
+        return wide, None
+
+    @staticmethod
+    def cast(tensor, storage):
+        return tensor.detach().to(getattr(torch, storage))
+
+    @staticmethod
+    def total(tensor):
+        return float(tensor.sum(dtype=torch.float64))
+
+    @staticmethod
+    def item(tensor, row):
+        return tensor.reshape(-1)[row].item()
+
+
+# Cross entropy
+
+
+def _result(loss, dtype):
+    return loss.to(dtype) if isinstance(loss, torch.Tensor) else torch.scalar_tensor(loss, dtype=dtype)
+
+
+def _upstream(dloss, scale):
+    """The gradient from above, as rows or as part of the scale."""
+    return (dloss.to(torch.float64).contiguous(), scale) if dloss.ndim else (None, scale * float(dloss))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace):
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
+        ctx.stats, loss, ctx.scale = problem.forward(options, divisor, True)
+        ctx.save_for_backward(input, target, weight, sample_weight)
+        ctx.call = dim, options, divisor, out_dtype, inplace
+        return _result(loss, out_dtype)
+
+    @staticmethod
+    def backward(ctx, dloss):
+        input, target, weight, sample_weight = ctx.saved_tensors
+        dim, options, divisor, out_dtype, inplace = ctx.call
+        rest = (None,) * 7
+        if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
+            arguments = weight, sample_weight, divisor, dim, options, out_dtype
+            return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
+        in_place = inplace and problem.x is input
+        dx = input.detach() if in_place else _empty(problem.layout, input)
+        dloss, scale = _upstream(dloss, ctx.scale)
+        dtarget = problem.backward(options, ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
+        if inplace:
+            if not in_place:
+                dx = input.detach().copy_(dx)
+            torch.autograd.graph.increment_version(input)
+        return dx, dtarget, *rest
+
+
+def _differentiable_grads(ctx, function, input, target, arguments, dloss):
+    """Gradients that can be differentiated again, by way of plain tensor operations."""
+    wanted = [t for t, needed in zip((input, target), ctx.needs_input_grad, strict=False) if needed]
+    with torch.enable_grad():
+        loss = function(input, target, *arguments)
+        grads = iter(torch.autograd.grad(loss, wanted, dloss, create_graph=True))
+    return [next(grads) if needed else None for needed in ctx.needs_input_grad[:2]]
+
+
+def _apply(function, *arguments):
+    """Function.apply without its checks for function transforms, which `_ordinary` has ruled out."""
+    return super(torch.autograd.Function, function).apply(*arguments)
+
+
+def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
+    tensors = (input, target, weight, sample_weight, denominator)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            _dispatch.public("cross_entropy"), tensors, input, target, weight, None, options.ignore_index, None,
+            options.reduction, options.label_smoothing, dim=dim, sample_weight=sample_weight, denominator=denominator,
+            softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
+        )  # fmt: skip
+    _check_tensors(input, target, weight, sample_weight)
+    if torch.compiler.is_compiling() and input.device.type == "cpu":
+        from crossent.frontends import _torch_operators
+
+        return _torch_operators.cross_entropy(input, target, weight, sample_weight, denominator, dim, options)
+    out_dtype = _result_dtype(input)
+    if target.dtype in _STORAGE and target.dtype is not input.dtype and input.dtype in _STORAGE:
+        common = torch.promote_types(input.dtype, target.dtype)
+        input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
+    divisor = _divisor(options, denominator)
+    if not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
+        return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
+    if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
+        return _apply(
+            _CrossEntropy, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace_backward
+        )
+    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
+    return _result(problem.forward(options, divisor, False)[1], out_dtype)
+
+
+def _check_tensors(input, target, weight, sample_weight):
+    for name, tensor in (("target", target), ("weight", weight), ("sample_weight", sample_weight)):
+        if not isinstance(tensor, torch.Tensor) and (tensor is not None or name == "target"):
+            raise TypeError(f"{name} must be a tensor like input, got {type(tensor).__name__}")
+
+
+def _divisor(options, denominator):
+    """The caller's denominator: a number where no device has to be waited for and nothing differentiates it."""
+    if denominator is None:
+        return None
+    if not isinstance(denominator, torch.Tensor):
+        _rows.check_denominator(options, 0)
+        return float(denominator)
+    _rows.check_denominator(options, denominator.ndim)
+    return float(denominator) if _ordinary(denominator) and not denominator.requires_grad else denominator
+
+
+def _differentiates_weights(weight, sample_weight, divisor):
+    return torch.is_grad_enabled() and (
+        (weight is not None and weight.requires_grad)
+        or (sample_weight is not None and sample_weight.requires_grad)
+        or isinstance(divisor, torch.Tensor)
+    )
+
+
+# Plain tensor operations
+
+
+def _checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
+    """Class axis, kind of target, int64 labels, class weights and what each row counts (0: ignored)."""
+    axis, soft = _rows.target_kind(input.shape, target.shape, dim, soft_allowed)
+    if input.dtype not in _STORAGE:
+        raise _rows.dtype_error("input", input.dtype)
+    _rows.check_target_dtype(soft, target.dtype in _STORAGE, target.dtype in _INTEGERS, target.dtype)
+    dtype = _compute_dtype(input.dtype)
+    row_shape = input.shape[:axis] + input.shape[axis + 1 :]
+    keep = torch.ones(row_shape, dtype=dtype, device=input.device)
+    if sample_weight is not None:
+        keep = broadcast_samples(_Torch, sample_weight, row_shape).to(dtype)
+    if weight is not None:
+        _rows.check_weight(weight.shape, input.shape[axis])
+        weight = weight.to(dtype)
+    if soft:
+        _rows.check_soft_options(options)
+        return axis, soft, target.to(dtype), weight, keep
+    target = target.to(torch.int64)
+    keep = torch.where(target == options.ignore_index, 0.0, keep)
+    _check_labels(target, keep, row_shape, input.shape[axis], options.ignore_index)
+    return axis, soft, target, weight, keep
+
+
+def _check_labels(target, keep, row_shape, classes, ignore_index):
+    target, keep = _concrete(target), _concrete(keep)
+    if target is None or keep is None:
+        return
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if keep.shape == target.shape:
+        bad = bad & (keep != 0)
+    if bool(bad.any()):
+        row = int(bad.reshape(-1).nonzero()[0])
+        raise _rows.label_error(_Torch.item(target, row), row, target.shape, classes, ignore_index)
+
+
+def _concrete(tensor):
+    """The tensor with values under function transforms, or None where there are none."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    fake = tensor.is_meta or torch.compiler.is_compiling() or torch._subclasses.fake_tensor.is_fake(tensor)
+    return None if fake or torch._C._len_torch_dispatch_stack() else tensor.detach()
+
+
+def _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
+    checked = _checked_rows(input, target, weight, sample_weight, dim, options, True)
+    axis, soft, target, weight, keep = checked
+    rows = array.row_losses(torch, input.to(keep.dtype), target, soft, weight, keep, options, axis, torch.Tensor.detach)
+    return _reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+
+
+def _reduce(rows, target, soft, weight, keep, divisor, options):
+    if options.reduction == "none":
+        return rows
+    total = rows.sum()
+    if options.reduction == "mean":
+        if divisor is None:
+            divisor = array.row_weights(torch, target, soft, weight, keep).sum()
+        total = total / divisor
+    return total
+
+
+# Negative log likelihood
+
+
+class _NLLLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype):
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
+        loss, ctx.scale = problem.pick_forward(options, divisor)
+        ctx.save_for_backward(input, target, weight, sample_weight)
+        ctx.call = dim, options, divisor, out_dtype
+        return _result(loss, out_dtype)
+
+    @staticmethod
+    def backward(ctx, dloss):
+        input, target, weight, sample_weight = ctx.saved_tensors
+        dim, options, divisor, out_dtype = ctx.call
+        rest = (None,) * 6
+        if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
+            arguments = weight, sample_weight, divisor, dim, options, out_dtype
+            return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
+        dx = _empty(problem.layout, input).zero_()
+        problem.pick_backward(options, *_upstream(dloss, ctx.scale), dx)
+        return dx, None, *rest
+
+
+def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
+    tensors = (input, target, weight, sample_weight, denominator)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            _dispatch.public("nll_loss"), tensors, input, target, weight, None, options.ignore_index, None,
+            options.reduction, dim=dim, sample_weight=sample_weight, denominator=denominator,
+        )  # fmt: skip
+    _check_tensors(input, target, weight, sample_weight)
+    out_dtype = _result_dtype(input)
+    divisor = _divisor(options, denominator)
+    compiling = torch.compiler.is_compiling()
+    if compiling or not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
+        return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return _apply(_NLLLoss, input, target, weight, sample_weight, dim, options, divisor, out_dtype)
+    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
+    return _result(problem.pick_forward(options, divisor)[0], out_dtype)
+
+
+def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
+    checked = _checked_rows(input, target, weight, sample_weight, dim, options, False)
+    axis, soft, target, weight, keep = checked
+    rows = array.picked_losses(torch, input.to(keep.dtype), target, weight, keep, axis)
+    return _reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+
+
+# Softmax
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis, log):
+        out = softmax_forward(_Torch, x, axis, log)
+        ctx.save_for_backward(out)
+        ctx.call = axis, log
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        (out,) = ctx.saved_tensors
+        axis, log = ctx.call
+        if torch.is_grad_enabled() or not _ordinary(out, dout):
+            return _softmax_grad(out, dout, axis, log), None, None
+        return softmax_backward(_Torch, out, dout.to(out.dtype), axis, log), None, None
+
+
+def _softmax_grad(out, dout, axis, log):
+    """The derivative in operations that can be differentiated again: `out` is a function of the input."""
+    if log:
+        return dout - out.exp() * dout.sum(axis, keepdim=True)
+    return out * (dout - (out * dout).sum(axis, keepdim=True))
+
+
+def softmax(input, dim, dtype, log, stacklevel):
+    native = torch.log_softmax if log else torch.softmax
+    if has_torch_function((input,)):
+        name = "log_softmax" if log else "softmax"
+        return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
+    if dim is None:
+        dim = _rows.softmax_axis(input.ndim, dim, stacklevel)
+    x = input if dtype is None else input.to(dtype)
+    if x.dtype not in _STORAGE:
+        raise _rows.dtype_error("input", x.dtype)
+    if not x.ndim or torch.compiler.is_compiling() or not _ordinary(x):
+        return native(x, dim)
+    axis = _rows.class_axis(x.ndim, dim)
+    if x.shape[axis] <= _NATIVE_SOFTMAX_UP_TO and x.stride(axis) == 1:
+        return native(x, dim)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _apply(_Softmax, x, axis, log)
+    return softmax_forward(_Torch, x, axis, log)
+
+
+def value_and_grad(function, input, args, kwargs):
+    """The loss and its gradient by `torch.autograd.grad`; `input` need not require one."""
+    with torch.enable_grad():
+        logits = input.detach().requires_grad_()
+        loss = function(logits, *args, **kwargs)
+        if loss.ndim:
+            raise ValueError(f"value_and_grad needs a loss that is one number, got shape {tuple(loss.shape)}")
+        (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient

@@ -1,0 +1,310 @@
+"""Rows whose classes lie side by side: vectors run along a row, one row after the other.
+
+The logits are read from memory once. The sum of exponentials is taken relative to a `peak` known before the pass (the
+larger of the label's logit and the first block's maximum), so maximum and sum need one pass; where a later logit turns
+out more than `_HEADROOM` above the peak, which would endanger the sum, the row is passed again with the true maximum.
+"""
+
+import math
+
+import numpy as np
+
+from crossent.kernels._compile import inline, kernel
+from crossent.kernels._leaves import (
+    DOUBLES,
+    LABELS,
+    OK,
+    class_grad,
+    class_weight_of,
+    excess_of,
+    finite_peak,
+    label_grad,
+    label_weight,
+    lse_slope,
+    negative_log,
+    number,
+    others_of,
+    row_loss,
+    sample_weight_of,
+    softcap_slope,
+    target_grad,
+    target_weight,
+)
+from crossent.kernels._math import capped, exp
+from crossent.kernels._simd import (
+    all_lanes_but,
+    at,
+    first_lanes,
+    get,
+    lanes,
+    larger,
+    lift,
+    load,
+    load_some,
+    max_of_lanes,
+    prefetch,
+    put,
+    same,
+    select,
+    store_some,
+    sum_of_lanes,
+)
+
+_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
+_HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
+
+
+@inline
+def _some_logits(like, row, j, within, cap):
+    """Logits in the lanes `within`, -inf in the others."""
+    nothing = lift(like, -np.inf)
+    return select(within, capped(like, load_some(like, row, j, within, nothing), cap), nothing)
+
+
+@inline
+def first_maximum(like, row, classes, cap):
+    """Over the first block; what follows it is guarded by the headroom."""
+    width = lanes(like)
+    n = min(classes, _BLOCK)
+    top = lift(like, -np.inf)
+    for j in range(0, n // width * width, width):
+        top = larger(capped(like, load(like, row, j), cap), top)
+    if n % width:
+        top = larger(_some_logits(like, row, n // width * width, first_lanes(like, n % width), cap), top)
+    return np.float64(max_of_lanes(top))
+
+
+@inline
+def _scan(like, row, lo, hi, peak, cap, total, top):
+    while lo < hi:
+        stop = min(lo + _BLOCK, hi)
+        part = lift(like, 0.0)
+        for j in range(lo, stop, lanes(like)):
+            prefetch(like, row, j)
+            z = capped(like, load(like, row, j), cap)
+            top = larger(z, top)
+            part = part + exp(like, z - peak)
+        total = total + part
+        lo = stop
+    return total, top
+
+
+@inline
+def walk(like, row, classes, label, peak, cap):
+    """The sum of exp(z - peak) over the classes other than the label, and the largest z; label -1 for none."""
+    width = lanes(like)
+    full = classes // width * width
+    special = full if label < 0 else label // width * width
+    total, top = lift(like, 0.0), lift(like, -np.inf)
+    lo, hi = 0, min(special, full)
+    for _ in range(2):
+        total, top = _scan(like, row, lo, hi, peak, cap, total, top)
+        lo, hi = special + width, full
+    j = special
+    for _ in range(2):
+        if j < classes:
+            within = first_lanes(like, classes - j)
+            z = _some_logits(like, row, j, within, cap)
+            total = total + select(all_lanes_but(like, label - j), exp(like, z - peak), lift(like, 0.0))
+            top = larger(z, top)
+        if special == full:
+            break
+        j = full
+    return np.float64(sum_of_lanes(total)), np.float64(max_of_lanes(top))
+
+
+@inline
+def out_of_headroom(top, peak):
+    """Whether sums relative to `peak` are in danger, and the row is to be passed again relative to `top`."""
+    return top > peak + _HEADROOM
+
+
+@inline
+def _targets(like, address, j, within):
+    """Target probabilities or class weights, 0 where there are none or none are read."""
+    return load_some(like, address, j, within, lift(like, 0.0)) if address != 0 else lift(like, 0.0)
+
+
+@inline
+def _weights(like, address, j, within):
+    return load_some(like, address, j, within, lift(like, 0.0)) if address != 0 else lift(like, 1.0)
+
+
+@inline
+def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing):
+    """As `walk`, with the sums over all classes of q and of q * (z - peak) for keep = 1."""
+    width = lanes(like)
+    zero = lift(like, 0.0)
+    total, mass, dot, top = zero, zero, zero, lift(like, -np.inf)
+    for block in range(0, classes, _BLOCK):
+        part, part_mass, part_dot = zero, zero, zero
+        for j in range(block, min(block + _BLOCK, classes), width):
+            prefetch(like, row, j)
+            within = first_lanes(like, classes - j)
+            z = _some_logits(like, row, j, within, cap)
+            top = larger(z, top)
+            z = z - peak
+            part = part + select(all_lanes_but(like, label - j), exp(like, z), zero)
+            w = _weights(weight_like, weight, j, within)
+            q = target_weight(_targets(like, soft, j, within), w, 1.0, smoothing, np.float64(classes))
+            q = select(within, q, zero)
+            part_mass = part_mass + q
+            part_dot = part_dot + select(same(q, zero), zero, q * z)
+        total, mass, dot = total + part, mass + part_mass, dot + part_dot
+    sums = sum_of_lanes(total), sum_of_lanes(mass), sum_of_lanes(dot), max_of_lanes(top)
+    return np.float64(sums[0]), np.float64(sums[1]), np.float64(sums[2]), np.float64(sums[3])
+
+
+@inline
+def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing):
+    """The peak, and relative to it the others' sum, the mass and the dot of a row."""
+    peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
+    others, mass, dot = 0.0, 0.0, 0.0
+    for _ in range(2):
+        if soft != 0 or smoothing > 0.0:
+            others, mass, dot, top = _walk_dense(
+                like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing
+            )
+        else:
+            others, top = walk(like, row, classes, label, peak, cap)
+        if not out_of_headroom(top, peak):
+            break
+        peak = top
+    return peak, others, mass, dot
+
+
+@kernel
+def forward(
+    like, weight_like, x, x_outer, x_inner, target, target_outer, target_inner, is_soft, weight, weight_total, samples,
+    inner, classes, ignore_index, smoothing, cap, z_loss, loss, sums, stats, rows, lo, hi, chunk,
+):  # fmt: skip
+    """Rows lo to hi: their losses, what backward needs of them, and the sums of losses and of weights."""
+    loss_sum, weight_sum = 0.0, 0.0
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        keep, label, soft = sample_weight_of(samples, r), -1, 0
+        where = o * target_outer + i * target_inner
+        if is_soft:
+            soft = at(like, target, where)
+        else:
+            label = get(LABELS, target, where)
+            if label == ignore_index:
+                keep = 0.0
+            elif keep != 0.0 and (label < 0 or label >= classes):
+                return r
+        if keep == 0.0:
+            if loss != 0:
+                put(weight_like, loss, r, 0.0)
+            continue
+        row = at(like, x, o * x_outer + i * x_inner)
+        own = number(like, row, label, cap) if label >= 0 else -np.inf
+        peak, others, mass, dot = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
+        excess = excess_of(others, own, peak) if label >= 0 else others - 1.0
+        log_total = math.log1p(excess)
+        nll, label_mass, counted = 0.0, 0.0, 1.0
+        if label >= 0:
+            counted = class_weight_of(weight_like, weight, label)
+            nll = negative_log(others, math.exp(own - peak), peak - own)
+            label_mass = label_weight(counted, keep, smoothing)
+            mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
+        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
+        loss_sum += value
+        weight_sum += keep * counted
+        if loss != 0:
+            put(weight_like, loss, r, value)
+        if stats != 0:
+            put(weight_like, stats, r, peak)
+            put(weight_like, stats, rows + r, excess)
+            if is_soft:
+                put(weight_like, stats, 2 * rows + r, mass)
+    sums[chunk, 0], sums[chunk, 1] = loss_sum, weight_sum
+    return OK
+
+
+@inline
+def _fill_zero(like, row, classes):
+    width = lanes(like)
+    for j in range(0, classes, width):
+        store_some(like, row, j, first_lanes(like, classes - j), lift(like, 0.0))
+
+
+@inline
+def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, g, keep,
+                cap, smoothing, classes):  # fmt: skip
+    z = capped(like, load_some(like, row, j, within, lift(like, 0.0)), cap)
+    e = exp(like, z - peak)
+    q = lift(like, 0.0)
+    if soft != 0 or smoothing > 0.0:
+        w = _weights(weight_like, weight, j, within)
+        q = target_weight(_targets(like, soft, j, within), w, g * keep, smoothing, np.float64(classes))
+        if dsoft != 0:
+            dt = target_grad(log_total, z - peak, w, g * keep, smoothing)
+            store_some(like, dsoft, j, within, dt)
+    d = class_grad(e, q, factor)
+    if cap > 0.0:
+        d = d * softcap_slope(z, cap)
+    store_some(like, drow, j, within, d)
+
+
+@kernel
+def backward(
+    like, weight_like, x, x_outer, x_inner, target, target_outer, target_inner, is_soft, weight, weight_total, samples,
+    inner, classes, ignore_index, smoothing, cap, z_loss, dloss, scale,
+    dx, dx_outer, dx_inner, dtarget, dtarget_outer, dtarget_inner, stats, rows, lo, hi, chunk,
+):  # fmt: skip
+    """Rows lo to hi of the gradient of scale * dloss * loss; `stats` 0 makes the rows' sums anew, dx may be x."""
+    width = lanes(like)
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        keep, label, soft = sample_weight_of(samples, r), -1, 0
+        where = o * target_outer + i * target_inner
+        if is_soft:
+            soft = at(like, target, where)
+        else:
+            label = get(LABELS, target, where)
+            if label == ignore_index:
+                keep = 0.0
+            elif keep != 0.0 and (label < 0 or label >= classes):
+                return r
+        drow = at(like, dx, o * dx_outer + i * dx_inner)
+        dsoft = at(like, dtarget, o * dtarget_outer + i * dtarget_inner) if dtarget != 0 else 0
+        if keep == 0.0:
+            _fill_zero(like, drow, classes)
+            if dsoft != 0:
+                _fill_zero(like, dsoft, classes)
+            continue
+        g = scale * get(DOUBLES, dloss, r) if dloss != 0 else scale
+        row = at(like, x, o * x_outer + i * x_inner)
+        own = number(like, row, label, cap) if label >= 0 else -np.inf
+        if stats != 0:
+            peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, rows + r))
+            mass = np.float64(get(weight_like, stats, 2 * rows + r)) if is_soft else 0.0
+        else:
+            peak, others, mass, _ = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
+            excess = excess_of(others, own, peak) if label >= 0 else others - 1.0
+        total, log_total = excess + 1.0, math.log1p(excess)
+        label_mass, rest = 0.0, 0.0
+        if label >= 0:
+            w = class_weight_of(weight_like, weight, label)
+            label_mass = label_weight(w, keep, smoothing)
+            rest = target_weight(0.0, w, keep, smoothing, np.float64(classes))
+            mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
+        slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
+        factor = g * slope / total
+        everywhere = first_lanes(like, width)
+        for j in range(0, classes // width * width, width):
+            prefetch(like, row, j)
+            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, everywhere, peak, log_total, factor, g,
+                        keep, cap, smoothing, classes)  # fmt: skip
+        if classes % width:
+            j = classes // width * width
+            within = first_lanes(like, classes - j)
+            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, g,
+                        keep, cap, smoothing, classes)  # fmt: skip
+        if label >= 0:
+            p, share = math.exp(own - peak) / total, others_of(excess, own, peak) / total
+            d = g * label_grad(p, share, label_mass, rest, slope)
+            put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
+    return OK

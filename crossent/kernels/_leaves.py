@@ -1,0 +1,66 @@
+"""The rules and the few lines of row arithmetic that every kernel shares, as code that is inlined."""
+
+import math
+
+import numpy as np
+
+from crossent import _rules
+from crossent.kernels._compile import inline
+from crossent.kernels._simd import get, rounded
+
+class_grad = inline(_rules.class_grad)
+label_grad = inline(_rules.label_grad)
+label_weight = inline(_rules.label_weight)
+lse_slope = inline(_rules.lse_slope)
+row_loss = inline(_rules.row_loss)
+softcap_slope = inline(_rules.softcap_slope)
+target_grad = inline(_rules.target_grad)
+target_weight = inline(_rules.target_weight)
+
+# What is stored in these arrays does not depend on the logits' type.
+LABELS = np.empty(0, np.int64)
+DOUBLES = np.empty(0, np.float64)
+
+OK = -1
+
+
+@inline
+def sample_weight_of(samples, row):
+    """A row's sample weight, 1 where there are none; always stored as float64."""
+    return get(DOUBLES, samples, row) if samples != 0 else 1.0
+
+
+@inline
+def class_weight_of(like, weight, label):
+    return np.float64(get(like, weight, label)) if weight != 0 else 1.0
+
+
+@inline
+def negative_log(others, own, gap):
+    """log((others + own) / own) with own = exp(-gap), exact when the others vanish beside it."""
+    return math.log1p(others / own) if others <= own else math.log(others + own) + gap
+
+
+@inline
+def number(like, address, index, cap):
+    """One capped logit, rounded as the vectors round it."""
+    x = np.float64(get(like, address, index))
+    return rounded(like, cap * math.tanh(x / cap)) if cap > 0.0 else x
+
+
+@inline
+def finite_peak(peak):
+    """Where every logit is -inf any finite number serves as their peak."""
+    return 0.0 if peak == -np.inf else peak
+
+
+@inline
+def excess_of(others, own, peak):
+    """The sum of all exponentials less 1, which keeps the digits of `others` where the label is the peak."""
+    return others if own == peak else others + math.exp(own - peak) - 1.0
+
+
+@inline
+def others_of(excess, own, peak):
+    """The inverse of `excess_of`."""
+    return excess if own == peak else max(excess + 1.0 - math.exp(own - peak), 0.0)

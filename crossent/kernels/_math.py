@@ -1,0 +1,90 @@
+"""Exponential, logarithms and tanh of vectors, to about one unit in the last place.
+
+exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <= ln2 / 2 (Muller, Elementary Functions,
+       section 11). Rounding x / ln2 by adding 1.5 * 2^mantissa leaves n in the lowest bits, to be added to the exponent.
+log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), and its power series in s^2.
+"""
+
+from crossent.kernels._compile import inline
+from crossent.kernels._simd import exponent, fma, fraction, lift, polynomial, scale_by_power, select
+
+_constant = polynomial  # of degree 0, one value for each type
+_RECIPROCAL_LN2 = _constant([1.4426950408889634], [1.4426950408889634])
+_ROUNDER = _constant([1.5 * 2**23], [1.5 * 2**52])
+_MINUS_LN2_HIGH = _constant([-0.693145751953125], [-0.6931471803691238])
+_MINUS_LN2_LOW = _constant([-1.4286068203094172e-06], [-1.9082149292705877e-10])
+_SMALLEST = _constant([-87.0], [-708.0])  # below it exp is subnormal, and taken as 0
+_EXP_REST = polynomial(
+    [0.0013926183587713495, 0.008363179052722577, 0.041666554617204574, 0.16666576989698776, 0.5],
+    [
+        2.5100385495510319e-8,
+        2.7620088445409748e-7,
+        2.7557268459997065e-6,
+        2.4801521295954375e-5,
+        1.9841269863053617e-4,
+        1.3888888917213717e-3,
+        8.3333333333300618e-3,
+        4.1666666666624128e-2,
+        0.16666666666666667,
+        0.5000000000000001,
+    ],
+)
+_ATANH_REST = polynomial([1 / (2 * k + 1) for k in range(8, 0, -1)], [1 / (2 * k + 1) for k in range(17, 0, -1)])
+
+
+@inline
+def _reduced(x):
+    """n in the lowest bits of the first result, and exp(r) - 1."""
+    shifted = fma(x, _RECIPROCAL_LN2(x), _ROUNDER(x))
+    n = shifted - _ROUNDER(x)
+    r = fma(n, _MINUS_LN2_LOW(x), fma(n, _MINUS_LN2_HIGH(x), x))
+    return shifted, fma(_EXP_REST(r), r * r, r)
+
+
+@inline
+def exp(like, x):
+    """For x up to 88 (float64: 709); exactly 0 below the smallest normal number, nan for nan."""
+    n, rest = _reduced(x)
+    power = scale_by_power(rest + lift(like, 1.0), n)
+    return select(x < _SMALLEST(x), lift(like, 0.0), power)
+
+
+@inline
+def _atanh(s):
+    square = s * s
+    return fma(s * square, _ATANH_REST(square), s)
+
+
+@inline
+def log1p(like, x):
+    """For 0 <= x <= 1."""
+    s = _atanh(x / (x + lift(like, 2.0)))
+    return s + s
+
+
+@inline
+def log(like, x):
+    """For x >= 0, subnormal numbers aside; nan for nan."""
+    f = fraction(x)
+    s = _atanh((f - lift(like, 1.0)) / (f + lift(like, 1.0)))
+    n = exponent(x)
+    logarithm = fma(n, lift(like, 0.6931471805599453), s + s)
+    return select(lift(like, 0.0) < x, logarithm, select(x <= lift(like, 0.0), lift(like, -float("inf")), x))
+
+
+@inline
+def tanh(like, x):
+    """E / (E + 2) with E = exp(2x) - 1, which keeps the relative precision near 0."""
+    double = select(x < lift(like, -18.0), lift(like, -36.0), select(lift(like, 18.0) < x, lift(like, 36.0), x + x))
+    n, rest = _reduced(double)
+    power = scale_by_power(lift(like, 1.0), n)
+    shrunk = fma(rest, power, power - lift(like, 1.0))
+    return shrunk / (shrunk + lift(like, 2.0))
+
+
+@inline
+def capped(like, x, cap):
+    """The logit after a softcap; `cap` 0 means none."""
+    if cap > 0.0:
+        return tanh(like, x / cap) * cap
+    return x

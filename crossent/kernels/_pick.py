@@ -1,0 +1,59 @@
+"""The negative log likelihood of given log-probabilities: one entry of a row is read, so any strides will do."""
+
+import numpy as np
+
+from crossent.kernels._compile import inline, kernel
+from crossent.kernels._leaves import DOUBLES, LABELS, OK, class_weight_of, label_weight, sample_weight_of
+from crossent.kernels._simd import at, get, put
+
+
+@inline
+def _keep_of(label, samples, row, ignore_index):
+    return 0.0 if label == ignore_index else sample_weight_of(samples, row)
+
+
+@kernel
+def forward(
+    like, weight_like, x, x_outer, x_class, x_inner, target, target_outer, target_inner, weight, samples, inner,
+    classes, ignore_index, loss, sums, lo, hi, chunk,
+):  # fmt: skip
+    """Rows lo to hi: their losses, and the sums of losses and of weights."""
+    loss_sum, weight_sum = 0.0, 0.0
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        label = get(LABELS, target, o * target_outer + i * target_inner)
+        keep, value = _keep_of(label, samples, r, ignore_index), 0.0
+        if keep != 0.0:
+            if label < 0 or label >= classes:
+                return r
+            w = class_weight_of(weight_like, weight, label)
+            mass = label_weight(w, keep, 0.0)
+            if mass != 0.0:
+                value = -mass * np.float64(get(like, x, o * x_outer + label * x_class + i * x_inner))
+            weight_sum += mass
+            loss_sum += value
+        if loss != 0:
+            put(weight_like, loss, r, value)
+    sums[chunk, 0], sums[chunk, 1] = loss_sum, weight_sum
+    return OK
+
+
+@kernel
+def backward(
+    like, weight_like, target, target_outer, target_inner, weight, samples, inner, classes, ignore_index, dloss, scale,
+    dx, dx_outer, dx_class, dx_inner, lo, hi, chunk,
+):  # fmt: skip
+    """Rows lo to hi of the gradient of scale * dloss * loss, into a dx of zeros."""
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        label = get(LABELS, target, o * target_outer + i * target_inner)
+        keep = _keep_of(label, samples, r, ignore_index)
+        if keep != 0.0:
+            if label < 0 or label >= classes:
+                return r
+            g = scale * get(DOUBLES, dloss, r) if dloss != 0 else scale
+            mass = label_weight(class_weight_of(weight_like, weight, label), keep, 0.0)
+            put(like, at(like, dx, o * dx_outer + i * dx_inner), label * dx_class, -mass * g)
+    return OK

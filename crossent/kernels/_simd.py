@@ -1,0 +1,510 @@
+"""Vectors of 512 bits for numba: one type, its operators, and loads and stores that widen what they read.
+
+Numba leaves vectorising to LLVM, which gives up inside long kernels and falls back to one element at a time where two
+arrays might overlap. With the vector spelled out the machine code is the same everywhere it is inlined, and the order
+of every sum is fixed, so that a row has the same bits on every machine that has fused multiply-add.
+
+Memory is an address (an integer) and an element index. The storage type comes with `like`, an empty array handed
+through: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
+float64 for float64, else in float32.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+VECTOR_BYTES = 64
+_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_LOAD_AHEAD = 1024  # bytes; far enough to hide the memory's latency behind the exponentials
+
+
+class Vector(types.Type):
+    """`lanes` numbers of one type, or as many booleans."""
+
+    def __init__(self, dtype, lanes):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"vector({dtype}, {lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        element = dmm.lookup(fe_type.dtype).get_value_type()
+        super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.lanes))
+
+
+def compute_type(like):
+    """The type of the arithmetic on what is stored like `like`."""
+    return types.float64 if like.dtype == types.float64 else types.float32
+
+
+def vector_of(dtype):
+    return Vector(dtype, VECTOR_BYTES * 8 // dtype.bitwidth)
+
+
+def mask_of(vector):
+    return Vector(types.boolean, vector.lanes)
+
+
+def _constant(kind, values):
+    return ir.Constant(kind, list(values))
+
+
+def _broadcast(builder, value, lanes):
+    kind = ir.VectorType(value.type, lanes)
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+
+def _call(builder, name, result, arguments):
+    function = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+def _float_name(kind):
+    element = getattr(kind, "element", kind)
+    return f"v{kind.count}f{32 if isinstance(element, ir.FloatType) else 64}"
+
+
+# Operators between vectors of one type.
+
+
+def _operator(op, emit, result=lambda vector: vector, accepts=types.Float):
+    """Between two vectors, or a vector and a number that is broadcast."""
+
+    @infer_global(op)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            vectors = [a for a in args if isinstance(a, Vector)]
+            if len(args) != 2 or not vectors or not isinstance(vectors[0].dtype, accepts):
+                return None
+            if all(a == vectors[0] or isinstance(a, types.Number) for a in args):
+                return signature(result(vectors[0]), *args)
+            return None
+
+    def lower(context, builder, sig, args):
+        vector = next(a for a in sig.args if isinstance(a, Vector))
+        return emit(builder, *(_as_vector(context, builder, *pair, vector) for pair in zip(args, sig.args)))
+
+    for operands in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
+        lower_builtin(op, *operands)(lower)
+
+
+def _as_vector(context, builder, value, kind, vector):
+    if kind == vector:
+        return value
+    return _broadcast(builder, context.cast(builder, value, kind, vector.dtype), vector.lanes)
+
+
+_operator(operator.add, lambda b, x, y: b.fadd(x, y))
+_operator(operator.sub, lambda b, x, y: b.fsub(x, y))
+_operator(operator.mul, lambda b, x, y: b.fmul(x, y))
+_operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
+_operator(operator.lt, lambda b, x, y: b.fcmp_ordered("<", x, y), mask_of)
+_operator(operator.le, lambda b, x, y: b.fcmp_ordered("<=", x, y), mask_of)
+_operator(operator.gt, lambda b, x, y: b.fcmp_ordered(">", x, y), mask_of)
+_operator(operator.and_, lambda b, x, y: b.and_(x, y), accepts=types.Boolean)
+
+
+@intrinsic
+def same(typing, x, y):
+    """Lanes where two vectors are equal."""
+
+    def generate(context, builder, sig, args):
+        return builder.fcmp_ordered("==", *args)
+
+    return mask_of(x)(x, y), generate
+
+
+@intrinsic
+def fma(typing, x, y, z):
+    """x * y + z, rounded once."""
+
+    def generate(context, builder, sig, args):
+        kind = args[0].type
+        return _call(builder, f"llvm.fma.{_float_name(kind)}", kind, args)
+
+    return x(x, y, z), generate
+
+
+@intrinsic
+def larger(typing, x, y):
+    """The larger of two vectors; y where one of them is nan."""
+
+    def generate(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return x(x, y), generate
+
+
+@intrinsic
+def select(typing, mask, x, y):
+    def generate(context, builder, sig, args):
+        return builder.select(*args)
+
+    return x(mask, x, y), generate
+
+
+@intrinsic
+def lift(typing, like, value):
+    """A number in every lane, as the type in which `like` is computed."""
+    dtype = compute_type(like)
+    vector = vector_of(dtype)
+
+    def generate(context, builder, sig, args):
+        return _broadcast(builder, context.cast(builder, args[1], value, dtype), vector.lanes)
+
+    return vector(like, value), generate
+
+
+@intrinsic
+def rounded(typing, like, value):
+    """A float64 rounded to the type in which `like` is computed."""
+    dtype = compute_type(like)
+
+    def generate(context, builder, sig, args):
+        return context.cast(builder, context.cast(builder, args[1], types.float64, dtype), dtype, types.float64)
+
+    return types.float64(like, types.float64), generate
+
+
+@intrinsic
+def lanes(typing, like):
+    """How many numbers a vector holds, as a constant."""
+    count = vector_of(compute_type(like)).lanes
+    return types.intp(like), lambda context, builder, sig, args: ir.Constant(_I64, count)
+
+
+def _lane_mask(comparison):
+    @intrinsic
+    def lane_mask(typing, like, n):
+        vector = vector_of(compute_type(like))
+
+        def generate(context, builder, sig, args):
+            index = _constant(ir.VectorType(_I64, vector.lanes), range(vector.lanes))
+            return builder.icmp_signed(comparison, index, _broadcast(builder, args[1], vector.lanes))
+
+        return mask_of(vector)(like, types.intp), generate
+
+    return lane_mask
+
+
+first_lanes = _lane_mask("<")  # the first n lanes
+all_lanes_but = _lane_mask("!=")  # every lane but number n
+
+
+def _across(emit):
+    @intrinsic
+    def reduce(typing, x):
+        def generate(context, builder, sig, args):
+            vector, width = args[0], x.lanes
+            while width > 1:
+                width //= 2
+                halves = [
+                    builder.shuffle_vector(
+                        vector, vector, _constant(ir.VectorType(_I32, width), range(start, start + width))
+                    )
+                    for start in (0, width)
+                ]
+                vector = emit(builder, *halves)
+            return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+        return x.dtype(x), generate
+
+    return reduce
+
+
+sum_of_lanes = _across(lambda b, x, y: b.fadd(x, y))
+max_of_lanes = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+# The bits of floats, for exponentials and logarithms.
+
+
+def _layout(kind):
+    """Integer type, mantissa bits and the bits of sqrt(1/2) of a vector of floats."""
+    double = isinstance(kind.element, ir.DoubleType)
+    integers = ir.VectorType(_I64 if double else _I32, kind.count)
+    return (integers, 52, 0x3FE6A09E667F3BCD) if double else (integers, 23, 0x3F3504F3)
+
+
+@intrinsic
+def scale_by_power(typing, x, power):
+    """x * 2**n where the lowest bits of `power` hold the integer n."""
+
+    def generate(context, builder, sig, args):
+        kind = args[0].type
+        integers, mantissa, _ = _layout(kind)
+        bits, shift = (builder.bitcast(a, integers) for a in args)
+        shift = builder.shl(shift, _constant(integers, [mantissa] * kind.count))
+        return builder.bitcast(builder.add(bits, shift), kind)
+
+    return x(x, power), generate
+
+
+def _split(which):
+    @intrinsic
+    def part(typing, x):
+        def generate(context, builder, sig, args):
+            kind = args[0].type
+            integers, mantissa, half_root = _layout(kind)
+            offset = _constant(integers, [half_root] * kind.count)
+            bits = builder.sub(builder.bitcast(args[0], integers), offset)
+            if which == "exponent":
+                return builder.sitofp(builder.ashr(bits, _constant(integers, [mantissa] * kind.count)), kind)
+            bits = builder.and_(bits, _constant(integers, [(1 << mantissa) - 1] * kind.count))
+            return builder.bitcast(builder.add(bits, offset), kind)
+
+        return x(x), generate
+
+    return part
+
+
+# A positive normal x is fraction * 2**exponent with sqrt(1/2) <= fraction < sqrt(2).
+exponent = _split("exponent")
+fraction = _split("fraction")
+
+
+# Memory.
+
+
+def _storage(like):
+    """LLVM type of one stored element."""
+    return {
+        types.float32: ir.FloatType(),
+        types.float64: ir.DoubleType(),
+        types.int16: ir.IntType(16),
+        types.uint16: ir.IntType(16),
+        types.int64: _I64,
+    }[like.dtype]
+
+
+def _size(stored):
+    return {ir.FloatType: 4, ir.DoubleType: 8}.get(type(stored)) or stored.width // 8
+
+
+def _pointer(builder, address, index, stored, kind):
+    base = builder.inttoptr(address, _I8.as_pointer())
+    offset = builder.mul(index, ir.Constant(_I64, _size(stored)))
+    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
+
+
+def _like(kind, element):
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _widen(builder, like, value):
+    """Stored to computed: exact."""
+    kind = value.type
+    if like.dtype == types.int16:
+        return builder.fpext(builder.bitcast(value, _like(kind, ir.HalfType())), _like(kind, ir.FloatType()))
+    if like.dtype == types.uint16:
+        wide = builder.zext(value, _like(kind, _I32))
+        return builder.bitcast(builder.shl(wide, _filled(wide.type, 16)), _like(kind, ir.FloatType()))
+    return value
+
+
+def _narrow(builder, like, value):
+    """Computed to stored: rounded to nearest, ties to even."""
+    kind = value.type
+    if like.dtype == types.int16:
+        return builder.bitcast(builder.fptrunc(value, _like(kind, ir.HalfType())), _like(kind, ir.IntType(16)))
+    if like.dtype == types.uint16:
+        integers = _like(kind, _I32)
+        bits = builder.bitcast(value, integers)
+        odd = builder.and_(builder.lshr(bits, _filled(integers, 16)), _filled(integers, 1))
+        rounded = builder.add(bits, builder.add(odd, _filled(integers, 0x7FFF)))
+        quiet = builder.or_(bits, _filled(integers, 0x400000))
+        rounded = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+        return builder.trunc(builder.lshr(rounded, _filled(integers, 16)), _like(kind, ir.IntType(16)))
+    return value
+
+
+def _filled(kind, value):
+    return _constant(kind, [value] * kind.count) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
+
+
+def _vector_memory(like):
+    """Numba vector type and LLVM type of a vector as stored."""
+    vector = vector_of(compute_type(like))
+    return vector, ir.VectorType(_storage(like), vector.lanes)
+
+
+@intrinsic
+def load(typing, like, address, index):
+    """A vector from address[index : index + lanes]."""
+    vector, kind = _vector_memory(like)
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
+        return _widen(builder, like, builder.load(pointer, align=_size(kind.element)))
+
+    return vector(like, types.intp, types.intp), generate
+
+
+@intrinsic
+def load_some(typing, like, address, index, mask, fill):
+    """A vector whose lanes outside the mask are not read and hold `fill`."""
+    vector, kind = _vector_memory(like)
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
+        name = f"llvm.masked.load.v{kind.count}{_short(kind.element)}.p0"
+        align = ir.Constant(_I32, _size(kind.element))
+        read = _call(builder, name, kind, [pointer, align, args[3], _filled_zero(kind)])
+        return builder.select(args[3], _widen(builder, like, read), args[4])
+
+    return vector(like, types.intp, types.intp, mask, fill), generate
+
+
+@intrinsic
+def store(typing, like, address, index, value):
+    kind = _vector_memory(like)[1]
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
+        builder.store(_narrow(builder, like, args[3]), pointer, align=_size(kind.element))
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp, value), generate
+
+
+@intrinsic
+def store_some(typing, like, address, index, mask, value):
+    """Write the lanes in the mask and leave the others alone."""
+    kind = _vector_memory(like)[1]
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
+        name = f"llvm.masked.store.v{kind.count}{_short(kind.element)}.p0"
+        align = ir.Constant(_I32, _size(kind.element))
+        _call(builder, name, ir.VoidType(), [_narrow(builder, like, args[4]), pointer, align, args[3]])
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp, mask, value), generate
+
+
+def _short(element):
+    return {4: "f32", 8: "f64"}[_size(element)] if not isinstance(element, ir.IntType) else f"i{element.width}"
+
+
+def _filled_zero(kind):
+    return ir.Constant(kind, None)
+
+
+@intrinsic
+def get(typing, like, address, index):
+    """One number from address[index]."""
+    dtype = like.dtype if like.dtype == types.int64 else compute_type(like)
+
+    def generate(context, builder, sig, args):
+        stored = _storage(like)
+        pointer = _pointer(builder, args[1], args[2], stored, stored)
+        return _widen(builder, like, builder.load(pointer, align=_size(stored)))
+
+    return dtype(like, types.intp, types.intp), generate
+
+
+@intrinsic
+def put(typing, like, address, index, value):
+    """One number, rounded to the stored type, to address[index]."""
+    dtype = like.dtype if like.dtype == types.int64 else compute_type(like)
+
+    def generate(context, builder, sig, args):
+        stored = _storage(like)
+        pointer = _pointer(builder, args[1], args[2], stored, stored)
+        number = context.cast(builder, args[3], value, dtype)
+        builder.store(_narrow(builder, like, number), pointer, align=_size(stored))
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp, value), generate
+
+
+@intrinsic
+def put_label(typing, like, address, index, label):
+    """A label to a scratch array of integers as wide as `like` is computed."""
+    stored = _I64 if compute_type(like) == types.float64 else _I32
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], stored, stored)
+        narrow = args[3] if stored is _I64 else builder.trunc(args[3], stored)
+        builder.store(narrow, pointer, align=_size(stored))
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def labels_equal(typing, like, address, index, label):
+    """Lanes of a scratch array of labels that hold `label`."""
+    vector = vector_of(compute_type(like))
+    stored = _I64 if vector.dtype == types.float64 else _I32
+
+    def generate(context, builder, sig, args):
+        kind = ir.VectorType(stored, vector.lanes)
+        labels = builder.load(_pointer(builder, args[1], args[2], stored, kind), align=_size(stored))
+        wanted = args[3] if stored is _I64 else builder.trunc(args[3], stored)
+        return builder.icmp_signed("==", labels, _broadcast(builder, wanted, vector.lanes))
+
+    return mask_of(vector)(like, types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def prefetch(typing, like, address, index):
+    """Ask for the memory a little beyond address[index]; may lie outside the array."""
+
+    def generate(context, builder, sig, args):
+        stored = _storage(like)
+        pointer = _pointer(builder, args[1], args[2], stored, _I8)
+        pointer = builder.gep(pointer, [ir.Constant(_I64, _LOAD_AHEAD)])
+        read, keep, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp), generate
+
+
+@intrinsic
+def at(typing, like, address, index):
+    """The address of element number `index`."""
+
+    def generate(context, builder, sig, args):
+        return builder.add(args[1], builder.mul(args[2], ir.Constant(_I64, _size(_storage(like)))))
+
+    return types.intp(like, types.intp, types.intp), generate
+
+
+@intrinsic
+def address_of(typing, array):
+    """Where a contiguous array's data starts."""
+
+    def generate(context, builder, sig, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.ptrtoint(data, _I64)
+
+    return types.intp(array), generate
+
+
+def polynomial(single, double):
+    """A function of a vector: Horner's scheme with the coefficients of its type, highest power first."""
+
+    @intrinsic
+    def evaluate(typing, x):
+        coefficients = double if x.dtype == types.float64 else single
+
+        def generate(context, builder, sig, args):
+            kind = args[0].type
+            result = _filled(kind, coefficients[0])
+            for coefficient in coefficients[1:]:
+                arguments = [result, args[0], _filled(kind, coefficient)]
+                result = _call(builder, f"llvm.fma.{_float_name(kind)}", kind, arguments)
+            return result
+
+        return x(x), generate
+
+    return evaluate

@@ -1,0 +1,177 @@
+"""Softmax and log-softmax of rows of either layout, and their derivatives from what they returned."""
+
+import math
+
+import numpy as np
+
+from crossent.kernels._compile import inline, kernel
+from crossent.kernels._last import first_maximum, out_of_headroom, walk
+from crossent.kernels._leaves import OK, finite_peak
+from crossent.kernels._math import exp, log
+from crossent.kernels._simd import (
+    address_of,
+    at,
+    first_lanes,
+    lanes,
+    larger,
+    lift,
+    load,
+    load_some,
+    prefetch,
+    same,
+    select,
+    store,
+    store_some,
+    sum_of_lanes,
+)
+
+_BLOCK = 64  # vectors summed before they are added to the total: short sums keep their digits
+
+
+@inline
+def _result(like, z, log_total, reciprocal, is_log):
+    """Of z relative to the peak."""
+    return z - log_total if is_log else exp(like, z) * reciprocal
+
+
+@inline
+def _derivative(like, out, dout, total, is_log):
+    """total is the sum of dout * out over the classes, for log-softmax that of dout."""
+    return dout - exp(like, out) * total if is_log else out * (dout - total)
+
+
+@inline
+def _load_within(like, row, j, n, fill):
+    """Vector j of n numbers, filled up where it ends before the vector does."""
+    if j + lanes(like) <= n:
+        return load(like, row, j)
+    return load_some(like, row, j, first_lanes(like, n - j), lift(like, fill))
+
+
+@inline
+def _store_within(like, row, j, n, value):
+    if j + lanes(like) <= n:
+        store(like, row, j, value)
+    else:
+        store_some(like, row, j, first_lanes(like, n - j), value)
+
+
+@kernel
+def forward_last(like, x, x_outer, x_inner, inner, classes, is_log, out, out_outer, out_inner, lo, hi, chunk):
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        row, result = at(like, x, o * x_outer + i * x_inner), at(like, out, o * out_outer + i * out_inner)
+        peak = finite_peak(first_maximum(like, row, classes, 0.0))
+        total, top = walk(like, row, classes, -1, peak, 0.0)
+        if out_of_headroom(top, peak):
+            peak = top
+            total, top = walk(like, row, classes, -1, peak, 0.0)
+        log_total, reciprocal = math.log(total), 1.0 / total
+        for j in range(0, classes, lanes(like)):
+            z = _load_within(like, row, j, classes, 0.0) - peak
+            _store_within(like, result, j, classes, _result(like, z, log_total, reciprocal, is_log))
+    return OK
+
+
+@kernel
+def backward_last(
+    like, out, out_outer, out_inner, dout, dout_outer, dout_inner, inner, classes, is_log, dx, dx_outer, dx_inner,
+    lo, hi, chunk,
+):  # fmt: skip
+    width = lanes(like)
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        row, drow = at(like, out, o * out_outer + i * out_inner), at(like, dout, o * dout_outer + i * dout_inner)
+        result = at(like, dx, o * dx_outer + i * dx_inner)
+        total = lift(like, 0.0)
+        for block in range(0, classes, _BLOCK * width):
+            part = lift(like, 0.0)
+            for j in range(block, min(block + _BLOCK * width, classes), width):
+                prefetch(like, drow, j)
+                d = _load_within(like, drow, j, classes, 0.0)
+                if not is_log:
+                    prefetch(like, row, j)
+                    d = d * _load_within(like, row, j, classes, 0.0)
+                part = part + d
+            total = total + part
+        summed = np.float64(sum_of_lanes(total))
+        for j in range(0, classes, width):
+            d = _load_within(like, drow, j, classes, 0.0)
+            p = _load_within(like, row, j, classes, 0.0)
+            _store_within(like, result, j, classes, _derivative(like, p, d, summed, is_log))
+    return OK
+
+
+@kernel
+def forward_inner(
+    like, weight_like, x, x_outer, x_class, inner, classes, is_log, out, out_outer, out_class, tile, buffer, lo, hi, chunk
+):  # fmt: skip
+    """`buffer` holds a tile of logits, its peaks, and what they are scaled or shifted by."""
+    width, scratch = lanes(like), address_of(buffer)
+    tiles = (inner + tile - 1) // tile
+    peaks, scales = at(weight_like, scratch, classes * tile), at(weight_like, scratch, (classes + 1) * tile)
+    for unit in range(lo, hi):
+        o, i = unit // tiles, unit % tiles * tile
+        n = min(tile, inner - i)
+        row, result = at(like, x, o * x_outer + i), at(like, out, o * out_outer + i)
+        for j in range(0, n, width):
+            store(weight_like, peaks, j, lift(like, -np.inf))
+        for c in range(classes):
+            for j in range(0, n, width):
+                prefetch(like, row, c * x_class + j)
+                z = _load_within(like, row, c * x_class + j, c * x_class + n, 0.0)
+                store(weight_like, scratch, c * tile + j, z)
+                store(weight_like, peaks, j, larger(z, load(weight_like, peaks, j)))
+        for j in range(0, n, width):
+            peak = load(weight_like, peaks, j)
+            peak = select(same(peak, lift(like, -np.inf)), lift(like, 0.0), peak)
+            total = lift(like, 0.0)
+            for block in range(0, classes, _BLOCK):
+                part = lift(like, 0.0)
+                for c in range(block, min(block + _BLOCK, classes)):
+                    z = load(weight_like, scratch, c * tile + j) - peak
+                    e = exp(like, z)
+                    part = part + e
+                    store(weight_like, scratch, c * tile + j, z if is_log else e)
+                total = total + part
+            store(weight_like, scales, j, log(like, total) if is_log else 1.0 / total)
+        for c in range(classes):
+            for j in range(0, n, width):
+                z, scale = load(weight_like, scratch, c * tile + j), load(weight_like, scales, j)
+                value = z - scale if is_log else z * scale
+                _store_within(like, result, c * out_class + j, c * out_class + n, value)
+    return OK
+
+
+@kernel
+def backward_inner(
+    like, out, out_outer, out_class, dout, dout_outer, dout_class, inner, classes, is_log, dx, dx_outer, dx_class,
+    tile, buffer, lo, hi, chunk,
+):  # fmt: skip
+    width = lanes(like)
+    tiles = (inner + tile - 1) // tile
+    for unit in range(lo, hi):
+        o, i = unit // tiles, unit % tiles * tile
+        n = min(tile, inner - i)
+        row, drow = at(like, out, o * out_outer + i), at(like, dout, o * dout_outer + i)
+        result = at(like, dx, o * dx_outer + i)
+        for j in range(0, n, width):
+            total = lift(like, 0.0)
+            for block in range(0, classes, _BLOCK):
+                part = lift(like, 0.0)
+                for c in range(block, min(block + _BLOCK, classes)):
+                    prefetch(like, drow, c * dout_class + j)
+                    d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
+                    if not is_log:
+                        prefetch(like, row, c * out_class + j)
+                        d = d * _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
+                    part = part + d
+                total = total + part
+            for c in range(classes):
+                d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
+                p = _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
+                value = _derivative(like, p, d, total, is_log)
+                _store_within(like, result, c * dx_class + j, c * dx_class + n, value)
+    return OK

@@ -1,0 +1,71 @@
+"""The fallback in plain array operations, for devices without kernels and for derivatives of every order.
+
+`xp` is the array library, and `freeze` its way to keep a value out of differentiation. Every value that a `where` leaves
+out is replaced before it is used, since the derivative of what was left out would be nan times 0.
+"""
+
+from crossent import _rules
+
+
+def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
+    """The loss of each row; `keep` has the rows' shape, and labels that are not kept may hold anything."""
+    classes = logits.shape[axis]
+    kept = xp.unsqueeze(keep != 0, axis)
+    z = xp.where(kept, logits, 0.0)
+    if options.softcap:
+        z = options.softcap * xp.tanh(z / options.softcap)
+    peak = freeze(xp.amax(z, axis=axis, keepdims=True))
+    peak = xp.where(peak == -float("inf"), 0.0, peak)
+    z = z - peak
+    shape = [1] * logits.ndim
+    shape[axis] = classes
+    w = 1.0 if weight is None else xp.reshape(weight, shape)
+    parts = _soft_parts if soft else _label_parts
+    nll, label_mass, log_total, t = parts(xp, z, target, w, keep, options, axis, shape)
+    rest_mass, rest_dot = 0.0, 0.0
+    if soft or options.label_smoothing:
+        q = _rules.target_weight(t, w, xp.unsqueeze(keep, axis), options.label_smoothing, classes)
+        q = q + xp.zeros_like(z)
+        counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
+        rest_mass, rest_dot = xp.sum(q, axis=axis), xp.sum(q * counted, axis=axis)
+    lse = xp.squeeze(peak, axis) + log_total
+    loss = _rules.row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, keep, options.z_loss)
+    return xp.where(keep != 0, loss, 0.0)
+
+
+def _soft_parts(xp, z, target, w, keep, options, axis, shape):
+    target = xp.where(xp.unsqueeze(keep != 0, axis), target, 0.0)
+    return 0.0, 0.0, xp.log(xp.sum(xp.exp(z), axis=axis)), target
+
+
+def _label_parts(xp, z, target, w, keep, options, axis, shape):
+    classes = xp.reshape(xp.arange(z.shape[axis], device=target.device), shape)
+    at_label = (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+    own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
+    own_exp = xp.exp(own)
+    others = xp.sum(xp.where(at_label, 0.0, xp.exp(z)), axis=axis)
+    log_total = xp.log(others + own_exp)
+    confident = others <= own_exp
+    share = xp.where(confident, others, 0.0) / xp.where(confident, own_exp, 1.0)
+    nll = xp.where(confident, xp.log1p(share), log_total - own)
+    own_weight = xp.sum(xp.where(at_label, w + xp.zeros_like(z), 0.0), axis=axis)
+    return nll, _rules.label_weight(own_weight, keep, options.label_smoothing), log_total, 0.0
+
+
+def picked_losses(xp, logits, target, weight, keep, axis):
+    """The rows' losses of log-probabilities."""
+    shape = [1] * logits.ndim
+    shape[axis] = logits.shape[axis]
+    classes = xp.reshape(xp.arange(logits.shape[axis], device=target.device), shape)
+    at_label = (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+    w = 1.0 if weight is None else xp.reshape(weight, shape)
+    mass = _rules.label_weight(w, xp.unsqueeze(keep, axis), 0.0) + xp.zeros_like(at_label, dtype=keep.dtype)
+    counted = at_label & (mass != 0)
+    return xp.sum(xp.where(counted, -mass * xp.where(counted, logits, 0.0), 0.0), axis=axis)
+
+
+def row_weights(xp, target, soft, weight, keep):
+    """What each row counts in the mean's divisor."""
+    if soft or weight is None:
+        return keep
+    return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)

@@ -40,7 +40,7 @@ class Problem:
             weight = lib.contiguous(lib.cast(weight, self.compute))
             weight_total = lib.total(weight) if options.label_smoothing else 0.0
         if sample_weight is not None:
-            samples = lib.contiguous(lib.cast(broadcast_samples(lib, sample_weight, layout.row_shape), "float64"))
+            samples = lib.contiguous(lib.cast(broadcast_samples(lib, sample_weight, layout.row_shape), self.compute))
         self.target = target
         self.arrays = Arrays(
             storage,
@@ -72,7 +72,7 @@ class Problem:
         if bad_row is not None:
             raise self._label_error(target, bad_row, options)
         strides = layout.row_strides_of(lib.strides(wide))
-        if strides is None:
+        if strides is None or not (layout.last or strides[1] == 1):
             wide = lib.contiguous(wide)
             strides = layout.row_strides_of(lib.strides(wide))
         return wide, (strides[0], 0, strides[1])
@@ -110,7 +110,7 @@ class Problem:
         return (stats, *self._reduced(sums, loss, options, divisor))
 
     def backward(self, options, stats, dloss, scale, dx, want_target):
-        """Write the gradient for the logits to dx; return the one for soft targets, if wanted."""
+        """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1."""
         lib, layout = self.lib, self.layout
         dtarget = lib.empty(layout, self.target) if want_target else None
         strides = layout.strides_of(dx.shape, lib.strides(dx))

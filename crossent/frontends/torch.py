@@ -146,9 +146,11 @@ def _result(loss, dtype):
     return loss.to(dtype) if isinstance(loss, torch.Tensor) else torch.scalar_tensor(loss, dtype=dtype)
 
 
-def _upstream(dloss, scale):
+def _upstream(problem, dloss, scale):
     """The gradient from above, as rows or as part of the scale."""
-    return (dloss.to(torch.float64).contiguous(), scale) if dloss.ndim else (None, scale * float(dloss))
+    if dloss.ndim:
+        return _Torch.cast(dloss, problem.compute).contiguous(), scale
+    return None, scale * float(dloss)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -171,7 +173,7 @@ class _CrossEntropy(torch.autograd.Function):
         problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
         in_place = inplace and problem.x is input
         dx = input.detach() if in_place else _empty(problem.layout, input)
-        dloss, scale = _upstream(dloss, ctx.scale)
+        dloss, scale = _upstream(problem, dloss, ctx.scale)
         dtarget = problem.backward(options, ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
         if inplace:
             if not in_place:
@@ -333,7 +335,7 @@ class _NLLLoss(torch.autograd.Function):
             return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
         problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
         dx = _empty(problem.layout, input).zero_()
-        problem.pick_backward(options, *_upstream(dloss, ctx.scale), dx)
+        problem.pick_backward(options, *_upstream(problem, dloss, ctx.scale), dx)
         return dx, None, *rest
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from crossent.kernels._compile import inline, kernel
 from crossent.kernels._leaves import (
-    DOUBLES,
     LABELS,
     OK,
     class_grad,
     class_weight_of,
     excess_of,
+    exponential,
     finite_peak,
     label_grad,
     label_weight,
@@ -29,6 +29,7 @@ from crossent.kernels._leaves import (
     softcap_slope,
     target_grad,
     target_weight,
+    upstream_of,
 )
 from crossent.kernels._math import capped, exp
 from crossent.kernels._simd import (
@@ -46,6 +47,7 @@ from crossent.kernels._simd import (
     put,
     same,
     select,
+    store,
     store_some,
     sum_of_lanes,
 )
@@ -183,7 +185,7 @@ def forward(
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        keep, label, soft = sample_weight_of(samples, r), -1, 0
+        keep, label, soft = sample_weight_of(weight_like, samples, r), -1, 0
         where = o * target_outer + i * target_inner
         if is_soft:
             soft = at(like, target, where)
@@ -200,14 +202,16 @@ def forward(
         row = at(like, x, o * x_outer + i * x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
         peak, others, mass, dot = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
-        excess = excess_of(others, own, peak) if label >= 0 else others - 1.0
-        log_total = math.log1p(excess)
-        nll, label_mass, counted = 0.0, 0.0, 1.0
+        excess, log_total, nll, label_mass, counted = others - 1.0, 0.0, 0.0, 0.0, 1.0
         if label >= 0:
+            own_exp = exponential(own, peak)
+            excess = excess_of(others, own, peak, own_exp)
+            nll = negative_log(others, own_exp, peak - own)
             counted = class_weight_of(weight_like, weight, label)
-            nll = negative_log(others, math.exp(own - peak), peak - own)
             label_mass = label_weight(counted, keep, smoothing)
             mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
+        if is_soft or smoothing > 0.0 or z_loss > 0.0:
+            log_total = math.log1p(excess)
         value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
         loss_sum += value
         weight_sum += keep * counted
@@ -258,7 +262,7 @@ def backward(
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        keep, label, soft = sample_weight_of(samples, r), -1, 0
+        keep, label, soft = sample_weight_of(weight_like, samples, r), -1, 0
         where = o * target_outer + i * target_inner
         if is_soft:
             soft = at(like, target, where)
@@ -275,7 +279,7 @@ def backward(
             if dsoft != 0:
                 _fill_zero(like, dsoft, classes)
             continue
-        g = scale * get(DOUBLES, dloss, r) if dloss != 0 else scale
+        g = upstream_of(weight_like, dloss, r, scale)
         row = at(like, x, o * x_outer + i * x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
         if stats != 0:
@@ -283,8 +287,10 @@ def backward(
             mass = np.float64(get(weight_like, stats, 2 * rows + r)) if is_soft else 0.0
         else:
             peak, others, mass, _ = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
-            excess = excess_of(others, own, peak) if label >= 0 else others - 1.0
-        total, log_total = excess + 1.0, math.log1p(excess)
+            excess = excess_of(others, own, peak, exponential(own, peak)) if label >= 0 else others - 1.0
+        total, log_total = excess + 1.0, 0.0
+        if z_loss > 0.0 or dsoft != 0:
+            log_total = math.log1p(excess)
         label_mass, rest = 0.0, 0.0
         if label >= 0:
             w = class_weight_of(weight_like, weight, label)
@@ -293,18 +299,19 @@ def backward(
             mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
         slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
         factor = g * slope / total
-        everywhere = first_lanes(like, width)
-        for j in range(0, classes // width * width, width):
+        plain = not is_soft and smoothing == 0.0 and cap == 0.0
+        full = classes // width * width if plain else 0
+        for j in range(0, full, width):
             prefetch(like, row, j)
-            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, everywhere, peak, log_total, factor, g,
-                        keep, cap, smoothing, classes)  # fmt: skip
-        if classes % width:
-            j = classes // width * width
-            within = first_lanes(like, classes - j)
-            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, g,
-                        keep, cap, smoothing, classes)  # fmt: skip
+            e = exp(like, load(like, row, j) - peak)
+            store(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)))
+        for j in range(full, classes, width):
+            prefetch(like, row, j)
+            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j), peak,
+                        log_total, factor, g, keep, cap, smoothing, classes)  # fmt: skip
         if label >= 0:
-            p, share = math.exp(own - peak) / total, others_of(excess, own, peak) / total
+            own_exp = exponential(own, peak)
+            p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total
             d = g * label_grad(p, share, label_mass, rest, slope)
             put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
     return OK

@@ -17,17 +17,23 @@ softcap_slope = inline(_rules.softcap_slope)
 target_grad = inline(_rules.target_grad)
 target_weight = inline(_rules.target_weight)
 
-# What is stored in these arrays does not depend on the logits' type.
-LABELS = np.empty(0, np.int64)
-DOUBLES = np.empty(0, np.float64)
+# How arrays are stored whose type does not depend on that of the logits.
+LABELS = np.int64(0)
+DOUBLES = np.float64(0.0)
 
 OK = -1
 
 
 @inline
-def sample_weight_of(samples, row):
-    """A row's sample weight, 1 where there are none; always stored as float64."""
-    return get(DOUBLES, samples, row) if samples != 0 else 1.0
+def sample_weight_of(like, samples, row):
+    """A row's sample weight, 1 where there are none."""
+    return np.float64(get(like, samples, row)) if samples != 0 else 1.0
+
+
+@inline
+def upstream_of(like, dloss, row, scale):
+    """What a row's gradient is multiplied by."""
+    return scale * get(like, dloss, row) if dloss != 0 else scale
 
 
 @inline
@@ -36,9 +42,9 @@ def class_weight_of(like, weight, label):
 
 
 @inline
-def negative_log(others, own, gap):
-    """log((others + own) / own) with own = exp(-gap), exact when the others vanish beside it."""
-    return math.log1p(others / own) if others <= own else math.log(others + own) + gap
+def negative_log(others, own_exp, gap):
+    """log((others + own_exp) / own_exp) with own_exp = exp(-gap), exact when the others vanish beside it."""
+    return math.log1p(others / own_exp) if others <= own_exp else math.log(others + own_exp) + gap
 
 
 @inline
@@ -55,12 +61,17 @@ def finite_peak(peak):
 
 
 @inline
-def excess_of(others, own, peak):
-    """The sum of all exponentials less 1, which keeps the digits of `others` where the label is the peak."""
-    return others if own == peak else others + math.exp(own - peak) - 1.0
+def exponential(own, peak):
+    return 1.0 if own == peak else math.exp(own - peak)
 
 
 @inline
-def others_of(excess, own, peak):
+def excess_of(others, own, peak, own_exp):
+    """The sum of all exponentials less 1, which keeps the digits of `others` where the label is the peak."""
+    return others if own == peak else others + own_exp - 1.0
+
+
+@inline
+def others_of(excess, own, peak, own_exp):
     """The inverse of `excess_of`."""
-    return excess if own == peak else max(excess + 1.0 - math.exp(own - peak), 0.0)
+    return excess if own == peak else max(excess + 1.0 - own_exp, 0.0)

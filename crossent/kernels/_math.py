@@ -73,6 +73,23 @@ def log(like, x):
 
 
 @inline
+def negative_log(like, others, own, own_exp):
+    """log((others + own_exp) / own_exp), exact when the others vanish beside it; own is the logarithm of own_exp.
+
+    Either log(1 + others / own_exp) or log(others + own_exp) - own, which need one division and one series between them.
+    """
+    total = others + own_exp
+    confident = others <= own_exp
+    f = fraction(total)
+    above = select(confident, others, f - 1.0)
+    below = select(confident, total + own_exp, f + 1.0)
+    s = _atanh(above / below)
+    s = s + s
+    result = select(confident, s, fma(exponent(total), lift(like, 0.6931471805599453), s) - own)
+    return select(total != total, total, result)
+
+
+@inline
 def tanh(like, x):
     """E / (E + 2) with E = exp(2x) - 1, which keeps the relative precision near 0."""
     double = select(x < lift(like, -18.0), lift(like, -36.0), select(lift(like, 18.0) < x, lift(like, 36.0), x + x))

@@ -3,13 +3,13 @@
 import numpy as np
 
 from crossent.kernels._compile import inline, kernel
-from crossent.kernels._leaves import DOUBLES, LABELS, OK, class_weight_of, label_weight, sample_weight_of
+from crossent.kernels._leaves import LABELS, OK, class_weight_of, label_weight, sample_weight_of, upstream_of
 from crossent.kernels._simd import at, get, put
 
 
 @inline
-def _keep_of(label, samples, row, ignore_index):
-    return 0.0 if label == ignore_index else sample_weight_of(samples, row)
+def _keep_of(like, label, samples, row, ignore_index):
+    return 0.0 if label == ignore_index else sample_weight_of(like, samples, row)
 
 
 @kernel
@@ -23,7 +23,7 @@ def forward(
         o = r // inner
         i = r - o * inner
         label = get(LABELS, target, o * target_outer + i * target_inner)
-        keep, value = _keep_of(label, samples, r, ignore_index), 0.0
+        keep, value = _keep_of(weight_like, label, samples, r, ignore_index), 0.0
         if keep != 0.0:
             if label < 0 or label >= classes:
                 return r
@@ -49,11 +49,11 @@ def backward(
         o = r // inner
         i = r - o * inner
         label = get(LABELS, target, o * target_outer + i * target_inner)
-        keep = _keep_of(label, samples, r, ignore_index)
+        keep = _keep_of(weight_like, label, samples, r, ignore_index)
         if keep != 0.0:
             if label < 0 or label >= classes:
                 return r
-            g = scale * get(DOUBLES, dloss, r) if dloss != 0 else scale
+            g = upstream_of(weight_like, dloss, r, scale)
             mass = label_weight(class_weight_of(weight_like, weight, label), keep, 0.0)
             put(like, at(like, dx, o * dx_outer + i * dx_inner), label * dx_class, -mass * g)
     return OK

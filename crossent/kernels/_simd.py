@@ -4,8 +4,8 @@ Numba leaves vectorising to LLVM, which gives up inside long kernels and falls b
 arrays might overlap. With the vector spelled out the machine code is the same everywhere it is inlined, and the order
 of every sum is fixed, so that a row has the same bits on every machine that has fused multiply-add.
 
-Memory is an address (an integer) and an element index. The storage type comes with `like`, an empty array handed
-through: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
+Memory is an address (an integer) and an element index. The storage type comes with `like`, a number handed
+through for its type: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
 float64 for float64, else in float32.
 """
 
@@ -39,7 +39,7 @@ class _VectorModel(models.PrimitiveModel):
 
 def compute_type(like):
     """The type of the arithmetic on what is stored like `like`."""
-    return types.float64 if like.dtype == types.float64 else types.float32
+    return types.float64 if like == types.float64 else types.float32
 
 
 def vector_of(dtype):
@@ -108,6 +108,7 @@ _operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
 _operator(operator.lt, lambda b, x, y: b.fcmp_ordered("<", x, y), mask_of)
 _operator(operator.le, lambda b, x, y: b.fcmp_ordered("<=", x, y), mask_of)
 _operator(operator.gt, lambda b, x, y: b.fcmp_ordered(">", x, y), mask_of)
+_operator(operator.ne, lambda b, x, y: b.fcmp_unordered("!=", x, y), mask_of)
 _operator(operator.and_, lambda b, x, y: b.and_(x, y), accepts=types.Boolean)
 
 
@@ -119,6 +120,16 @@ def same(typing, x, y):
         return builder.fcmp_ordered("==", *args)
 
     return mask_of(x)(x, y), generate
+
+
+@intrinsic
+def and_not(typing, x, y):
+    """Lanes of mask x that are not in mask y."""
+
+    def generate(context, builder, sig, args):
+        return builder.and_(args[0], builder.not_(args[1]))
+
+    return x(x, y), generate
 
 
 @intrinsic
@@ -281,7 +292,7 @@ def _storage(like):
         types.int16: ir.IntType(16),
         types.uint16: ir.IntType(16),
         types.int64: _I64,
-    }[like.dtype]
+    }[like]
 
 
 def _size(stored):
@@ -301,9 +312,9 @@ def _like(kind, element):
 def _widen(builder, like, value):
     """Stored to computed: exact."""
     kind = value.type
-    if like.dtype == types.int16:
+    if like == types.int16:
         return builder.fpext(builder.bitcast(value, _like(kind, ir.HalfType())), _like(kind, ir.FloatType()))
-    if like.dtype == types.uint16:
+    if like == types.uint16:
         wide = builder.zext(value, _like(kind, _I32))
         return builder.bitcast(builder.shl(wide, _filled(wide.type, 16)), _like(kind, ir.FloatType()))
     return value
@@ -312,9 +323,9 @@ def _widen(builder, like, value):
 def _narrow(builder, like, value):
     """Computed to stored: rounded to nearest, ties to even."""
     kind = value.type
-    if like.dtype == types.int16:
+    if like == types.int16:
         return builder.bitcast(builder.fptrunc(value, _like(kind, ir.HalfType())), _like(kind, ir.IntType(16)))
-    if like.dtype == types.uint16:
+    if like == types.uint16:
         integers = _like(kind, _I32)
         bits = builder.bitcast(value, integers)
         odd = builder.and_(builder.lshr(bits, _filled(integers, 16)), _filled(integers, 1))
@@ -400,7 +411,7 @@ def _filled_zero(kind):
 @intrinsic
 def get(typing, like, address, index):
     """One number from address[index]."""
-    dtype = like.dtype if like.dtype == types.int64 else compute_type(like)
+    dtype = like if like == types.int64 else compute_type(like)
 
     def generate(context, builder, sig, args):
         stored = _storage(like)
@@ -413,7 +424,7 @@ def get(typing, like, address, index):
 @intrinsic
 def put(typing, like, address, index, value):
     """One number, rounded to the stored type, to address[index]."""
-    dtype = like.dtype if like.dtype == types.int64 else compute_type(like)
+    dtype = like if like == types.int64 else compute_type(like)
 
     def generate(context, builder, sig, args):
         stored = _storage(like)
@@ -425,33 +436,105 @@ def put(typing, like, address, index, value):
     return types.void(like, types.intp, types.intp, value), generate
 
 
+# Labels: int64 in the caller's memory; compared as integers as wide as the floats, so that the masks fit.
+
+
+def _label_vector(like, dtype=types.int64):
+    return Vector(dtype, vector_of(compute_type(like)).lanes)
+
+
+def _narrow_labels(like):
+    return _label_vector(like, types.int64 if compute_type(like) == types.float64 else types.int32)
+
+
+def _integers(vector):
+    return ir.VectorType(ir.IntType(vector.dtype.bitwidth), vector.lanes)
+
+
 @intrinsic
-def put_label(typing, like, address, index, label):
-    """A label to a scratch array of integers as wide as `like` is computed."""
-    stored = _I64 if compute_type(like) == types.float64 else _I32
+def load_labels(typing, like, address, index, mask):
+    """Labels in the lanes of the mask, 0 in the others."""
+    vector = _label_vector(like)
 
     def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], stored, stored)
-        narrow = args[3] if stored is _I64 else builder.trunc(args[3], stored)
-        builder.store(narrow, pointer, align=_size(stored))
+        kind = _integers(vector)
+        pointer = _pointer(builder, args[1], args[2], _I64, kind)
+        name = f"llvm.masked.load.v{vector.lanes}i64.p0"
+        return _call(builder, name, kind, [pointer, ir.Constant(_I32, 8), args[3], _filled_zero(kind)])
+
+    return vector(like, types.intp, types.intp, mask), generate
+
+
+@intrinsic
+def labels_below(typing, labels, classes):
+    """Lanes with 0 <= label < classes."""
+
+    def generate(context, builder, sig, args):
+        return builder.icmp_unsigned("<", args[0], _broadcast(builder, args[1], labels.lanes))
+
+    return mask_of(labels)(labels, types.intp), generate
+
+
+@intrinsic
+def labels_are(typing, labels, label):
+    """Lanes that hold `label`."""
+
+    def generate(context, builder, sig, args):
+        wanted = args[1] if labels.dtype == types.int64 else builder.trunc(args[1], _I32)
+        return builder.icmp_signed("==", args[0], _broadcast(builder, wanted, labels.lanes))
+
+    return mask_of(labels)(labels, types.intp), generate
+
+
+@intrinsic
+def narrow_labels(typing, like, labels, mask):
+    """Labels that are classes as narrow as they are compared, -1 outside the mask."""
+    narrow = _narrow_labels(like)
+
+    def generate(context, builder, sig, args):
+        kind = _integers(narrow)
+        value = args[1] if narrow == labels else builder.trunc(args[1], kind)
+        return builder.select(args[2], value, _filled(kind, -1))
+
+    return narrow(like, labels, mask), generate
+
+
+@intrinsic
+def no_labels(typing, like):
+    narrow = _narrow_labels(like)
+    return narrow(like), lambda context, builder, sig, args: _filled(_integers(narrow), -1)
+
+
+@intrinsic
+def store_labels(typing, like, address, index, labels):
+    """Narrow labels to a scratch array."""
+
+    def generate(context, builder, sig, args):
+        stored = args[3].type.element
+        builder.store(args[3], _pointer(builder, args[1], args[2], stored, args[3].type), align=_size(stored))
         return context.get_dummy_value()
 
-    return types.void(like, types.intp, types.intp, types.int64), generate
+    return types.void(like, types.intp, types.intp, labels), generate
 
 
 @intrinsic
-def labels_equal(typing, like, address, index, label):
-    """Lanes of a scratch array of labels that hold `label`."""
-    vector = vector_of(compute_type(like))
-    stored = _I64 if vector.dtype == types.float64 else _I32
+def scratch_labels(typing, like, address, index):
+    narrow = _narrow_labels(like)
 
     def generate(context, builder, sig, args):
-        kind = ir.VectorType(stored, vector.lanes)
-        labels = builder.load(_pointer(builder, args[1], args[2], stored, kind), align=_size(stored))
-        wanted = args[3] if stored is _I64 else builder.trunc(args[3], stored)
-        return builder.icmp_signed("==", labels, _broadcast(builder, wanted, vector.lanes))
+        kind = _integers(narrow)
+        return builder.load(_pointer(builder, args[1], args[2], kind.element, kind), align=_size(kind.element))
 
-    return mask_of(vector)(like, types.intp, types.intp, types.int64), generate
+    return narrow(like, types.intp, types.intp), generate
+
+
+@intrinsic
+def any_lane(typing, mask):
+    def generate(context, builder, sig, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), generate
 
 
 @intrinsic

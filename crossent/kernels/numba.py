@@ -11,11 +11,11 @@ from crossent.kernels._leaves import OK
 _CHUNK = 2**18  # numbers that one thread works on before it takes more; below it threads cost more than they bring
 _STATS_FROM = 64  # classes; what a shorter row's backward needs is made again rather than kept
 
-_SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0, np.float64)
-# Arrays that stand for how logits are stored, and for how what is computed from them is.
+_SINGLE, _DOUBLE = np.float32(0.0), np.float64(0.0)
+# Numbers whose types stand for how logits are stored, and for how what is computed from them is.
 _LIKES = {
-    "float16": (np.empty(0, np.int16), _SINGLE),
-    "bfloat16": (np.empty(0, np.uint16), _SINGLE),
+    "float16": (np.int16(0), _SINGLE),
+    "bfloat16": (np.uint16(0), _SINGLE),
     "float32": (_SINGLE, _SINGLE),
     "float64": (_DOUBLE, _DOUBLE),
 }

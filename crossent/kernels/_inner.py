@@ -1,9 +1,10 @@
 """Rows that lie side by side, their classes a stride apart (images: batch x classes x pixels): a lane for each row.
 
-A tile of neighbouring rows is capped, compared and copied once into a buffer that stays in the cache, and the rest works
-on the buffer: planes a power of two apart would push each other out of the cache. What backward needs of a row between
-its passes lies in arrays behind the buffer, one number for each row of the tile. A label is only ever compared with
-class numbers, so that a bad one cannot reach memory.
+A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in arrays behind
+a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As in
+`_last` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile whose
+sums come out too large is passed again relative to its maxima. A label is only ever compared with class numbers, so that
+a bad one cannot reach memory.
 """
 
 import numpy as np
@@ -51,13 +52,15 @@ from crossent.kernels._simd import (
 )
 
 _BLOCK = 64  # classes summed before they are added to the total: short sums keep their digits
-_ARRAYS = 6
-_PEAK, _LABEL, _SCALED_KEEP, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
+_LARGEST = 80.0  # beyond it exp comes close to overflowing; sums of what is below e**60 are safe for 2**31 classes
+_SAFE_SUM, _SAFE_OWN = 1e26, 60.0
+_ARRAYS = 9
+_PEAK, _LABEL, _KEEP, _PART, _OTHERS, _OWN, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
 
 
 def tile_rows(classes):
     """Rows of a tile: long runs of memory for few classes, a buffer of at most 256 KB for many."""
-    return max(16, min(512, 65536 // max(classes, 1) // 16 * 16))
+    return max(16, min(256, 65536 // max(classes, 1) // 16 * 16))
 
 
 def scratch_numbers(classes):
@@ -66,45 +69,58 @@ def scratch_numbers(classes):
 
 
 @inline
-def _fill_buffer(like, weight_like, x, x_class, scratch, peaks, tile, n, classes, cap):
-    """Copy the capped logits of a tile, and find each row's largest."""
-    width = lanes(like)
-    full = n // width * width
-    for j in range(0, n, width):
-        store(weight_like, peaks, j, lift(like, -np.inf))
-    for c in range(classes):
-        plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
-        for j in range(0, full, width):
-            prefetch(like, plane, j)
-            z = load(like, plane, j)
-            store(weight_like, row, j, z)
-            store(weight_like, peaks, j, larger(z, load(weight_like, peaks, j)))
-        if full < n:
-            z = load_some(like, plane, full, first_lanes(like, n - full), lift(like, 0.0))
-            store(weight_like, row, full, z)
-            store(weight_like, peaks, full, larger(z, load(weight_like, peaks, full)))
-    if cap > 0.0:
-        for j in range(0, classes * tile, width):
-            store(weight_like, scratch, j, capped(like, load(weight_like, scratch, j), cap))
-    for j in range(0, n, width):
-        peak = capped(like, load(weight_like, peaks, j), cap)
-        store(weight_like, peaks, j, select(same(peak, lift(like, -np.inf)), lift(like, 0.0), peak))
+def _array(like, scratch, tile, classes, which):
+    return at(like, scratch, tile * (classes + which))
 
 
 @inline
-def _labels_and_keep(like, weight_like, target, first, is_soft, samples, row, j, n, classes, ignore_index):
-    """Of the rows in one vector: labels (-1 where there is none), what they count, and whether a label is bad."""
+def _load_row(like, address, j, n):
+    """Vector j of n rows; what follows the last one is not read."""
+    if j + lanes(like) <= n:
+        return load(like, address, j)
+    return load_some(like, address, j, first_lanes(like, n - j), lift(like, 0.0))
+
+
+@inline
+def _store_row(like, address, j, n, value):
+    if j + lanes(like) <= n:
+        store(like, address, j, value)
+    else:
+        store_some(like, address, j, first_lanes(like, n - j), value)
+
+
+@inline
+def _copy_logits(like, weight_like, x, x_class, scratch, tile, n, classes, cap):
+    """The capped logits of a tile into the buffer."""
+    for c in range(classes):
+        plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
+        for j in range(0, n, lanes(like)):
+            prefetch(like, plane, j)
+            store(weight_like, row, j, capped(like, _load_row(like, plane, j, n), cap))
+
+
+@inline
+def _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+    """Write what each row counts and its label, -1 where there is none; whether a label is bad."""
     zero = lift(like, 0.0)
-    within = first_lanes(like, n - j)
-    keep = select(within, lift(like, 1.0), zero)
-    if samples != 0:
-        keep = load_some(weight_like, samples, row + j, within, zero)
-    if is_soft:
-        return no_labels(like), keep, False
-    labels = load_labels(like, target, first + j, within)
-    keep = select(labels_are(labels, ignore_index), zero, keep)
-    kept, valid = keep != zero, labels_below(labels, classes)
-    return narrow_labels(like, labels, kept & valid), keep, any_lane(and_not(kept, valid))
+    labels_of = _array(weight_like, scratch, tile, classes, _LABEL)
+    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
+    bad = False
+    for j in range(0, n, lanes(like)):
+        within = first_lanes(like, n - j)
+        keep = select(within, lift(like, 1.0), zero)
+        if samples != 0:
+            keep = load_some(weight_like, samples, row + j, within, zero)
+        if is_soft:
+            store_labels(like, labels_of, j, no_labels(like))
+        else:
+            labels = load_labels(like, target, first + j, within)
+            keep = select(labels_are(labels, ignore_index), zero, keep)
+            kept, valid = keep != zero, labels_below(labels, classes)
+            store_labels(like, labels_of, j, narrow_labels(like, labels, kept & valid))
+            bad = bad or any_lane(and_not(kept, valid))
+        store(weight_like, keeps, j, keep)
+    return bad
 
 
 @inline
@@ -118,22 +134,66 @@ def _first_bad(weight_like, target, first, samples, row, n, classes, ignore_inde
 
 
 @inline
-def _sums(like, weight_like, scratch, tile, classes, j, peak, labels, keep_exponentials):
-    """The sum of exp(z - peak) over the classes other than the label, and the label's z - peak."""
-    zero = lift(like, 0.0)
-    others, own = zero, lift(like, -np.inf)
+def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials):
+    """Write the sum of exp(z - peak) over the classes other than the label, and the label's z - peak."""
+    zero, width = lift(like, 0.0), lanes(like)
+    labels = _array(weight_like, scratch, tile, classes, _LABEL)
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    parts = _array(weight_like, scratch, tile, classes, _PART)
+    others = _array(weight_like, scratch, tile, classes, _OTHERS)
+    owns = _array(weight_like, scratch, tile, classes, _OWN)
+    for j in range(0, n, width):
+        store(weight_like, others, j, zero)
+        store(weight_like, owns, j, zero)
     for block in range(0, classes, _BLOCK):
-        part = zero
+        for j in range(0, n, width):
+            store(weight_like, parts, j, zero)
         for c in range(block, min(block + _BLOCK, classes)):
-            z = load(weight_like, scratch, c * tile + j) - peak
-            e = exp(like, z)
-            if keep_exponentials:
-                store(weight_like, scratch, c * tile + j, e)
-            hit = labels_are(labels, c)
-            part = part + select(hit, zero, e)
-            own = select(hit, z, own)
-        others = others + part
-    return others, own
+            plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
+            for j in range(0, n, width):
+                prefetch(like, plane, j)
+                z = _load_row(like, plane, j, n) - load(weight_like, peaks, j)
+                e = exp(like, select(z > _LARGEST, lift(like, _LARGEST), z))
+                if keep_exponentials:
+                    store(weight_like, row, j, e)
+                hit = labels_are(scratch_labels(like, labels, j), c)
+                store(weight_like, parts, j, load(weight_like, parts, j) + select(hit, zero, e))
+                store(weight_like, owns, j, load(weight_like, owns, j) + select(hit, z, zero))
+        for j in range(0, n, width):
+            store(weight_like, others, j, load(weight_like, others, j) + load(weight_like, parts, j))
+
+
+@inline
+def _sums(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials):
+    """As `_accumulate`, relative to peaks that keep every sum in range."""
+    width, nothing = lanes(like), lift(like, -np.inf)
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    others = _array(weight_like, scratch, tile, classes, _OTHERS)
+    owns = _array(weight_like, scratch, tile, classes, _OWN)
+    compared = 1
+    while True:
+        for j in range(0, n, width):
+            peak = nothing
+            for c in range(compared):
+                peak = larger(_load_row(like, at(like, x, c * x_class), j, n), peak)
+            store(weight_like, peaks, j, select(same(peak, nothing), lift(like, 0.0), peak))
+        _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials)
+        large = False
+        for j in range(0, n, width):
+            own, other = load(weight_like, owns, j), load(weight_like, others, j)
+            large = large or any_lane(other > _SAFE_SUM) or any_lane(own > _SAFE_OWN)
+        if compared == classes or not large:
+            break
+        compared = classes
+
+
+@inline
+def _label_exponential(like, weight_like, scratch, tile, classes, j):
+    """The label's z - peak and its exponential; -inf and 0 for rows without."""
+    labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+    own = load(weight_like, _array(weight_like, scratch, tile, classes, _OWN), j)
+    own = select(labels_are(labels, -1), lift(like, -np.inf), own)
+    return own, exp(like, own)
 
 
 @inline
@@ -167,7 +227,7 @@ def _own_weights(like, weight_like, weight, classes, labels):
 
 @inline
 def _log_total(like, others, own, own_exp):
-    """log of the sum of all exponentials; the largest one is 1."""
+    """log of the sum of all exponentials, relative to the peak."""
     excess = select(same(own, lift(like, 0.0)), others, others + own_exp - 1.0)
     small = (lift(like, 0.0) <= excess) & (excess <= 1.0)
     return select(small, log1p(like, excess), log(like, others + own_exp))
@@ -180,29 +240,35 @@ def forward(
 ):  # fmt: skip
     """Tiles lo to hi: the losses of their rows, and the sums of losses and of weights."""
     width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
-    peaks = at(weight_like, scratch, tile * (classes + _PEAK))
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
+    plain = not dense and cap == 0.0
     loss_sum, weight_sum = 0.0, 0.0
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n, row, first = min(tile, inner - i), o * inner + i, o * target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        _fill_buffer(like, weight_like, at(like, x, o * x_outer + i), x_class, scratch, peaks, tile, n, classes, cap)
+        logits = at(like, x, o * x_outer + i)
+        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+        if plain:
+            _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, False)
+        else:
+            _copy_logits(like, weight_like, logits, x_class, scratch, tile, n, classes, cap)
+            _sums(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, False)
         tile_loss, tile_weight = zero, zero
         for j in range(0, n, width):
-            labels, keep, bad = _labels_and_keep(
-                like, weight_like, target, first, is_soft, samples, row, j, n, classes, ignore_index
-            )
-            if bad:
-                return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+            keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
+            others = load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
+            own, own_exp = _label_exponential(like, weight_like, scratch, tile, classes, j)
             peak = load(weight_like, peaks, j)
             mass, dot, log_total, nll = zero, zero, zero, zero
             if dense:
                 mass, dot = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, target_class,
                                          weight, is_soft, smoothing)  # fmt: skip
-            others, own = _sums(like, weight_like, scratch, tile, classes, j, peak, labels, False)
-            own_exp, own_weight = exp(like, own), lift(like, 1.0)
+            own_weight = lift(like, 1.0)
             if not is_soft:
                 own_weight = _own_weights(like, weight_like, weight, classes, labels)
                 mass = lift(like, target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes)))
@@ -224,25 +290,18 @@ def forward(
 @inline
 def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class):
     """From exponentials in the buffer: scaled, the labels' entries put in."""
-    width = lanes(like)
-    full = n // width * width
-    labels, keeps = (
-        at(weight_like, scratch, tile * (classes + _LABEL)),
-        at(weight_like, scratch, tile * (classes + _SCALED_KEEP)),
-    )
-    factors = at(weight_like, scratch, tile * (classes + _FACTOR))
-    label_grads = at(weight_like, scratch, tile * (classes + _LABEL_GRAD))
+    labels = _array(weight_like, scratch, tile, classes, _LABEL)
+    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
+    factors = _array(weight_like, scratch, tile, classes, _FACTOR)
+    label_grads = _array(weight_like, scratch, tile, classes, _LABEL_GRAD)
     zero = lift(like, 0.0)
     for c in range(classes):
         plane, row = at(like, dx, c * dx_class), at(weight_like, scratch, c * tile)
-        for j in range(0, n, width):
+        for j in range(0, n, lanes(like)):
             d = class_grad(load(weight_like, row, j), zero, load(weight_like, factors, j))
             d = select(labels_are(scratch_labels(like, labels, j), c), load(weight_like, label_grads, j), d)
             d = select(load(weight_like, keeps, j) != zero, d, zero)
-            if j < full:
-                store(like, plane, j, d)
-            else:
-                store_some(like, plane, j, first_lanes(like, n - j), d)
+            _store_row(like, plane, j, n, d)
 
 
 @inline
@@ -250,12 +309,12 @@ def _write_dense(like, weight_like, scratch, tile, n, classes, soft, soft_class,
                  dx, dx_class, dsoft, dsoft_class):  # fmt: skip
     """From logits in the buffer, with everything that a loss may have."""
     zero = lift(like, 0.0)
-    peaks = at(weight_like, scratch, tile * (classes + _PEAK))
-    labels = at(weight_like, scratch, tile * (classes + _LABEL))
-    keeps = at(weight_like, scratch, tile * (classes + _SCALED_KEEP))
-    factors = at(weight_like, scratch, tile * (classes + _FACTOR))
-    label_grads = at(weight_like, scratch, tile * (classes + _LABEL_GRAD))
-    log_totals = at(weight_like, scratch, tile * (classes + _LOG_TOTAL))
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    labels = _array(weight_like, scratch, tile, classes, _LABEL)
+    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
+    factors = _array(weight_like, scratch, tile, classes, _FACTOR)
+    label_grads = _array(weight_like, scratch, tile, classes, _LABEL_GRAD)
+    log_totals = _array(weight_like, scratch, tile, classes, _LOG_TOTAL)
     for c in range(classes):
         w = np.float64(get(weight_like, weight, c)) if weight != 0 else 1.0
         for j in range(0, n, lanes(like)):
@@ -282,7 +341,7 @@ def backward(
 ):  # fmt: skip
     """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x."""
     width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
-    peaks = at(weight_like, scratch, tile * (classes + _PEAK))
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain = not dense and cap == 0.0
@@ -290,13 +349,19 @@ def backward(
         o, i = unit // tiles, unit % tiles * tile
         n, row, first = min(tile, inner - i), o * inner + i, o * target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        _fill_buffer(like, weight_like, at(like, x, o * x_outer + i), x_class, scratch, peaks, tile, n, classes, cap)
+        logits = at(like, x, o * x_outer + i)
+        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+        if plain:
+            _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, True)
+        else:
+            _copy_logits(like, weight_like, logits, x_class, scratch, tile, n, classes, cap)
+            _sums(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, False)
         for j in range(0, n, width):
-            labels, keep, bad = _labels_and_keep(
-                like, weight_like, target, first, is_soft, samples, row, j, n, classes, ignore_index
-            )
-            if bad:
-                return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+            keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
+            others = load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
+            own, own_exp = _label_exponential(like, weight_like, scratch, tile, classes, j)
             peak = load(weight_like, peaks, j)
             mass, dot, log_total, label_mass, rest = zero, zero, zero, zero, zero
             if is_soft:
@@ -307,8 +372,6 @@ def backward(
                 label_mass = label_weight(own_weight, keep, smoothing)
                 mass = lift(like, target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes)))
                 rest = target_weight(zero, own_weight, keep, smoothing, np.float64(classes))
-            others, own = _sums(like, weight_like, scratch, tile, classes, j, peak, labels, plain)
-            own_exp = exp(like, own)
             total = others + own_exp
             if is_soft or z_loss > 0.0:
                 log_total = _log_total(like, others, own, own_exp)
@@ -317,12 +380,11 @@ def backward(
                 g = g * load_some(weight_like, dloss, row + j, first_lanes(like, n - j), zero)
             slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
             d = g * label_grad(own_exp / total, others / total, label_mass, rest, slope)
-            store_labels(like, at(weight_like, scratch, tile * (classes + _LABEL)), j, labels)
-            store(weight_like, at(weight_like, scratch, tile * (classes + _FACTOR)), j, g * slope / total)
-            store(weight_like, at(weight_like, scratch, tile * (classes + _LABEL_GRAD)), j, d)
-            store(weight_like, at(weight_like, scratch, tile * (classes + _LOG_TOTAL)), j, log_total)
-            scaled = keep if plain else g * keep
-            store(weight_like, at(weight_like, scratch, tile * (classes + _SCALED_KEEP)), j, scaled)
+            store(weight_like, _array(weight_like, scratch, tile, classes, _FACTOR), j, g * slope / total)
+            store(weight_like, _array(weight_like, scratch, tile, classes, _LABEL_GRAD), j, d)
+            store(weight_like, _array(weight_like, scratch, tile, classes, _LOG_TOTAL), j, log_total)
+            if not plain:
+                store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, g * keep)
         drow = at(like, dx, o * dx_outer + i)
         if plain:
             _write_plain(like, weight_like, scratch, tile, n, classes, drow, dx_class)

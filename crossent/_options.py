@@ -8,9 +8,12 @@ from functools import lru_cache
 REDUCTIONS = ("none", "mean", "sum")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossOptions:
-    """What a row's loss means beyond its arrays, and how rows are reduced."""
+    """What a row's loss means beyond its arrays, and how rows are reduced.
+
+    `loss_options` gives out one object for each set of values, so identity serves as equality, and quickly.
+    """
 
     reduction: str = "mean"
     ignore_index: int = -100

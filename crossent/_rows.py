@@ -5,30 +5,31 @@ Everything here speaks of shapes, strides (counted in elements) and plain number
 
 import math
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """Rows in memory: two loops over rows, `outer` and `inner`, with strides (outer, class, inner) in elements.
 
-    `last` says that the classes of a row lie side by side; otherwise the inner rows do.
+    `last` says that the classes of a row lie side by side; otherwise the inner rows do. `order` is the order of the
+    logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in that order.
     """
 
-    outer: int
-    inner: int
-    classes: int
-    strides: tuple
-    last: bool
-    axis: int
-    split: int
-    row_shape: tuple
+    __slots__ = (
+        "axis", "classes", "inner", "inverse", "last", "order", "outer", "row_shape", "rows", "split", "strides",
+    )  # fmt: skip
 
-    @property
-    def rows(self):
-        return self.outer * self.inner
+    def __init__(self, shape, strides, axis, split):
+        row_shape = shape[:axis] + shape[axis + 1 :]
+        self.outer, self.inner = math.prod(row_shape[:split]), math.prod(row_shape[split:])
+        self.rows, self.classes, self.strides = self.outer * self.inner, shape[axis], strides
+        self.last, self.axis, self.split, self.row_shape = strides[1] == 1, axis, split, row_shape
+        rows = [a for a in range(len(shape)) if a != axis]
+        self.order = (*rows, axis) if self.last else (*rows[:split], axis, *rows[split:])
+        inverse = tuple(sorted(range(len(shape)), key=self.order.__getitem__))
+        self.inverse = None if self.order == inverse == tuple(range(len(shape))) else inverse
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - layouts are kept by layout_of all the same
     def strides_of(self, shape, strides):
         """(outer, class, inner) strides of another array of the logits' shape, or None if it needs a copy."""
         found = _collapsed(shape, strides, self.axis, self.split)
@@ -36,17 +37,13 @@ class Layout:
             return None
         return found
 
-    def row_strides_of(self, strides):
-        """(outer, inner) strides of an array of the rows' shape, or None if it needs a copy."""
+    def label_strides_of(self, strides):
+        """(outer, class, inner) strides of an array of the rows' shape, or None if it needs a copy."""
         first = _collapse(self.row_shape[: self.split], strides[: self.split])
         second = _collapse(self.row_shape[self.split :], strides[self.split :])
-        return None if first is None or second is None else (first, second)
-
-    @property
-    def order(self):
-        """The axes of the logits in the order of memory that this layout walks best."""
-        rows = [a for a in range(len(self.row_shape) + 1) if a != self.axis]
-        return (*rows, self.axis) if self.last else (*rows[: self.split], self.axis, *rows[self.split :])
+        if first is None or second is None or not (self.last or second == 1 or self.inner == 1):
+            return None
+        return first, 0, second
 
 
 def _collapse(sizes, strides):
@@ -76,24 +73,12 @@ def _collapsed(shape, strides, axis, split):
 @lru_cache(maxsize=4096)
 def layout_of(shape, strides, axis):
     """How a kernel walks these logits, or None if they have to be copied first."""
-    row_shape = shape[:axis] + shape[axis + 1 :]
-    usable = [
-        layout for layout in (_layout(shape, strides, axis, row_shape, s) for s in _splits(axis, row_shape)) if layout
-    ]
+    usable = []
+    for split in dict.fromkeys((axis, *range(len(shape) - 1, -1, -1))):  # most logits fall apart at the class axis
+        found = _collapsed(shape, strides, axis, split)
+        if found is not None and (found[1] == 1 or found[2] == 1):
+            usable.append(Layout(shape, found, axis, split))
     return next((layout for layout in usable if layout.last), usable[0] if usable else None)
-
-
-def _splits(axis, row_shape):
-    """The class axis first: most logits are contiguous, and fall apart there."""
-    return dict.fromkeys((axis, *range(len(row_shape), -1, -1)))
-
-
-def _layout(shape, strides, axis, row_shape, split):
-    found = _collapsed(shape, strides, axis, split)
-    if found is None or (found[1] != 1 and found[2] != 1):
-        return None
-    outer, inner = math.prod(row_shape[:split]), math.prod(row_shape[split:])
-    return Layout(outer, inner, shape[axis], found, found[1] == 1, axis, split, row_shape)
 
 
 def class_axis(ndim, dim, name="dim"):

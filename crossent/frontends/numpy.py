@@ -23,6 +23,10 @@ class _NumPy:
         return _FLOATS.get(array.dtype)
 
     @staticmethod
+    def holds_labels(target):
+        return target.dtype == np.int64
+
+    @staticmethod
     def is_integer(array):
         return array.dtype.kind in "iu"
 
@@ -45,9 +49,9 @@ class _NumPy:
 
     @staticmethod
     def empty(layout, like):
-        order = layout.order
-        new = np.empty([like.shape[axis] for axis in order], like.dtype)
-        return new.transpose(np.argsort(order))
+        if layout.inverse is None:
+            return np.empty(like.shape, like.dtype)
+        return np.empty([like.shape[axis] for axis in layout.order], like.dtype).transpose(layout.inverse)
 
     @classmethod
     def copied(cls, layout, array):
@@ -127,14 +131,14 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     logits, target = _promoted(logits, target)
     divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, True)
-    stats, loss, scale = problem.forward(options, divisor, tape is not None)
+    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options)
+    stats, loss, scale = problem.forward(divisor, tape is not None)
     loss = _loss(loss, logits.dtype)
     if tape is not None and tape.input is input:
 
         def gradient():
             dx = _NumPy.empty(problem.layout, logits)
-            problem.backward(options, stats, None, scale, dx, False)
+            problem.backward(stats, None, scale, dx, False)
             return dx
 
         tape.record(loss, gradient)
@@ -144,15 +148,15 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, False)
-    loss, scale = problem.pick_forward(options, divisor)
+    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, picks=True)
+    loss, scale = problem.pick_forward(divisor)
     loss = _loss(loss, logits.dtype)
     if tape is not None and tape.input is input:
 
         def gradient():
             dx = _NumPy.empty(problem.layout, logits)
             dx[...] = 0
-            problem.pick_backward(options, None, scale, dx)
+            problem.pick_backward(None, scale, dx)
             return dx
 
         tape.record(loss, gradient)

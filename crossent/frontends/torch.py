@@ -49,11 +49,31 @@ def _ordinary(*tensors):
     for tensor in tensors:
         if tensor is not None and not (type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided):
             return False
-    return not (
+    return not _transformed()
+
+
+def _transformed():
+    return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or _composite_forced
+    )
+
+
+def _common(input, target):
+    """What most calls bring and the kernels take as it is: full-precision logits and labels."""
+    return (
+        type(input) is torch.Tensor
+        and type(target) is torch.Tensor
+        and target.dtype is torch.int64
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and input.is_cpu
+        and target.is_cpu
+        and input.layout is torch.strided
+        and not has_torch_function((input, target))
+        and not torch.compiler.is_compiling()
+        and not _transformed()
     )
 
 
@@ -71,14 +91,13 @@ def _result_dtype(input):
 
 def _empty(layout, like):
     """A new tensor of the logits' shape in the layout's order, for large ones in huge pages: they are mapped faster."""
-    shape, order = like.shape, layout.order
-    if all(i == axis for i, axis in enumerate(order)):
-        new = torch.empty(shape, dtype=like.dtype)
+    if layout.inverse is not None:
+        new = torch.empty([like.shape[axis] for axis in layout.order], dtype=like.dtype).permute(layout.inverse)
+    elif like.is_contiguous():
+        new = torch.empty_like(like)
     else:
-        new = torch.empty([shape[axis] for axis in order], dtype=like.dtype).permute(
-            sorted(order, key=order.__getitem__)
-        )
-    size = new.nbytes
+        new = torch.empty(like.shape, dtype=like.dtype)
+    size = layout.rows * layout.classes * like.itemsize
     if size >= _HUGE_PAGES_FROM:
         start = -(-new.data_ptr() // _PAGE) * _PAGE
         _madvise(start, new.data_ptr() + size - start)
@@ -104,6 +123,10 @@ class _Torch:
     @staticmethod
     def storage(tensor):
         return _STORAGE.get(tensor.dtype)
+
+    @staticmethod
+    def holds_labels(target):
+        return target.dtype is torch.int64
 
     @staticmethod
     def is_integer(tensor):
@@ -156,8 +179,8 @@ def _upstream(problem, dloss, scale):
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace):
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
-        ctx.stats, loss, ctx.scale = problem.forward(options, divisor, True)
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
+        ctx.stats, loss, ctx.scale = problem.forward(divisor, True)
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.call = dim, options, divisor, out_dtype, inplace
         return _result(loss, out_dtype)
@@ -170,11 +193,11 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
         in_place = inplace and problem.x is input
         dx = input.detach() if in_place else _empty(problem.layout, input)
         dloss, scale = _upstream(problem, dloss, ctx.scale)
-        dtarget = problem.backward(options, ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
+        dtarget = problem.backward(ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
         if inplace:
             if not in_place:
                 dx = input.detach().copy_(dx)
@@ -191,12 +214,18 @@ def _differentiable_grads(ctx, function, input, target, arguments, dloss):
     return [next(grads) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 
-def _apply(function, *arguments):
-    """Function.apply without its checks for function transforms, which `_ordinary` has ruled out."""
-    return super(torch.autograd.Function, function).apply(*arguments)
+# Function.apply less its checks for function transforms, which have been ruled out where these are called.
+_apply_cross_entropy = super(torch.autograd.Function, _CrossEntropy).apply
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
+    if weight is None and sample_weight is None and denominator is None and _common(input, target):
+        if input.requires_grad and torch.is_grad_enabled():
+            return _apply_cross_entropy(
+                input, target, None, None, dim, options, None, input.dtype, inplace_backward
+            )
+        problem = Problem(_Torch, input, target, None, None, dim, options)
+        return _result(problem.forward(None, False)[1], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -217,11 +246,11 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     if not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-        return _apply(
-            _CrossEntropy, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace_backward
+        return _apply_cross_entropy(
+            input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace_backward
         )
-    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, True)
-    return _result(problem.forward(options, divisor, False)[1], out_dtype)
+    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
+    return _result(problem.forward(divisor, False)[1], out_dtype)
 
 
 def _check_tensors(input, target, weight, sample_weight):
@@ -319,8 +348,8 @@ def _reduce(rows, target, soft, weight, keep, divisor, options):
 class _NLLLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype):
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
-        loss, ctx.scale = problem.pick_forward(options, divisor)
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
+        loss, ctx.scale = problem.pick_forward(divisor)
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.call = dim, options, divisor, out_dtype
         return _result(loss, out_dtype)
@@ -333,10 +362,13 @@ class _NLLLoss(torch.autograd.Function):
         if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
+        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
         dx = _empty(problem.layout, input).zero_()
-        problem.pick_backward(options, *_upstream(problem, dloss, ctx.scale), dx)
+        problem.pick_backward(*_upstream(problem, dloss, ctx.scale), dx)
         return dx, None, *rest
+
+
+_apply_nll_loss = super(torch.autograd.Function, _NLLLoss).apply
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
@@ -353,9 +385,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     if compiling or not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
-        return _apply(_NLLLoss, input, target, weight, sample_weight, dim, options, divisor, out_dtype)
-    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, False)
-    return _result(problem.pick_forward(options, divisor)[0], out_dtype)
+        return _apply_nll_loss(input, target, weight, sample_weight, dim, options, divisor, out_dtype)
+    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
+    return _result(problem.pick_forward(divisor)[0], out_dtype)
 
 
 def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
@@ -385,6 +417,9 @@ class _Softmax(torch.autograd.Function):
         return softmax_backward(_Torch, out, dout.to(out.dtype), axis, log), None, None
 
 
+_apply_softmax = super(torch.autograd.Function, _Softmax).apply
+
+
 def _softmax_grad(out, dout, axis, log):
     """The derivative in operations that can be differentiated again: `out` is a function of the input."""
     if log:
@@ -408,7 +443,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if x.shape[axis] <= _NATIVE_SOFTMAX_UP_TO and x.stride(axis) == 1:
         return native(x, dim)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _apply(_Softmax, x, axis, log)
+        return _apply_softmax(x, axis, log)
     return softmax_forward(_Torch, x, axis, log)
 
 

@@ -1,18 +1,22 @@
 """The kernels: rows in, numbers out.
 
-Below this line there is no reduction, no class axis, no validation and no framework. Arrays are addresses, with a
-storage type of "float16", "bfloat16", "float32" or "float64" and the strides in a `_rows.Layout`:
+Below this line there is no reduction, no class axis, no validation and no framework. Arrays are addresses (0 for what is
+not there), with a storage type of "float16", "bfloat16", "float32" or "float64" and strides in elements. What does not
+change between calls is a plan, made once for each layout, storage type and set of options:
 
-    forward(layout, arrays, options, loss, stats, threads) -> (sum of losses, sum of weights)
-    backward(layout, arrays, options, stats, dloss, scale, dx, dtarget, threads)
-    pick_forward, pick_backward                             the same for log-probabilities
-    softmax_forward(layout, storage, x, out, log, threads)
-    softmax_backward(layout, storage, out, dout, dx, log, threads)
+    plan = loss_plan(layout, storage, soft, target_strides, options)
+    plan.forward(inputs, loss, stats, threads, owners) -> (sum of losses, sum of weights)
+    plan.backward(inputs, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads, owners)
+    pick_plan                                               the same for log-probabilities
+    plan = softmax_plan(layout, storage, log)
+    plan.forward(x, out, out_strides, threads, owners)
+    plan.backward(out, dout, dout_strides, dx, dx_strides, threads, owners)
 
-A label outside the classes raises `BadLabel` with the number of its row, before anything is read or written there.
+`inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
+like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `owners` are
+the objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row, before
+anything is read or written there.
 """
-
-from dataclasses import dataclass
 
 
 class BadLabel(Exception):
@@ -21,22 +25,3 @@ class BadLabel(Exception):
     def __init__(self, row):
         super().__init__(row)
         self.row = row
-
-
-@dataclass(slots=True)
-class Arrays:
-    """The addresses of a loss's inputs, 0 for what is not there.
-
-    The target holds int64 labels, or probabilities stored like x; class weights have the type of the arithmetic, sample
-    weights, one for each row in order, are float64. `owners` are the objects that own the memory.
-    """
-
-    storage: str
-    x: int
-    target: int
-    target_strides: tuple
-    soft: bool
-    weight: int
-    weight_total: float
-    samples: int
-    owners: tuple

@@ -235,10 +235,10 @@ def _log_total(like, others, own, own_exp):
 
 @kernel
 def forward(
-    like, weight_like, x, x_outer, x_class, target, target_outer, target_class, is_soft, weight, weight_total, samples,
-    inner, classes, ignore_index, smoothing, cap, z_loss, loss, sums, tile, buffer, lo, hi, chunk,
+    like, weight_like, x_outer, x_class, target_outer, target_class, is_soft, inner, classes, ignore_index, smoothing,
+    cap, z_loss, tile, weight_total, x, target, weight, samples, loss, buffer, lo, hi,
 ):  # fmt: skip
-    """Tiles lo to hi: the losses of their rows, and the sums of losses and of weights."""
+    """Tiles lo to hi: write losses; a bad row or OK, the sums of losses and of weights."""
     width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
@@ -251,7 +251,7 @@ def forward(
         soft = at(like, target, first) if is_soft else 0
         logits = at(like, x, o * x_outer + i)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
-            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index), 0.0, 0.0
         if plain:
             _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, False)
         else:
@@ -283,8 +283,7 @@ def forward(
                 store_some(weight_like, loss, row + j, first_lanes(like, n - j), value)
         loss_sum += np.float64(sum_of_lanes(tile_loss))
         weight_sum += np.float64(sum_of_lanes(tile_weight))
-    sums[chunk, 0], sums[chunk, 1] = loss_sum, weight_sum
-    return OK
+    return OK, loss_sum, weight_sum
 
 
 @inline
@@ -335,9 +334,9 @@ def _write_dense(like, weight_like, scratch, tile, n, classes, soft, soft_class,
 
 @kernel
 def backward(
-    like, weight_like, x, x_outer, x_class, target, target_outer, target_class, is_soft, weight, weight_total, samples,
-    inner, classes, ignore_index, smoothing, cap, z_loss, dloss, scale,
-    dx, dx_outer, dx_class, dtarget, dtarget_outer, dtarget_class, tile, buffer, lo, hi, chunk,
+    like, weight_like, x_outer, x_class, target_outer, target_class, is_soft, inner, classes, ignore_index, smoothing,
+    cap, z_loss, tile, weight_total, x, target, weight, samples, dloss, scale,
+    dx, dx_outer, dx_class, dtarget, dtarget_outer, dtarget_class, buffer, lo, hi,
 ):  # fmt: skip
     """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x."""
     width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
@@ -351,7 +350,7 @@ def backward(
         soft = at(like, target, first) if is_soft else 0
         logits = at(like, x, o * x_outer + i)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
-            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index), 0.0, 0.0
         if plain:
             _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, True)
         else:
@@ -392,4 +391,4 @@ def backward(
             dsoft = at(like, dtarget, o * dtarget_outer + i) if dtarget != 0 else 0
             _write_dense(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing,
                          cap, drow, dx_class, dsoft, dtarget_class)  # fmt: skip
-    return OK
+    return OK, 0.0, 0.0

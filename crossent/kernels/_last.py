@@ -158,8 +158,19 @@ def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap,
 
 
 @inline
+def _short_row_sums(like, row, classes, label, cap):
+    """A row that fits one vector, read once."""
+    z = _some_logits(like, row, 0, first_lanes(like, classes), cap)
+    peak = finite_peak(np.float64(max_of_lanes(z)))
+    e = select(all_lanes_but(like, label), exp(like, z - peak), lift(like, 0.0))
+    return peak, np.float64(sum_of_lanes(e)), 0.0, 0.0
+
+
+@inline
 def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing):
     """The peak, and relative to it the others' sum, the mass and the dot of a row."""
+    if classes <= lanes(like) and soft == 0 and smoothing == 0.0:
+        return _short_row_sums(like, row, classes, label, cap)
     peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
     others, mass, dot = 0.0, 0.0, 0.0
     for _ in range(2):
@@ -177,10 +188,10 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
 
 @kernel
 def forward(
-    like, weight_like, x, x_outer, x_inner, target, target_outer, target_inner, is_soft, weight, weight_total, samples,
-    inner, classes, ignore_index, smoothing, cap, z_loss, loss, sums, stats, rows, lo, hi, chunk,
+    like, weight_like, x_outer, x_inner, target_outer, target_inner, is_soft, inner, classes, ignore_index, smoothing,
+    cap, z_loss, rows, weight_total, x, target, weight, samples, loss, stats, lo, hi,
 ):  # fmt: skip
-    """Rows lo to hi: their losses, what backward needs of them, and the sums of losses and of weights."""
+    """Rows lo to hi: write losses and what backward needs; a bad row or OK, the sums of losses and of weights."""
     loss_sum, weight_sum = 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
@@ -194,7 +205,7 @@ def forward(
             if label == ignore_index:
                 keep = 0.0
             elif keep != 0.0 and (label < 0 or label >= classes):
-                return r
+                return r, 0.0, 0.0
         if keep == 0.0:
             if loss != 0:
                 put(weight_like, loss, r, 0.0)
@@ -222,8 +233,7 @@ def forward(
             put(weight_like, stats, rows + r, excess)
             if is_soft:
                 put(weight_like, stats, 2 * rows + r, mass)
-    sums[chunk, 0], sums[chunk, 1] = loss_sum, weight_sum
-    return OK
+    return OK, loss_sum, weight_sum
 
 
 @inline
@@ -253,11 +263,11 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
 
 @kernel
 def backward(
-    like, weight_like, x, x_outer, x_inner, target, target_outer, target_inner, is_soft, weight, weight_total, samples,
-    inner, classes, ignore_index, smoothing, cap, z_loss, dloss, scale,
-    dx, dx_outer, dx_inner, dtarget, dtarget_outer, dtarget_inner, stats, rows, lo, hi, chunk,
+    like, weight_like, x_outer, x_inner, target_outer, target_inner, is_soft, inner, classes, ignore_index, smoothing,
+    cap, z_loss, rows, weight_total, x, target, weight, samples, dloss, scale,
+    dx, dx_outer, dx_inner, dtarget, dtarget_outer, dtarget_inner, stats, lo, hi,
 ):  # fmt: skip
-    """Rows lo to hi of the gradient of scale * dloss * loss; `stats` 0 makes the rows' sums anew, dx may be x."""
+    """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew."""
     width = lanes(like)
     for r in range(lo, hi):
         o = r // inner
@@ -271,7 +281,7 @@ def backward(
             if label == ignore_index:
                 keep = 0.0
             elif keep != 0.0 and (label < 0 or label >= classes):
-                return r
+                return r, 0.0, 0.0
         drow = at(like, dx, o * dx_outer + i * dx_inner)
         dsoft = at(like, dtarget, o * dtarget_outer + i * dtarget_inner) if dtarget != 0 else 0
         if keep == 0.0:
@@ -314,4 +324,4 @@ def backward(
             p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total
             d = g * label_grad(p, share, label_mass, rest, slope)
             put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
-    return OK
+    return OK, 0.0, 0.0

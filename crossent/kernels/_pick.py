@@ -14,10 +14,10 @@ def _keep_of(like, label, samples, row, ignore_index):
 
 @kernel
 def forward(
-    like, weight_like, x, x_outer, x_class, x_inner, target, target_outer, target_inner, weight, samples, inner,
-    classes, ignore_index, loss, sums, lo, hi, chunk,
+    like, weight_like, x_outer, x_class, x_inner, target_outer, target_inner, inner, classes, ignore_index,
+    x, target, weight, samples, loss, lo, hi,
 ):  # fmt: skip
-    """Rows lo to hi: their losses, and the sums of losses and of weights."""
+    """Rows lo to hi: write losses; a bad row or OK, the sums of losses and of weights."""
     loss_sum, weight_sum = 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
@@ -26,7 +26,7 @@ def forward(
         keep, value = _keep_of(weight_like, label, samples, r, ignore_index), 0.0
         if keep != 0.0:
             if label < 0 or label >= classes:
-                return r
+                return r, 0.0, 0.0
             w = class_weight_of(weight_like, weight, label)
             mass = label_weight(w, keep, 0.0)
             if mass != 0.0:
@@ -35,14 +35,13 @@ def forward(
             loss_sum += value
         if loss != 0:
             put(weight_like, loss, r, value)
-    sums[chunk, 0], sums[chunk, 1] = loss_sum, weight_sum
-    return OK
+    return OK, loss_sum, weight_sum
 
 
 @kernel
 def backward(
-    like, weight_like, target, target_outer, target_inner, weight, samples, inner, classes, ignore_index, dloss, scale,
-    dx, dx_outer, dx_class, dx_inner, lo, hi, chunk,
+    like, weight_like, x_outer, x_class, x_inner, target_outer, target_inner, inner, classes, ignore_index,
+    x, target, weight, samples, dloss, scale, dx, dx_outer, dx_class, dx_inner, lo, hi,
 ):  # fmt: skip
     """Rows lo to hi of the gradient of scale * dloss * loss, into a dx of zeros."""
     for r in range(lo, hi):
@@ -52,8 +51,8 @@ def backward(
         keep = _keep_of(weight_like, label, samples, r, ignore_index)
         if keep != 0.0:
             if label < 0 or label >= classes:
-                return r
+                return r, 0.0, 0.0
             g = upstream_of(weight_like, dloss, r, scale)
             mass = label_weight(class_weight_of(weight_like, weight, label), keep, 0.0)
             put(like, at(like, dx, o * dx_outer + i * dx_inner), label * dx_class, -mass * g)
-    return OK
+    return OK, 0.0, 0.0

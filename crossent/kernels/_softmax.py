@@ -57,7 +57,8 @@ def _store_within(like, row, j, n, value):
 
 
 @kernel
-def forward_last(like, x, x_outer, x_inner, inner, classes, is_log, out, out_outer, out_inner, lo, hi, chunk):
+def forward_last(like, weight_like, x_outer, x_inner, inner, classes, tile, is_log, x, out, out_outer, out_inner,
+                 buffer, lo, hi):  # fmt: skip
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
@@ -71,14 +72,12 @@ def forward_last(like, x, x_outer, x_inner, inner, classes, is_log, out, out_out
         for j in range(0, classes, lanes(like)):
             z = _load_within(like, row, j, classes, 0.0) - peak
             _store_within(like, result, j, classes, _result(like, z, log_total, reciprocal, is_log))
-    return OK
+    return OK, 0.0, 0.0
 
 
 @kernel
-def backward_last(
-    like, out, out_outer, out_inner, dout, dout_outer, dout_inner, inner, classes, is_log, dx, dx_outer, dx_inner,
-    lo, hi, chunk,
-):  # fmt: skip
+def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile, is_log, out, dout, dout_outer,
+                  dout_inner, dx, dx_outer, dx_inner, buffer, lo, hi):  # fmt: skip
     width = lanes(like)
     for r in range(lo, hi):
         o = r // inner
@@ -101,13 +100,12 @@ def backward_last(
             d = _load_within(like, drow, j, classes, 0.0)
             p = _load_within(like, row, j, classes, 0.0)
             _store_within(like, result, j, classes, _derivative(like, p, d, summed, is_log))
-    return OK
+    return OK, 0.0, 0.0
 
 
 @kernel
-def forward_inner(
-    like, weight_like, x, x_outer, x_class, inner, classes, is_log, out, out_outer, out_class, tile, buffer, lo, hi, chunk
-):  # fmt: skip
+def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_log, x, out, out_outer, out_class,
+                  buffer, lo, hi):  # fmt: skip
     """`buffer` holds a tile of logits, its peaks, and what they are scaled or shifted by."""
     width, scratch = lanes(like), address_of(buffer)
     tiles = (inner + tile - 1) // tile
@@ -142,14 +140,12 @@ def forward_inner(
                 z, scale = load(weight_like, scratch, c * tile + j), load(weight_like, scales, j)
                 value = z - scale if is_log else z * scale
                 _store_within(like, result, c * out_class + j, c * out_class + n, value)
-    return OK
+    return OK, 0.0, 0.0
 
 
 @kernel
-def backward_inner(
-    like, out, out_outer, out_class, dout, dout_outer, dout_class, inner, classes, is_log, dx, dx_outer, dx_class,
-    tile, buffer, lo, hi, chunk,
-):  # fmt: skip
+def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile, is_log, out, dout, dout_outer,
+                   dout_class, dx, dx_outer, dx_class, buffer, lo, hi):  # fmt: skip
     width = lanes(like)
     tiles = (inner + tile - 1) // tile
     for unit in range(lo, hi):
@@ -174,4 +170,4 @@ def backward_inner(
                 p = _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
                 value = _derivative(like, p, d, total, is_log)
                 _store_within(like, result, c * dx_class + j, c * dx_class + n, value)
-    return OK
+    return OK, 0.0, 0.0

@@ -66,7 +66,7 @@ def _grow(wanted):
 
 def run(work, chunks, threads):
     """[work(chunk) for chunk in range(chunks)] on up to `threads` threads, this one among them."""
-    if threads == 1 or chunks == 1:
+    if threads == 1 or chunks <= 1:
         return [work(chunk) for chunk in range(chunks)]
     helpers = min(threads, chunks) - 1
     if _helpers < helpers:

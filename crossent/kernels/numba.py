@@ -1,6 +1,7 @@
 """The contract's kernels for CPUs, compiled by numba on first use."""
 
 import os
+from functools import lru_cache
 
 import numpy as np
 from numba import config
@@ -27,139 +28,129 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def stats_per_row(layout, soft):
-    """How many numbers backward wants from forward for each row."""
-    return (3 if soft else 2) if layout.last and layout.classes >= _STATS_FROM else 0
+class _Schedule:
+    """How the rows of a layout are cut into chunks; the cuts do not depend on the number of threads."""
+
+    __slots__ = ("chunks", "dtype", "scratch", "step", "tile", "units")
+
+    def __init__(self, layout, weight_like, scratch=True):
+        self.units, size, self.tile, self.scratch = layout.rows, layout.classes, 0, 0
+        if scratch and not layout.last:
+            self.tile = _inner.tile_rows(layout.classes)
+            self.scratch = _inner.scratch_numbers(layout.classes)
+            self.units, size = layout.outer * -(-layout.inner // self.tile), self.tile * layout.classes
+        self.step = max(1, _CHUNK // size)
+        self.chunks = -(-self.units // self.step)
+        self.dtype = weight_like.dtype
+
+    def run(self, kernel, arguments, tail, threads, owners):
+        """The sums of what the chunks return; `owners` keeps memory alive even if the caller is interrupted.
+
+        Kernels take `tail` after their arguments, or scratch memory where they need some.
+        """
+        if self.chunks == 1 and not self.scratch:
+            bad, losses, weights = kernel(*arguments, tail, 0, self.units)
+            if bad != OK:
+                raise BadLabel(bad)
+            return losses, weights
+
+        def work(chunk, owners=owners):
+            lo = chunk * self.step
+            extra = np.empty(self.scratch, self.dtype) if self.scratch else tail
+            return kernel(*arguments, extra, lo, min(lo + self.step, self.units))
+
+        losses, weights = 0.0, 0.0
+        for bad, loss, weight in _threads.run(work, self.chunks, threads):
+            if bad != OK:
+                raise BadLabel(bad)
+            losses += loss
+            weights += weight
+        return losses, weights
 
 
-def _run(kernel, arguments, units, size, threads, owners, scratch=None):
-    """Call the kernel for every chunk of units; `owners` keeps memory alive even if the caller is interrupted."""
-    step = max(1, _CHUNK // size)
-    chunks = -(-units // step)
-
-    def work(chunk, owners=owners):
-        lo = chunk * step
-        hi = min(lo + step, units)
-        if scratch is None:
-            return kernel(*arguments, lo, hi, chunk)
-        tile, numbers, dtype = scratch
-        return kernel(*arguments, tile, np.empty(numbers, dtype), lo, hi, chunk)
-
-    for bad in _threads.run(work, chunks, threads):
-        if bad != OK:
-            raise BadLabel(bad)
-
-
-def _loss_arguments(layout, arrays, options):
-    like, weight_like = _LIKES[arrays.storage]
-    outer, axis, inner = layout.strides
-    target_outer, target_class, target_inner = arrays.target_strides
-    if layout.last:
-        strides, target_strides = (outer, inner), (target_outer, target_inner)
-    else:
-        strides, target_strides = (outer, axis), (target_outer, target_class if arrays.soft else target_inner)
-    return (
-        like, weight_like, arrays.x, *strides, arrays.target, *target_strides, arrays.soft, arrays.weight,
-        arrays.weight_total, arrays.samples, layout.inner, layout.classes, options.ignore_index,
-        options.label_smoothing, options.softcap or 0.0, options.z_loss,
-    )  # fmt: skip
-
-
-def _strides_for(layout, strides):
+def _pair(layout, strides):
+    """(outer, inner) strides for the rows of `_last`, (outer, class) strides for those of `_inner`."""
     return (strides[0], strides[2]) if layout.last else (strides[0], strides[1])
 
 
-def _units(layout, dtype):
-    """How many units of work there are, how many numbers are in one, and the scratch memory that a chunk needs."""
-    if layout.last:
-        return layout.rows, layout.classes, None
-    tile = _inner.tile_rows(layout.classes)
-    scratch = tile, _inner.scratch_numbers(layout.classes), dtype
-    return layout.outer * -(-layout.inner // tile), tile * layout.classes, scratch
+class LossPlan:
+    """Everything about a cross entropy that does not change between calls with the same shapes and options."""
 
+    __slots__ = ("_kernels", "_schedule", "_static", "layout", "stats")
 
-def _sums(units, size):
-    return np.empty((max(1, -(-units // max(1, _CHUNK // size))), 2))
-
-
-def forward(layout, arrays, options, loss, stats, threads):
-    arguments = _loss_arguments(layout, arrays, options)
-    units, size, scratch = _units(layout, arguments[1].dtype)
-    if not units:
-        return 0.0, 0.0
-    sums = _sums(units, size)
-    if layout.last:
-        _run(_last.forward, (*arguments, loss, sums, stats, units), units, size, threads, arrays.owners)
-    else:
-        _run(_inner.forward, (*arguments, loss, sums), units, size, threads, arrays.owners, scratch)
-    return sums.sum(axis=0).tolist() if len(sums) > 1 else sums[0].tolist()
-
-
-def backward(layout, arrays, options, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads):
-    arguments = _loss_arguments(layout, arrays, options)
-    units, size, scratch = _units(layout, arguments[1].dtype)
-    if not units:
-        return
-    arguments = (
-        *arguments, dloss, scale, dx, *_strides_for(layout, dx_strides), dtarget,
-        *_strides_for(layout, dtarget_strides),
-    )  # fmt: skip
-    if layout.last:
-        _run(_last.backward, (*arguments, stats, units), units, size, threads, arrays.owners)
-    else:
-        _run(_inner.backward, arguments, units, size, threads, arrays.owners, scratch)
-
-
-def pick_forward(layout, arrays, options, loss, threads):
-    like, weight_like = _LIKES[arrays.storage]
-    if not layout.rows:
-        return 0.0, 0.0
-    sums = _sums(layout.rows, 1)
-    arguments = (
-        like, weight_like, arrays.x, *layout.strides, arrays.target, arrays.target_strides[0],
-        arrays.target_strides[2], arrays.weight, arrays.samples, layout.inner, layout.classes, options.ignore_index,
-        loss, sums,
-    )  # fmt: skip
-    _run(_pick.forward, arguments, layout.rows, 1, threads, arrays.owners)
-    return sums.sum(axis=0).tolist()
-
-
-def pick_backward(layout, arrays, options, dloss, scale, dx, dx_strides, threads):
-    like, weight_like = _LIKES[arrays.storage]
-    if layout.rows:
-        arguments = (
-            like, weight_like, arrays.target, arrays.target_strides[0], arrays.target_strides[2], arrays.weight,
-            arrays.samples, layout.inner, layout.classes, options.ignore_index, dloss, scale, dx, *dx_strides,
+    def __init__(self, layout, storage, soft, target_strides, options):
+        like, weight_like = _LIKES[storage]
+        self.layout = layout
+        self._kernels = _last if layout.last else _inner
+        self._schedule = _Schedule(layout, weight_like)
+        self.stats = (3 if soft else 2) if layout.last and layout.classes >= _STATS_FROM else 0
+        target_strides = (target_strides[0], target_strides[2]) if layout.last else target_strides[:2]
+        self._static = (
+            like, weight_like, *_pair(layout, layout.strides), *target_strides, soft, layout.inner, layout.classes,
+            options.ignore_index, options.label_smoothing, options.softcap or 0.0, options.z_loss,
+            layout.rows if layout.last else self._schedule.tile,
         )  # fmt: skip
-        _run(_pick.backward, arguments, layout.rows, 1, threads, arrays.owners)
+
+    def forward(self, inputs, loss, stats, threads, owners):
+        return self._schedule.run(self._kernels.forward, (*self._static, *inputs, loss), stats, threads, owners)
+
+    def backward(self, inputs, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads, owners):
+        layout = self.layout
+        outputs = (
+            dloss, scale, dx, *_pair(layout, dx_strides), dtarget, *_pair(layout, dtarget_strides)
+        )  # fmt: skip
+        self._schedule.run(self._kernels.backward, (*self._static, *inputs, *outputs), stats, threads, owners)
 
 
-def softmax_forward(layout, storage, x, out, out_strides, log, threads, owners):
-    like, weight_like = _LIKES[storage]
-    units, size, scratch = _units(layout, weight_like.dtype)
-    if not units:
-        return
-    arguments = (
-        x, *_strides_for(layout, layout.strides), layout.inner, layout.classes, log, out,
-        *_strides_for(layout, out_strides),
-    )  # fmt: skip
-    if layout.last:
-        _run(_softmax.forward_last, (like, *arguments), units, size, threads, owners)
-    else:
-        _run(_softmax.forward_inner, (like, weight_like, *arguments), units, size, threads, owners, scratch)
+class PickPlan:
+    """As LossPlan, for log-probabilities of which each row needs one."""
+
+    __slots__ = ("_schedule", "_static", "layout")
+
+    def __init__(self, layout, storage, soft, target_strides, options):
+        like, weight_like = _LIKES[storage]
+        self.layout = layout
+        self._schedule = _Schedule(layout, weight_like, scratch=False)
+        self._static = (
+            like, weight_like, *layout.strides, target_strides[0], target_strides[2], layout.inner, layout.classes,
+            options.ignore_index,
+        )  # fmt: skip
+
+    def forward(self, inputs, loss, threads, owners):
+        return self._schedule.run(_pick.forward, (*self._static, *inputs[1:]), loss, threads, owners)
+
+    def backward(self, inputs, dloss, scale, dx, dx_strides, threads, owners):
+        arguments = (*self._static, *inputs[1:], dloss, scale, dx, *dx_strides[:2])
+        self._schedule.run(_pick.backward, arguments, dx_strides[2], threads, owners)
 
 
-def softmax_backward(layout, storage, out, dout, dout_strides, dx, dx_strides, log, threads, owners):
-    """`layout` is that of `out`."""
-    like, weight_like = _LIKES[storage]
-    units, size, scratch = _units(layout, weight_like.dtype)
-    if not units:
-        return
-    arguments = (
-        like, out, *_strides_for(layout, layout.strides), dout, *_strides_for(layout, dout_strides), layout.inner,
-        layout.classes, log, dx, *_strides_for(layout, dx_strides),
-    )  # fmt: skip
-    if layout.last:
-        _run(_softmax.backward_last, arguments, units, size, threads, owners)
-    else:
-        _run(_softmax.backward_inner, arguments, units, size, threads, owners, scratch)
+class SoftmaxPlan:
+    """As LossPlan, for softmax and log-softmax; the layout is that of what is read first."""
+
+    __slots__ = ("_kernels", "_schedule", "_static", "layout")
+
+    def __init__(self, layout, storage, log):
+        like, weight_like = _LIKES[storage]
+        self.layout = layout
+        self._kernels = (
+            (_softmax.forward_last, _softmax.backward_last)
+            if layout.last
+            else (_softmax.forward_inner, _softmax.backward_inner)
+        )
+        self._schedule = _Schedule(layout, weight_like)
+        strides = _pair(layout, layout.strides)
+        self._static = like, weight_like, *strides, layout.inner, layout.classes, self._schedule.tile, log
+
+    def forward(self, x, out, out_strides, threads, owners):
+        arguments = (*self._static, x, out, *_pair(self.layout, out_strides))
+        self._schedule.run(self._kernels[0], arguments, None, threads, owners)
+
+    def backward(self, out, dout, dout_strides, dx, dx_strides, threads, owners):
+        strides = _pair(self.layout, dout_strides), _pair(self.layout, dx_strides)
+        arguments = (*self._static, out, dout, *strides[0], dx, *strides[1])
+        self._schedule.run(self._kernels[1], arguments, None, threads, owners)
+
+
+loss_plan = lru_cache(maxsize=4096)(LossPlan)
+pick_plan = lru_cache(maxsize=4096)(PickPlan)
+softmax_plan = lru_cache(maxsize=4096)(SoftmaxPlan)

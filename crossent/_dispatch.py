@@ -1,30 +1,40 @@
 """Array type -> frontend, without importing an array library that the caller has not imported."""
 
-from functools import lru_cache
 from importlib import import_module
 
-_FRONTENDS = {
-    "torch": "crossent.frontends.torch",
-    "numpy": "crossent.frontends.numpy",
-}
+
+def _numpy():
+    from crossent.frontends import numpy
+
+    return numpy
 
 
-@lru_cache(maxsize=256)
-def _frontend_of(kind):
+def _torch():
+    from crossent.frontends import torch
+
+    return torch
+
+
+_FRONTENDS = {"numpy": _numpy, "torch": _torch}  # import statements, since torch.compile cannot trace import_module
+_known = {}
+
+
+def _find(kind):
     for base in kind.__mro__:
-        library = base.__module__.partition(".")[0]
-        if library in _FRONTENDS:
-            return import_module(_FRONTENDS[library])
+        load = _FRONTENDS.get(base.__module__.partition(".")[0])
+        if load is not None:
+            return load()
     if hasattr(kind, "__torch_function__"):
-        return import_module(_FRONTENDS["torch"])
-    return None
+        return _torch()
+    raise TypeError(f"input must be a PyTorch tensor or a NumPy array, got {kind.__name__}")
 
 
 def frontend(input):
     """The module that serves arrays like `input`."""
-    found = _frontend_of(type(input))
+    kind = type(input)
+    found = _known.get(kind)
     if found is None:
-        raise TypeError(f"input must be a PyTorch tensor or a NumPy array, got {type(input).__name__}")
+        found = _known[kind] = _find(kind)
     return found
 
 

@@ -3,9 +3,10 @@
 import math
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 
 REDUCTIONS = ("none", "mean", "sum")
+_MADE_AT_MOST = 1024
+_made = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,15 @@ def loss_options(
     """The validated options; the deprecated `size_average` and `reduce` override `reduction`, as in PyTorch."""
     if size_average is not None or reduce is not None:
         reduction = _reduction_of_deprecated(size_average, reduce)
-    return _validated(reduction, ignore_index, label_smoothing, softcap, z_loss)
+    key = reduction, ignore_index, label_smoothing, softcap, z_loss
+    options = _made.get(key)
+    if options is None:
+        if len(_made) >= _MADE_AT_MOST:
+            _made.clear()
+        options = _made[key] = _validated(*key)
+    return options
 
 
-@lru_cache(maxsize=1024)
 def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of 'none', 'mean' and 'sum', got {reduction!r}")

@@ -95,7 +95,6 @@ def class_axis(ndim, dim, name="dim"):
     return axis % ndim
 
 
-@lru_cache(maxsize=4096)
 def target_kind(shape, target_shape, dim, soft_allowed):
     """The class axis, and whether the target holds probabilities ("soft") rather than labels."""
     axis = class_axis(len(shape), dim)

@@ -86,17 +86,19 @@ class Problem:
         by = _rows.divisor(self.options, sums[1], divisor)
         return _rows.divide(sums[0], by), _rows.divide(1.0, by)
 
-    def forward(self, divisor, keep_stats):
-        """What backward needs of the call, the loss, and what dloss is multiplied by."""
-        loss, stats, plan = self._row_losses(), None, self.plan
-        if keep_stats and plan.stats:
-            stats = self.lib.new((plan.stats, self.layout.rows), self.compute)
+    def new_stats(self):
+        """Room for what backward needs of forward, or None."""
+        return self.lib.new((self.plan.stats, self.layout.rows), self.compute) if self.plan.stats else None
+
+    def forward(self, divisor, stats):
+        """The loss (rows, or a number), and what dloss is multiplied by; `stats` are written where there are any."""
+        loss, plan = self._row_losses(), self.plan
         addresses = self._address(loss), self._address(stats)
         try:
             sums = plan.forward(self.inputs, *addresses, self.lib.threads(), self.owners)
         except BadLabel as bad:
             raise self._label_error(bad) from None
-        return (stats, *self._reduced(sums, loss, divisor))
+        return self._reduced(sums, loss, divisor)
 
     def backward(self, stats, dloss, scale, dx, want_target):
         """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1."""

@@ -132,7 +132,8 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     logits, target = _promoted(logits, target)
     divisor, tape = _divisor(options, denominator), _tape.get()
     problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options)
-    stats, loss, scale = problem.forward(divisor, tape is not None)
+    stats = None if tape is None else problem.new_stats()
+    loss, scale = problem.forward(divisor, stats)
     loss = _loss(loss, logits.dtype)
     if tape is not None and tape.input is input:
 

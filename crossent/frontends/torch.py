@@ -97,7 +97,12 @@ def _empty(layout, like):
         new = torch.empty_like(like)
     else:
         new = torch.empty(like.shape, dtype=like.dtype)
-    size = layout.rows * layout.classes * like.itemsize
+    return huge(new) if layout.rows * layout.classes * like.itemsize >= _HUGE_PAGES_FROM else new
+
+
+def huge(new):
+    """Have a new tensor mapped in huge pages if it is large."""
+    size = new.nbytes
     if size >= _HUGE_PAGES_FROM:
         start = -(-new.data_ptr() // _PAGE) * _PAGE
         _madvise(start, new.data_ptr() + size - start)
@@ -110,7 +115,7 @@ def _madvise(start, size):
         advise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
-class _Torch:
+class TORCH:
     """What `_problem` asks of an array library."""
 
     threads = staticmethod(torch.get_num_threads)
@@ -165,25 +170,26 @@ class _Torch:
 # Cross entropy
 
 
-def _result(loss, dtype):
+def result(loss, dtype):
     return loss.to(dtype) if isinstance(loss, torch.Tensor) else torch.scalar_tensor(loss, dtype=dtype)
 
 
-def _upstream(problem, dloss, scale):
+def upstream(problem, dloss, scale):
     """The gradient from above, as rows or as part of the scale."""
     if dloss.ndim:
-        return _Torch.cast(dloss, problem.compute).contiguous(), scale
+        return TORCH.cast(dloss, problem.compute).contiguous(), scale
     return None, scale * float(dloss)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace):
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
-        ctx.stats, loss, ctx.scale = problem.forward(divisor, True)
+        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
+        ctx.stats = problem.new_stats()
+        loss, ctx.scale = problem.forward(divisor, ctx.stats)
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.call = dim, options, divisor, out_dtype, inplace
-        return _result(loss, out_dtype)
+        return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
@@ -193,10 +199,10 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
+        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
         in_place = inplace and problem.x is input
         dx = input.detach() if in_place else _empty(problem.layout, input)
-        dloss, scale = _upstream(problem, dloss, ctx.scale)
+        dloss, scale = upstream(problem, dloss, ctx.scale)
         dtarget = problem.backward(ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
         if inplace:
             if not in_place:
@@ -224,8 +230,8 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             return _apply_cross_entropy(
                 input, target, None, None, dim, options, None, input.dtype, inplace_backward
             )
-        problem = Problem(_Torch, input, target, None, None, dim, options)
-        return _result(problem.forward(None, False)[1], input.dtype)
+        problem = Problem(TORCH, input, target, None, None, dim, options)
+        return result(problem.forward(None, None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -234,23 +240,26 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
         )  # fmt: skip
     _check_tensors(input, target, weight, sample_weight)
-    if torch.compiler.is_compiling() and input.device.type == "cpu":
-        from crossent.frontends import _torch_operators
-
-        return _torch_operators.cross_entropy(input, target, weight, sample_weight, denominator, dim, options)
     out_dtype = _result_dtype(input)
     if target.dtype in _STORAGE and target.dtype is not input.dtype and input.dtype in _STORAGE:
         common = torch.promote_types(input.dtype, target.dtype)
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
     divisor = _divisor(options, denominator)
-    if not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
+    differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
+    if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
+        from crossent.frontends import _torch_operators
+
+        return _torch_operators.loss(
+            input, target, weight, sample_weight, divisor, False, dim, options, out_dtype
+        )
+    if not _ordinary(*tensors[:4]) or differentiates_weights:
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply_cross_entropy(
             input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace_backward
         )
-    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options)
-    return _result(problem.forward(divisor, False)[1], out_dtype)
+    problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
+    return result(problem.forward(divisor, None)[0], out_dtype)
 
 
 def _check_tensors(input, target, weight, sample_weight):
@@ -274,7 +283,7 @@ def _differentiates_weights(weight, sample_weight, divisor):
     return torch.is_grad_enabled() and (
         (weight is not None and weight.requires_grad)
         or (sample_weight is not None and sample_weight.requires_grad)
-        or isinstance(divisor, torch.Tensor)
+        or (isinstance(divisor, torch.Tensor) and divisor.requires_grad)
     )
 
 
@@ -291,7 +300,7 @@ def _checked_rows(input, target, weight, sample_weight, dim, options, soft_allow
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     keep = torch.ones(row_shape, dtype=dtype, device=input.device)
     if sample_weight is not None:
-        keep = broadcast_samples(_Torch, sample_weight, row_shape).to(dtype)
+        keep = broadcast_samples(TORCH, sample_weight, row_shape).to(dtype)
     if weight is not None:
         _rows.check_weight(weight.shape, input.shape[axis])
         weight = weight.to(dtype)
@@ -313,14 +322,16 @@ def _check_labels(target, keep, row_shape, classes, ignore_index):
         bad = bad & (keep != 0)
     if bool(bad.any()):
         row = int(bad.reshape(-1).nonzero()[0])
-        raise _rows.label_error(_Torch.item(target, row), row, target.shape, classes, ignore_index)
+        raise _rows.label_error(TORCH.item(target, row), row, target.shape, classes, ignore_index)
 
 
 def _concrete(tensor):
     """The tensor with values under function transforms, or None where there are none."""
+    if torch.compiler.is_compiling():
+        return None
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    fake = tensor.is_meta or torch.compiler.is_compiling() or torch._subclasses.fake_tensor.is_fake(tensor)
+    fake = tensor.is_meta or torch._subclasses.fake_tensor.is_fake(tensor)
     return None if fake or torch._C._len_torch_dispatch_stack() else tensor.detach()
 
 
@@ -348,11 +359,11 @@ def _reduce(rows, target, soft, weight, keep, divisor, options):
 class _NLLLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype):
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
+        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
         loss, ctx.scale = problem.pick_forward(divisor)
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.call = dim, options, divisor, out_dtype
-        return _result(loss, out_dtype)
+        return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
@@ -362,9 +373,9 @@ class _NLLLoss(torch.autograd.Function):
         if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
-        problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
+        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
         dx = _empty(problem.layout, input).zero_()
-        problem.pick_backward(*_upstream(problem, dloss, ctx.scale), dx)
+        problem.pick_backward(*upstream(problem, dloss, ctx.scale), dx)
         return dx, None, *rest
 
 
@@ -381,13 +392,19 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     _check_tensors(input, target, weight, sample_weight)
     out_dtype = _result_dtype(input)
     divisor = _divisor(options, denominator)
-    compiling = torch.compiler.is_compiling()
-    if compiling or not _ordinary(*tensors[:4]) or _differentiates_weights(weight, sample_weight, divisor):
+    differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
+    if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
+        from crossent.frontends import _torch_operators
+
+        return _torch_operators.loss(
+            input, target, weight, sample_weight, divisor, True, dim, options, out_dtype
+        )
+    if not _ordinary(*tensors[:4]) or differentiates_weights:
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
         return _apply_nll_loss(input, target, weight, sample_weight, dim, options, divisor, out_dtype)
-    problem = Problem(_Torch, input, target, weight, sample_weight, dim, options, picks=True)
-    return _result(problem.pick_forward(divisor)[0], out_dtype)
+    problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
+    return result(problem.pick_forward(divisor)[0], out_dtype)
 
 
 def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
@@ -403,7 +420,7 @@ def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, 
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis, log):
-        out = softmax_forward(_Torch, x, axis, log)
+        out = softmax_forward(TORCH, x, axis, log)
         ctx.save_for_backward(out)
         ctx.call = axis, log
         return out
@@ -414,7 +431,7 @@ class _Softmax(torch.autograd.Function):
         axis, log = ctx.call
         if torch.is_grad_enabled() or not _ordinary(out, dout):
             return _softmax_grad(out, dout, axis, log), None, None
-        return softmax_backward(_Torch, out, dout.to(out.dtype), axis, log), None, None
+        return softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), None, None
 
 
 _apply_softmax = super(torch.autograd.Function, _Softmax).apply
@@ -444,7 +461,7 @@ def softmax(input, dim, dtype, log, stacklevel):
         return native(x, dim)
     if torch.is_grad_enabled() and x.requires_grad:
         return _apply_softmax(x, axis, log)
-    return softmax_forward(_Torch, x, axis, log)
+    return softmax_forward(TORCH, x, axis, log)
 
 
 def value_and_grad(function, input, args, kwargs):

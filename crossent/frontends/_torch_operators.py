@@ -1,0 +1,108 @@
+"""Cross entropy and negative log likelihood as operators, which `torch.compile` and `torch.export` carry through their graphs as they are.
+
+The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
+denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`.
+"""
+
+import torch
+
+from crossent import _rows
+from crossent._options import loss_options
+from crossent.frontends import torch as frontend
+from crossent.frontends._problem import Problem
+
+_library = torch.library.Library("crossent", "DEF")
+_OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
+_library.define(f"loss({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
+_library.define(
+    f"loss_backward(Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS})"
+    " -> (Tensor, Tensor)"
+)
+
+
+def _compute_dtype(input):
+    return torch.float64 if input.dtype is torch.float64 else torch.float32
+
+
+def _stats_shape(input, target, picks, dim):
+    """What the kernels keep for contiguous rows; they do without where it does not fit their plan."""
+    count = (3 if target.dtype.is_floating_point else 2) if input.stride(dim) == 1 and not picks else 0
+    return count, input.numel() // input.shape[dim]
+
+
+@torch.library.impl(_library, "loss", "CPU")
+def _loss(input, target, weight, sample_weight, picks, dim, *values):
+    options = loss_options(None, None, *values)
+    problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
+    dtype = _compute_dtype(input)
+    stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=dtype)
+    if picks:
+        loss, scale = problem.pick_forward(None)
+    else:
+        loss, scale = problem.forward(None, _fitting(problem, stats))
+    return frontend.result(loss, dtype), stats, torch.scalar_tensor(scale, dtype=torch.float64)
+
+
+def _fitting(problem, stats):
+    return stats if problem.plan.stats == stats.shape[0] else None
+
+
+@torch.library.impl(_library, "loss_backward", "CPU")
+def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
+    options = loss_options(None, None, *values)
+    problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
+    upstream = frontend.upstream(problem, dloss, float(scale))
+    if picks:
+        dx = torch.zeros_like(input)
+        problem.pick_backward(*upstream, dx)
+        return dx, target.new_empty(0)
+    dx = frontend.huge(torch.empty_like(input))
+    fits = problem.layout.strides_of(dx.shape, dx.stride()) is not None
+    written = dx if fits else frontend.TORCH.empty(problem.layout, input)
+    dtarget = problem.backward(_fitting(problem, stats), *upstream, written, want_target)
+    if not fits:
+        dx.copy_(written)
+    return dx, torch.empty_like(target).copy_(dtarget) if want_target else target.new_empty(0)
+
+
+@torch.library.register_fake("crossent::loss", lib=_library)
+def _fake(input, target, weight, sample_weight, picks, dim, reduction, *values):
+    dtype = _compute_dtype(input)
+    shape = [size for axis, size in enumerate(input.shape) if axis != dim] if reduction == "none" else []
+    return (
+        input.new_empty(shape, dtype=dtype),
+        input.new_empty(_stats_shape(input, target, picks, dim), dtype=dtype),
+        input.new_empty([], dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("crossent::loss_backward", lib=_library)
+def _fake_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, *values):
+    return torch.empty_like(input), torch.empty_like(target) if want_target else target.new_empty(0)
+
+
+def _setup(ctx, inputs, output):
+    input, target, weight, sample_weight, *ctx.values = inputs
+    ctx.save_for_backward(input, target, weight, sample_weight, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx, dloss, *_):
+    input, target, *rest = ctx.saved_tensors
+    want_target = ctx.needs_input_grad[1]
+    dx, dtarget = torch.ops.crossent.loss_backward(dloss, input, target, *rest, want_target, *ctx.values)
+    return dx, dtarget if want_target else None, None, None, *(None for _ in ctx.values)
+
+
+torch.library.register_autograd("crossent::loss", _differentiate, setup_context=_setup, lib=_library)
+
+
+def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out_dtype):
+    axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
+    reduction = "sum" if divisor is not None else options.reduction
+    value, _, _ = torch.ops.crossent.loss(
+        input, target, weight, sample_weight, picks, axis, reduction, options.ignore_index, options.label_smoothing,
+        options.softcap, options.z_loss,
+    )  # fmt: skip
+    return (value if divisor is None else value / divisor).to(out_dtype)

@@ -39,6 +39,8 @@ class Layout:
 
     def label_strides_of(self, strides):
         """(outer, class, inner) strides of an array of the rows' shape, or None if it needs a copy."""
+        if not self.rows:
+            return 0, 0, 1
         first = _collapse(self.row_shape[: self.split], strides[: self.split])
         second = _collapse(self.row_shape[self.split :], strides[self.split :])
         if first is None or second is None or not (self.last or second == 1 or self.inner == 1):
@@ -61,6 +63,9 @@ def _collapse(sizes, strides):
 
 
 def _collapsed(shape, strides, axis, split):
+    """(outer, class, inner) strides, or None."""
+    if 0 in shape:
+        return 0, 1, 1
     rows = [(size, stride) for i, (size, stride) in enumerate(zip(shape, strides, strict=True)) if i != axis]
     first = _collapse([r[0] for r in rows[:split]], [r[1] for r in rows[:split]])
     second = _collapse([r[0] for r in rows[split:]], [r[1] for r in rows[split:]])
@@ -109,8 +114,6 @@ def target_kind(shape, target_shape, dim, soft_allowed):
             f"target has the wrong shape for an input of shape {_text(shape)} with its classes along axis {axis}: "
             f"expected {_text(expected)} for labels{soft}, got {_text(target_shape)}"
         )
-    if shape[axis] == 0:
-        raise ValueError(f"input must have at least one class, got shape {_text(shape)}")
     return axis, kind == "soft"
 
 
@@ -171,12 +174,13 @@ def label_error(label, row, row_shape, classes, ignore_index):
     )
 
 
-def softmax_axis(ndim, dim, stacklevel):
-    """PyTorch's implicit choice of the axis, with its warning."""
+def softmax_axis(ndim, dim, name, stacklevel):
+    """PyTorch's implicit choice of the axis, with its warning at the caller of the public function."""
     if dim is None:
         warnings.warn(
-            "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.",
-            stacklevel=stacklevel,
+            f"Implicit dimension choice for {name} has been deprecated. "
+            "Change the call to include dim=X as an argument.",
+            stacklevel=stacklevel + 1,
         )
         return 0 if ndim in (0, 1, 3) else 1
     return class_axis(ndim, dim) if ndim else 0

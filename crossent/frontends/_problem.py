@@ -9,8 +9,7 @@
 from functools import lru_cache
 
 from crossent import _rows
-from crossent.kernels import BadLabel
-from crossent.kernels import numba as kernels
+from crossent.kernels import BadLabel, numba as kernels
 
 
 def compute_storage(storage):

@@ -1,6 +1,5 @@
 """NumPy: the kernels on arrays of any strides and byte order, and gradients by `value_and_grad`."""
 
-import math
 from contextvars import ContextVar
 
 import numpy as np
@@ -115,7 +114,7 @@ def _divisor(options, denominator):
 
 def _promoted(input, target):
     """Logits and probabilities of two float types meet in the wider one."""
-    if target.dtype in _FLOATS and input.dtype in _FLOATS:
+    if target.dtype in _FLOATS and input.dtype in _FLOATS and target.shape == input.shape:
         common = np.promote_types(input.dtype, target.dtype)
         return input.astype(common, copy=False), target.astype(common, copy=False)
     return input, target
@@ -170,7 +169,7 @@ def softmax(input, dim, dtype, log, stacklevel):
         x = x.astype(dtype, copy=False)
     if x.dtype not in _FLOATS:
         raise _rows.dtype_error("input", x.dtype)
-    axis = _rows.softmax_axis(x.ndim, dim, stacklevel)
+    axis = _rows.softmax_axis(x.ndim, dim, "log_softmax" if log else "softmax", stacklevel)
     if not x.ndim:
         return softmax(x[None], 0, None, log, stacklevel)[0]
     return softmax_forward(_NumPy, x, axis, log)

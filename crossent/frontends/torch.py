@@ -227,9 +227,7 @@ _apply_cross_entropy = super(torch.autograd.Function, _CrossEntropy).apply
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is None and sample_weight is None and denominator is None and _common(input, target):
         if input.requires_grad and torch.is_grad_enabled():
-            return _apply_cross_entropy(
-                input, target, None, None, dim, options, None, input.dtype, inplace_backward
-            )
+            return _apply_cross_entropy(input, target, None, None, dim, options, None, input.dtype, inplace_backward)
         problem = Problem(TORCH, input, target, None, None, dim, options)
         return result(problem.forward(None, None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
@@ -241,7 +239,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         )  # fmt: skip
     _check_tensors(input, target, weight, sample_weight)
     out_dtype = _result_dtype(input)
-    if target.dtype in _STORAGE and target.dtype is not input.dtype and input.dtype in _STORAGE:
+    if target.dtype in _STORAGE and input.dtype in _STORAGE and target.shape == input.shape:
         common = torch.promote_types(input.dtype, target.dtype)
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
     divisor = _divisor(options, denominator)
@@ -249,9 +247,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
         from crossent.frontends import _torch_operators
 
-        return _torch_operators.loss(
-            input, target, weight, sample_weight, divisor, False, dim, options, out_dtype
-        )
+        return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
     if not _ordinary(*tensors[:4]) or differentiates_weights:
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
@@ -303,10 +299,17 @@ def _checked_rows(input, target, weight, sample_weight, dim, options, soft_allow
         keep = broadcast_samples(TORCH, sample_weight, row_shape).to(dtype)
     if weight is not None:
         _rows.check_weight(weight.shape, input.shape[axis])
+        if weight.dtype not in _STORAGE:
+            raise _rows.dtype_error("weight", weight.dtype)
         weight = weight.to(dtype)
     if soft:
         _rows.check_soft_options(options)
         return axis, soft, target.to(dtype), weight, keep
+    if target.dtype is torch.uint64 and _concrete(target) is not None:
+        row = TORCH.labels(_concrete(target))[1]
+        if row is not None:
+            label = TORCH.item(_concrete(target), row)
+            raise _rows.label_error(label, row, row_shape, input.shape[axis], options.ignore_index)
     target = target.to(torch.int64)
     keep = torch.where(target == options.ignore_index, 0.0, keep)
     _check_labels(target, keep, row_shape, input.shape[axis], options.ignore_index)
@@ -396,9 +399,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
         from crossent.frontends import _torch_operators
 
-        return _torch_operators.loss(
-            input, target, weight, sample_weight, divisor, True, dim, options, out_dtype
-        )
+        return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
     if not _ordinary(*tensors[:4]) or differentiates_weights:
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
@@ -445,23 +446,28 @@ def _softmax_grad(out, dout, axis, log):
 
 
 def softmax(input, dim, dtype, log, stacklevel):
-    native = torch.log_softmax if log else torch.softmax
+    name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
-        name = "log_softmax" if log else "softmax"
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
     if dim is None:
-        dim = _rows.softmax_axis(input.ndim, dim, stacklevel)
+        dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)
     x = input if dtype is None else input.to(dtype)
     if x.dtype not in _STORAGE:
         raise _rows.dtype_error("input", x.dtype)
     if not x.ndim or torch.compiler.is_compiling() or not _ordinary(x):
-        return native(x, dim)
+        return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
-    if x.shape[axis] <= _NATIVE_SOFTMAX_UP_TO and x.stride(axis) == 1:
-        return native(x, dim)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if x.shape[axis] <= _NATIVE_SOFTMAX_UP_TO and x.stride(axis) == 1 and x.itemsize > 2:
+        return _native_softmax(x, axis, log)
+    if x.requires_grad and torch.is_grad_enabled():
         return _apply_softmax(x, axis, log)
     return softmax_forward(TORCH, x, axis, log)
+
+
+def _native_softmax(x, dim, log):
+    """PyTorch's own; for 16 bits in float32, since its own kernels round on the way."""
+    native = torch.log_softmax if log else torch.softmax
+    return native(x, dim) if x.itemsize > 2 else native(x, dim, dtype=torch.float32).to(x.dtype)
 
 
 def value_and_grad(function, input, args, kwargs):

@@ -13,6 +13,8 @@ from crossent.kernels._compile import inline, kernel
 from crossent.kernels._leaves import (
     LABELS,
     OK,
+    add,
+    added,
     class_grad,
     label_grad,
     label_weight,
@@ -244,7 +246,7 @@ def forward(
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain = not dense and cap == 0.0
-    loss_sum, weight_sum = 0.0, 0.0
+    loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n, row, first = min(tile, inner - i), o * inner + i, o * target_outer + i
@@ -281,9 +283,9 @@ def forward(
             tile_loss, tile_weight = tile_loss + value, tile_weight + keep * own_weight
             if loss != 0:
                 store_some(weight_like, loss, row + j, first_lanes(like, n - j), value)
-        loss_sum += np.float64(sum_of_lanes(tile_loss))
-        weight_sum += np.float64(sum_of_lanes(tile_weight))
-    return OK, loss_sum, weight_sum
+        loss_sum, loss_rest = add(loss_sum, loss_rest, np.float64(sum_of_lanes(tile_loss)))
+        weight_sum, weight_rest = add(weight_sum, weight_rest, np.float64(sum_of_lanes(tile_weight)))
+    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
 
 
 @inline

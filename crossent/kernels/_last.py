@@ -13,6 +13,8 @@ from crossent.kernels._compile import inline, kernel
 from crossent.kernels._leaves import (
     LABELS,
     OK,
+    add,
+    added,
     class_grad,
     class_weight_of,
     excess_of,
@@ -192,7 +194,7 @@ def forward(
     cap, z_loss, rows, weight_total, x, target, weight, samples, loss, stats, lo, hi,
 ):  # fmt: skip
     """Rows lo to hi: write losses and what backward needs; a bad row or OK, the sums of losses and of weights."""
-    loss_sum, weight_sum = 0.0, 0.0
+    loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
@@ -224,8 +226,8 @@ def forward(
         if is_soft or smoothing > 0.0 or z_loss > 0.0:
             log_total = math.log1p(excess)
         value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
-        loss_sum += value
-        weight_sum += keep * counted
+        loss_sum, loss_rest = add(loss_sum, loss_rest, value)
+        weight_sum, weight_rest = add(weight_sum, weight_rest, keep * counted)
         if loss != 0:
             put(weight_like, loss, r, value)
         if stats != 0:
@@ -233,7 +235,7 @@ def forward(
             put(weight_like, stats, rows + r, excess)
             if is_soft:
                 put(weight_like, stats, 2 * rows + r, mass)
-    return OK, loss_sum, weight_sum
+    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
 
 
 @inline

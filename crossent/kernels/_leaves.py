@@ -37,6 +37,19 @@ def upstream_of(like, dloss, row, scale):
 
 
 @inline
+def add(total, rest, value):
+    """Neumaier's sum: `rest` collects what the additions to `total` rounded off."""
+    new = total + value
+    rest += (total - new) + value if abs(total) >= abs(value) else (value - new) + total
+    return new, rest
+
+
+@inline
+def added(total, rest):
+    return total + rest if abs(total) < np.inf else total
+
+
+@inline
 def class_weight_of(like, weight, label):
     return np.float64(get(like, weight, label)) if weight != 0 else 1.0
 

@@ -3,7 +3,16 @@
 import numpy as np
 
 from crossent.kernels._compile import inline, kernel
-from crossent.kernels._leaves import LABELS, OK, class_weight_of, label_weight, sample_weight_of, upstream_of
+from crossent.kernels._leaves import (
+    LABELS,
+    OK,
+    add,
+    added,
+    class_weight_of,
+    label_weight,
+    sample_weight_of,
+    upstream_of,
+)
 from crossent.kernels._simd import at, get, put
 
 
@@ -18,7 +27,7 @@ def forward(
     x, target, weight, samples, loss, lo, hi,
 ):  # fmt: skip
     """Rows lo to hi: write losses; a bad row or OK, the sums of losses and of weights."""
-    loss_sum, weight_sum = 0.0, 0.0
+    loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
@@ -31,11 +40,11 @@ def forward(
             mass = label_weight(w, keep, 0.0)
             if mass != 0.0:
                 value = -mass * np.float64(get(like, x, o * x_outer + label * x_class + i * x_inner))
-            weight_sum += mass
-            loss_sum += value
+            loss_sum, loss_rest = add(loss_sum, loss_rest, value)
+            weight_sum, weight_rest = add(weight_sum, weight_rest, mass)
         if loss != 0:
             put(weight_like, loss, r, value)
-    return OK, loss_sum, weight_sum
+    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
 
 
 @kernel

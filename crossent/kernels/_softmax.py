@@ -12,6 +12,7 @@ from crossent.kernels._simd import (
     address_of,
     at,
     first_lanes,
+    fma,
     lanes,
     larger,
     lift,
@@ -29,9 +30,18 @@ _BLOCK = 64  # vectors summed before they are added to the total: short sums kee
 
 
 @inline
-def _result(like, z, log_total, reciprocal, is_log):
+def _quotient(like, x, y, reciprocal):
+    """x / y by way of 1 / y, with one step of refinement: to the last bit but for rare cases, and quicker."""
+    quotient = x * reciprocal
+    return fma(fma(lift(like, 0.0) - quotient, y, x), reciprocal, quotient)
+
+
+@inline
+def _result(like, z, total, log_total, is_log):
     """Of z relative to the peak."""
-    return z - log_total if is_log else exp(like, z) * reciprocal
+    if is_log:
+        return z - log_total
+    return _quotient(like, exp(like, z), lift(like, total), lift(like, 1.0 / total))
 
 
 @inline
@@ -68,10 +78,10 @@ def forward_last(like, weight_like, x_outer, x_inner, inner, classes, tile, is_l
         if out_of_headroom(top, peak):
             peak = top
             total, top = walk(like, row, classes, -1, peak, 0.0)
-        log_total, reciprocal = math.log(total), 1.0 / total
+        log_total = math.log(total) if total > 0.0 else total - np.inf
         for j in range(0, classes, lanes(like)):
             z = _load_within(like, row, j, classes, 0.0) - peak
-            _store_within(like, result, j, classes, _result(like, z, log_total, reciprocal, is_log))
+            _store_within(like, result, j, classes, _result(like, z, total, log_total, is_log))
     return OK, 0.0, 0.0
 
 
@@ -90,10 +100,11 @@ def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile,
             for j in range(block, min(block + _BLOCK * width, classes), width):
                 prefetch(like, drow, j)
                 d = _load_within(like, drow, j, classes, 0.0)
-                if not is_log:
+                if is_log:
+                    part = part + d
+                else:
                     prefetch(like, row, j)
-                    d = d * _load_within(like, row, j, classes, 0.0)
-                part = part + d
+                    part = fma(d, _load_within(like, row, j, classes, 0.0), part)
             total = total + part
         summed = np.float64(sum_of_lanes(total))
         for j in range(0, classes, width):
@@ -134,11 +145,11 @@ def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_
                     part = part + e
                     store(weight_like, scratch, c * tile + j, z if is_log else e)
                 total = total + part
-            store(weight_like, scales, j, log(like, total) if is_log else 1.0 / total)
+            store(weight_like, scales, j, log(like, total) if is_log else total)
         for c in range(classes):
             for j in range(0, n, width):
                 z, scale = load(weight_like, scratch, c * tile + j), load(weight_like, scales, j)
-                value = z - scale if is_log else z * scale
+                value = z - scale if is_log else _quotient(like, z, scale, 1.0 / scale)
                 _store_within(like, result, c * out_class + j, c * out_class + n, value)
     return OK, 0.0, 0.0
 
@@ -160,10 +171,11 @@ def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile
                 for c in range(block, min(block + _BLOCK, classes)):
                     prefetch(like, drow, c * dout_class + j)
                     d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
-                    if not is_log:
+                    if is_log:
+                        part = part + d
+                    else:
                         prefetch(like, row, c * out_class + j)
-                        d = d * _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
-                    part = part + d
+                        part = fma(d, _load_within(like, row, c * out_class + j, c * out_class + n, 0.0), part)
                 total = total + part
             for c in range(classes):
                 d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)

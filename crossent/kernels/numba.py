@@ -39,7 +39,7 @@ class _Schedule:
             self.tile = _inner.tile_rows(layout.classes)
             self.scratch = _inner.scratch_numbers(layout.classes)
             self.units, size = layout.outer * -(-layout.inner // self.tile), self.tile * layout.classes
-        self.step = max(1, _CHUNK // size)
+        self.step = max(1, _CHUNK // max(size, 1))
         self.chunks = -(-self.units // self.step)
         self.dtype = weight_like.dtype
 

@@ -1,0 +1,110 @@
+"""Runs every measurement in a process of its own, and writes results.json and table.md."""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import report
+from benchmarks.cases import CASES, MEMORY, START
+from benchmarks.machine import machine, versions
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="crossent beside its rivals")
+    parser.add_argument("--case", action="append", help="part of a case's name, 'memory' or 'start'; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="few rounds: to see that everything runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench-output"), help="folder for results.json and table.md"
+    )
+    return parser.parse_args()
+
+
+def child(module: str, *parameters: str, **environment: str) -> str:
+    """The last line that the program prints."""
+    # One compiler process: idle ones would share the cores with what is timed.
+    variables = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | environment
+    command = [sys.executable, "-m", f"benchmarks.{module}", *parameters]
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def measure_times(name: str, quick: bool, huge_pages: bool) -> list[dict]:
+    rounds, seconds = (3, 0.0) if quick else (11, 2.0)
+    return json.loads(child("worker", name, str(rounds), str(seconds), THP_MEM_ALLOC_ENABLE="01"[huge_pages]))
+
+
+def measure_memory(library: str, mode: str) -> list[dict]:
+    limit = MEMORY[library, mode]
+    value = float(child("memory", library, mode))
+    return [{"library": library, "mode": mode, "value": value} | ({"at_most": limit} if limit else {})]
+
+
+def measure_start(name: str) -> list[dict]:
+    if "cold" in name:
+        with tempfile.TemporaryDirectory() as empty:
+            seconds = [float(child("start", name, NUMBA_CACHE_DIR=empty))]
+    else:
+        seconds = [float(child("start", name)) for _ in range(6)][1:]
+    return [{"name": name, "value": median(seconds), "at_most": START[name]}]
+
+
+def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
+    """What there is to run: the group of its results, its name, and a call that returns them."""
+    for case in CASES:
+        yield "times", case.name, partial(measure_times, case.name, quick, False)
+        if case.arrays == "torch":
+            yield "times", f"{case.name} (THP)", partial(measure_times, case.name, quick, True)
+    for library, mode in MEMORY:
+        yield "memory", f"memory: {library}, {mode}", partial(measure_memory, library, mode)
+    for name in START:
+        yield "start", f"start: {name}", partial(measure_start, name)
+    yield "memory_rates", "rates of memory", lambda: [json.loads(child("machine"))]
+
+
+def run(chosen: argparse.Namespace, console: Console) -> dict:
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "errors": [],
+    } | {group: [] for group in ("times", "memory", "start", "memory_rates")}
+    wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
+    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
+    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(wanted))
+        for group, name, measure in wanted:
+            progress.update(task, description=name, refresh=True)
+            try:
+                results[group] += measure()
+            except subprocess.CalledProcessError as error:
+                results["errors"].append(f"{name}: {error}")
+            progress.advance(task)
+    return results
+
+
+def main() -> None:
+    chosen = arguments()
+    console = Console(highlight=False)
+    results = run(chosen, console)
+    report.show(console, results)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    (chosen.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (chosen.output / "table.md").write_text(report.markdown(results))
+    console.print(f"Written: {chosen.output / 'results.json'}, {chosen.output / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main()

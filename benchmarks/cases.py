@@ -1,0 +1,112 @@
+"""What is measured, and the targets: how many times faster than a rival crossent has to be."""
+
+from dataclasses import dataclass, field
+from math import prod
+
+MODES = {
+    "step": "forward, backward, free the gradient",
+    "forward": "forward of logits that require a gradient, as in training",
+    "evaluation": "forward under no_grad",
+}
+ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
+LARGE = 64e6  # bytes of logits
+LARGE_WITH_HUGE_PAGES = 1.5  # over the better of eager and compile
+NOWHERE_BELOW = 0.95
+COMPILED_AT_MOST = 1.10  # crossent under torch.compile over crossent eager, from COMPILED_FROM bytes
+COMPILED_FROM = 1e6
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shape: tuple[int, ...]
+    step: dict[str, float] = field(default_factory=dict)  # rival -> target
+    forward: dict[str, float] = field(default_factory=dict)
+    function: str = "cross_entropy"
+    dtype: str = "float32"
+    soft_targets: bool = False
+    class_weights: bool = False
+    options: dict[str, float] = field(default_factory=dict)
+    arrays: str = "torch"
+    modes: tuple[str, ...] = tuple(MODES)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the logits."""
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        if self.arrays == "numpy":
+            return tuple(self.forward)
+        own = ("own compile",) if self.size >= COMPILED_FROM else ()
+        return ("eager", "compile", *own, *(name for name in self.forward if name == "memory read"))
+
+    def limits(self, mode: str, rival: str, huge_pages: bool) -> dict[str, float]:
+        """What the ratio rival / crossent has to be: {"at_least": ...} or {"at_most": ...}.
+
+        Empty where the rival is not asked.
+        """
+        if rival == "own compile":
+            return {} if huge_pages else {"at_most": COMPILED_AT_MOST}
+        targets = self.step if mode == "step" else self.forward
+        if rival == "memory read":
+            return {"at_least": targets[rival]} if mode == "evaluation" else {}
+        if not huge_pages:
+            return {"at_least": targets.get(rival, NOWHERE_BELOW)}
+        return {"at_least": LARGE_WITH_HUGE_PAGES if self.size >= LARGE else NOWHERE_BELOW}
+
+
+SEGMENTATION = (4, 19, 512, 512)
+
+CASES = [
+    Case(
+        "2048 x 32000",
+        (2048, 32000),
+        {"eager": 7, "compile": 3.5},
+        {"eager": 8, "compile": 2, "memory read": 0.8},
+    ),
+    Case("512 x 128256", (512, 128256), {"eager": 7, "compile": 3.5}, {"eager": 8, "compile": 2}),
+    Case("4 x 19 x 512 x 512", SEGMENTATION, {"eager": 6, "compile": 2.5}, {"eager": 6, "compile": 1.5}),
+    Case("4096 x 1000", (4096, 1000), {"eager": 3, "compile": 1.8}, {"eager": 2, "compile": 1.2}),
+    Case("128 x 1000", (128, 1000), {"eager": 1.5, "compile": 2}, {"eager": 1.3}),
+    Case("32 x 10", (32, 10), {"eager": 1.0, "compile": 2}, {"eager": 1.0}),
+    Case(
+        "2048 x 32000, smoothing, class weights",
+        (2048, 32000),
+        {"eager": 8, "compile": 3},
+        {"eager": 8, "compile": 2},
+        class_weights=True,
+        options={"label_smoothing": 0.1},
+    ),
+    Case(
+        "2048 x 32000, bfloat16",
+        (2048, 32000),
+        {"eager": 4, "compile": 2.5},
+        {"eager": 4, "compile": 1.2},
+        dtype="bfloat16",
+    ),
+    Case("512 x 32000, soft targets", (512, 32000), {"eager": 3}, {"eager": 3}, soft_targets=True),
+    Case("512 x 32000, float64", (512, 32000), {"eager": 3}, {"eager": 3}, dtype="float64"),
+    Case("1 x 4 x 96 x 96 x 96", (1, 4, 96, 96, 96), {"eager": 3}, {"eager": 3}),
+    *(
+        Case(f"{function}, {' x '.join(map(str, shape))}", shape, {"eager": target}, {"eager": target}, function)
+        for function in ("softmax", "log_softmax")
+        for shape, target in (((2048, 32000), 2), (SEGMENTATION, 2), ((32, 10), 0.95))
+    ),
+    Case("NumPy, 2048 x 32000", (2048, 32000), {}, {"scipy": 5}, arrays="numpy", modes=("evaluation",)),
+    Case("NumPy, 4096 x 1000", (4096, 1000), {}, {"sklearn": 10}, arrays="numpy", modes=("evaluation",)),
+]
+
+# Beside the logits, in sizes of the logits: library, mode -> at most.
+MEMORY_SHAPE = (2048, 32000)
+MEMORY = {
+    ("crossent", "step"): 1.1,
+    ("crossent", "step in place"): 0.02,
+    ("crossent", "evaluation"): 0.02,
+    ("torch", "step"): None,
+    ("torch", "evaluation"): None,
+}
+
+# Seconds: at most.
+START = {"first call, kernels cached": 0.8, "all float32 kernels, from cold": 20.0}

@@ -1,0 +1,124 @@
+"""The results as tables: on the terminal, and in Markdown for the README."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+RATIOS = ("eager", "compile", "own compile")
+ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    title: str
+    heading: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int  # how many columns, on the left, are words
+
+
+def sheets(results: dict) -> list[Sheet]:
+    """The tables that have any rows."""
+    found = [_times(results, huge_pages, title) for huge_pages, title in ENVIRONMENTS.items()]
+    found.append(Sheet("Beside PyTorch", ("measured", "result"), _others(results), 1))
+    return [sheet for sheet in found if sheet.rows]
+
+
+def met(row: dict) -> bool:
+    """Whether a result, which is a "ratio" or a "value", is within its limit."""
+    value = row["ratio"] if "ratio" in row else row["value"]
+    return row.get("at_least", value) <= value <= row.get("at_most", value)
+
+
+def _times(results: dict, huge_pages: bool, title: str) -> Sheet:
+    """A row for each case and mode: the time, then the ratios, marked where they miss their target."""
+    known = {
+        (row["case"], row["mode"], row["rival"]): row for row in results["times"] if row["huge_pages"] == huge_pages
+    }
+    rivals = [rival for rival in RATIOS if any(rival == key[2] for key in known)]
+    rows, named = [], ""
+    for case, mode in dict.fromkeys(key[:2] for key in known if key[2] in RATIOS):
+        cells = [known.get((case, mode, rival)) for rival in rivals]
+        own = next((cell["ours"] for cell in cells if cell and "ours" in cell), None)
+        rows.append((case if case != named else "", mode, _time(own), *map(_ratio, cells)))
+        named = case
+    return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), rows, 2)
+
+
+def _others(results: dict) -> list[tuple[str, ...]]:
+    """Everything that is not a ratio to PyTorch's time."""
+    rows = []
+    for row in results["times"]:
+        if row["rival"] not in RATIOS:
+            how = " (THP)" if row["huge_pages"] else ""
+            rows.append((f"{row['rival']} / crossent, {row['case']}{how}", _ratio(row)))
+    for row in results["memory"]:
+        rows.append((f"extra memory, {row['mode']}, {row['library']}", _value(row, "x the logits")))
+    rows += [(row["name"], _value(row, "s")) for row in results["start"]]
+    rates = [rate for row in results["memory_rates"] for rate in row.items()]
+    return rows + [(f"{name} rate of memory", f"{rate:.1f} GB/s") for name, rate in rates]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+
+
+def _ratio(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    return "(error)" if "error" in row else _marked(row, f"{row['ratio']:.2f}")
+
+
+def _value(row: dict, unit: str) -> str:
+    return _marked(row, f"{row['value']:.2f} {unit}")
+
+
+def _marked(row: dict, text: str) -> str:
+    if met(row):
+        return text
+    limit = f"< {row['at_least']:g}" if "at_least" in row else f"> {row.get('at_most')}"
+    return f"{text} ({limit})"
+
+
+def show(console: Console, results: dict) -> None:
+    for sheet in sheets(results):
+        table = Table(title=sheet.title, title_justify="left")
+        for at, heading in enumerate(sheet.heading):
+            words = at < sheet.names
+            table.add_column(heading, justify="left" if words else "right", no_wrap=at > 0)
+        for row in sheet.rows:
+            table.add_row(*_emphasised(row, sheet, "[red]", "[/]"))
+        console.print(table)
+    failed = [
+        f"{row['case']}, {row['mode']}, {row['rival']}: {row['error']}" for row in results["times"] if "error" in row
+    ]
+    for error in failed + results["errors"]:
+        console.print(error, style="red", markup=False)
+
+
+def markdown(results: dict) -> str:
+    machine, numbers = results["machine"], results["versions"]
+    lines = [
+        f"`{results['command']}`, {results['date']}.",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB.",
+        f"{', '.join(f'{name} {number}' for name, number in numbers.items())}.",
+    ]
+    for sheet in sheets(results):
+        lines += ["", f"{sheet.title}:", "", _line(sheet.heading)]
+        lines.append(_line(["---"] * sheet.names + ["---:"] * (len(sheet.heading) - sheet.names)))
+        lines += [_line(_emphasised(row, sheet, "**", "**")) for row in sheet.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _emphasised(row: tuple[str, ...], sheet: Sheet, before: str, after: str) -> list[str]:
+    """The row, with the cells that miss their limit made to stand out."""
+    return [
+        f"{before}{cell}{after}" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row)
+    ]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,42 @@
+"""Interleaved timing: one sample of every callable a round, in turn."""
+
+import gc
+import math
+import time
+from collections.abc import Callable
+
+SAMPLE_SECONDS = 5e-3
+# OpenMP's threads spin after a parallel region; a sample waits until the one before has let go of the cores.
+SETTLE_SECONDS = 5e-3
+
+
+def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per call, a sample for each round: at least so many rounds, and more until the time is used up."""
+    loops = {name: _loops(call) for name, call in callables.items()}
+    samples: dict[str, list[float]] = {name: [] for name in callables}
+    order = list(callables)
+    end = time.perf_counter() + seconds
+    gc.collect()
+    gc.disable()
+    while len(samples[order[0]]) < rounds or time.perf_counter() < end:
+        for name in order:
+            time.sleep(SETTLE_SECONDS)
+            samples[name].append(_sample(callables[name], loops[name]))
+        order.reverse()
+    gc.enable()
+    return samples
+
+
+def _sample(call: Callable[[], object], loops: int) -> float:
+    start = time.perf_counter()
+    for _ in range(loops):
+        call()
+    return (time.perf_counter() - start) / loops
+
+
+def _loops(call: Callable[[], object]) -> int:
+    """As many calls as make a sample long enough to time."""
+    loops = 1
+    while (taken := loops * _sample(call, loops)) < SAMPLE_SECONDS:
+        loops = max(2 * loops, math.ceil(loops * SAMPLE_SECONDS / taken))
+    return loops

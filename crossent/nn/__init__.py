@@ -1,0 +1,32 @@
+"""torch.nn with crossent's `Softmax`, `LogSoftmax`, `NLLLoss` and `CrossEntropyLoss` in it.
+
+Everything else that torch.nn has is here under the same name: a program changes `import torch.nn as nn` to
+`import crossent.nn as nn` and `import torch.nn.functional as F` to `import crossent.nn.functional as F`.
+"""
+
+from typing import TYPE_CHECKING
+
+try:
+    import torch.nn as _torch_nn
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError("crossent.nn needs PyTorch: pip install crossent[torch]") from None
+
+from torch.nn import *  # noqa: F403
+
+# The star brought torch's `functional` and `modules`; importing ours puts them in their place.
+import crossent.nn.functional
+import crossent.nn.modules  # noqa: F401
+from crossent.nn import _submodules as _submodules, functional as functional, modules as modules
+from crossent.nn.modules import (
+    CrossEntropyLoss as CrossEntropyLoss,
+    LogSoftmax as LogSoftmax,
+    NLLLoss as NLLLoss,
+    Softmax as Softmax,
+)
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
+
+    def __getattr__(name):
+        return getattr(_torch_nn, name)

@@ -1,0 +1,18 @@
+"""torch.nn.functional with crossent's `softmax`, `log_softmax`, `nll_loss` and `cross_entropy` in it."""
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as _torch_functional
+from torch.nn.functional import *  # noqa: F403
+
+from crossent.functional import (
+    cross_entropy as cross_entropy,
+    log_softmax as log_softmax,
+    nll_loss as nll_loss,
+    softmax as softmax,
+)
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
+
+    def __getattr__(name):
+        return getattr(_torch_functional, name)

@@ -1,0 +1,225 @@
+"""One way to run a case on every frontend: lay it out in memory, call, differentiate, compare with the reference."""
+
+import contextlib
+import functools
+import inspect
+import pickle
+
+import numpy as np
+import reference
+import torch
+
+import crossent
+
+TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+EPS = {name: torch.finfo(dtype).eps for name, dtype in TORCH_DTYPES.items()}
+SMALLEST = {name: torch.finfo(dtype).smallest_normal * EPS[name] for name, dtype in TORCH_DTYPES.items()}
+FRONTENDS = ["torch", "composite", "numpy"]
+SOFTMAXES = ("softmax", "log_softmax")
+LAYOUTS = ["contiguous", "reversed", "classes_last", "strided", "offset", "expanded", "expanded_classes"]
+NUMPY_LAYOUTS = ["negative", "readonly", "swapped", "unaligned"]
+
+
+def quantise(array, dtype):
+    """The float64 array whose values are those that `dtype` can hold."""
+    return torch.as_tensor(np.asarray(array, np.float64)).to(TORCH_DTYPES[dtype]).double().numpy()
+
+
+def class_axis(array, dim):
+    return (1 if array.ndim > 1 else 0) if dim is None else dim % array.ndim
+
+
+def same_values(array, layout, dim=None):
+    """What the layout can hold: an expanded one repeats its first row or its first class."""
+    if layout == "expanded" and array.ndim > 1 and array.shape[0]:
+        return np.broadcast_to(array[:1], array.shape).copy()
+    if layout == "expanded_classes":
+        axis = class_axis(array, dim)
+        return np.broadcast_to(array.take([0], axis), array.shape).copy() if array.shape[axis] else array
+    return array
+
+
+def lay_out(x, layout, dim=None):
+    """The torch tensor x, contiguous, with its values at other places in memory and nan between them."""
+    axis = class_axis(x, dim)
+    order = tuple(reversed(range(x.ndim)))
+    if layout == "reversed":
+        return x.permute(order).contiguous().permute(order)
+    if layout == "classes_last":
+        return x.movedim(axis, -1).contiguous().movedim(-1, axis)
+    if layout == "strided":
+        buffer = torch.full([2 * n + 3 for n in x.shape], torch.nan, dtype=x.dtype)
+        view = buffer[tuple(slice(1, 1 + 2 * n, 2) for n in x.shape)]
+        return view.copy_(x)
+    if layout == "offset":
+        buffer = torch.full((x.numel() + 9,), torch.nan, dtype=x.dtype)
+        return buffer[1 : 1 + x.numel()].view(x.shape).copy_(x)
+    if layout == "expanded" and x.ndim > 1 and x.shape[0]:
+        return x[:1].clone().expand(x.shape)
+    if layout == "expanded_classes" and x.shape[axis]:
+        return x.narrow(axis, 0, 1).clone().expand(x.shape)
+    return x.clone()
+
+
+def lay_out_numpy(x, layout, dim=None):
+    if layout == "negative":
+        flip = (slice(None, None, -1),) * x.ndim
+        return x[flip].copy()[flip]
+    if layout == "readonly":
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+    if layout == "swapped":
+        return x.astype(x.dtype.newbyteorder())
+    if layout == "unaligned":
+        record = np.zeros(x.shape, np.dtype({"names": ["x"], "formats": [x.dtype], "offsets": [1]}))
+        record["x"] = x
+        return record["x"]
+    return lay_out(torch.from_numpy(x.copy()), layout, dim).numpy()
+
+
+def composite():
+    from crossent.frontends.torch import _force_composite
+
+    return _force_composite()
+
+
+def bits(tensor):
+    """The tensor as integers of its size, which compare equal for nan too."""
+    return tensor.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+
+
+def to_numpy(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().double().numpy()
+    return np.asarray(value).astype(np.float64)
+
+
+def cast(array, dtype, frontend):
+    if frontend == "numpy":
+        return array.astype(dtype)
+    return torch.as_tensor(array).to(TORCH_DTYPES[dtype])
+
+
+def run(frontend, name, logits, *args, dtype, layout="contiguous", upstream=1.0, **kwargs):
+    """Value and gradient in float64, after checking their type and dtype. `logits` and float arguments are NumPy.
+
+    The gradient is None where the frontend has none to give (NumPy arrays that are not reduced).
+    """
+    dim = kwargs.get("dim")
+    if args and isinstance(args[0], np.ndarray) and args[0].dtype.kind == "f":
+        args = (cast(args[0], dtype, frontend), *args[1:])
+    if frontend == "numpy":
+        x = lay_out_numpy(np.asarray(logits, np.float64).astype(dtype), layout, dim)
+        before = x.tobytes()
+        function = getattr(crossent, name)
+        value, gradient = function(x, *args, **kwargs), None
+        if np.ndim(value) == 0 and name not in SOFTMAXES:
+            again, gradient = crossent.value_and_grad(function)(x, *args, **kwargs)
+            assert np.asarray(again).tobytes() == np.asarray(value).tobytes()
+            assert gradient.dtype == np.dtype(dtype) and gradient.shape == x.shape
+            gradient = to_numpy(gradient) * upstream
+        assert isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.dtype(dtype)
+        assert x.tobytes() == before
+        return to_numpy(value), gradient
+    torch_args = [torch.as_tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+    arrays = (np.ndarray, np.float32)
+    torch_kwargs = {k: torch.as_tensor(v) if isinstance(v, arrays) else v for k, v in kwargs.items()}
+    x = lay_out(torch.as_tensor(np.asarray(logits, np.float64)).to(TORCH_DTYPES[dtype]), layout, dim)
+    x.requires_grad_()
+    before = x.detach().clone()
+    with composite() if frontend == "composite" else contextlib.nullcontext():
+        library = torch.nn.functional if frontend == "pytorch" else crossent
+        value = getattr(library, name)(x, *torch_args, **torch_kwargs)
+        up = torch.as_tensor(np.asarray(upstream, np.float64)).to(value.dtype)
+        (gradient,) = torch.autograd.grad(value, x, up.expand(value.shape))
+    assert value.dtype == gradient.dtype == x.dtype and gradient.shape == x.shape
+    assert torch.equal(bits(before), bits(x))
+    return to_numpy(value), to_numpy(gradient)
+
+
+@functools.lru_cache(maxsize=32)
+def _expected(name, pickled):
+    args, kwargs = pickle.loads(pickled)
+    return getattr(reference, name)(*args, **kwargs)
+
+
+def expected(name, *args, **kwargs):
+    """The reference's answer, kept for the next memory layout."""
+    return _expected(name, pickle.dumps((args, kwargs)))
+
+
+def assert_close(ours, exact, dtype, scale, ulps=4):
+    """Half precision may be off by its one rounding, and everything by a few units of the arithmetic times `scale`."""
+    exact = np.asarray(exact)
+    assert ours.shape == exact.shape, f"shape {ours.shape}, expected {exact.shape}"
+    half = dtype in ("float16", "bfloat16")
+    arithmetic = EPS["float32"] if half else EPS[dtype]
+    largest = torch.finfo(TORCH_DTYPES[dtype]).max
+    with np.errstate(all="ignore"):
+        allowed = ulps * arithmetic * np.maximum(scale, abs(exact)) + SMALLEST[dtype]
+        if half:
+            allowed = allowed + 0.501 * EPS[dtype] * abs(exact)
+        error = abs(ours - exact)
+        overflow = (abs(exact) > largest * (1 - EPS[dtype])) & (np.sign(ours) == np.sign(exact))
+        good = (error <= allowed) | (ours == exact) | (np.isnan(ours) & np.isnan(exact)) | (np.isinf(ours) & overflow)
+    if not good.all():
+        ours, exact = ours.astype(np.float64), exact.astype(np.float64)
+        at = np.where(good, -1, np.where(np.isnan(error), np.inf, error)).argmax()
+        worst = tuple(int(i) for i in np.unravel_index(at, good.shape))
+        raise AssertionError(
+            f"{(~good).sum()} of {good.size} wrong, at {worst} {ours[worst]:.9g} instead of {exact[worst]:.9g}"
+            f", off by {float(error[worst] / allowed[worst]):.3g} times what is allowed"
+        )
+
+
+def size(logits):
+    """The magnitude that decides how much rounding the logits themselves bring."""
+    finite = np.abs(logits[np.isfinite(logits)])
+    return max(1.0, float(finite.max())) if finite.size else 1.0
+
+
+def largest(array):
+    finite = np.abs(np.asarray(array, np.float64))
+    finite = finite[np.isfinite(finite)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def check(frontend, name, logits, *args, dtype, layout="contiguous", upstream=None, ulps=4, **kwargs):
+    """Runs the case and compares value and gradient with the reference."""
+    logits = same_values(quantise(logits, dtype), layout, kwargs.get("dim"))
+    if args and name not in SOFTMAXES and np.asarray(args[0]).dtype.kind == "f":
+        args = (quantise(args[0], dtype), *args[1:])
+    if upstream is None:
+        upstream = 1.0
+        if name in SOFTMAXES or kwargs.get("reduction") == "none":
+            shape = np.shape(expected(name, logits, *args, **kwargs)[0])
+            upstream = quantise(np.random.default_rng(3).normal(size=shape), dtype)
+    names = inspect.signature(getattr(reference, name)).parameters
+    options = {key: value for key, value in kwargs.items() if key in names}
+    exact, exact_gradient = expected(name, logits, *args, upstream=upstream, **options)
+    value, gradient = run(frontend, name, logits, *args, dtype=dtype, layout=layout, upstream=upstream, **kwargs)
+    magnitude = size(logits)
+    for array in (kwargs.get("weight"), kwargs.get("sample_weight")):
+        magnitude *= max(1.0, largest(0.0 if array is None else array))
+    if name not in SOFTMAXES:
+        assert_close(value, exact, dtype, np.maximum(magnitude, np.abs(exact)), ulps)
+        if gradient is not None:
+            assert_close(gradient, exact_gradient, dtype, magnitude * largest(exact_gradient), ulps)
+        return value, gradient
+    assert_close(value, exact, dtype, magnitude * (np.abs(exact) if name == "softmax" else 1), ulps)
+    if gradient is not None:
+        scale = magnitude * largest(upstream)
+        try:
+            assert_close(gradient, exact_gradient, dtype, scale, ulps)
+        except AssertionError:
+            # in half precision backward may start from the rounded result
+            axis = class_axis(logits, args[0] if args else kwargs["dim"])
+            from_result = getattr(reference, name + "_gradient")(value, axis, upstream)
+            assert_close(gradient, from_result, dtype, scale, ulps)
+    return value, gradient

@@ -1,0 +1,909 @@
+"""What PyTorch's autograd, transforms, compiler and dispatch expect of a function."""
+
+import contextlib
+import copy
+import gc
+import itertools
+import shutil
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import bits
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
+
+import crossent
+
+NAMES = ["cross_entropy", "nll_loss", "softmax", "log_softmax"]
+DOUBLE = torch.float64
+BACKENDS = ["eager", "aot_eager"] + ["inductor"] * bool(shutil.which("g++") or shutil.which("clang++"))
+
+
+def logits_of(*shape, dtype=DOUBLE, seed=0, requires_grad=True):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_(requires_grad)
+
+
+def labels_of(*shape, classes=5):
+    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(1))
+
+
+def arguments(name, labels):
+    return (1,) if "softmax" in name else (labels,)
+
+
+# Derivatives
+
+OPTIONS = {
+    "plain": {},
+    "none": {"reduction": "none"},
+    "sum": {"reduction": "sum"},
+    "ignored": {"ignore_index": 2},
+    "smoothing": {"label_smoothing": 0.2},
+    "softcap": {"softcap": 2.0},
+    "z_loss": {"z_loss": 0.1, "ignore_index": 2},
+    "denominator": {"denominator": 3.0},
+    "everything": {"label_smoothing": 0.2, "softcap": 2.0, "z_loss": 0.1, "denominator": 3.0, "ignore_index": 2},
+    "everything none": {"label_smoothing": 0.2, "softcap": 2.0, "z_loss": 0.1, "reduction": "none"},
+}
+SHAPES = [((5,), None), ((4, 5), None), ((2, 5, 3), None), ((2, 3, 5), -1)]
+
+
+def without(shape, dim):
+    axis = (1 if len(shape) > 1 else 0) if dim is None else dim % len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("soft", [False, True])
+def test_derivatives_of_cross_entropy(shape, options, soft):
+    """First and second derivatives in everything that has any: logits, soft targets, class and sample weights."""
+    options = dict(OPTIONS[options], dim=shape[1])
+    shape = shape[0]
+    rows = without(shape, options["dim"])
+    x = logits_of(*shape)
+    target = logits_of(*shape, seed=2).detach().exp().requires_grad_() if soft else labels_of(*rows)
+    if soft:
+        options.pop("ignore_index", None)
+    weight = (1 + torch.rand(5, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))).requires_grad_()
+    sample_weight = (1 + torch.rand(rows, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))).requires_grad_()
+
+    def loss(x, target, weight, sample_weight):
+        return crossent.cross_entropy(x, target, weight, sample_weight=sample_weight, **options)
+
+    for inputs in [(x, target, None, None), (x, target, weight, sample_weight)]:
+        assert torch.autograd.gradcheck(loss, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(loss, (x, target, None, None), check_fwd_over_rev=True)
+    assert torch.autograd.gradgradcheck(loss, (x, target, weight, sample_weight), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_derivatives_of_nll_loss(shape, reduction):
+    shape, dim = shape
+    rows = without(shape, dim)
+    weight = (1 + torch.rand(5, dtype=DOUBLE)).requires_grad_()
+    sample_weight = (1 + torch.rand(rows, dtype=DOUBLE)).requires_grad_()
+
+    def loss(x, weight, sample_weight):
+        target = labels_of(*rows)
+        return crossent.nll_loss(x, target, weight, reduction=reduction, dim=dim, sample_weight=sample_weight)
+
+    for inputs in [(logits_of(*shape), None, None), (logits_of(*shape), weight, sample_weight)]:
+        assert torch.autograd.gradcheck(loss, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("shape", [(), (5,), (4, 5), (2, 5, 3), (2, 40)], ids=str)
+def test_derivatives_of_softmax(name, shape):
+    for dim in range(-1, len(shape)):
+
+        def function(x, dim=dim):
+            return getattr(crossent, name)(x, dim)
+
+        assert torch.autograd.gradcheck(function, logits_of(*shape), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, logits_of(*shape), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_derivative_in_the_denominator(name):
+    def loss(x, denominator):
+        return getattr(crossent, name)(x, labels_of(4), denominator=denominator)
+
+    denominator = torch.tensor(3.0, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (logits_of(4, 5), denominator))
+    assert torch.autograd.gradgradcheck(loss, (logits_of(4, 5), denominator))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batched_upstream_gradients(name):
+    """vmap over the backward pass alone, as `is_grads_batched` and vectorised jacobians do."""
+    for options in LOSSES_OF[name]:
+
+        def function(x, options=options):
+            return getattr(crossent, name)(x, *arguments(name, labels_of(4, 3)), **options)
+
+        assert torch.autograd.gradcheck(function, logits_of(4, 5, 3), check_batched_grad=True)
+        x = logits_of(4, 5, 3)
+        vectorised = torch.autograd.functional.jacobian(function, x, vectorize=True)
+        torch.testing.assert_close(vectorised, torch.autograd.functional.jacobian(function, x))
+        out = function(x)
+        upstream = torch.rand(6, *out.shape, dtype=DOUBLE)
+        (batched,) = torch.autograd.grad(out, x, upstream, is_grads_batched=True, retain_graph=True)
+        loop = [torch.autograd.grad(out, x, u, retain_graph=True)[0] for u in upstream]
+        torch.testing.assert_close(batched, torch.stack(loop))
+
+
+def test_weight_gradients_in_float32():
+    """In the dtype of each, whatever the dtype of the logits."""
+    x, labels = logits_of(6, 5, dtype=torch.float32), labels_of(6)
+    weight = (1 + torch.rand(5)).to(torch.bfloat16).requires_grad_()
+    sample_weight = torch.rand(6, dtype=DOUBLE, requires_grad=True)
+    crossent.cross_entropy(x, labels, weight, sample_weight=sample_weight).backward()
+    w, s = weight.detach().double().requires_grad_(), sample_weight.detach().requires_grad_()
+    rows = w[labels] * F.cross_entropy(x.detach().double(), labels, reduction="none")
+    ((s * rows).sum() / (s * w[labels]).sum()).backward()
+    assert weight.grad.dtype == torch.bfloat16 and sample_weight.grad.dtype == DOUBLE and x.grad.dtype == torch.float32
+    assert torch.allclose(weight.grad.double(), w.grad, rtol=1e-2, atol=1e-5)
+    assert torch.allclose(sample_weight.grad, s.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_second_derivative_in_lower_precision(name, dtype):
+    def second(function, dtype):
+        x = logits_of(4, 5, dtype=dtype)
+        out = function(x, *arguments(name, labels_of(4)))
+        (first,) = torch.autograd.grad((out * out).sum(), x, create_graph=True)
+        return torch.autograd.grad((first * first).sum(), x)[0]
+
+    ours, exact = second(getattr(crossent, name), dtype), second(getattr(F, name), DOUBLE)
+    assert ours.dtype == dtype
+    assert torch.allclose(ours.double(), exact, rtol=40 * torch.finfo(dtype).eps, atol=40 * torch.finfo(dtype).eps)
+
+
+# torch.func
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_function_transforms(name):
+    """The same as PyTorch's function under every transform and pair of transforms."""
+    labels = labels_of(4)
+    ours, theirs = getattr(crossent, name), getattr(F, name)
+    x = logits_of(4, 5, requires_grad=False)
+    v = logits_of(4, 5, seed=9, requires_grad=False)
+
+    def scalar(function):
+        return lambda x: (function(x, *arguments(name, labels)) ** 2).sum()
+
+    def plain(function):
+        return lambda x: function(x, *arguments(name, labels))
+
+    transforms = {
+        "grad": lambda f: grad(scalar(f))(x),
+        "grad of grad": lambda f: grad(lambda x: (grad(scalar(f))(x) ** 2).sum())(x),
+        "jacrev": lambda f: jacrev(plain(f))(x),
+        "jacfwd": lambda f: jacfwd(plain(f))(x),
+        "hessian": lambda f: hessian(scalar(f))(x),
+        "reverse over reverse": lambda f: jacrev(jacrev(scalar(f)))(x),
+        "reverse over forward": lambda f: jacrev(jacfwd(scalar(f)))(x),
+        "jvp": lambda f: jvp(plain(f), (x,), (v,))[1],
+        "jvp of grad": lambda f: jvp(grad(scalar(f)), (x,), (v,))[1],
+        "vjp": lambda f: vjp(plain(f), x)[1](plain(f)(v))[0],
+    }
+    for title, transform in transforms.items():
+        torch.testing.assert_close(transform(ours), transform(theirs), msg=lambda m, t=title: f"{t}: {m}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, 0), (0, None), (2, 1)], ids=str)
+def test_vmap(name, in_dims):
+    if "softmax" in name:
+        in_dims = (in_dims[0], None)
+    x, labels = logits_of(3, 4, 5, requires_grad=False), labels_of(3, 4)
+    x = x.movedim(0, in_dims[0])
+    if in_dims[1] is None:
+        labels = labels[0]
+    else:
+        labels = labels.movedim(0, in_dims[1])
+    argument = 1 if "softmax" in name else labels
+    ours, theirs = [
+        vmap(getattr(module, name), in_dims=in_dims if "softmax" not in name else (in_dims[0], None))(x, argument)
+        for module in (crossent, F)
+    ]
+    torch.testing.assert_close(ours, theirs)
+
+    def squared(function):
+        return lambda x, t: function(x, t).pow(2).sum()
+
+    ours, theirs = [
+        vmap(grad(squared(getattr(module, name))), in_dims=in_dims)(x, argument) for module in (crossent, F)
+    ]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_vmap_over_labels_and_nested():
+    x = logits_of(5, requires_grad=False)
+    labels = torch.arange(5)
+    ours, theirs = [vmap(m.cross_entropy, in_dims=(None, 0))(x, labels) for m in (crossent, F)]
+    torch.testing.assert_close(ours, theirs)
+    x, labels = logits_of(2, 3, 5, requires_grad=False), labels_of(2, 3)
+    ours, theirs = [vmap(vmap(m.cross_entropy))(x, labels) for m in (crossent, F)]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_vmap_refuses_bad_labels():
+    with pytest.raises(IndexError):
+        vmap(crossent.cross_entropy)(logits_of(3, 5, requires_grad=False), torch.tensor([0, 5, 1]))
+    with pytest.raises(IndexError):
+        grad(crossent.cross_entropy)(logits_of(3, 5, requires_grad=False), torch.tensor([0, 5, 1]))
+
+
+def test_per_sample_gradients():
+    model = torch.nn.Linear(6, 5).double()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    data, labels = logits_of(7, 6, requires_grad=False), labels_of(7)
+
+    def per_sample(loss):
+        def one(parameters, x, y):
+            return loss(functional_call(model, parameters, (x[None],)), y[None])
+
+        return vmap(grad(one), in_dims=(None, 0, 0))(parameters, data, labels)
+
+    torch.testing.assert_close(per_sample(crossent.cross_entropy), per_sample(F.cross_entropy))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_extras_under_transforms(options):
+    """A vmapped call equals the loop, for every option."""
+    options = OPTIONS[options]
+    x, labels = logits_of(3, 4, 5, requires_grad=False), labels_of(3, 4)
+    sample_weight = 1 + torch.rand(3, 4, dtype=DOUBLE)
+
+    def loss(x, y, s):
+        return crossent.cross_entropy(x, y, sample_weight=s, **options)
+
+    loop = torch.stack([loss(*case) for case in zip(x, labels, sample_weight, strict=True)])
+    torch.testing.assert_close(vmap(loss)(x, labels, sample_weight), loop)
+    loop = torch.stack([jacrev(loss)(*case) for case in zip(x, labels, sample_weight, strict=True)])
+    torch.testing.assert_close(vmap(jacfwd(loss))(x, labels, sample_weight), loop)
+
+
+# The graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_backward(name):
+    x = logits_of(4, 5)
+    out = getattr(crossent, name)(x, *arguments(name, labels_of(4))).pow(2).sum()
+    (first,) = torch.autograd.grad(out, x, retain_graph=True)
+    (second,) = torch.autograd.grad(out, x, retain_graph=True)
+    assert torch.equal(first, second) and first.data_ptr() != second.data_ptr()
+    out.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_create_graph(name):
+    ours, theirs = logits_of(4, 5), logits_of(4, 5)
+    for x, module in [(ours, crossent), (theirs, F)]:
+        out = getattr(module, name)(x, *arguments(name, labels_of(4))).pow(2).sum()
+        (first,) = torch.autograd.grad(out, x, create_graph=True)
+        (first.pow(2).sum() + out).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(name, use_reentrant):
+    x, again = logits_of(4, 5), logits_of(4, 5)
+
+    def function(x):
+        return getattr(crossent, name)(2 * x, *arguments(name, labels_of(4))).pow(2).sum()
+
+    checkpoint(function, x, use_reentrant=use_reentrant).backward()
+    function(again).backward()
+    assert torch.equal(x.grad, again.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_tensor_hooks(name):
+    """Everything of the size of the logits that waits for backward passes through the hooks."""
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor.shape)
+        return tensor.clone()
+
+    x, again = logits_of(40, 50), logits_of(40, 50)
+    function = getattr(crossent, name)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function(x, *arguments(name, labels_of(40, classes=50))).pow(2).sum()
+    assert packed
+    out.backward()
+    function(again, *arguments(name, labels_of(40, classes=50))).pow(2).sum().backward()
+    assert torch.equal(x.grad, again.grad)
+    with torch.autograd.graph.save_on_cpu():
+        out = function(again, *arguments(name, labels_of(40, classes=50))).pow(2).sum()
+    again.grad = None
+    out.backward()
+    assert torch.equal(x.grad, again.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_anomaly_mode(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mode = torch.autograd.detect_anomaly()
+    with mode:
+        x = logits_of(4, 5)
+        getattr(crossent, name)(x, *arguments(name, labels_of(4))).pow(2).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("what", ["logits", "labels", "soft target", "weight", "sample_weight"])
+def test_change_between_forward_and_backward_raises(what):
+    leaf = logits_of(4, 5)
+    x = leaf * 1
+    labels, weight = labels_of(4), torch.rand(5, dtype=DOUBLE)
+    soft, sample_weight = torch.rand(4, 5, dtype=DOUBLE), torch.rand(4, dtype=DOUBLE)
+    target = soft if what == "soft target" else labels
+    loss = crossent.cross_entropy(x, target, weight, sample_weight=sample_weight)
+    saved = {"logits": x, "labels": labels, "soft target": soft, "weight": weight, "sample_weight": sample_weight}
+    with torch.no_grad():
+        saved[what].mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["nll_loss", "softmax", "log_softmax"])
+def test_change_of_what_the_others_save_raises(name):
+    x = logits_of(4, 50) * 1
+    labels = labels_of(4)
+    out = getattr(crossent, name)(x, *arguments(name, labels))
+    with torch.no_grad():
+        (labels if name == "nll_loss" else out).mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_change_of_the_logits_after_softmax_is_fine():
+    """The result is all that backward needs, as in PyTorch."""
+    for name in ["softmax", "log_softmax"]:
+        leaf = logits_of(4, 50)
+        x = leaf * 1
+        out = getattr(crossent, name)(x, 1)
+        with torch.no_grad():
+            x.zero_()
+        out.pow(2).sum().backward()
+        again = logits_of(4, 50)
+        getattr(crossent, name)(again, 1).pow(2).sum().backward()
+        assert torch.equal(leaf.grad, again.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_differentiate(name):
+    x = logits_of(4, 5, requires_grad=False)
+    assert getattr(crossent, name)(x, *arguments(name, labels_of(4))).grad_fn is None
+    with torch.no_grad():
+        assert not getattr(crossent, name)(logits_of(4, 5), *arguments(name, labels_of(4))).requires_grad
+    with torch.inference_mode():
+        inside = torch.randn(4, 5)
+        assert getattr(crossent, name)(inside, *arguments(name, labels_of(4))).is_inference()
+
+
+def test_only_needed_gradients():
+    labels = labels_of(4)
+    soft = torch.rand(4, 5, dtype=DOUBLE)
+    for needed in itertools.product([False, True], repeat=2):
+        x = logits_of(4, 5, requires_grad=needed[0])
+        target = soft.clone().requires_grad_(needed[1])
+        if not any(needed):
+            continue
+        crossent.cross_entropy(x, target).backward()
+        y, other = logits_of(4, 5), soft.clone().requires_grad_()
+        F.cross_entropy(y, other).backward()
+        for tensor, reference, wanted in [(x, y, needed[0]), (target, other, needed[1])]:
+            assert (tensor.grad is not None) == wanted
+            if wanted:
+                torch.testing.assert_close(tensor.grad, reference.grad)
+    weight = torch.rand(5, dtype=DOUBLE, requires_grad=True)
+    loss = crossent.cross_entropy(logits_of(4, 5, requires_grad=False), labels, weight)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    other = weight.detach().requires_grad_()
+    rows = F.cross_entropy(logits_of(4, 5, requires_grad=False), labels, reduction="none")
+    (expected,) = torch.autograd.grad((other[labels] * rows).sum() / other[labels].sum(), other)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_one_gradient_of_two():
+    """autograd.grad for one input leaves the other's gradient alone."""
+    x, target = logits_of(4, 5), torch.rand(4, 5, dtype=DOUBLE).requires_grad_()
+    loss = crossent.cross_entropy(x, target)
+    both = torch.autograd.grad(loss, (x, target), retain_graph=True)
+    assert torch.equal(torch.autograd.grad(loss, x, retain_graph=True)[0], both[0])
+    assert torch.equal(torch.autograd.grad(loss, target)[0], both[1])
+
+
+def test_undefined_and_zero_upstream():
+    x = logits_of(4, 5)
+    out = crossent.cross_entropy(x, labels_of(4))
+    assert (torch.autograd.grad(out, x, torch.zeros((), dtype=DOUBLE))[0] == 0).all()
+
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dout):
+            return None
+
+    for name in NAMES:
+        x = logits_of(4, 5)
+        out = Cut.apply(getattr(crossent, name)(x, *arguments(name, labels_of(4)))).sum()
+        gradient = torch.autograd.grad(out, x, allow_unused=True)[0]
+        assert gradient is None or (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backward", ["none", "once", "create_graph"])
+def test_memory_is_freed_without_the_collector(name, backward):
+    labels, x = labels_of(4), logits_of(4, 50, dtype=torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        out = getattr(crossent, name)(x, *arguments(name, labels))
+        loss = out.pow(2).sum()
+        if backward == "once":
+            loss.backward()
+        elif backward == "create_graph":
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            del gradient
+        alive = [weakref.ref(t) for t in (x, labels, out, loss)] + [weakref.ref(out.grad_fn)]
+        del x, labels, out, loss
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_is_freed_by_backward(name):
+    """What was saved goes with the backward pass, while the loss itself lives on."""
+    leaf, labels = logits_of(4, 50), labels_of(4)
+    x = leaf * 1
+    out = getattr(crossent, name)(x, *arguments(name, labels))
+    loss = out.pow(2).sum()
+    alive = weakref.ref(x)
+    del x
+    loss.backward()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_never_written(name, dtype):
+    x, labels = logits_of(40, 50, dtype=dtype), labels_of(40, classes=50)
+    weight, sample_weight = torch.rand(50).to(dtype), torch.rand(40)
+    soft = torch.rand(40, 50).to(dtype).requires_grad_()
+    inputs = [x, labels, weight, sample_weight, soft]
+    before = [bits(t).clone() for t in inputs]
+    function = getattr(crossent, name)
+    if "softmax" in name:
+        function(x, 1).sum().backward()
+    else:
+        function(x, labels, weight, sample_weight=sample_weight).backward()
+    if name == "cross_entropy":
+        function(x, soft, weight, sample_weight=sample_weight).backward()
+        function(x, labels, weight, softcap=2.0, label_smoothing=0.1, reduction="none").sum().backward()
+    assert all(torch.equal(bits(t), b) for t, b in zip(inputs, before, strict=True))
+    upstream = torch.rand_like(function(x, *arguments(name, labels)))
+    kept = upstream.clone()
+    torch.autograd.grad(function(x, *arguments(name, labels)), x, upstream)
+    assert torch.equal(upstream, kept)
+
+
+# The gradient over the logits
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (2, 19, 30, 3), (7,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("soft", [False, True])
+def test_inplace_backward(shape, dtype, soft):
+    leaf, plain = logits_of(*shape, dtype=dtype), logits_of(*shape, dtype=dtype)
+    classes = shape[1] if len(shape) > 1 else shape[0]
+    target = torch.rand(shape).to(dtype) if soft else labels_of(*without(shape, None), classes=classes)
+    x = leaf * 1
+    seen = []
+    x.register_hook(seen.append)
+    loss = crossent.cross_entropy(x, target, inplace_backward=True)
+    expected = crossent.cross_entropy(plain * 1, target)
+    assert torch.equal(loss, expected)
+    address = x.data_ptr()
+    loss.backward()
+    expected.backward()
+    assert torch.equal(leaf.grad, plain.grad)
+    assert seen[0].data_ptr() == address
+    assert torch.equal(x.detach(), seen[0])
+
+
+def test_inplace_backward_of_a_layer():
+    """The common case: the logits come from a linear layer, which does not need them for its own gradient."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 50) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    data, labels = torch.randn(20, 8), labels_of(20, classes=50)
+    for layer, inplace in zip(layers, [True, False], strict=True):
+        crossent.cross_entropy(layer(data), labels, inplace_backward=inplace).backward()
+    assert torch.equal(layers[0].weight.grad, layers[1].weight.grad)
+    assert torch.equal(layers[0].bias.grad, layers[1].bias.grad)
+
+
+def test_inplace_backward_of_a_leaf():
+    x, plain = logits_of(4, 5), logits_of(4, 5)
+    crossent.cross_entropy(x, labels_of(4), inplace_backward=True).backward()
+    crossent.cross_entropy(plain, labels_of(4)).backward()
+    assert torch.equal(x.grad, plain.grad)
+
+
+def test_other_uses_of_overwritten_logits_raise():
+    """Whichever operation needs the logits after they are gone: saved before, or computed a second time."""
+    labels = labels_of(4)
+    x = logits_of(4, 5) * 1
+    other = x.exp().sum() + (x * x).sum()
+    crossent.cross_entropy(x, labels, inplace_backward=True).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+    x = logits_of(4, 5) * 1
+    loss = crossent.cross_entropy(x, labels, inplace_backward=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+    x = logits_of(4, 5) * 1
+    first = crossent.cross_entropy(x, labels, inplace_backward=True)
+    second = crossent.cross_entropy(x, labels)
+    first.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        second.backward()
+
+    # in one sum the engine may happen to take the other loss first, which is right as well
+    for flags in [(True, False), (False, True), (True, True)]:
+        leaf, plain = logits_of(4, 5), logits_of(4, 5)
+        x = leaf * 1
+        losses = [crossent.cross_entropy(x, labels, inplace_backward=flag) for flag in flags]
+        (2 * F.cross_entropy(plain, labels)).backward()
+        with contextlib.suppress(RuntimeError):
+            sum(losses).backward()
+            torch.testing.assert_close(leaf.grad, plain.grad)
+
+
+def test_inplace_backward_keeps_second_derivatives_right():
+    """create_graph needs the logits again: either they are kept and the numbers are right, or it is refused."""
+    x, plain, labels = logits_of(4, 5), logits_of(4, 5), labels_of(4)
+    (expected,) = torch.autograd.grad(F.cross_entropy(plain, labels), plain, create_graph=True)
+    (expected,) = torch.autograd.grad(expected.pow(2).sum(), plain)
+    try:
+        (first,) = torch.autograd.grad(crossent.cross_entropy(x, labels, inplace_backward=True), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), x)
+    except RuntimeError:
+        return
+    torch.testing.assert_close(second, expected)
+
+
+def test_inplace_backward_of_logits_that_repeat():
+    """Rows that share their memory cannot hold a gradient each."""
+    row = logits_of(1, 5)
+    x = row.expand(4, 5)
+    labels = torch.tensor([0, 1, 2, 2])
+    plain = logits_of(1, 5)
+    crossent.cross_entropy(plain.expand(4, 5), labels).backward()
+    try:
+        crossent.cross_entropy(x, labels, inplace_backward=True).backward()
+    except (RuntimeError, ValueError):
+        return
+    torch.testing.assert_close(row.grad, plain.grad)
+
+
+def test_inplace_backward_without_gradient_writes_nothing():
+    x = logits_of(4, 5, requires_grad=False)
+    before = x.clone()
+    crossent.cross_entropy(x, labels_of(4), inplace_backward=True)
+    with torch.no_grad():
+        crossent.cross_entropy(x, labels_of(4), inplace_backward=True)
+    target = torch.rand(4, 5, dtype=DOUBLE, requires_grad=True)
+    crossent.cross_entropy(x, target, inplace_backward=True).backward()
+    assert torch.equal(x, before)
+
+
+# Compilers, tensors without data, subclasses
+
+
+@contextlib.contextmanager
+def fresh_compiler():
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+COMPILED = {
+    "cross_entropy": lambda x, y: crossent.cross_entropy(x, y),
+    "ignored": lambda x, y: crossent.cross_entropy(x, y, ignore_index=1, reduction="sum"),
+    "options": lambda x, y: crossent.cross_entropy(
+        x, y, label_smoothing=0.1, softcap=5.0, z_loss=0.01, reduction="none"
+    ).sum(),
+    "soft": lambda x, y: crossent.cross_entropy(x, F.one_hot(y, x.shape[1]).to(x.dtype) * 0.5),
+    "weighted": lambda x, y: crossent.cross_entropy(
+        x, y, torch.linspace(1, 2, x.shape[1]), sample_weight=torch.linspace(1, 2, x.shape[0]), denominator=3.0
+    ),
+    "nll_loss": lambda x, y: crossent.nll_loss(x, y),
+    "softmax": lambda x, y: crossent.softmax(x, 1).pow(2).sum(),
+    "log_softmax": lambda x, y: crossent.log_softmax(x, 1).pow(2).sum(),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile(name, backend):
+    """In one graph, static and dynamic, value and gradient as without."""
+    function = COMPILED[name]
+    for dynamic in [False, True]:
+        with fresh_compiler():
+            compiled = torch.compile(lambda x, y: function(2 * x, y), fullgraph=True, dynamic=dynamic, backend=backend)
+            for rows in [6, 9, 11] if dynamic else [6]:
+                x, y = [logits_of(rows, 40, dtype=torch.float32, seed=rows) for _ in range(2)]
+                labels = labels_of(rows, classes=40)
+                out, expected = compiled(x, labels), function(2 * y, labels)
+                torch.testing.assert_close(out, expected)
+                out.backward()
+                expected.backward()
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-6)
+                with torch.no_grad():
+                    torch.testing.assert_close(compiled(x, labels), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_compiled_code_refuses_bad_labels(name, backend):
+    function = getattr(crossent, name)
+    with fresh_compiler():
+        compiled = torch.compile(lambda x, y: function(2 * x, y), fullgraph=True, backend=backend)
+        x, labels = logits_of(6, 40, dtype=torch.float32), labels_of(6, classes=40)
+        compiled(x, labels).backward()
+        labels[4] = 40
+        with pytest.raises((IndexError, RuntimeError)) as error:
+            compiled(x, labels).backward()
+        assert "40" in str(error.value)
+        with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+            compiled(x, labels)
+
+
+def test_compiled_training_step():
+    """A model and its loss in one graph, with class axis in the middle and a gradient for the parameters."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv1d(3, 7, 1)
+    data, labels = torch.randn(2, 3, 11), labels_of(2, 11, classes=7)
+    with fresh_compiler():
+        step = torch.compile(lambda d, y: crossent.cross_entropy(model(d), y), fullgraph=True, backend=BACKENDS[-1])
+        step(data, labels).backward()
+    gradient = model.weight.grad.clone()
+    model.zero_grad()
+    F.cross_entropy(model(data), labels).backward()
+    torch.testing.assert_close(gradient, model.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+LOSSES_OF = {
+    "cross_entropy": [{}, {"reduction": "none"}, {"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 0.1}],
+    "nll_loss": [{}, {"reduction": "none"}],
+    "softmax": [{}],
+    "log_softmax": [{}],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_meta_tensors(name, dtype):
+    for options in LOSSES_OF[name]:
+        x = torch.empty(6, 5, 3, dtype=dtype, device="meta", requires_grad=True)
+        labels = torch.empty(6, 3, dtype=torch.int64, device="meta")
+        out = getattr(crossent, name)(x, *arguments(name, labels), **options)
+        real = getattr(crossent, name)(torch.ones(6, 5, 3, dtype=dtype), *arguments(name, labels_of(6, 3)), **options)
+        assert out.device.type == "meta" and out.shape == real.shape and out.dtype == real.dtype
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        assert gradient.device.type == "meta" and gradient.shape == x.shape and gradient.dtype == x.dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_tensors(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for options in LOSSES_OF[name]:
+        with FakeTensorMode():
+            x, labels = torch.randn(6, 5, 3, requires_grad=True), torch.randint(5, (6, 3))
+            out = getattr(crossent, name)(x, *arguments(name, labels), **options)
+            (gradient,) = torch.autograd.grad(out.sum(), x)
+        real = getattr(crossent, name)(torch.ones(6, 5, 3), *arguments(name, labels_of(6, 3)), **options)
+        assert out.shape == real.shape and out.dtype == real.dtype and gradient.shape == x.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_subclasses(name):
+    class Plain(torch.Tensor):
+        pass
+
+    x = logits_of(4, 5, requires_grad=False)
+    out = getattr(crossent, name)(x.as_subclass(Plain), *arguments(name, labels_of(4)))
+    assert type(out) is Plain
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), getattr(F, name)(x, *arguments(name, labels_of(4))))
+    leaf = logits_of(4, 5, requires_grad=False).as_subclass(Plain).requires_grad_()
+    getattr(crossent, name)(leaf, *arguments(name, labels_of(4))).sum().backward()
+    assert leaf.grad.shape == leaf.shape
+    parameter = torch.nn.Parameter(x.clone())
+    getattr(crossent, name)(parameter, *arguments(name, labels_of(4))).sum().backward()
+    torch.testing.assert_close(parameter.grad, leaf.grad.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_function_override(name):
+    """A type that is no tensor but speaks the protocol gets the call, with its arguments."""
+    calls = []
+
+    class Duck:
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            calls.append((function, types, args, kwargs))
+            return "quack"
+
+    duck, labels = Duck(), labels_of(4)
+    assert getattr(crossent, name)(duck, *arguments(name, labels)) == "quack"
+    function, types, args, kwargs = calls[0]
+    assert function.__name__ == name and Duck in types
+    assert duck in args or duck in (kwargs or {}).values()
+    if "softmax" not in name:
+        assert (
+            getattr(crossent, name)(logits_of(4, 5), duck, label_smoothing=0.25) == "quack"
+            if (name == "cross_entropy")
+            else getattr(crossent, name)(logits_of(4, 5), duck) == "quack"
+        )
+        function, types, args, kwargs = calls[1]
+        assert function.__name__ == name
+        if name == "cross_entropy":
+            assert 0.25 in (*args[3:], *(kwargs or {}).values())
+
+
+def test_torch_function_mode_sees_the_call():
+    seen = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    x = logits_of(4, 5)
+    with Watch():
+        out = crossent.cross_entropy(x, labels_of(4))
+    assert "cross_entropy" in seen or seen
+    torch.testing.assert_close(out, F.cross_entropy(x, labels_of(4)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export(name):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(6, 40)
+
+        def forward(self, x, labels):
+            return getattr(crossent, name)(self.linear(x), *arguments(name, labels))
+
+    model = Model()
+    x, labels = torch.randn(8, 6), labels_of(8, classes=40)
+    rows = torch.export.Dim("rows", min=2, max=64)
+    shapes = {"x": {0: rows}, "labels": {0: rows}}
+    for dynamic in [None, shapes]:
+        program = torch.export.export(model, (x, labels), dynamic_shapes=dynamic)
+        torch.testing.assert_close(program.module()(x, labels), model(x, labels))
+    torch.testing.assert_close(program.module()(x[:5], labels[:5]), model(x[:5], labels[:5]))
+
+
+AUTOCAST = list(itertools.product(NAMES, [torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+
+
+@pytest.mark.parametrize(("name", "dtype"), AUTOCAST)
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_autocast_dtypes(name, dtype, lower):
+    """The results and gradients have the dtypes of PyTorch's own functions under autocast."""
+    results = []
+    for module in (crossent, F):
+        x = logits_of(4, 5, dtype=dtype)
+        with torch.autocast("cpu", dtype=lower):
+            try:
+                out = getattr(module, name)(x, *arguments(name, labels_of(4)))
+            except RuntimeError as error:
+                assert module is F, error
+                return
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        results.append((out, gradient))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert ours.dtype == theirs.dtype and our_gradient.dtype == their_gradient.dtype
+    tolerance = 4 * torch.finfo(theirs.dtype).eps
+    assert torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance)
+    with torch.autocast("cpu", dtype=lower, enabled=False):
+        x = logits_of(4, 5, dtype=dtype)
+        assert getattr(crossent, name)(x, *arguments(name, labels_of(4))).dtype == dtype
+
+
+@pytest.mark.parametrize("soft", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_soft_targets_of_another_dtype(dtype, soft, autocast):
+    results = []
+    for module in (crossent, F):
+        x, target = logits_of(4, 5, dtype=dtype), torch.full((4, 5), 0.25, dtype=soft, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = module.cross_entropy(x, target)
+        out.backward()
+        results.append((out, x.grad, target.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        tolerance = 4 * max(torch.finfo(d).eps for d in (dtype, soft, torch.bfloat16 if autocast else dtype))
+        assert torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_in_a_model():
+    torch.manual_seed(0)
+    model, data, labels = torch.nn.Linear(8, 50), torch.randn(20, 8), labels_of(20, classes=50)
+    gradients = []
+    for module in (crossent, F):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = module.cross_entropy(model(data), labels)
+        loss.backward()
+        gradients.append(model.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=2e-2, atol=1e-4)
+
+
+def test_deepcopy_of_the_graph_inputs():
+    x = logits_of(4, 5)
+    again = copy.deepcopy(x)
+    crossent.cross_entropy(x, labels_of(4)).backward()
+    crossent.cross_entropy(again, labels_of(4)).backward()
+    assert torch.equal(x.grad, again.grad)
+
+
+def test_gradient_accumulates():
+    x = logits_of(4, 5)
+    for _ in range(3):
+        crossent.cross_entropy(x, labels_of(4)).backward()
+    once = logits_of(4, 5)
+    crossent.cross_entropy(once, labels_of(4)).backward()
+    torch.testing.assert_close(x.grad, 3 * once.grad)
+
+
+def test_hooks_see_the_gradient():
+    x = logits_of(4, 5)
+    seen = []
+    x.register_hook(lambda g: seen.append(g.clone()) or 2 * g)
+    crossent.cross_entropy(x, labels_of(4)).backward()
+    torch.testing.assert_close(x.grad, 2 * seen[0])
+
+
+def test_numpy_and_torch_agree_to_the_bit():
+    """One set of kernels below both."""
+    for dtype in [torch.float16, torch.float32, torch.float64]:
+        x, labels = logits_of(40, 50, dtype=dtype), labels_of(40, classes=50)
+        loss = crossent.cross_entropy(x, labels)
+        (gradient,) = torch.autograd.grad(loss, x)
+        value, dlogits = crossent.value_and_grad(crossent.cross_entropy)(x.detach().numpy(), labels.numpy())
+        assert value == loss.item() and (dlogits == gradient.numpy()).all()
+        value, dlogits = crossent.value_and_grad(crossent.cross_entropy)(x.detach(), labels)
+        assert torch.equal(value, loss) and torch.equal(dlogits, gradient)

@@ -1,0 +1,240 @@
+"""Who may import what, and what an import may load."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import crossent
+
+PACKAGE = Path(crossent.__file__).parent
+
+PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
+BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "crossent._options", "crossent._rules")
+# Its overrides of torch functions name the public ones, which only `_dispatch` knows.
+TORCH_FRONTEND = (
+    "crossent.frontends._problem",
+    "crossent.frontends._torch_operators",
+    "crossent.frontends.torch",
+    "crossent._dispatch",
+)
+# The first row that fits a module holds for it and all below it. A name on the right stands for all below it as well,
+# but for "crossent", which is the public functions alone. The standard library is open to all but `_rules`.
+MAY_IMPORT = {
+    "crossent._rules": (),
+    "crossent._options": (),
+    "crossent._dispatch": ("crossent.frontends",),  # inside functions, as test_import_loads_no_array_library shows
+    "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
+    "crossent._head": ("crossent.kernels", "crossent._rules", "crossent._options", "crossent._rows"),
+    "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
+    "crossent.frontends._problem": BELOW_FRONTENDS,
+    "crossent.frontends.numpy": (*BELOW_FRONTENDS, "crossent.frontends._problem", "numpy"),
+    "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
+    "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
+    "crossent.frontends": (),
+    "crossent.functional": ("crossent._dispatch", "crossent._options"),
+    "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "torch"),
+    "crossent.demo": (*PUBLIC, "crossent.demo", "numpy", "torch", "sklearn", "matplotlib", "rich", "typer"),
+    "crossent.cli": (*PUBLIC, "crossent.demo", "rich", "typer"),
+    "crossent": ("crossent.functional", "crossent.nn"),
+}
+# Who may import by a name made at run time, which no reader of the source can check.
+MAY_IMPORT_BY_NAME = {"crossent", "crossent._dispatch", "crossent.nn._submodules"}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def walk(node):
+    """All nodes that can run: not those only a type checker reads."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            for other in child.orelse:
+                yield from walk(other)
+        else:
+            yield from walk(child)
+
+
+def imports(module, tree):
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                base = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*base, source]).rstrip(".")
+            for alias in node.names:
+                # `from package import name` imports a module where there is one of that name.
+                name = f"{source}.{alias.name}"
+                yield name if name in MODULES else source
+
+
+def below(name, ancestor):
+    return name == ancestor or name.startswith(ancestor + ".")
+
+
+def rule_of(module):
+    for row, allowed in MAY_IMPORT.items():
+        if below(module, row) and (row != "crossent" or module == "crossent"):
+            return allowed
+    raise AssertionError(f"{module} has no row in MAY_IMPORT")
+
+
+def forbidden(module, name):
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return module == "crossent._rules"
+    return not any(name == allowed if allowed == "crossent" else below(name, allowed) for allowed in rule_of(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_it_may(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    found = sorted({name for name in imports(module, tree) if forbidden(module, name)})
+    assert not found, f"{module} may not import {', '.join(found)}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in MAY_IMPORT_BY_NAME])
+def test_imports_are_written_as_imports(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"import_module", "__import__"}
+
+
+def test_import_rules_see_every_way_to_import():
+    source = """
+        import a.b, c
+        from . import _options
+        from .nn import functional
+        from crossent import _dispatch, softmax
+        if TYPE_CHECKING:
+            import unseen
+        def function():
+            from d import e
+    """
+    found = set(imports("crossent", ast.parse(textwrap.dedent(source))))
+    assert found == {"a.b", "c", "crossent._options", "crossent.nn.functional", "crossent._dispatch", "crossent", "d"}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "expected"),
+    [
+        ("crossent._rules", "math", True),
+        ("crossent._rows", "numpy", True),
+        ("crossent._rows", "math", False),
+        ("crossent.functional", "crossent.frontends.torch", True),
+        ("crossent.kernels.numba", "crossent._options", True),
+        ("crossent.kernels.numba", "numba.core", False),
+        ("crossent.frontends.numpy", "torch", True),
+        ("crossent.cli", "crossent._rules", True),
+        ("crossent.nn.functional", "torch.nn.functional", False),
+    ],
+)
+def test_import_rules_forbid(module, name, expected):
+    assert forbidden(module, name) == expected
+
+
+def run(source):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_loads_no_array_library():
+    run(
+        """
+        import sys
+        import crossent
+        heavy = {"torch", "numpy", "numba", "llvmlite", "jax", "triton", "scipy"}
+        assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+        """
+    )
+
+
+WITHOUT_TORCH = """
+    import sys
+
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    sys.meta_path.insert(0, NoTorch())
+"""
+
+
+def test_numpy_needs_no_torch():
+    run(
+        textwrap.dedent(WITHOUT_TORCH)
+        + textwrap.dedent(
+            """
+            import numpy as np
+            import crossent
+
+            logits = np.array([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]])
+            labels = np.array([1, 2])
+            shifted = np.exp(logits - logits.max(1, keepdims=True))
+            p = shifted / shifted.sum(1, keepdims=True)
+            expected = -np.log(p[[0, 1], labels])
+
+            np.testing.assert_allclose(crossent.softmax(logits, 1), p)
+            np.testing.assert_allclose(crossent.log_softmax(logits, 1), np.log(p))
+            np.testing.assert_allclose(crossent.cross_entropy(logits, labels, reduction="none"), expected)
+            np.testing.assert_allclose(crossent.nll_loss(np.log(p), labels), expected.mean())
+            loss, dlogits = crossent.value_and_grad(crossent.cross_entropy)(logits, labels)
+            np.testing.assert_allclose(loss, expected.mean())
+            np.testing.assert_allclose(dlogits, (p - np.eye(3)[labels]) / 2)
+            assert "torch" not in sys.modules
+            """
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import crossent.nn",
+        "import crossent.nn.functional",
+        "import crossent.nn.utils",
+        "from crossent import nn",
+        "crossent.nn",
+        "from crossent.nn import Linear",
+    ],
+)
+def test_nn_without_torch_says_what_to_install(statement):
+    source = f"""
+        import crossent
+        try:
+            {statement}
+        except ImportError as error:
+            print(error)
+    """
+    assert "pip install crossent[torch]" in run(textwrap.dedent(WITHOUT_TORCH) + textwrap.dedent(source))
+
+
+def test_nn_is_imported_when_it_is_first_used():
+    run(
+        """
+        import sys
+        import crossent
+        assert "crossent.nn" not in sys.modules
+        assert crossent.nn.CrossEntropyLoss.__module__.startswith("crossent.")
+        assert not hasattr(crossent, "no_such_name")
+        """
+    )

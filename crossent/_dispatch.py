@@ -16,7 +16,14 @@ def _torch():
 
 
 _FRONTENDS = {"numpy": _numpy, "torch": _torch}  # import statements, since torch.compile cannot trace import_module
-_known = {}
+
+
+class _Frontends(dict):
+    """Array type -> the module that serves its arrays, found on first use."""
+
+    def __missing__(self, kind):
+        found = self[kind] = _find(kind)
+        return found
 
 
 def _find(kind):
@@ -29,13 +36,7 @@ def _find(kind):
     raise TypeError(f"input must be a PyTorch tensor or a NumPy array, got {kind.__name__}")
 
 
-def frontend(input):
-    """The module that serves arrays like `input`."""
-    kind = type(input)
-    found = _known.get(kind)
-    if found is None:
-        found = _known[kind] = _find(kind)
-    return found
+frontends = _Frontends()
 
 
 def public(name):

@@ -1,59 +1,337 @@
 """The stateless style: losses as functions of arrays. Meaning is in `_rules`, validation in `_options` and `_rows`."""
 
-from crossent import _dispatch
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from crossent._dispatch import frontends
 from crossent._options import loss_options
 
-
-def softmax(input, dim=None, _stacklevel=3, dtype=None):
-    return _dispatch.frontend(input).softmax(input, dim, dtype, False, _stacklevel)
+ArrayT = TypeVar("ArrayT")  # torch.Tensor or numpy.ndarray, whose losses that are one number are NumPy scalars
 
 
-def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
-    return _dispatch.frontend(input).softmax(input, dim, dtype, True, _stacklevel)
+def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> ArrayT:
+    """Exponentials of the input, scaled so that they sum to 1 along an axis: logits become probabilities.
+
+        softmax(x)_c = exp(x_c) / sum_k exp(x_k)
+
+    The sum runs over the entries along `dim`. Equals torch.nn.functional.softmax(input, dim, dtype=dtype).
+
+    Args:
+        input: tensor or NumPy array of any shape; float16, bfloat16 (PyTorch only), float32 or float64, and any other
+            dtype that `dtype` is given for.
+        dim: the axis whose entries sum to 1; negative ones count from the end. None is PyTorch's deprecated choice,
+            with its warning: axis 0 of an input with 0, 1 or 3 axes, else axis 1.
+        _stacklevel: as in PyTorch, the caller that this warning points at; the default 3 is who calls `softmax`.
+        dtype: the floating dtype that the input is converted to first. None keeps the input's.
+
+    The arithmetic is in float64 for float64 and in float32 for all others, rounded once, at the end. Probabilities have
+    no unit; the logits are in nats.
+
+    Returns an array of the input's shape and kind, in its dtype or in `dtype`. A slice of only -inf, or with an inf or
+    a nan in it, is nan throughout, as in PyTorch.
+
+    Raises TypeError for an input that is neither a tensor nor a NumPy array, for a masked array, for a dtype other
+    than these and for a `dim` that is not an integer; IndexError for a `dim` out of range.
+
+    Differentiates the input, in PyTorch: to every order, in reverse and forward mode and under torch.func. For NumPy
+    arrays `crossent.value_and_grad` differentiates the losses, not this function.
+
+    The entries are shifted to be near or below 0 before the exponential. That this costs no accuracy is shown, for a
+    shift by the largest, in Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax functions",
+    IMA Journal of Numerical Analysis 41 (2021), section 4.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import crossent
+    >>> crossent.softmax(torch.tensor([[0.0, 0.0], [1000.0, 1001.0]]), dim=1)
+    tensor([[0.5000, 0.5000],
+            [0.2689, 0.7311]])
+    >>> crossent.softmax(np.array([1.0, 2.0, 3.0]), dim=0).round(4)
+    array([0.09  , 0.2447, 0.6652])
+    """
+    return frontends[type(input)].softmax(input, dim, dtype, False, _stacklevel)
+
+
+def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> ArrayT:
+    """The logarithm of `softmax`, without the digits and the infinities lost by taking the two one after the other.
+
+        log_softmax(x)_c = x_c - log sum_k exp(x_k)
+
+    The sum runs over the entries along `dim`. Equals torch.nn.functional.log_softmax(input, dim, dtype=dtype).
+
+    Args:
+        input: tensor or NumPy array of any shape; float16, bfloat16 (PyTorch only), float32 or float64, and any other
+            dtype that `dtype` is given for.
+        dim: the axis whose entries' exponentials sum to 1; negative ones count from the end. None is PyTorch's
+            deprecated choice, with its warning: axis 0 of an input with 0, 1 or 3 axes, else axis 1.
+        _stacklevel: as in PyTorch, the caller that this warning points at; the default 3 is who calls `log_softmax`.
+        dtype: the floating dtype that the input is converted to first. None keeps the input's.
+
+    The arithmetic is in float64 for float64 and in float32 for all others, rounded once, at the end. Logits and
+    log-probabilities are in nats: the logarithm is the natural one.
+
+    Returns an array of the input's shape and kind, in its dtype or in `dtype`. An entry of -inf stays -inf; a slice of
+    only -inf, or with an inf or a nan in it, is nan throughout, as in PyTorch.
+
+    Raises TypeError for an input that is neither a tensor nor a NumPy array, for a masked array, for a dtype other
+    than these and for a `dim` that is not an integer; IndexError for a `dim` out of range.
+
+    Differentiates the input, in PyTorch: to every order, in reverse and forward mode and under torch.func. For NumPy
+    arrays `crossent.value_and_grad` differentiates the losses, not this function.
+
+    The entries are shifted to be near or below 0 before the exponential. That this costs no accuracy is shown, for a
+    shift by the largest, in Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax functions",
+    IMA Journal of Numerical Analysis 41 (2021), section 4.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import crossent
+    >>> crossent.log_softmax(torch.tensor([[0.0, 0.0], [0.0, 1000.0]]), dim=1)
+    tensor([[-6.9315e-01, -6.9315e-01],
+            [-1.0000e+03,  0.0000e+00]])
+    >>> crossent.log_softmax(np.array([1.0, 2.0, 3.0]), dim=0).round(4)
+    array([-2.4076, -1.4076, -0.4076])
+    """
+    return frontends[type(input)].softmax(input, dim, dtype, True, _stacklevel)
 
 
 def nll_loss(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
+    input: ArrayT,
+    target: Any,
+    weight: Any = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
     *,
-    dim=None,
-    sample_weight=None,
-    denominator=None,
-):
+    dim: int | None = None,
+    sample_weight: Any = None,
+    denominator: Any = None,
+) -> ArrayT:
+    """Negative log likelihood: minus the log-probability that the input gives to each label.
+
+        loss = -s * w_y * x_y
+
+    for a target with label y and log-probabilities x_1 to x_C, its sample weight s and the class weights w (1 where not
+    given); s is 0 where the label is `ignore_index`. "none" gives these losses, "sum" their sum, and "mean" the sum
+    divided by the sum of s * w_y, or by `denominator`.
+
+    Equals torch.nn.functional.nll_loss with the same arguments; those after the * are additions. Of
+    log_softmax(logits) it is cross_entropy(logits), which needs no memory for the log-probabilities.
+
+    Args:
+        input: log-probabilities, of shape (C,), (N, C) or (N, C, d1, ..., dK), tensor or NumPy array of float16,
+            bfloat16 (PyTorch only), float32 or float64. They are taken as they are, normalised or not.
+        target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
+
+    `weight`, `ignore_index`, `reduction`, `dim`, `sample_weight`, `denominator` and the deprecated `size_average` and
+    `reduce` are those of `crossent.cross_entropy`. The arithmetic is in float64 for a float64 input and in float32 for
+    all others, rounded once, at the end. Losses are in nats.
+
+    Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the target's shape, in the
+    input's dtype; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing, where the batch is empty
+    or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
+
+    Raises IndexError, with the label, its position and the valid range, for a label that is neither a class nor
+    `ignore_index`, before anything is read with it; ValueError for shapes that do not fit and for options that are out
+    of range; TypeError for dtypes and kinds of arrays other than those above; IndexError or TypeError for `dim`.
+
+    Differentiates, in PyTorch, the input, `weight`, `sample_weight` and `denominator`, to every order, in reverse and
+    forward mode and under torch.func; for NumPy arrays `crossent.value_and_grad` gives the input's gradient. Ignored
+    targets and those of sample weight 0 give a gradient of exactly 0, whatever their input holds, inf and nan included.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import crossent
+    >>> probabilities = [[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]
+    >>> crossent.nll_loss(torch.tensor(probabilities).log(), torch.tensor([0, 2]), reduction="none")
+    tensor([0.6931, 2.0794])
+    >>> loss = crossent.nll_loss(np.log(probabilities), np.array([0, 2]))
+    >>> print(round(loss, 4))  # (log 2 + log 8) / 2
+    1.3863
+    >>> crossent.nll_loss(np.log(probabilities), np.array([0, 3]))
+    Traceback (most recent call last):
+    IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
+    """
     options = loss_options(size_average, reduce, reduction, ignore_index)
-    return _dispatch.frontend(input).nll_loss(input, target, weight, sample_weight, denominator, dim, options)
+    return frontends[type(input)].nll_loss(input, target, weight, sample_weight, denominator, dim, options)
 
 
 def cross_entropy(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
-    label_smoothing=0.0,
+    input: ArrayT,
+    target: Any,
+    weight: Any = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
     *,
-    dim=None,
-    sample_weight=None,
-    denominator=None,
-    softcap=None,
-    z_loss=0.0,
-    inplace_backward=False,
-):
+    dim: int | None = None,
+    sample_weight: Any = None,
+    denominator: Any = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    inplace_backward: bool = False,
+) -> ArrayT:
+    """Cross entropy between targets, labels or class probabilities, and the softmax of logits.
+
+    For a row of logits x_1 to x_C with its target:
+
+        z_c  = x_c, or softcap * tanh(x_c / softcap)
+        lse  = log sum_c exp(z_c)
+        q_c  = w_c * ((1 - label_smoothing) * t_c + label_smoothing / C)
+        loss = s * (sum_c q_c * (lse - z_c) + z_loss * lse**2)
+
+    t_c is 1 at the label and 0 elsewhere, or the target's probability; w are the class weights and s is the sample
+    weight (1 where not given); s is 0 where the label is `ignore_index`. Where q_c is 0 a logit of -inf adds 0.
+    "none" gives these losses, "sum" their sum, and "mean" the sum divided by `denominator`, by default the sum of
+    s * w_y over the labels y, or the sum of s for probabilities.
+
+    Equals torch.nn.functional.cross_entropy with the same arguments; those after the * are additions.
+
+    Args:
+        input: logits of C classes, of shape (C,), (N, C) or (N, C, d1, ..., dK), or with the class axis at `dim`;
+            tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64, any strides.
+        target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype, or class
+            probabilities of the input's shape and any of its dtypes, which need not sum to 1. A target of the input's
+            shape is always read as probabilities. Logits and probabilities of two dtypes are promoted to one first.
+        weight: a weight for each class, of shape (C,), in any of the input's dtypes.
+        size_average, reduce: deprecated, as in PyTorch: they override `reduction`, with a warning.
+        ignore_index: the label of targets that count for nothing; it may lie outside the classes. Must be negative for
+            probabilities, where nothing is ignored.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: the share of every target, from 0 to 1, that is spread over all classes alike.
+        dim: the class axis; negative ones count from the end. None is PyTorch's: axis 1, or axis 0 of an input with one
+            axis. For (batch, time, classes) give -1.
+        sample_weight: a weight for each target, integers or floats, of a shape that broadcasts to the labels' (the
+            input's without the class axis). Weight 0 is the same as ignored: neither its logits nor its label count.
+        denominator: what "mean" divides by, a number or 0-dimensional array: the number of targets in the whole batch
+            when the batch comes in parts or on several machines.
+        softcap: a positive bound for the size of the logits.
+        z_loss: the factor of lse**2, which keeps the normaliser near 1.
+        inplace_backward: PyTorch only: the backward pass may write the gradient over `input`, which saves the memory of
+            one. `input` then holds its own gradient, and a backward pass that still needs the logits raises a
+            RuntimeError; whoever reads it then finds the gradient. Nothing is overwritten on devices other than the
+            CPU, under torch.func and torch.compile, with create_graph, for weights or a denominator that require
+            gradient, and where `input` is promoted to the dtype of its probabilities. Without this option no argument
+            is ever written to.
+
+    Arrays are all of the input's kind. The arithmetic is in float64 where `input` or probabilities are float64 and in
+    float32 for all others, rounded once, at the end. Logits and losses are in nats.
+
+    Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
+    input's dtype or the one promoted to; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing,
+    where the batch is empty or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
+
+    Raises
+        IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
+            range, before anything is read with it; for a `dim` out of range.
+        ValueError: for shapes that do not fit, with both shapes and what was expected; for an unknown `reduction`, a
+            `label_smoothing` outside 0 to 1, a `softcap` that is not positive and finite, a negative or infinite
+            `z_loss`, nan for any of these; for an `ignore_index` of more than 64 bits, or of at least 0 with
+            probabilities; for a `denominator` without "mean" or with axes; for `inplace_backward` with NumPy arrays.
+        TypeError: for an array that is neither a tensor nor a NumPy array, of another kind than `input`, or masked; for
+            a dtype other than those above; for an option that is not a number, a `dim` or `ignore_index` that is not an
+            integer.
+
+    Differentiates, in PyTorch, the input, probabilities, `weight`, `sample_weight` and `denominator`, to every order,
+    in reverse and forward mode and under torch.func; for NumPy arrays `crossent.value_and_grad` gives the input's
+    gradient. Ignored targets and those of sample weight 0 give a gradient of exactly 0, whatever their logits hold, inf
+    and nan included.
+
+    Sources: label smoothing, Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016),
+    section 7, spread with the class weights as in PyTorch. z-loss, Chowdhery et al., "PaLM" (2022), section 5, with a
+    factor of 1e-4. Softcap, Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2017), and
+    the Gemma 2 report (2024), section 2, with 30 for the final logits. Where a label outweighs all other classes, its
+    lse - z_y is log1p(sum_c exp(z_c - z_y)) over these others, which keeps its digits however confident the row: as in
+    Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical
+    Analysis 41 (2021), algorithm 4.1.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import crossent
+    >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    >>> labels = torch.tensor([0, 1])
+    >>> loss = crossent.cross_entropy(logits, labels)
+    >>> print(round(loss.item(), 4))  # (log(1 + 2 * exp(-2)) + log 3) / 2
+    0.6691
+    >>> loss.backward()
+    >>> logits.grad
+    tensor([[-0.1065,  0.0533,  0.0533],
+            [ 0.1667, -0.3333,  0.1667]])
+
+    The same from two halves of the batch, and with a weight for each target:
+
+    >>> halves = [crossent.cross_entropy(logits[i : i + 1], labels[i : i + 1], denominator=2) for i in (0, 1)]
+    >>> print(round(sum(halves).item(), 4))
+    0.6691
+    >>> weighted = crossent.cross_entropy(logits, labels, sample_weight=torch.tensor([3.0, 1.0]))
+    >>> print(round(weighted.item(), 4))  # (3 * log(1 + 2 * exp(-2)) + log 3) / (3 + 1)
+    0.4543
+
+    NumPy arrays, here with classes on the last of three axes and with probabilities:
+
+    >>> logits = np.log([[[1.0, 1.0, 2.0], [1.0, 2.0, 1.0]]])
+    >>> crossent.cross_entropy(logits, np.array([[2, -100]]), dim=-1, reduction="none").round(4)
+    array([[0.6931, 0.    ]])
+    >>> loss = crossent.cross_entropy(logits[0], np.array([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]))
+    >>> print(round(loss, 4))  # (log 2 + log(8) / 2) / 2
+    0.8664
+    >>> crossent.cross_entropy(logits[0], np.array([2, 3]))
+    Traceback (most recent call last):
+    IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
+    """
     options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss)
-    return _dispatch.frontend(input).cross_entropy(
+    return frontends[type(input)].cross_entropy(
         input, target, weight, sample_weight, denominator, dim, options, inplace_backward
     )
 
 
-def value_and_grad(function):
+def value_and_grad(function: Callable[..., ArrayT]) -> Callable[..., tuple[ArrayT, ArrayT]]:
+    """A function that returns a loss together with its gradient for the first argument.
+
+        value_and_grad(f)(x, ...) = (f(x, ...), df(x, ...) / dx)
+
+    Equals, in PyTorch, torch.func.grad_and_value with the two results the other way round, but computes them like an
+    ordinary forward and backward pass.
+
+    Args:
+        function: for tensors, any function of a tensor whose result is one number. For NumPy arrays,
+            `crossent.cross_entropy`, `crossent.nll_loss`, or a function that hands them its first argument as it is,
+            with whatever others, and returns the loss as it is; of several such calls, that of the last.
+
+    The result takes the arguments of `function`, by position or keyword; the first, `input`, is the tensor or NumPy
+    array to differentiate, of any shape and dtype that `function` takes. The dtype of the arithmetic is `function`'s.
+    The gradient is in the loss's unit per unit of the input: nats per nat, without unit, for the losses here.
+
+    It returns the loss, without a graph behind it, and the gradient, of the input's shape and dtype; for NumPy arrays
+    in the loss's dtype and the machine's byte order. A tensor need not require gradient, its `grad` stays as it is, and
+    torch.no_grad makes no difference. With `inplace_backward` the gradient is the caller's tensor, written over.
+
+    Raises ValueError where the loss is not one number, so for reduction="none"; TypeError for an input that is neither
+    a tensor nor a NumPy array, and for NumPy arrays where `function` returns something else than such a loss; and what
+    `function` raises.
+
+    Differentiates the first argument alone, once.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import crossent
+    >>> gradient_of = crossent.value_and_grad(crossent.cross_entropy)
+    >>> loss, dlogits = gradient_of(np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), np.array([0, 1]))
+    >>> print(round(loss, 4))
+    0.6691
+    >>> dlogits.round(4)
+    array([[-0.1065,  0.0533,  0.0533],
+           [ 0.1667, -0.3333,  0.1667]])
+    >>> gradient_of(torch.zeros(1, 4), torch.tensor([3]))
+    (tensor(1.3863), tensor([[ 0.2500,  0.2500,  0.2500, -0.7500]]))
+    """
+
     def value_and_gradient(input, *args, **kwargs):
-        return _dispatch.frontend(input).value_and_grad(function, input, args, kwargs)
+        return frontends[type(input)].value_and_grad(function, input, args, kwargs)
 
     return value_and_gradient

@@ -164,3 +164,16 @@ def cross_entropy(
     sample_weight = sample_weight * keep
     value, scale = _reduce(loss, counts, sample_weight, reduction, denominator, shape)
     return value, _gradient(rows, scale, upstream, reduction, sample_weight, moved_shape, dim)
+
+
+def soft_target_gradient(
+    logits, target, weight=None, reduction="mean", label_smoothing=0.0, dim=None, sample_weight=None,
+    denominator=None, softcap=None, z_loss=0.0, upstream=1,
+):  # fmt: skip
+    """The gradient of sum(upstream * cross_entropy) in the probabilities: d loss / d q_c = lse - z_c."""
+    logits, dim, _, weight, sample_weight = _prepare(logits, target, weight, dim, sample_weight)
+    x, moved_shape = _rows(logits, dim)
+    z = x if softcap is None else softcap * np.tanh(x / LONG(softcap))
+    rows = weight * (1 - LONG(label_smoothing)) * _distances(z)[1]
+    _, scale = _reduce(np.zeros(len(x), LONG), np.ones(len(x), LONG), sample_weight, reduction, denominator, (len(x),))
+    return _gradient(rows, scale, upstream, reduction, sample_weight, moved_shape, dim)

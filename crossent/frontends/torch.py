@@ -25,6 +25,8 @@ _STORAGE = {
 _INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
+_FULL_PRECISION = {torch.float32, torch.float64}
+_Tensor = torch.Tensor
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _HUGE_PAGES_FROM = 2**25  # bytes; the C library reuses smaller blocks, whose pages are mapped already
 _PAGE, _MADV_HUGEPAGE = 4096, 14
@@ -64,10 +66,10 @@ def _transformed():
 def _common(input, target):
     """What most calls bring and the kernels take as it is: full-precision logits and labels."""
     return (
-        type(input) is torch.Tensor
-        and type(target) is torch.Tensor
+        type(input) is _Tensor
+        and type(target) is _Tensor
         and target.dtype is torch.int64
-        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and input.dtype in _FULL_PRECISION
         and input.is_cpu
         and target.is_cpu
         and input.layout is torch.strided
@@ -446,19 +448,29 @@ def _softmax_grad(out, dout, axis, log):
 
 
 def softmax(input, dim, dtype, log, stacklevel):
+    if (
+        type(input) is _Tensor
+        and input.dtype in _FULL_PRECISION
+        and dtype is None
+        and type(dim) is int
+        and input.ndim
+        and input.size(dim) <= _NATIVE_SOFTMAX_UP_TO
+        and input.stride(dim) == 1
+    ):
+        return torch.log_softmax(input, dim) if log else torch.softmax(input, dim)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
     if dim is None:
         dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)
     x = input if dtype is None else input.to(dtype)
+    if x is not input:
+        return softmax(x, dim, None, log, stacklevel)
     if x.dtype not in _STORAGE:
         raise _rows.dtype_error("input", x.dtype)
     if not x.ndim or torch.compiler.is_compiling() or not _ordinary(x):
         return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
-    if x.shape[axis] <= _NATIVE_SOFTMAX_UP_TO and x.stride(axis) == 1 and x.itemsize > 2:
-        return _native_softmax(x, axis, log)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply_softmax(x, axis, log)
     return softmax_forward(TORCH, x, axis, log)

@@ -65,9 +65,9 @@ def tile_rows(classes):
     return max(16, min(256, 65536 // max(classes, 1) // 16 * 16))
 
 
-def scratch_numbers(classes):
+def scratch_numbers(classes, tile):
     """How many numbers of the arithmetic's type a call needs as scratch memory."""
-    return tile_rows(classes) * (classes + _ARRAYS)
+    return tile * (classes + _ARRAYS)
 
 
 @inline

@@ -1,7 +1,7 @@
 """Rows whose classes lie side by side: vectors run along a row, one row after the other.
 
 The logits are read from memory once. The sum of exponentials is taken relative to a `peak` known before the pass (the
-larger of the label's logit and the first block's maximum), so maximum and sum need one pass; where a later logit turns
+larger of the label's logit and the maximum of the first few), so maximum and sum need one pass; where a later logit turns
 out more than `_HEADROOM` above the peak, which would endanger the sum, the row is passed again with the true maximum.
 """
 
@@ -55,6 +55,7 @@ from crossent.kernels._simd import (
 )
 
 _BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
+_LOOKED_AT = 64  # numbers that a first guess of the maximum is made of
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
 
@@ -67,9 +68,9 @@ def _some_logits(like, row, j, within, cap):
 
 @inline
 def first_maximum(like, row, classes, cap):
-    """Over the first block; what follows it is guarded by the headroom."""
+    """Over the first few; what follows them is guarded by the headroom."""
     width = lanes(like)
-    n = min(classes, _BLOCK)
+    n = min(classes, _LOOKED_AT)
     top = lift(like, -np.inf)
     for j in range(0, n // width * width, width):
         top = larger(capped(like, load(like, row, j), cap), top)

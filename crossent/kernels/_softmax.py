@@ -45,9 +45,9 @@ def _result(like, z, total, log_total, is_log):
 
 
 @inline
-def _derivative(like, out, dout, total, is_log):
-    """total is the sum of dout * out over the classes, for log-softmax that of dout."""
-    return dout - exp(like, out) * total if is_log else out * (dout - total)
+def _derivative(probability, dout, total, is_log):
+    """`total` is the sum of dout * probability over the classes, for log-softmax that of dout."""
+    return dout - probability * total if is_log else probability * (dout - total)
 
 
 @inline
@@ -110,7 +110,8 @@ def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile,
         for j in range(0, classes, width):
             d = _load_within(like, drow, j, classes, 0.0)
             p = _load_within(like, row, j, classes, 0.0)
-            _store_within(like, result, j, classes, _derivative(like, p, d, summed, is_log))
+            p = exp(like, p) if is_log else p
+            _store_within(like, result, j, classes, _derivative(p, d, summed, is_log))
     return OK, 0.0, 0.0
 
 
@@ -157,7 +158,10 @@ def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_
 @kernel
 def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile, is_log, out, dout, dout_outer,
                    dout_class, dx, dx_outer, dx_class, buffer, lo, hi):  # fmt: skip
-    width = lanes(like)
+    """`buffer` holds a tile of both inputs and the sums of its rows."""
+    width, ps = lanes(like), address_of(buffer)
+    ds, totals = at(weight_like, ps, classes * tile), at(weight_like, ps, 2 * classes * tile)
+    parts = at(weight_like, totals, tile)
     tiles = (inner + tile - 1) // tile
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
@@ -165,21 +169,26 @@ def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile
         row, drow = at(like, out, o * out_outer + i), at(like, dout, o * dout_outer + i)
         result = at(like, dx, o * dx_outer + i)
         for j in range(0, n, width):
-            total = lift(like, 0.0)
-            for block in range(0, classes, _BLOCK):
-                part = lift(like, 0.0)
-                for c in range(block, min(block + _BLOCK, classes)):
+            store(weight_like, totals, j, lift(like, 0.0))
+        for block in range(0, classes, _BLOCK):
+            for j in range(0, n, width):
+                store(weight_like, parts, j, lift(like, 0.0))
+            for c in range(block, min(block + _BLOCK, classes)):
+                for j in range(0, n, width):
+                    prefetch(like, row, c * out_class + j)
                     prefetch(like, drow, c * dout_class + j)
+                    p = _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
                     d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
-                    if is_log:
-                        part = part + d
-                    else:
-                        prefetch(like, row, c * out_class + j)
-                        part = fma(d, _load_within(like, row, c * out_class + j, c * out_class + n, 0.0), part)
-                total = total + part
-            for c in range(classes):
-                d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
-                p = _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
-                value = _derivative(like, p, d, total, is_log)
+                    store(weight_like, ps, c * tile + j, exp(like, p) if is_log else p)
+                    store(weight_like, ds, c * tile + j, d)
+                    part = load(weight_like, parts, j)
+                    store(weight_like, parts, j, part + d if is_log else fma(d, p, part))
+            for j in range(0, n, width):
+                store(weight_like, totals, j, load(weight_like, totals, j) + load(weight_like, parts, j))
+        for c in range(classes):
+            for j in range(0, n, width):
+                p, d = load(weight_like, ps, c * tile + j), load(weight_like, ds, c * tile + j)
+                total = load(weight_like, totals, j)
+                value = _derivative(p, d, total, is_log)
                 _store_within(like, result, c * dx_class + j, c * dx_class + n, value)
     return OK, 0.0, 0.0

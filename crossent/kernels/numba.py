@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 
 import numpy as np
-from numba import config
+from numba import config, typeof
 
 from crossent.kernels import BadLabel, _inner, _last, _pick, _softmax, _threads
 from crossent.kernels._leaves import OK
@@ -31,33 +31,40 @@ def available_threads():
 class _Schedule:
     """How the rows of a layout are cut into chunks; the cuts do not depend on the number of threads."""
 
-    __slots__ = ("chunks", "dtype", "scratch", "step", "tile", "units")
+    __slots__ = ("chunks", "compiled", "dtype", "scratch", "step", "tile", "units")
 
-    def __init__(self, layout, weight_like, scratch=True):
+    def __init__(self, layout, weight_like, buffers=1):
         self.units, size, self.tile, self.scratch = layout.rows, layout.classes, 0, 0
-        if scratch and not layout.last:
+        if buffers and not layout.last:
             self.tile = _inner.tile_rows(layout.classes)
-            self.scratch = _inner.scratch_numbers(layout.classes)
+            self.scratch = _inner.scratch_numbers(buffers * layout.classes, self.tile)
             self.units, size = layout.outer * -(-layout.inner // self.tile), self.tile * layout.classes
         self.step = max(1, _CHUNK // max(size, 1))
         self.chunks = -(-self.units // self.step)
         self.dtype = weight_like.dtype
+        self.compiled = {}
 
     def run(self, kernel, arguments, tail, threads, owners):
         """The sums of what the chunks return; `owners` keeps memory alive even if the caller is interrupted.
 
         Kernels take `tail` after their arguments, or scratch memory where they need some.
         """
-        if self.chunks == 1 and not self.scratch:
-            bad, losses, weights = kernel(*arguments, tail, 0, self.units)
+        if self.scratch:
+            tail = np.empty(self.scratch, self.dtype)
+        compiled = self.compiled.get(kernel)
+        if compiled is None:
+            # All calls of a plan have the same types; looking them up once saves a third of the cost of a call.
+            compiled = self.compiled[kernel] = kernel.compile(tuple(map(typeof, (*arguments, tail, 0, 0))))
+        if self.chunks == 1:
+            bad, losses, weights = compiled(*arguments, tail, 0, self.units)
             if bad != OK:
                 raise BadLabel(bad)
             return losses, weights
 
         def work(chunk, owners=owners):
             lo = chunk * self.step
-            extra = np.empty(self.scratch, self.dtype) if self.scratch else tail
-            return kernel(*arguments, extra, lo, min(lo + self.step, self.units))
+            last = np.empty(self.scratch, self.dtype) if self.scratch else tail
+            return compiled(*arguments, last, lo, min(lo + self.step, self.units))
 
         losses, weights = 0.0, 0.0
         for bad, loss, weight in _threads.run(work, self.chunks, threads):
@@ -110,7 +117,7 @@ class PickPlan:
     def __init__(self, layout, storage, soft, target_strides, options):
         like, weight_like = _LIKES[storage]
         self.layout = layout
-        self._schedule = _Schedule(layout, weight_like, scratch=False)
+        self._schedule = _Schedule(layout, weight_like, buffers=0)
         self._static = (
             like, weight_like, *layout.strides, target_strides[0], target_strides[2], layout.inner, layout.classes,
             options.ignore_index,
@@ -137,7 +144,7 @@ class SoftmaxPlan:
             if layout.last
             else (_softmax.forward_inner, _softmax.backward_inner)
         )
-        self._schedule = _Schedule(layout, weight_like)
+        self._schedule = _Schedule(layout, weight_like, buffers=2)
         strides = _pair(layout, layout.strides)
         self._static = like, weight_like, *strides, layout.inner, layout.classes, self._schedule.tile, log
 

@@ -29,41 +29,49 @@ def loss_options(
     """The validated options; the deprecated `size_average` and `reduce` override `reduction`, as in PyTorch."""
     if size_average is not None or reduce is not None:
         reduction = _reduction_of_deprecated(size_average, reduce)
-    key = reduction, ignore_index, label_smoothing, softcap, z_loss
-    options = _made.get(key)
-    if options is None:
-        if len(_made) >= _MADE_AT_MOST:
-            _made.clear()
-        options = _made[key] = _validated(*key)
-    return options
+    values = reduction, ignore_index, label_smoothing, softcap, z_loss
+    # Only what has exactly these types is looked up: True equals 1, but is no index.
+    if type(reduction) is str and type(ignore_index) is int and type(label_smoothing) is type(z_loss) is float:
+        options = _made.get(values) if softcap is None or type(softcap) is float else None
+        if options is not None:
+            return options
+    return _validated(*values)
 
 
 def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of 'none', 'mean' and 'sum', got {reduction!r}")
     if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
     ignore_index = ignore_index.__index__()
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
-    label_smoothing = _number("label_smoothing", label_smoothing)
+    label_smoothing = number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     if softcap is not None:
-        softcap = _number("softcap", softcap)
+        softcap = number("softcap", softcap)
         if not 0.0 < softcap < math.inf:
             raise ValueError(f"softcap must be a positive finite number or None, got {softcap}")
-    z_loss = _number("z_loss", z_loss)
+    z_loss = number("z_loss", z_loss)
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss must be a finite number of at least 0, got {z_loss}")
-    return LossOptions(reduction, ignore_index, label_smoothing, softcap, z_loss)
+    values = reduction, ignore_index, label_smoothing, softcap, z_loss
+    options = _made.get(values)
+    if options is None:
+        if len(_made) >= _MADE_AT_MOST:
+            _made.clear()
+        options = _made[values] = LossOptions(*values)
+    return options
 
 
-def _number(name, value):
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+def number(name, value):
+    if not isinstance(value, str):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _reduction_of_deprecated(size_average, reduce):

@@ -183,7 +183,7 @@ def softmax_axis(ndim, dim, name, stacklevel):
             stacklevel=stacklevel + 1,
         )
         return 0 if ndim in (0, 1, 3) else 1
-    return class_axis(ndim, dim) if ndim else 0
+    return class_axis(max(ndim, 1), dim)  # as PyTorch has it, a single number has one axis
 
 
 def divisor(options, weight_sum, denominator):

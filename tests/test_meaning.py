@@ -435,6 +435,21 @@ def test_zero_total_weight(frontend, name):
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("shape", [(4, 5), (40,), (2, 5, 3), (2, 40, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_zero_total_weight_with_every_option(frontend, shape, dtype):
+    logits, labels = numbers(*shape), np.full(shape[:1] * (len(shape) > 1) + shape[2:], -100)
+    for options in [
+        {"label_smoothing": 0.1},
+        {"softcap": 3.0},
+        {"z_loss": 0.1},
+        {"weight": np.linspace(1, 2, shape[1] if len(shape) > 1 else shape[0])},
+    ]:
+        value, gradient = call(frontend, "cross_entropy", logits, labels, dtype=dtype, **options)
+        assert np.isnan(value) and (gradient == 0).all(), options
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_one_class(frontend):
     value, gradient = call(frontend, "cross_entropy", numbers(4, 1), np.zeros(4, np.int64), dtype="float32")
     assert value == 0 and (gradient == 0).all()

@@ -1,12 +1,14 @@
 """A checked call on its way to the kernels, the same for every array library.
 
 `lib` is the library's side: a namespace with `storage(array)` (a storage name or None), `is_integer(array)`,
-`holds_labels(array)` (int64), `strides(array)` in elements, `address(array)`, `contiguous(array)`, `new(shape, storage)`, `empty(layout, like)` and
-`copied(layout, array)` in the layout's order, `labels(array)` as int64 with the row of one that does not fit or None,
-`cast(array, storage)`, `total(array)`, `broadcast(array, shape)`, `item(array, row)` and `threads()`.
+`holds_labels(array)` (int64), `strides(array)` in elements, `address(array)`, `contiguous(array)`, `new(shape,
+storage)`, `empty(layout, like)` and `copied(layout, array)` in the layout's order, `labels(array)` as int64 with the
+row of one that does not fit or None, `cast(array, storage)`, `total(array)`, `broadcast(array, shape)`, `item(array,
+row)` and `threads()`.
 """
 
 from functools import lru_cache
+from typing import Any
 
 from crossent import _rows
 from crossent.kernels import BadLabel, numba as kernels
@@ -37,6 +39,8 @@ class Problem:
     """Rows, targets and weights as the kernels want them, and the calls of the kernels."""
 
     __slots__ = ("compute", "inputs", "layout", "lib", "options", "owners", "plan", "row_shape", "target", "x")
+
+    plan: Any  # a LossPlan or a PickPlan, as the caller asked
 
     def __init__(self, lib, input, target, weight, sample_weight, dim, options, picks=False):
         storage, plan = lib.storage(input), None

@@ -1,4 +1,5 @@
-"""Cross entropy and negative log likelihood as operators, which `torch.compile` and `torch.export` carry through their graphs as they are.
+"""Cross entropy and negative log likelihood as operators, which `torch.compile` and `torch.export` carry through their
+graphs as they are.
 
 The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
 denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`.
@@ -63,7 +64,7 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     dtarget = problem.backward(_fitting(problem, stats), *upstream, written, want_target)
     if not fits:
         dx.copy_(written)
-    return dx, torch.empty_like(target).copy_(dtarget) if want_target else target.new_empty(0)
+    return dx, target.new_empty(0) if dtarget is None else torch.empty_like(target).copy_(dtarget)
 
 
 @torch.library.register_fake("crossent::loss", lib=_library)

@@ -5,11 +5,12 @@ from contextvars import ContextVar
 import numpy as np
 
 from crossent import _rows
+from crossent._options import number
 from crossent.frontends._problem import Problem, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-_tape = ContextVar("tape", default=None)
+_tape: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 
 class _NumPy:
@@ -109,7 +110,7 @@ def _divisor(options, denominator):
     if denominator is None:
         return None
     _rows.check_denominator(options, np.ndim(denominator))
-    return float(denominator)
+    return number("denominator", denominator)
 
 
 def _promoted(input, target):
@@ -166,7 +167,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 def softmax(input, dim, dtype, log, stacklevel):
     x = _readable("input", input)
     if dtype is not None:
-        x = x.astype(dtype, copy=False)
+        if x.dtype.kind not in "fiub":
+            raise _rows.dtype_error("input", x.dtype)
+        x = x.astype(np.dtype(dtype), copy=False)
     if x.dtype not in _FLOATS:
         raise _rows.dtype_error("input", x.dtype)
     axis = _rows.softmax_axis(x.ndim, dim, "log_softmax" if log else "softmax", stacklevel)
@@ -192,7 +195,7 @@ def value_and_grad(function, input, args, kwargs):
         loss = function(input, *args, **kwargs)
     finally:
         _tape.reset(token)
-    if loss is not tape.loss:
+    if tape.gradient is None or loss is not tape.loss:
         raise TypeError(
             "value_and_grad of NumPy arrays takes cross_entropy or nll_loss, or a call that returns its loss"
         )

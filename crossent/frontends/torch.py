@@ -6,13 +6,17 @@ itself. Under `torch.compile` and `torch.export` the kernels are operators (`_to
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _dispatch, _rows
+from crossent._options import number
 from crossent.frontends._problem import Problem, broadcast_samples, softmax_backward, softmax_forward
 from crossent.kernels import array
 
@@ -63,6 +67,16 @@ def _transformed():
     )
 
 
+def _overlaps(tensor):
+    """Whether elements may share memory."""
+    return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _is_batched(gradient):
+    """Whether `is_grads_batched` runs this backward under the older vmap, which no other sign gives away."""
+    return not torch._C._has_storage(gradient)
+
+
 def _common(input, target):
     """What most calls bring and the kernels take as it is: full-precision logits and labels."""
     return (
@@ -86,8 +100,10 @@ def _compute_dtype(dtype):
 def _result_dtype(input):
     """Autocast gives losses in float32."""
     dtype = input.dtype
-    if dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type):
-        return torch.float32
+    if dtype in (torch.float16, torch.bfloat16):
+        device = input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.float32
     return dtype
 
 
@@ -198,32 +214,42 @@ class _CrossEntropy(torch.autograd.Function):
         input, target, weight, sample_weight = ctx.saved_tensors
         dim, options, divisor, out_dtype, inplace = ctx.call
         rest = (None,) * 7
-        if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
+        if torch.is_grad_enabled() or not _ordinary(input, target, dloss) or _is_batched(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
-        in_place = inplace and problem.x is input
+        in_place = (
+            inplace and ctx.needs_input_grad[0] and problem.x is input and torch._debug_has_internal_overlap(input) == 0
+        )
         dx = input.detach() if in_place else _empty(problem.layout, input)
         dloss, scale = upstream(problem, dloss, ctx.scale)
         dtarget = problem.backward(ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
-        if inplace:
-            if not in_place:
-                dx = input.detach().copy_(dx)
+        if in_place:
             torch.autograd.graph.increment_version(input)
         return dx, dtarget, *rest
 
 
 def _differentiable_grads(ctx, function, input, target, arguments, dloss):
-    """Gradients that can be differentiated again, by way of plain tensor operations."""
+    """Gradients that can be differentiated again, by way of plain tensor operations.
+
+    Rows do not depend on each other, so the gradient of their sum times what comes from above is all there is.
+    """
     wanted = [t for t, needed in zip((input, target), ctx.needs_input_grad, strict=False) if needed]
     with torch.enable_grad():
         loss = function(input, target, *arguments)
-        grads = iter(torch.autograd.grad(loss, wanted, dloss, create_graph=True))
-    return [next(grads) if needed else None for needed in ctx.needs_input_grad[:2]]
+        grads = torch.autograd.grad(loss.sum(), wanted, create_graph=True)
+        if loss.ndim:
+            dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, ctx.call[0]))
+        scaled = iter([(grad * dloss).to(grad.dtype) for grad in grads])
+    return [next(scaled) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 
-# Function.apply less its checks for function transforms, which have been ruled out where these are called.
-_apply_cross_entropy = super(torch.autograd.Function, _CrossEntropy).apply
+def _applier(function) -> Callable:
+    """Function.apply less its checks for function transforms, which have been ruled out where it is called."""
+    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_apply_cross_entropy = _applier(_CrossEntropy)
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
@@ -250,7 +276,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
-    if not _ordinary(*tensors[:4]) or differentiates_weights:
+    if differentiates_weights or torch.compiler.is_compiling() or not _ordinary(*tensors[:4]):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply_cross_entropy(
@@ -261,9 +287,14 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 
 
 def _check_tensors(input, target, weight, sample_weight):
-    for name, tensor in (("target", target), ("weight", weight), ("sample_weight", sample_weight)):
-        if not isinstance(tensor, torch.Tensor) and (tensor is not None or name == "target"):
+    arrays = (("input", input), ("target", target), ("weight", weight), ("sample_weight", sample_weight))
+    for name, tensor in arrays:
+        if tensor is None and name not in ("input", "target"):
+            continue
+        if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a tensor like input, got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def _divisor(options, denominator):
@@ -272,9 +303,11 @@ def _divisor(options, denominator):
         return None
     if not isinstance(denominator, torch.Tensor):
         _rows.check_denominator(options, 0)
-        return float(denominator)
+        return number("denominator", denominator)
     _rows.check_denominator(options, denominator.ndim)
-    return float(denominator) if _ordinary(denominator) and not denominator.requires_grad else denominator
+    if torch.compiler.is_compiling() or denominator.requires_grad or not _ordinary(denominator):
+        return denominator
+    return float(denominator)
 
 
 def _differentiates_weights(weight, sample_weight, divisor):
@@ -334,9 +367,9 @@ def _concrete(tensor):
     """The tensor with values under function transforms, or None where there are none."""
     if torch.compiler.is_compiling():
         return None
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    fake = tensor.is_meta or torch._subclasses.fake_tensor.is_fake(tensor)
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    fake = tensor.is_meta or is_fake(tensor)
     return None if fake or torch._C._len_torch_dispatch_stack() else tensor.detach()
 
 
@@ -375,7 +408,7 @@ class _NLLLoss(torch.autograd.Function):
         input, target, weight, sample_weight = ctx.saved_tensors
         dim, options, divisor, out_dtype = ctx.call
         rest = (None,) * 6
-        if torch.is_grad_enabled() or not _ordinary(input, target, dloss):
+        if torch.is_grad_enabled() or not _ordinary(input, target, dloss) or _is_batched(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
@@ -384,7 +417,7 @@ class _NLLLoss(torch.autograd.Function):
         return dx, None, *rest
 
 
-_apply_nll_loss = super(torch.autograd.Function, _NLLLoss).apply
+_apply_nll_loss = _applier(_NLLLoss)
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
@@ -402,7 +435,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
-    if not _ordinary(*tensors[:4]) or differentiates_weights:
+    if differentiates_weights or torch.compiler.is_compiling() or not _ordinary(*tensors[:4]):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
         return _apply_nll_loss(input, target, weight, sample_weight, dim, options, divisor, out_dtype)
@@ -432,12 +465,12 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx, dout):
         (out,) = ctx.saved_tensors
         axis, log = ctx.call
-        if torch.is_grad_enabled() or not _ordinary(out, dout):
+        if torch.is_grad_enabled() or not _ordinary(out, dout) or _is_batched(dout):
             return _softmax_grad(out, dout, axis, log), None, None
         return softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), None, None
 
 
-_apply_softmax = super(torch.autograd.Function, _Softmax).apply
+_apply_softmax = _applier(_Softmax)
 
 
 def _softmax_grad(out, dout, axis, log):
@@ -463,6 +496,8 @@ def softmax(input, dim, dtype, log, stacklevel):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
     if dim is None:
         dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     x = input if dtype is None else input.to(dtype)
     if x is not input:
         return softmax(x, dim, None, log, stacklevel)

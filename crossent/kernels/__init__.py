@@ -1,8 +1,8 @@
 """The kernels: rows in, numbers out.
 
-Below this line there is no reduction, no class axis, no validation and no framework. Arrays are addresses (0 for what is
-not there), with a storage type of "float16", "bfloat16", "float32" or "float64" and strides in elements. What does not
-change between calls is a plan, made once for each layout, storage type and set of options:
+Below this line there is no reduction, no class axis, no validation and no framework. Arrays are addresses (0 for what
+is not there), with a storage type of "float16", "bfloat16", "float32" or "float64" and strides in elements. What does
+not change between calls is a plan, made once for each layout, storage type and set of options:
 
     plan = loss_plan(layout, storage, soft, target_strides, options)
     plan.forward(inputs, loss, stats, threads, owners) -> (sum of losses, sum of weights)
@@ -13,9 +13,9 @@ change between calls is a plan, made once for each layout, storage type and set 
     plan.backward(out, dout, dout_strides, dx, dx_strides, threads, owners)
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
-like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `owners` are
-the objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row, before
-anything is read or written there.
+like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `owners`
+are the objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row,
+before anything is read or written there.
 """
 
 

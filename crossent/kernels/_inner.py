@@ -1,10 +1,10 @@
 """Rows that lie side by side, their classes a stride apart (images: batch x classes x pixels): a lane for each row.
 
-A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in arrays behind
-a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As in
-`_last` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile whose
-sums come out too large is passed again relative to its maxima. A label is only ever compared with class numbers, so that
-a bad one cannot reach memory.
+A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in arrays
+behind a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As
+in `_last` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile
+whose sums come out too large is passed again relative to its maxima. A label is only ever compared with class numbers,
+so that a bad one cannot reach memory.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
 """Rows whose classes lie side by side: vectors run along a row, one row after the other.
 
 The logits are read from memory once. The sum of exponentials is taken relative to a `peak` known before the pass (the
-larger of the label's logit and the maximum of the first few), so maximum and sum need one pass; where a later logit turns
-out more than `_HEADROOM` above the peak, which would endanger the sum, the row is passed again with the true maximum.
+larger of the label's logit and the maximum of the first few), so maximum and sum need one pass; where a later logit
+turns out more than `_HEADROOM` above the peak, which would endanger the sum, the row is passed again with the true
+maximum.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Exponential, logarithms and tanh of vectors, to about one unit in the last place.
 
 exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <= ln2 / 2 (Muller, Elementary Functions,
-       section 11). Rounding x / ln2 by adding 1.5 * 2^mantissa leaves n in the lowest bits, to be added to the exponent.
+       section 11). Rounding x / ln2 by adding 1.5 * 2^mantissa leaves n in the lowest bits, to be added to the
+       exponent.
 log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), and its power series in s^2.
 """
 
@@ -76,7 +77,8 @@ def log(like, x):
 def negative_log(like, others, own, own_exp):
     """log((others + own_exp) / own_exp), exact when the others vanish beside it; own is the logarithm of own_exp.
 
-    Either log(1 + others / own_exp) or log(others + own_exp) - own, which need one division and one series between them.
+    Either log(1 + others / own_exp) or log(others + own_exp) - own, which need one division and one series between
+    them.
     """
     total = others + own_exp
     confident = others <= own_exp

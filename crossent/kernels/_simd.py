@@ -4,8 +4,8 @@ Numba leaves vectorising to LLVM, which gives up inside long kernels and falls b
 arrays might overlap. With the vector spelled out the machine code is the same everywhere it is inlined, and the order
 of every sum is fixed, so that a row has the same bits on every machine that has fused multiply-add.
 
-Memory is an address (an integer) and an element index. The storage type comes with `like`, a number handed
-through for its type: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
+Memory is an address (an integer) and an element index. The storage type comes with `like`, a number handed through for
+its type: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
 float64 for float64, else in float32.
 """
 

@@ -1,8 +1,8 @@
 """A few threads that help a caller through its chunks of rows.
 
-The caller works too and never waits for a helper to wake up: whoever is free takes the next chunk, and with no helper at
-all (a forked child, an interpreter that shuts down) the caller does everything itself. Which thread takes a chunk does
-not change its result.
+The caller works too and never waits for a helper to wake up: whoever is free takes the next chunk, and with no helper
+at all (a forked child, an interpreter that shuts down) the caller does everything itself. Which thread takes a chunk
+does not change its result.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The fallback in plain array operations, for devices without kernels and for derivatives of every order.
 
-`xp` is the array library, and `freeze` its way to keep a value out of differentiation. Every value that a `where` leaves
-out is replaced before it is used, since the derivative of what was left out would be nan times 0.
+`xp` is the array library, and `freeze` its way to keep a value out of differentiation. Every value that a `where`
+leaves out is replaced before it is used, since the derivative of what was left out would be nan times 0.
 """
 
 from crossent import _rules

@@ -201,16 +201,20 @@ def test_options(frontend, dtype, options):
 @pytest.mark.parametrize("options", [name for name in OPTIONS if OPTIONS[name].get("soft")])
 def test_gradient_of_soft_targets(frontend, dtype, options):
     for shape, dim in OPTION_SHAPES:
-        logits, target, keywords = make(shape, dim, **OPTIONS[options])
-        logits, target = quantise(logits, dtype), quantise(target, dtype)
-        with composite() if frontend == "composite" else contextlib.nullcontext():
-            t = torch.as_tensor(target).to(TORCH_DTYPES[dtype]).requires_grad_()
-            tensors = {key: torch.as_tensor(v) if "weight" in key else v for key, v in keywords.items()}
-            value = crossent.cross_entropy(torch.as_tensor(logits).to(t.dtype), t, **tensors)
-            (gradient,) = torch.autograd.grad(value.sum(), t)
-        exact = reference.soft_target_gradient(logits, target, **keywords)
-        assert gradient.dtype == t.dtype
-        assert_close(to_numpy(gradient), exact, dtype, np.maximum(abs(exact), largest(exact)))
+        check_gradient_of_soft_target(frontend, dtype, options, shape, dim)
+
+
+def check_gradient_of_soft_target(frontend, dtype, options, shape, dim):
+    logits, target, keywords = make(shape, dim, **OPTIONS[options])
+    logits, target = quantise(logits, dtype), quantise(target, dtype)
+    with composite() if frontend == "composite" else contextlib.nullcontext():
+        t = torch.as_tensor(target).to(TORCH_DTYPES[dtype]).requires_grad_()
+        tensors = {key: torch.as_tensor(v) if "weight" in key else v for key, v in keywords.items()}
+        value = crossent.cross_entropy(torch.as_tensor(logits).to(t.dtype), t, **tensors)
+        (gradient,) = torch.autograd.grad(value.sum(), t)
+    exact = reference.soft_target_gradient(logits, target, **keywords)
+    assert gradient.dtype == t.dtype
+    assert_close(to_numpy(gradient), exact, dtype, np.maximum(abs(exact), largest(exact)))
 
 
 @pytest.mark.parametrize(("frontend", "dtype"), EVERYWHERE)

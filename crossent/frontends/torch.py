@@ -8,6 +8,7 @@ itself. Under `torch.compile` and `torch.export` the kernels are operators (`_to
 import ctypes
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -19,6 +20,7 @@ from crossent import _dispatch, _rows
 from crossent._options import number
 from crossent.frontends._problem import Problem, broadcast_samples, softmax_backward, softmax_forward
 from crossent.kernels import array
+from crossent.kernels._threads import use_openmp
 
 _STORAGE = {
     torch.float16: "float16",
@@ -69,7 +71,7 @@ def _transformed():
 
 def _overlaps(tensor):
     """Whether elements may share memory."""
-    return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
+    return torch._C._debug_has_internal_overlap(tensor) != 0
 
 
 def _is_batched(gradient):
@@ -242,6 +244,11 @@ def _differentiable_grads(ctx, function, input, target, arguments, dloss):
             dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, ctx.call[0]))
         scaled = iter([(grad * dloss).to(grad.dtype) for grad in grads])
     return [next(scaled) if needed else None for needed in ctx.needs_input_grad[:2]]
+
+
+_OPENMP = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+if _OPENMP:
+    use_openmp(str(_OPENMP[0]))
 
 
 def _applier(function) -> Callable:

@@ -9,7 +9,8 @@ from numba import config, typeof
 from crossent.kernels import BadLabel, _inner, _last, _pick, _softmax, _threads
 from crossent.kernels._leaves import OK
 
-_CHUNK = 2**18  # numbers that one thread works on before it takes more; below it threads cost more than they bring
+_SHARED_FROM = 2**18  # numbers; for fewer it costs more to wake another thread than it brings
+_CHUNK, _CHUNKS = 2**16, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
 _STATS_FROM = 64  # classes; what a shorter row's backward needs is made again rather than kept
 
 _SINGLE, _DOUBLE = np.float32(0.0), np.float64(0.0)
@@ -39,7 +40,9 @@ class _Schedule:
             self.tile = _inner.tile_rows(layout.classes)
             self.scratch = _inner.scratch_numbers(buffers * layout.classes, self.tile)
             self.units, size = layout.outer * -(-layout.inner // self.tile), self.tile * layout.classes
-        self.step = max(1, _CHUNK // max(size, 1))
+        self.step = max(1, _CHUNK // max(size, 1), self.units // _CHUNKS)
+        if self.units * size < _SHARED_FROM:
+            self.step = max(1, self.units)
         self.chunks = -(-self.units // self.step)
         self.dtype = weight_like.dtype
         self.compiled = {}

@@ -71,7 +71,7 @@ def _transformed():
 
 def _overlaps(tensor):
     """Whether elements may share memory."""
-    return torch._C._debug_has_internal_overlap(tensor) != 0
+    return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_batched(gradient):
@@ -220,9 +220,7 @@ class _CrossEntropy(torch.autograd.Function):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
-        in_place = (
-            inplace and ctx.needs_input_grad[0] and problem.x is input and torch._debug_has_internal_overlap(input) == 0
-        )
+        in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
         dx = input.detach() if in_place else _empty(problem.layout, input)
         dloss, scale = upstream(problem, dloss, ctx.scale)
         dtarget = problem.backward(ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])

@@ -278,6 +278,7 @@ def forward(
             if dense or z_loss > 0.0:
                 log_total = _log_total(like, others, own, own_exp)
             label_mass = lift(like, 0.0) if is_soft else label_weight(own_weight, keep, smoothing)
+            nll = select(same(label_mass, zero), zero, nll)
             value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
             value = select(keep != zero, value, zero)
             tile_loss, tile_weight = tile_loss + value, tile_weight + keep * own_weight
@@ -385,7 +386,8 @@ def backward(
             store(weight_like, _array(weight_like, scratch, tile, classes, _LABEL_GRAD), j, d)
             store(weight_like, _array(weight_like, scratch, tile, classes, _LOG_TOTAL), j, log_total)
             if not plain:
-                store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, g * keep)
+                scaled = select(keep != zero, g * keep, zero)
+                store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, scaled)
         drow = at(like, dx, o * dx_outer + i)
         if plain:
             _write_plain(like, weight_like, scratch, tile, n, classes, drow, dx_class)

@@ -221,9 +221,10 @@ def forward(
         if label >= 0:
             own_exp = exponential(own, peak)
             excess = excess_of(others, own, peak, own_exp)
-            nll = negative_log(others, own_exp, peak - own)
             counted = class_weight_of(weight_like, weight, label)
             label_mass = label_weight(counted, keep, smoothing)
+            if label_mass != 0.0:
+                nll = negative_log(others, own_exp, peak - own)
             mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
         if is_soft or smoothing > 0.0 or z_loss > 0.0:
             log_total = math.log1p(excess)

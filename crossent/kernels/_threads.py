@@ -11,8 +11,8 @@ does not change its result.
 import ctypes
 import os
 from collections import deque
-from queue import SimpleQueue
 from itertools import count
+from queue import SimpleQueue
 from threading import Lock, Thread
 
 _jobs = SimpleQueue()

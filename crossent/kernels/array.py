@@ -49,7 +49,8 @@ def _label_parts(xp, z, target, w, keep, options, axis, shape):
     share = xp.where(confident, others, 0.0) / xp.where(confident, own_exp, 1.0)
     nll = xp.where(confident, xp.log1p(share), log_total - own)
     own_weight = xp.sum(xp.where(at_label, w + xp.zeros_like(z), 0.0), axis=axis)
-    return nll, _rules.label_weight(own_weight, keep, options.label_smoothing), log_total, 0.0
+    label_mass = _rules.label_weight(own_weight, keep, options.label_smoothing)
+    return xp.where(label_mass == 0, 0.0, nll), label_mass, log_total, 0.0
 
 
 def picked_losses(xp, logits, target, weight, keep, axis):

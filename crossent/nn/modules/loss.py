@@ -65,7 +65,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         dim: the class axis of the input. None is PyTorch's: axis 1, or axis 0 of an input with one axis.
         softcap: the bound c that replaces the logits x by c * tanh(x / c), or None.
         z_loss: the factor of the squared log-normaliser that is added to every row's loss.
-        inplace_backward: write the gradient over the logits. Any other use of them after the loss then raises.
+        inplace_backward: write the gradient over the logits. A later backward that needs their values then raises.
 
     Calling it takes `input` (logits) and `target` (labels or class probabilities), and by keyword `sample_weight`, a
     weight per target, and `denominator`, what "mean" divides by. Shapes, dtypes, errors and derivatives are those of

@@ -1,0 +1,71 @@
+"""The kernels themselves: that the machine code of their hot loops is made of vectors, and that exp and log are exact."""
+
+import platform
+import re
+
+import numpy as np
+import pytest
+from numba import njit
+
+from crossent.kernels import _last, _math, _simd
+
+FLOATS = [np.float32, np.float64]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_hot_loops_are_vectors(name):
+    """The polynomial of exp is multiplied and added in registers of at least 256 bits, never one number at a time."""
+    function = njit(nogil=True, error_model="numpy")(getattr(_last, name).py_func)  # cached code cannot be inspected
+    like = np.float32(0)
+    static = (like, like, 0, 0, 0, 0, False, 1, 1, -100, 0.0, 0.0, 0.0, 0, 1.0, 0, 0, 0, 0)
+    tail = (0, 0) if name == "forward" else (0, 1.0, 0, 0, 0, 0, 0, 0, 0)
+    function(*static, *tail, 0, 0)
+    assembly = "\n".join(function.inspect_asm().values())
+    fused = re.findall(r"vfn?m(?:add|sub)\d+([ps])s\s+.*%([xyz])mm\d+$", assembly, re.MULTILINE)
+    wide = sum(kind == "p" and register in "yz" for kind, register in fused)
+    assert wide > 20 and not any(kind == "s" for kind, _ in fused)
+
+
+def through(function, x):
+    """The values of a vector function over an array whose length is a multiple of all vectors'."""
+    out = np.empty_like(x)
+
+    @njit
+    def apply(like, source, target, n):
+        for j in range(0, n, _simd.lanes(like)):
+            _simd.store(like, target, j, function(like, _simd.load(like, source, j)))
+
+    apply(x.dtype.type(0), x.ctypes.data, out.ctypes.data, x.size)
+    return out
+
+
+def in_ulps(values, exact):
+    size = np.spacing(abs(exact).astype(values.dtype)).astype(np.longdouble)
+    return float((abs(values - exact) / size).max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("name", "points", "ulps"),
+    [
+        ("exp", np.linspace(-80, 80, 1 << 14), 1.5),
+        ("log", np.logspace(-30, 30, 1 << 14), 2.5),
+        ("log1p", np.logspace(-30, 0, 1 << 14), 2.5),
+        ("tanh", np.concatenate([-np.logspace(-20, 1, 1 << 13), np.logspace(-20, 1, 1 << 13)]), 5),
+    ],
+)
+def test_vector_functions(dtype, name, points, ulps):
+    x = points.astype(dtype)
+    exact = getattr(np, name)(x.astype(np.longdouble))
+    assert in_ulps(through(getattr(_math, name), x), exact) < ulps
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_vector_functions_at_the_edges(dtype):
+    x = np.tile(np.array([np.nan, -np.inf, 0, -1000], dtype), 4)
+    assert np.array_equal(through(_math.exp, x)[:4], np.array([np.nan, 0, 1, 0], dtype), equal_nan=True)
+    x = np.tile(np.array([np.nan, 0, 1, 1], dtype), 4)
+    assert np.array_equal(through(_math.log, x)[:4], np.array([np.nan, -np.inf, 0, 0], dtype), equal_nan=True)
+    x = np.tile(np.array([np.nan, -np.inf, np.inf, 0], dtype), 4)
+    assert np.array_equal(through(_math.tanh, x)[:4], np.array([np.nan, -1, 1, 0], dtype), equal_nan=True)

@@ -1,4 +1,4 @@
-"""The kernels themselves: that the machine code of their hot loops is made of vectors, and that exp and log are exact."""
+"""The kernels themselves: their hot loops are made of vectors, and their exp, log and tanh are right."""
 
 import platform
 import re

@@ -94,7 +94,7 @@ def negative_log(like, others, own, own_exp):
 @inline
 def tanh(like, x):
     """E / (E + 2) with E = exp(2x) - 1, which keeps the relative precision near 0."""
-    double = select(x < lift(like, -18.0), lift(like, -36.0), select(lift(like, 18.0) < x, lift(like, 36.0), x + x))
+    double = select(x < lift(like, -20.0), lift(like, -40.0), select(lift(like, 20.0) < x, lift(like, 40.0), x + x))
     n, rest = _reduced(double)
     power = scale_by_power(lift(like, 1.0), n)
     shrunk = fma(rest, power, power - lift(like, 1.0))

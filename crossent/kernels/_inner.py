@@ -18,10 +18,12 @@ from crossent.kernels._leaves import (
     class_grad,
     label_grad,
     label_weight,
+    load_within,
     lse_slope,
     row_loss,
     sample_weight_of,
     softcap_slope,
+    store_within,
     target_grad,
     target_weight,
 )
@@ -76,29 +78,13 @@ def _array(like, scratch, tile, classes, which):
 
 
 @inline
-def _load_row(like, address, j, n):
-    """Vector j of n rows; what follows the last one is not read."""
-    if j + lanes(like) <= n:
-        return load(like, address, j)
-    return load_some(like, address, j, first_lanes(like, n - j), lift(like, 0.0))
-
-
-@inline
-def _store_row(like, address, j, n, value):
-    if j + lanes(like) <= n:
-        store(like, address, j, value)
-    else:
-        store_some(like, address, j, first_lanes(like, n - j), value)
-
-
-@inline
 def _copy_logits(like, weight_like, x, x_class, scratch, tile, n, classes, cap):
     """The capped logits of a tile into the buffer."""
     for c in range(classes):
         plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
         for j in range(0, n, lanes(like)):
             prefetch(like, plane, j)
-            store(weight_like, row, j, capped(like, _load_row(like, plane, j, n), cap))
+            store(weight_like, row, j, capped(like, load_within(like, plane, j, n), cap))
 
 
 @inline
@@ -154,7 +140,7 @@ def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_e
             plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
             for j in range(0, n, width):
                 prefetch(like, plane, j)
-                z = _load_row(like, plane, j, n) - load(weight_like, peaks, j)
+                z = load_within(like, plane, j, n) - load(weight_like, peaks, j)
                 e = exp(like, select(z > _LARGEST, lift(like, _LARGEST), z))
                 if keep_exponentials:
                     store(weight_like, row, j, e)
@@ -177,7 +163,7 @@ def _sums(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponen
         for j in range(0, n, width):
             peak = nothing
             for c in range(compared):
-                peak = larger(_load_row(like, at(like, x, c * x_class), j, n), peak)
+                peak = larger(load_within(like, at(like, x, c * x_class), j, n), peak)
             store(weight_like, peaks, j, select(same(peak, nothing), lift(like, 0.0), peak))
         _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials)
         large = False
@@ -303,7 +289,7 @@ def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class):
             d = class_grad(load(weight_like, row, j), zero, load(weight_like, factors, j))
             d = select(labels_are(scratch_labels(like, labels, j), c), load(weight_like, label_grads, j), d)
             d = select(load(weight_like, keeps, j) != zero, d, zero)
-            _store_row(like, plane, j, n, d)
+            store_within(like, plane, j, n, d)
 
 
 @inline

@@ -6,7 +6,7 @@ import numpy as np
 
 from crossent import _rules
 from crossent.kernels._compile import inline
-from crossent.kernels._simd import get, rounded
+from crossent.kernels._simd import first_lanes, get, lanes, lift, load, load_some, rounded, store, store_some
 
 class_grad = inline(_rules.class_grad)
 label_grad = inline(_rules.label_grad)
@@ -88,3 +88,19 @@ def excess_of(others, own, peak, own_exp):
 def others_of(excess, own, peak, own_exp):
     """The inverse of `excess_of`."""
     return excess if own == peak else max(excess + 1.0 - own_exp, 0.0)
+
+
+@inline
+def load_within(like, address, j, n):
+    """The vector that starts at number j of n; what follows the last one is not read."""
+    if j + lanes(like) <= n:
+        return load(like, address, j)
+    return load_some(like, address, j, first_lanes(like, n - j), lift(like, 0.0))
+
+
+@inline
+def store_within(like, address, j, n, value):
+    if j + lanes(like) <= n:
+        store(like, address, j, value)
+    else:
+        store_some(like, address, j, first_lanes(like, n - j), value)

@@ -6,23 +6,20 @@ import numpy as np
 
 from crossent.kernels._compile import inline, kernel
 from crossent.kernels._last import first_maximum, out_of_headroom, walk
-from crossent.kernels._leaves import OK, finite_peak
+from crossent.kernels._leaves import OK, finite_peak, load_within, store_within
 from crossent.kernels._math import exp, log
 from crossent.kernels._simd import (
     address_of,
     at,
-    first_lanes,
     fma,
     lanes,
     larger,
     lift,
     load,
-    load_some,
     prefetch,
     same,
     select,
     store,
-    store_some,
     sum_of_lanes,
 )
 
@@ -50,22 +47,6 @@ def _derivative(probability, dout, total, is_log):
     return dout - probability * total if is_log else probability * (dout - total)
 
 
-@inline
-def _load_within(like, row, j, n, fill):
-    """Vector j of n numbers, filled up where it ends before the vector does."""
-    if j + lanes(like) <= n:
-        return load(like, row, j)
-    return load_some(like, row, j, first_lanes(like, n - j), lift(like, fill))
-
-
-@inline
-def _store_within(like, row, j, n, value):
-    if j + lanes(like) <= n:
-        store(like, row, j, value)
-    else:
-        store_some(like, row, j, first_lanes(like, n - j), value)
-
-
 @kernel
 def forward_last(like, weight_like, x_outer, x_inner, inner, classes, tile, is_log, x, out, out_outer, out_inner,
                  buffer, lo, hi):  # fmt: skip
@@ -80,8 +61,8 @@ def forward_last(like, weight_like, x_outer, x_inner, inner, classes, tile, is_l
             total, top = walk(like, row, classes, -1, peak, 0.0)
         log_total = math.log(total) if total > 0.0 else total - np.inf
         for j in range(0, classes, lanes(like)):
-            z = _load_within(like, row, j, classes, 0.0) - peak
-            _store_within(like, result, j, classes, _result(like, z, total, log_total, is_log))
+            z = load_within(like, row, j, classes) - peak
+            store_within(like, result, j, classes, _result(like, z, total, log_total, is_log))
     return OK, 0.0, 0.0
 
 
@@ -99,19 +80,19 @@ def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile,
             part = lift(like, 0.0)
             for j in range(block, min(block + _BLOCK * width, classes), width):
                 prefetch(like, drow, j)
-                d = _load_within(like, drow, j, classes, 0.0)
+                d = load_within(like, drow, j, classes)
                 if is_log:
                     part = part + d
                 else:
                     prefetch(like, row, j)
-                    part = fma(d, _load_within(like, row, j, classes, 0.0), part)
+                    part = fma(d, load_within(like, row, j, classes), part)
             total = total + part
         summed = np.float64(sum_of_lanes(total))
         for j in range(0, classes, width):
-            d = _load_within(like, drow, j, classes, 0.0)
-            p = _load_within(like, row, j, classes, 0.0)
+            d = load_within(like, drow, j, classes)
+            p = load_within(like, row, j, classes)
             p = exp(like, p) if is_log else p
-            _store_within(like, result, j, classes, _derivative(p, d, summed, is_log))
+            store_within(like, result, j, classes, _derivative(p, d, summed, is_log))
     return OK, 0.0, 0.0
 
 
@@ -131,7 +112,7 @@ def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_
         for c in range(classes):
             for j in range(0, n, width):
                 prefetch(like, row, c * x_class + j)
-                z = _load_within(like, row, c * x_class + j, c * x_class + n, 0.0)
+                z = load_within(like, row, c * x_class + j, c * x_class + n)
                 store(weight_like, scratch, c * tile + j, z)
                 store(weight_like, peaks, j, larger(z, load(weight_like, peaks, j)))
         for j in range(0, n, width):
@@ -151,7 +132,7 @@ def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_
             for j in range(0, n, width):
                 z, scale = load(weight_like, scratch, c * tile + j), load(weight_like, scales, j)
                 value = z - scale if is_log else _quotient(like, z, scale, 1.0 / scale)
-                _store_within(like, result, c * out_class + j, c * out_class + n, value)
+                store_within(like, result, c * out_class + j, c * out_class + n, value)
     return OK, 0.0, 0.0
 
 
@@ -177,8 +158,8 @@ def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile
                 for j in range(0, n, width):
                     prefetch(like, row, c * out_class + j)
                     prefetch(like, drow, c * dout_class + j)
-                    p = _load_within(like, row, c * out_class + j, c * out_class + n, 0.0)
-                    d = _load_within(like, drow, c * dout_class + j, c * dout_class + n, 0.0)
+                    p = load_within(like, row, c * out_class + j, c * out_class + n)
+                    d = load_within(like, drow, c * dout_class + j, c * dout_class + n)
                     store(weight_like, ps, c * tile + j, exp(like, p) if is_log else p)
                     store(weight_like, ds, c * tile + j, d)
                     part = load(weight_like, parts, j)
@@ -190,5 +171,5 @@ def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile
                 p, d = load(weight_like, ps, c * tile + j), load(weight_like, ds, c * tile + j)
                 total = load(weight_like, totals, j)
                 value = _derivative(p, d, total, is_log)
-                _store_within(like, result, c * dx_class + j, c * dx_class + n, value)
+                store_within(like, result, c * dx_class + j, c * dx_class + n, value)
     return OK, 0.0, 0.0

@@ -680,10 +680,9 @@ def test_compiled_code_refuses_bad_labels(name, backend):
         x, labels = logits_of(6, 40, dtype=torch.float32), labels_of(6, classes=40)
         compiled(x, labels).backward()
         labels[4] = 40
-        with pytest.raises((IndexError, RuntimeError)) as error:
+        with pytest.raises(IndexError, match=r"40 .* 4\b"):
             compiled(x, labels).backward()
-        assert "40" in str(error.value)
-        with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+        with torch.no_grad(), pytest.raises(IndexError):
             compiled(x, labels)
 
 
@@ -791,7 +790,7 @@ def test_torch_function_mode_sees_the_call():
     x = logits_of(4, 5)
     with Watch():
         out = crossent.cross_entropy(x, labels_of(4))
-    assert "cross_entropy" in seen or seen
+    assert "cross_entropy" in seen
     torch.testing.assert_close(out, F.cross_entropy(x, labels_of(4)))
 
 

@@ -186,15 +186,13 @@ def softmax_axis(ndim, dim, name, stacklevel):
     return class_axis(max(ndim, 1), dim)  # as PyTorch has it, a single number has one axis
 
 
-def divisor(options, weight_sum, denominator):
-    """What the sum of losses is divided by."""
-    if options.reduction != "mean":
-        return 1.0
-    return weight_sum if denominator is None else denominator
-
-
-def divide(number, by):
-    """As arrays divide: no exception for 0."""
-    if by == 0.0:
-        return math.nan if number == 0.0 or number != number else math.copysign(math.inf, number) * math.copysign(1, by)
-    return number / by
+def reduced(reduction, losses, weights, denominator):
+    """The sum or mean of losses, given their sum and that of the weights, and its derivative by each."""
+    if reduction != "mean":
+        return losses, 1.0
+    by = weights if denominator is None else denominator
+    if by != 0.0:
+        return losses / by, 1.0 / by
+    # As arrays divide: no exception for 0.
+    infinite = math.copysign(math.inf, by)
+    return losses * infinite, infinite

@@ -38,15 +38,12 @@ def _loss(input, target, weight, sample_weight, picks, dim, *values):
     problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
     dtype = _compute_dtype(input)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=dtype)
-    if picks:
-        loss, scale = problem.pick_forward(None)
-    else:
-        loss, scale = problem.forward(None, _fitting(problem, stats))
+    loss, scale = problem.forward(None, _fitting(problem, stats))
     return frontend.result(loss, dtype), stats, torch.scalar_tensor(scale, dtype=torch.float64)
 
 
 def _fitting(problem, stats):
-    return stats if problem.plan.stats == stats.shape[0] else None
+    return stats if problem.plan.stats == stats.shape[0] > 0 else None
 
 
 @torch.library.impl(_library, "loss_backward", "CPU")
@@ -56,7 +53,7 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     upstream = frontend.upstream(problem, dloss, float(scale))
     if picks:
         dx = torch.zeros_like(input)
-        problem.pick_backward(*upstream, dx)
+        problem.backward(None, *upstream, dx, False)
         return dx, target.new_empty(0)
     dx = frontend.huge(torch.empty_like(input))
     fits = problem.layout.strides_of(dx.shape, dx.stride()) is not None

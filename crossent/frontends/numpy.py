@@ -10,6 +10,7 @@ from crossent.frontends._problem import Problem, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
+_TARGETS = {**_FLOATS, np.dtype(np.int64): "labels"}
 _tape: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 
@@ -18,13 +19,16 @@ class _NumPy:
 
     threads = staticmethod(kernels.available_threads)
 
+    @classmethod
+    def described(cls, input, target):
+        return (
+            input.shape, cls.strides(input), _FLOATS.get(input.dtype),
+            target.shape, cls.strides(target), _TARGETS.get(target.dtype),
+        )  # fmt: skip
+
     @staticmethod
     def storage(array):
         return _FLOATS.get(array.dtype)
-
-    @staticmethod
-    def holds_labels(target):
-        return target.dtype == np.int64
 
     @staticmethod
     def is_integer(array):
@@ -150,14 +154,14 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     divisor, tape = _divisor(options, denominator), _tape.get()
     problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, picks=True)
-    loss, scale = problem.pick_forward(divisor)
+    loss, scale = problem.forward(divisor)
     loss = _loss(loss, logits.dtype)
     if tape is not None and tape.input is input:
 
         def gradient():
             dx = _NumPy.empty(problem.layout, logits)
             dx[...] = 0
-            problem.pick_backward(None, scale, dx)
+            problem.backward(None, None, scale, dx, False)
             return dx
 
         tape.record(loss, gradient)

@@ -28,6 +28,7 @@ _STORAGE = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
+_TARGETS = {**_STORAGE, torch.int64: "labels"}
 _INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
@@ -74,9 +75,29 @@ def _overlaps(tensor):
     return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _is_batched(gradient):
-    """Whether `is_grads_batched` runs this backward under the older vmap, which no other sign gives away."""
-    return not torch._C._has_storage(gradient)
+def _needs_composite(gradient):
+    """Whether a backward is to be differentiated itself, or runs under a transform, on something without memory.
+
+    `is_grads_batched` runs it under the older vmap, which nothing else gives away.
+    """
+    return (
+        torch.is_grad_enabled()
+        or type(gradient) is not _Tensor
+        or _transformed()
+        or not torch._C._has_storage(gradient)
+    )
+
+
+def _save(ctx, input, target, weight, sample_weight):
+    if weight is None and sample_weight is None:  # saving costs more than the loss of a few small rows
+        ctx.save_for_backward(input, target)
+    else:
+        ctx.save_for_backward(input, target, weight, sample_weight)
+
+
+def _saved(ctx):
+    input, target, *weights = ctx.saved_tensors
+    return input, target, *(weights or (None, None))
 
 
 def _common(input, target):
@@ -146,12 +167,15 @@ class TORCH:
     empty = staticmethod(_empty)
 
     @staticmethod
-    def storage(tensor):
-        return _STORAGE.get(tensor.dtype)
+    def described(input, target):
+        return (
+            input.shape, input.stride(), _STORAGE.get(input.dtype),
+            target.shape, target.stride(), _TARGETS.get(target.dtype),
+        )  # fmt: skip
 
     @staticmethod
-    def holds_labels(target):
-        return target.dtype is torch.int64
+    def storage(tensor):
+        return _STORAGE.get(tensor.dtype)
 
     @staticmethod
     def is_integer(tensor):
@@ -203,30 +227,30 @@ def upstream(problem, dloss, scale):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace):
+    def forward(ctx, input, target, weight, sample_weight, call):
+        dim, options, divisor, out_dtype, _ = call
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
-        ctx.stats = problem.new_stats()
-        loss, ctx.scale = problem.forward(divisor, ctx.stats)
-        ctx.save_for_backward(input, target, weight, sample_weight)
-        ctx.call = dim, options, divisor, out_dtype, inplace
+        stats = problem.new_stats()
+        loss, scale = problem.forward(divisor, stats)
+        _save(ctx, input, target, weight, sample_weight)
+        ctx.kept = call, stats, scale
         return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        input, target, weight, sample_weight = ctx.saved_tensors
-        dim, options, divisor, out_dtype, inplace = ctx.call
-        rest = (None,) * 7
-        if torch.is_grad_enabled() or not _ordinary(input, target, dloss) or _is_batched(dloss):
+        input, target, weight, sample_weight = _saved(ctx)
+        (dim, options, divisor, out_dtype, inplace), stats, scale = ctx.kept
+        if _needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), *rest
+            return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), None, None, None
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
         in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
         dx = input.detach() if in_place else _empty(problem.layout, input)
-        dloss, scale = upstream(problem, dloss, ctx.scale)
-        dtarget = problem.backward(ctx.stats, dloss, scale, dx, ctx.needs_input_grad[1])
+        dloss, scale = upstream(problem, dloss, scale)
+        dtarget = problem.backward(stats, dloss, scale, dx, ctx.needs_input_grad[1])
         if in_place:
             torch.autograd.graph.increment_version(input)
-        return dx, dtarget, *rest
+        return dx, dtarget, None, None, None
 
 
 def _differentiable_grads(ctx, function, input, target, arguments, dloss):
@@ -239,7 +263,7 @@ def _differentiable_grads(ctx, function, input, target, arguments, dloss):
         loss = function(input, target, *arguments)
         grads = torch.autograd.grad(loss.sum(), wanted, create_graph=True)
         if loss.ndim:
-            dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, ctx.call[0]))
+            dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, ctx.kept[0][0]))
         scaled = iter([(grad * dloss).to(grad.dtype) for grad in grads])
     return [next(scaled) if needed else None for needed in ctx.needs_input_grad[:2]]
 
@@ -260,9 +284,9 @@ _apply_cross_entropy = _applier(_CrossEntropy)
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is None and sample_weight is None and denominator is None and _common(input, target):
         if input.requires_grad and torch.is_grad_enabled():
-            return _apply_cross_entropy(input, target, None, None, dim, options, None, input.dtype, inplace_backward)
+            return _apply_cross_entropy(input, target, None, None, (dim, options, None, input.dtype, inplace_backward))
         problem = Problem(TORCH, input, target, None, None, dim, options)
-        return result(problem.forward(None, None)[0], input.dtype)
+        return result(problem.forward(None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -285,10 +309,10 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply_cross_entropy(
-            input, target, weight, sample_weight, dim, options, divisor, out_dtype, inplace_backward
+            input, target, weight, sample_weight, (dim, options, divisor, out_dtype, inplace_backward)
         )
     problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
-    return result(problem.forward(divisor, None)[0], out_dtype)
+    return result(problem.forward(divisor)[0], out_dtype)
 
 
 def _check_tensors(input, target, weight, sample_weight):
@@ -401,25 +425,25 @@ def _reduce(rows, target, soft, weight, keep, divisor, options):
 
 class _NLLLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, weight, sample_weight, dim, options, divisor, out_dtype):
+    def forward(ctx, input, target, weight, sample_weight, call):
+        dim, options, divisor, out_dtype = call
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
-        loss, ctx.scale = problem.pick_forward(divisor)
-        ctx.save_for_backward(input, target, weight, sample_weight)
-        ctx.call = dim, options, divisor, out_dtype
+        loss, scale = problem.forward(divisor)
+        _save(ctx, input, target, weight, sample_weight)
+        ctx.kept = call, scale
         return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        input, target, weight, sample_weight = ctx.saved_tensors
-        dim, options, divisor, out_dtype = ctx.call
-        rest = (None,) * 6
-        if torch.is_grad_enabled() or not _ordinary(input, target, dloss) or _is_batched(dloss):
+        input, target, weight, sample_weight = _saved(ctx)
+        (dim, options, divisor, out_dtype), scale = ctx.kept
+        if _needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), *rest
+            return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), None, None, None
         problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
         dx = _empty(problem.layout, input).zero_()
-        problem.pick_backward(*upstream(problem, dloss, ctx.scale), dx)
-        return dx, None, *rest
+        problem.backward(None, *upstream(problem, dloss, scale), dx, False)
+        return dx, None, None, None, None
 
 
 _apply_nll_loss = _applier(_NLLLoss)
@@ -443,9 +467,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     if differentiates_weights or torch.compiler.is_compiling() or not _ordinary(*tensors[:4]):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
-        return _apply_nll_loss(input, target, weight, sample_weight, dim, options, divisor, out_dtype)
+        return _apply_nll_loss(input, target, weight, sample_weight, (dim, options, divisor, out_dtype))
     problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
-    return result(problem.pick_forward(divisor)[0], out_dtype)
+    return result(problem.forward(divisor)[0], out_dtype)
 
 
 def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
@@ -470,7 +494,7 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx, dout):
         (out,) = ctx.saved_tensors
         axis, log = ctx.call
-        if torch.is_grad_enabled() or not _ordinary(out, dout) or _is_batched(dout):
+        if _needs_composite(dout):
             return _softmax_grad(out, dout, axis, log), None, None
         return softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), None, None
 

@@ -1,10 +1,11 @@
-"""How kernels are compiled: outside the GIL, and cached on disk until any of their sources changes."""
+"""How kernels are compiled: to plain C functions, cached on disk until any of their sources changes."""
 
 import hashlib
 from pathlib import Path
 
-from numba import njit
+from numba import njit, types
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 from crossent import _rules as rules_source
 
@@ -26,16 +27,18 @@ class _SourceCache(FunctionCache):
     """Numba's own cache looks at one file, and would keep kernels that inlined an older rule from another."""
 
     def _index_key(self, sig, codegen):
-        return (*super()._index_key(sig, codegen), _FINGERPRINT)
+        return str(sig), codegen.magic_tuple(), _FINGERPRINT
 
 
-def kernel(function):
-    dispatcher = njit(nogil=True, error_model="numpy", fastmath=False)(function)
+def compiled(function, arguments, result=types.void):
+    """A C function of these numba types, as an object with an `address`."""
+    kernel = CFunc(function, (arguments, result), {}, {"nopython": True, "error_model": "numpy"})
     try:
-        dispatcher._cache = _SourceCache(function)
+        kernel._cache = _SourceCache(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         pass
-    return dispatcher
+    kernel.compile()
+    return kernel
 
 
 def inline(function):

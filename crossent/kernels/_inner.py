@@ -9,27 +9,28 @@ so that a bad one cannot reach memory.
 
 import numpy as np
 
-from crossent.kernels._compile import inline, kernel
+from crossent.kernels._compile import inline
 from crossent.kernels._leaves import (
     LABELS,
     OK,
     add,
     added,
     class_grad,
+    finish,
     label_grad,
     label_weight,
     load_within,
     lse_slope,
+    passes_caches,
     row_loss,
     sample_weight_of,
     softcap_slope,
-    store_within,
     target_grad,
     target_weight,
+    write,
 )
 from crossent.kernels._math import capped, exp, log, log1p, negative_log
 from crossent.kernels._simd import (
-    address_of,
     and_not,
     any_lane,
     at,
@@ -55,11 +56,12 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
+_GROUP = 8  # classes passed together, to read and write what belongs to a row less often
 _BLOCK = 64  # classes summed before they are added to the total: short sums keep their digits
 _LARGEST = 80.0  # beyond it exp comes close to overflowing; sums of what is below e**60 are safe for 2**31 classes
 _SAFE_SUM, _SAFE_OWN = 1e26, 60.0
-_ARRAYS = 9
-_PEAK, _LABEL, _KEEP, _PART, _OTHERS, _OWN, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
+_ARRAYS = 11
+_PEAK, _LABEL, _KEEP, _PART, _OTHERS, _OWN, _OWN_EXP, _NLL, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
 
 
 def tile_rows(classes):
@@ -122,33 +124,58 @@ def _first_bad(weight_like, target, first, samples, row, n, classes, ignore_inde
 
 
 @inline
+def _add_classes(like, weight_like, x, x_class, scratch, tile, lo, hi, j, within, whole, labels, peak, part, own,
+                 own_exp, keep_exponentials):  # fmt: skip
+    """Add the classes lo to hi of the rows at j to the sum of the others' exponentials, or to what is the label's."""
+    zero = lift(like, 0.0)
+    for c in range(lo, hi):
+        plane = at(like, x, c * x_class)
+        prefetch(like, plane, j)
+        z = (load(like, plane, j) if whole else load_some(like, plane, j, within, zero)) - peak
+        e = exp(like, select(z > _LARGEST, lift(like, _LARGEST), z))
+        if keep_exponentials:
+            store(weight_like, scratch, c * tile + j, e)
+        hit = labels_are(labels, c)
+        part = part + select(hit, zero, e)
+        own = own + select(hit, z, zero)
+        own_exp = own_exp + select(hit, e, zero)
+    return part, own, own_exp
+
+
+@inline
 def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials):
-    """Write the sum of exp(z - peak) over the classes other than the label, and the label's z - peak."""
+    """Write the sum of exp(z - peak) over the classes but the label, and the label's z - peak and exponential."""
     zero, width = lift(like, 0.0), lanes(like)
-    labels = _array(weight_like, scratch, tile, classes, _LABEL)
+    labels_of = _array(weight_like, scratch, tile, classes, _LABEL)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     parts = _array(weight_like, scratch, tile, classes, _PART)
     others = _array(weight_like, scratch, tile, classes, _OTHERS)
     owns = _array(weight_like, scratch, tile, classes, _OWN)
-    for j in range(0, n, width):
-        store(weight_like, others, j, zero)
-        store(weight_like, owns, j, zero)
-    for block in range(0, classes, _BLOCK):
+    own_exps = _array(weight_like, scratch, tile, classes, _OWN_EXP)
+    for lo in range(0, classes, _GROUP):
+        hi = min(lo + _GROUP, classes)
         for j in range(0, n, width):
-            store(weight_like, parts, j, zero)
-        for c in range(block, min(block + _BLOCK, classes)):
-            plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
-            for j in range(0, n, width):
-                prefetch(like, plane, j)
-                z = load_within(like, plane, j, n) - load(weight_like, peaks, j)
-                e = exp(like, select(z > _LARGEST, lift(like, _LARGEST), z))
-                if keep_exponentials:
-                    store(weight_like, row, j, e)
-                hit = labels_are(scratch_labels(like, labels, j), c)
-                store(weight_like, parts, j, load(weight_like, parts, j) + select(hit, zero, e))
-                store(weight_like, owns, j, load(weight_like, owns, j) + select(hit, z, zero))
-        for j in range(0, n, width):
-            store(weight_like, others, j, load(weight_like, others, j) + load(weight_like, parts, j))
+            labels, peak = scratch_labels(like, labels_of, j), load(weight_like, peaks, j)
+            part = load(weight_like, parts, j) if lo % _BLOCK else zero
+            own = load(weight_like, owns, j) if lo else zero
+            own_exp = load(weight_like, own_exps, j) if lo else zero
+            within = first_lanes(like, n - j)
+            if j + width <= n:
+                part, own, own_exp = _add_classes(
+                    like, weight_like, x, x_class, scratch, tile, lo, hi, j, within, True, labels, peak, part, own,
+                    own_exp, keep_exponentials,
+                )  # fmt: skip
+            else:
+                part, own, own_exp = _add_classes(
+                    like, weight_like, x, x_class, scratch, tile, lo, hi, j, within, False, labels, peak, part, own,
+                    own_exp, keep_exponentials,
+                )  # fmt: skip
+            store(weight_like, owns, j, own)
+            store(weight_like, own_exps, j, own_exp)
+            if hi % _BLOCK and hi < classes:
+                store(weight_like, parts, j, part)
+            else:
+                store(weight_like, others, j, part + load(weight_like, others, j) if hi > _BLOCK else part)
 
 
 @inline
@@ -176,12 +203,20 @@ def _sums(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponen
 
 
 @inline
-def _label_exponential(like, weight_like, scratch, tile, classes, j):
-    """The label's z - peak and its exponential; -inf and 0 for rows without."""
-    labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+def _label_and_others(weight_like, scratch, tile, classes, j):
+    """The label's z - peak, its exponential and the sum of the others'."""
     own = load(weight_like, _array(weight_like, scratch, tile, classes, _OWN), j)
-    own = select(labels_are(labels, -1), lift(like, -np.inf), own)
-    return own, exp(like, own)
+    own_exp = load(weight_like, _array(weight_like, scratch, tile, classes, _OWN_EXP), j)
+    return own, own_exp, load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
+
+
+@inline
+def _label_losses(like, weight_like, scratch, tile, n, classes):
+    """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
+    losses = _array(weight_like, scratch, tile, classes, _NLL)
+    for j in range(0, n, lanes(like)):
+        own, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
+        store(weight_like, losses, j, negative_log(like, others, own, own_exp))
 
 
 @inline
@@ -214,20 +249,23 @@ def _own_weights(like, weight_like, weight, classes, labels):
 
 
 @inline
-def _log_total(like, others, own, own_exp):
+def _log_total(like, weight_like, scratch, tile, classes, j):
     """log of the sum of all exponentials, relative to the peak."""
-    excess = select(same(own, lift(like, 0.0)), others, others + own_exp - 1.0)
+    own, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
+    labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+    at_peak = and_not(same(own, lift(like, 0.0)), labels_are(labels, -1))
+    excess = select(at_peak, others, others + own_exp - 1.0)
     small = (lift(like, 0.0) <= excess) & (excess <= 1.0)
     return select(small, log1p(like, excess), log(like, others + own_exp))
 
 
-@kernel
-def forward(
-    like, weight_like, x_outer, x_class, target_outer, target_class, is_soft, inner, classes, ignore_index, smoothing,
-    cap, z_loss, tile, weight_total, x, target, weight, samples, loss, buffer, lo, hi,
-):  # fmt: skip
-    """Tiles lo to hi: write losses; a bad row or OK, the sums of losses and of weights."""
-    width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
+def forward(call, scratch, lo, hi, sums):
+    """Tiles lo to hi: write losses."""
+    like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
+    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    x_class, target, target_class, ignore_index = call.x_class, call.target, call.target_class, call.ignore_index
+    weight, samples, loss = call.weight, call.samples, call.loss
+    width, zero = lanes(like), lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
@@ -235,34 +273,34 @@ def forward(
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
-        n, row, first = min(tile, inner - i), o * inner + i, o * target_outer + i
+        n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        logits = at(like, x, o * x_outer + i)
+        logits = at(like, call.x, o * call.x_outer + i)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
-            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index), 0.0, 0.0
+            bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            return finish(sums, bad, 0.0, 0.0)
         if plain:
             _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, False)
         else:
             _copy_logits(like, weight_like, logits, x_class, scratch, tile, n, classes, cap)
             _sums(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, False)
+        if not is_soft:
+            _label_losses(like, weight_like, scratch, tile, n, classes)
         tile_loss, tile_weight = zero, zero
         for j in range(0, n, width):
             labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
             keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
-            others = load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
-            own, own_exp = _label_exponential(like, weight_like, scratch, tile, classes, j)
             peak = load(weight_like, peaks, j)
-            mass, dot, log_total, nll = zero, zero, zero, zero
+            mass, dot, log_total, nll, own_weight = zero, zero, zero, zero, lift(like, 1.0)
             if dense:
                 mass, dot = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, target_class,
                                          weight, is_soft, smoothing)  # fmt: skip
-            own_weight = lift(like, 1.0)
             if not is_soft:
                 own_weight = _own_weights(like, weight_like, weight, classes, labels)
-                mass = lift(like, target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes)))
-                nll = negative_log(like, others, own, own_exp)
+                mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
+                nll = load(weight_like, _array(weight_like, scratch, tile, classes, _NLL), j)
             if dense or z_loss > 0.0:
-                log_total = _log_total(like, others, own, own_exp)
+                log_total = _log_total(like, weight_like, scratch, tile, classes, j)
             label_mass = lift(like, 0.0) if is_soft else label_weight(own_weight, keep, smoothing)
             nll = select(same(label_mass, zero), zero, nll)
             value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
@@ -272,24 +310,35 @@ def forward(
                 store_some(weight_like, loss, row + j, first_lanes(like, n - j), value)
         loss_sum, loss_rest = add(loss_sum, loss_rest, np.float64(sum_of_lanes(tile_loss)))
         weight_sum, weight_rest = add(weight_sum, weight_rest, np.float64(sum_of_lanes(tile_weight)))
-    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
+    return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
 @inline
-def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class):
+def _plain_grad(like, weight_like, row, j, c, labels, keeps, factors, label_grads):
+    zero = lift(like, 0.0)
+    d = class_grad(load(weight_like, row, j), zero, load(weight_like, factors, j))
+    d = select(labels_are(scratch_labels(like, labels, j), c), load(weight_like, label_grads, j), d)
+    return select(load(weight_like, keeps, j) != zero, d, zero)
+
+
+@inline
+def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class, large):
     """From exponentials in the buffer: scaled, the labels' entries put in."""
     labels = _array(weight_like, scratch, tile, classes, _LABEL)
     keeps = _array(weight_like, scratch, tile, classes, _KEEP)
     factors = _array(weight_like, scratch, tile, classes, _FACTOR)
     label_grads = _array(weight_like, scratch, tile, classes, _LABEL_GRAD)
-    zero = lift(like, 0.0)
+    width = lanes(like)
+    full = n // width * width
     for c in range(classes):
         plane, row = at(like, dx, c * dx_class), at(weight_like, scratch, c * tile)
-        for j in range(0, n, lanes(like)):
-            d = class_grad(load(weight_like, row, j), zero, load(weight_like, factors, j))
-            d = select(labels_are(scratch_labels(like, labels, j), c), load(weight_like, label_grads, j), d)
-            d = select(load(weight_like, keeps, j) != zero, d, zero)
-            store_within(like, plane, j, n, d)
+        past_caches = passes_caches(large, plane)
+        for j in range(0, full, width):
+            d = _plain_grad(like, weight_like, row, j, c, labels, keeps, factors, label_grads)
+            write(like, plane, j, d, past_caches)
+        if full < n:
+            d = _plain_grad(like, weight_like, row, full, c, labels, keeps, factors, label_grads)
+            store_some(like, plane, full, first_lanes(like, n - full), d)
 
 
 @inline
@@ -321,25 +370,26 @@ def _write_dense(like, weight_like, scratch, tile, n, classes, soft, soft_class,
                 store_some(like, dsoft, c * dsoft_class + j, within, select(kept, dt, zero))
 
 
-@kernel
-def backward(
-    like, weight_like, x_outer, x_class, target_outer, target_class, is_soft, inner, classes, ignore_index, smoothing,
-    cap, z_loss, tile, weight_total, x, target, weight, samples, dloss, scale,
-    dx, dx_outer, dx_class, dtarget, dtarget_outer, dtarget_class, buffer, lo, hi,
-):  # fmt: skip
+def backward(call, scratch, lo, hi, sums):
     """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x."""
-    width, scratch, zero = lanes(like), address_of(buffer), lift(like, 0.0)
+    like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
+    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    x_class, target, target_class, ignore_index = call.x_class, call.target, call.target_class, call.ignore_index
+    large = call.large != 0 and call.dx != call.x
+    weight, samples, dloss, scale, dtarget = call.weight, call.samples, call.dloss, call.scale, call.dtarget
+    width, zero = lanes(like), lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain = not dense and cap == 0.0
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
-        n, row, first = min(tile, inner - i), o * inner + i, o * target_outer + i
+        n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        logits = at(like, x, o * x_outer + i)
+        logits = at(like, call.x, o * call.x_outer + i)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
-            return _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index), 0.0, 0.0
+            bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
+            return finish(sums, bad, 0.0, 0.0)
         if plain:
             _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, True)
         else:
@@ -348,8 +398,7 @@ def backward(
         for j in range(0, n, width):
             labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
             keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
-            others = load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
-            own, own_exp = _label_exponential(like, weight_like, scratch, tile, classes, j)
+            _, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
             peak = load(weight_like, peaks, j)
             mass, dot, log_total, label_mass, rest = zero, zero, zero, zero, zero
             if is_soft:
@@ -358,27 +407,28 @@ def backward(
             else:
                 own_weight = _own_weights(like, weight_like, weight, classes, labels)
                 label_mass = label_weight(own_weight, keep, smoothing)
-                mass = lift(like, target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes)))
+                mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
                 rest = target_weight(zero, own_weight, keep, smoothing, np.float64(classes))
             total = others + own_exp
             if is_soft or z_loss > 0.0:
-                log_total = _log_total(like, others, own, own_exp)
+                log_total = _log_total(like, weight_like, scratch, tile, classes, j)
             g = lift(like, scale)
             if dloss != 0:
                 g = g * load_some(weight_like, dloss, row + j, first_lanes(like, n - j), zero)
             slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
-            d = g * label_grad(own_exp / total, others / total, label_mass, rest, slope)
-            store(weight_like, _array(weight_like, scratch, tile, classes, _FACTOR), j, g * slope / total)
+            share = 1.0 / total
+            d = g * label_grad(own_exp * share, others * share, label_mass, rest, slope)
+            store(weight_like, _array(weight_like, scratch, tile, classes, _FACTOR), j, g * slope * share)
             store(weight_like, _array(weight_like, scratch, tile, classes, _LABEL_GRAD), j, d)
             store(weight_like, _array(weight_like, scratch, tile, classes, _LOG_TOTAL), j, log_total)
             if not plain:
                 scaled = select(keep != zero, g * keep, zero)
                 store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, scaled)
-        drow = at(like, dx, o * dx_outer + i)
+        drow = at(like, call.dx, o * call.dx_outer + i)
         if plain:
-            _write_plain(like, weight_like, scratch, tile, n, classes, drow, dx_class)
+            _write_plain(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, large)
         else:
-            dsoft = at(like, dtarget, o * dtarget_outer + i) if dtarget != 0 else 0
+            dsoft = at(like, dtarget, o * call.dtarget_outer + i) if dtarget != 0 else 0
             _write_dense(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing,
-                         cap, drow, dx_class, dsoft, dtarget_class)  # fmt: skip
-    return OK, 0.0, 0.0
+                         cap, drow, call.dx_class, dsoft, call.dtarget_class)  # fmt: skip
+    return finish(sums, OK, 0.0, 0.0)

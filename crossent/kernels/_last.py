@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from crossent.kernels._compile import inline, kernel
+from crossent.kernels._compile import inline
 from crossent.kernels._leaves import (
     LABELS,
     OK,
@@ -20,6 +20,7 @@ from crossent.kernels._leaves import (
     class_weight_of,
     excess_of,
     exponential,
+    finish,
     finite_peak,
     label_grad,
     label_weight,
@@ -27,12 +28,14 @@ from crossent.kernels._leaves import (
     negative_log,
     number,
     others_of,
+    passes_caches,
     row_loss,
     sample_weight_of,
     softcap_slope,
     target_grad,
     target_weight,
     upstream_of,
+    write,
 )
 from crossent.kernels._math import capped, exp
 from crossent.kernels._simd import (
@@ -50,7 +53,6 @@ from crossent.kernels._simd import (
     put,
     same,
     select,
-    store,
     store_some,
     sum_of_lanes,
 )
@@ -190,31 +192,30 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
     return peak, others, mass, dot
 
 
-@kernel
-def forward(
-    like, weight_like, x_outer, x_inner, target_outer, target_inner, is_soft, inner, classes, ignore_index, smoothing,
-    cap, z_loss, rows, weight_total, x, target, weight, samples, loss, stats, lo, hi,
-):  # fmt: skip
-    """Rows lo to hi: write losses and what backward needs; a bad row or OK, the sums of losses and of weights."""
+def forward(call, scratch, lo, hi, sums):
+    """Rows lo to hi: write losses and what backward needs."""
+    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
+    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    target, weight, loss, stats = call.target, call.weight, call.loss, call.stats
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        keep, label, soft = sample_weight_of(weight_like, samples, r), -1, 0
-        where = o * target_outer + i * target_inner
+        keep, label, soft = sample_weight_of(weight_like, call.samples, r), -1, 0
+        where = o * call.target_outer + i * call.target_inner
         if is_soft:
             soft = at(like, target, where)
         else:
             label = get(LABELS, target, where)
-            if label == ignore_index:
+            if label == call.ignore_index:
                 keep = 0.0
             elif keep != 0.0 and (label < 0 or label >= classes):
-                return r, 0.0, 0.0
+                return finish(sums, r, 0.0, 0.0)
         if keep == 0.0:
             if loss != 0:
                 put(weight_like, loss, r, 0.0)
             continue
-        row = at(like, x, o * x_outer + i * x_inner)
+        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
         peak, others, mass, dot = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
         excess, log_total, nll, label_mass, counted = others - 1.0, 0.0, 0.0, 0.0, 1.0
@@ -225,7 +226,7 @@ def forward(
             label_mass = label_weight(counted, keep, smoothing)
             if label_mass != 0.0:
                 nll = negative_log(others, own_exp, peak - own)
-            mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
+            mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
         if is_soft or smoothing > 0.0 or z_loss > 0.0:
             log_total = math.log1p(excess)
         value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
@@ -235,10 +236,10 @@ def forward(
             put(weight_like, loss, r, value)
         if stats != 0:
             put(weight_like, stats, r, peak)
-            put(weight_like, stats, rows + r, excess)
+            put(weight_like, stats, call.rows + r, excess)
             if is_soft:
-                put(weight_like, stats, 2 * rows + r, mass)
-    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
+                put(weight_like, stats, 2 * call.rows + r, mass)
+    return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
 @inline
@@ -266,40 +267,38 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
     store_some(like, drow, j, within, d)
 
 
-@kernel
-def backward(
-    like, weight_like, x_outer, x_inner, target_outer, target_inner, is_soft, inner, classes, ignore_index, smoothing,
-    cap, z_loss, rows, weight_total, x, target, weight, samples, dloss, scale,
-    dx, dx_outer, dx_inner, dtarget, dtarget_outer, dtarget_inner, stats, lo, hi,
-):  # fmt: skip
+def backward(call, scratch, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew."""
+    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
+    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    target, weight, stats, dtarget = call.target, call.weight, call.stats, call.dtarget
     width = lanes(like)
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        keep, label, soft = sample_weight_of(weight_like, samples, r), -1, 0
-        where = o * target_outer + i * target_inner
+        keep, label, soft = sample_weight_of(weight_like, call.samples, r), -1, 0
+        where = o * call.target_outer + i * call.target_inner
         if is_soft:
             soft = at(like, target, where)
         else:
             label = get(LABELS, target, where)
-            if label == ignore_index:
+            if label == call.ignore_index:
                 keep = 0.0
             elif keep != 0.0 and (label < 0 or label >= classes):
-                return r, 0.0, 0.0
-        drow = at(like, dx, o * dx_outer + i * dx_inner)
-        dsoft = at(like, dtarget, o * dtarget_outer + i * dtarget_inner) if dtarget != 0 else 0
+                return finish(sums, r, 0.0, 0.0)
+        drow = at(like, call.dx, o * call.dx_outer + i * call.dx_inner)
+        dsoft = at(like, dtarget, o * call.dtarget_outer + i * call.dtarget_inner) if dtarget != 0 else 0
         if keep == 0.0:
             _fill_zero(like, drow, classes)
             if dsoft != 0:
                 _fill_zero(like, dsoft, classes)
             continue
-        g = upstream_of(weight_like, dloss, r, scale)
-        row = at(like, x, o * x_outer + i * x_inner)
+        g = upstream_of(weight_like, call.dloss, r, call.scale)
+        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
         if stats != 0:
-            peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, rows + r))
-            mass = np.float64(get(weight_like, stats, 2 * rows + r)) if is_soft else 0.0
+            peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
+            mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
         else:
             peak, others, mass, _ = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
             excess = excess_of(others, own, peak, exponential(own, peak)) if label >= 0 else others - 1.0
@@ -311,15 +310,16 @@ def backward(
             w = class_weight_of(weight_like, weight, label)
             label_mass = label_weight(w, keep, smoothing)
             rest = target_weight(0.0, w, keep, smoothing, np.float64(classes))
-            mass = target_weight(0.0, weight_total, 1.0, smoothing, np.float64(classes))
+            mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
         slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
         factor = g * slope / total
         plain = not is_soft and smoothing == 0.0 and cap == 0.0
         full = classes // width * width if plain else 0
+        past_caches = passes_caches(call.large, drow) and drow != row
         for j in range(0, full, width):
             prefetch(like, row, j)
             e = exp(like, load(like, row, j) - peak)
-            store(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)))
+            write(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)), past_caches)
         for j in range(full, classes, width):
             prefetch(like, row, j)
             _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j), peak,
@@ -329,4 +329,4 @@ def backward(
             p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total
             d = g * label_grad(p, share, label_mass, rest, slope)
             put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
-    return OK, 0.0, 0.0
+    return finish(sums, OK, 0.0, 0.0)

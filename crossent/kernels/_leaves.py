@@ -6,7 +6,20 @@ import numpy as np
 
 from crossent import _rules
 from crossent.kernels._compile import inline
-from crossent.kernels._simd import first_lanes, get, lanes, lift, load, load_some, rounded, store, store_some
+from crossent.kernels._simd import (
+    VECTOR_BYTES,
+    first_lanes,
+    get,
+    lanes,
+    lift,
+    load,
+    load_some,
+    put,
+    rounded,
+    store,
+    store_some,
+    stream,
+)
 
 class_grad = inline(_rules.class_grad)
 label_grad = inline(_rules.label_grad)
@@ -91,6 +104,20 @@ def others_of(excess, own, peak, own_exp):
 
 
 @inline
+def passes_caches(large, address):
+    """Whether to write a row past the caches: it would not stay there, and the old contents need not be read."""
+    return large and address % VECTOR_BYTES == 0
+
+
+@inline
+def write(like, address, j, value, past_caches):
+    if past_caches:
+        stream(like, address, j, value)
+    else:
+        store(like, address, j, value)
+
+
+@inline
 def load_within(like, address, j, n):
     """The vector that starts at number j of n; what follows the last one is not read."""
     if j + lanes(like) <= n:
@@ -99,8 +126,16 @@ def load_within(like, address, j, n):
 
 
 @inline
-def store_within(like, address, j, n, value):
+def write_within(like, address, j, n, value, past_caches):
     if j + lanes(like) <= n:
-        store(like, address, j, value)
+        write(like, address, j, value, past_caches)
     else:
         store_some(like, address, j, first_lanes(like, n - j), value)
+
+
+@inline
+def finish(sums, bad, losses, weights):
+    """What a kernel says of its chunk."""
+    put(LABELS, sums, 0, bad)
+    put(DOUBLES, sums, 1, losses)
+    put(DOUBLES, sums, 2, weights)

@@ -3,18 +3,19 @@
 exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <= ln2 / 2 (Muller, Elementary Functions,
        section 11). Rounding x / ln2 by adding 1.5 * 2^mantissa leaves n in the lowest bits, to be added to the
        exponent.
-log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), and its power series in s^2.
+log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), q a Chebyshev fit on s^2 <= 1/9.
 """
 
 from crossent.kernels._compile import inline
-from crossent.kernels._simd import exponent, fma, fraction, lift, polynomial, scale_by_power, select
+from crossent.kernels._simd import constant, exponent, fma, fraction, lift, polynomial, scale_by_power, select
 
-_constant = polynomial  # of degree 0, one value for each type
-_RECIPROCAL_LN2 = _constant([1.4426950408889634], [1.4426950408889634])
-_ROUNDER = _constant([1.5 * 2**23], [1.5 * 2**52])
-_MINUS_LN2_HIGH = _constant([-0.693145751953125], [-0.6931471803691238])
-_MINUS_LN2_LOW = _constant([-1.4286068203094172e-06], [-1.9082149292705877e-10])
-_SMALLEST = _constant([-87.0], [-708.0])  # below it exp is subnormal, and taken as 0
+_ONE = constant(1.0, 1.0)
+_LN2 = constant(0.6931471805599453, 0.6931471805599453)
+_RECIPROCAL_LN2 = constant(1.4426950408889634, 1.4426950408889634)
+_ROUNDER = constant(1.5 * 2**23, 1.5 * 2**52)
+_MINUS_LN2_HIGH = constant(-0.693145751953125, -0.6931471803691238)
+_MINUS_LN2_LOW = constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
+_SMALLEST = constant(-87.0, -708.0)  # below it exp is subnormal, and taken as 0
 _EXP_REST = polynomial(
     [0.0013926183587713495, 0.008363179052722577, 0.041666554617204574, 0.16666576989698776, 0.5],
     [
@@ -30,36 +31,50 @@ _EXP_REST = polynomial(
         0.5000000000000001,
     ],
 )
-_ATANH_REST = polynomial([1 / (2 * k + 1) for k in range(8, 0, -1)], [1 / (2 * k + 1) for k in range(17, 0, -1)])
+_ATANH_REST = polynomial(
+    [0.11612164612011674, 0.10853287900440187, 0.14296178997151418, 0.1999985316596486, 0.3333333366026371],
+    [
+        0.08082022805971766,
+        0.04400369243072337,
+        0.06000536404795356,
+        0.06657072104827468,
+        0.07692785032479312,
+        0.09090894718066429,
+        0.11111111358713932,
+        0.1428571428355438,
+        0.20000000000007292,
+        0.3333333333333333,
+    ],
+)
 
 
 @inline
-def _reduced(x):
+def _reduced(like, x):
     """n in the lowest bits of the first result, and exp(r) - 1."""
-    shifted = fma(x, _RECIPROCAL_LN2(x), _ROUNDER(x))
-    n = shifted - _ROUNDER(x)
-    r = fma(n, _MINUS_LN2_LOW(x), fma(n, _MINUS_LN2_HIGH(x), x))
-    return shifted, fma(_EXP_REST(r), r * r, r)
+    shifted = fma(x, _RECIPROCAL_LN2(like), _ROUNDER(like))
+    n = shifted - _ROUNDER(like)
+    r = fma(n, _MINUS_LN2_LOW(like), fma(n, _MINUS_LN2_HIGH(like), x))
+    return shifted, fma(_EXP_REST(like, r), r * r, r)
 
 
 @inline
 def exp(like, x):
     """For x up to 88 (float64: 709); exactly 0 below the smallest normal number, nan for nan."""
-    n, rest = _reduced(x)
-    power = scale_by_power(rest + lift(like, 1.0), n)
-    return select(x < _SMALLEST(x), lift(like, 0.0), power)
+    n, rest = _reduced(like, x)
+    power = scale_by_power(rest + _ONE(like), n)
+    return select(x < _SMALLEST(like), lift(like, 0.0), power)
 
 
 @inline
-def _atanh(s):
+def _atanh(like, s):
     square = s * s
-    return fma(s * square, _ATANH_REST(square), s)
+    return fma(s * square, _ATANH_REST(like, square), s)
 
 
 @inline
 def log1p(like, x):
     """For 0 <= x <= 1."""
-    s = _atanh(x / (x + lift(like, 2.0)))
+    s = _atanh(like, x / (x + lift(like, 2.0)))
     return s + s
 
 
@@ -67,9 +82,9 @@ def log1p(like, x):
 def log(like, x):
     """For x >= 0, subnormal numbers aside; nan for nan."""
     f = fraction(x)
-    s = _atanh((f - lift(like, 1.0)) / (f + lift(like, 1.0)))
+    s = _atanh(like, (f - _ONE(like)) / (f + _ONE(like)))
     n = exponent(x)
-    logarithm = fma(n, lift(like, 0.6931471805599453), s + s)
+    logarithm = fma(n, _LN2(like), s + s)
     return select(lift(like, 0.0) < x, logarithm, select(x <= lift(like, 0.0), lift(like, -float("inf")), x))
 
 
@@ -85,9 +100,9 @@ def negative_log(like, others, own, own_exp):
     f = fraction(total)
     above = select(confident, others, f - 1.0)
     below = select(confident, total + own_exp, f + 1.0)
-    s = _atanh(above / below)
+    s = _atanh(like, above / below)
     s = s + s
-    result = select(confident, s, fma(exponent(total), lift(like, 0.6931471805599453), s) - own)
+    result = select(confident, s, fma(exponent(total), _LN2(like), s) - own)
     return select(total != total, total, result)
 
 
@@ -95,9 +110,9 @@ def negative_log(like, others, own, own_exp):
 def tanh(like, x):
     """E / (E + 2) with E = exp(2x) - 1, which keeps the relative precision near 0."""
     double = select(x < lift(like, -20.0), lift(like, -40.0), select(lift(like, 20.0) < x, lift(like, 40.0), x + x))
-    n, rest = _reduced(double)
-    power = scale_by_power(lift(like, 1.0), n)
-    shrunk = fma(rest, power, power - lift(like, 1.0))
+    n, rest = _reduced(like, double)
+    power = scale_by_power(_ONE(like), n)
+    shrunk = fma(rest, power, power - _ONE(like))
     return shrunk / (shrunk + lift(like, 2.0))
 
 

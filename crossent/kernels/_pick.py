@@ -2,18 +2,19 @@
 
 import numpy as np
 
-from crossent.kernels._compile import inline, kernel
+from crossent.kernels._compile import inline
 from crossent.kernels._leaves import (
     LABELS,
     OK,
     add,
     added,
     class_weight_of,
+    finish,
     label_weight,
     sample_weight_of,
     upstream_of,
 )
-from crossent.kernels._simd import at, get, put
+from crossent.kernels._simd import get, put
 
 
 @inline
@@ -21,47 +22,42 @@ def _keep_of(like, label, samples, row, ignore_index):
     return 0.0 if label == ignore_index else sample_weight_of(like, samples, row)
 
 
-@kernel
-def forward(
-    like, weight_like, x_outer, x_class, x_inner, target_outer, target_inner, inner, classes, ignore_index,
-    x, target, weight, samples, loss, lo, hi,
-):  # fmt: skip
-    """Rows lo to hi: write losses; a bad row or OK, the sums of losses and of weights."""
+def forward(call, scratch, lo, hi, sums):
+    """Rows lo to hi: write losses."""
+    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        label = get(LABELS, target, o * target_outer + i * target_inner)
-        keep, value = _keep_of(weight_like, label, samples, r, ignore_index), 0.0
+        label = get(LABELS, call.target, o * call.target_outer + i * call.target_inner)
+        keep, value = _keep_of(weight_like, label, call.samples, r, call.ignore_index), 0.0
         if keep != 0.0:
             if label < 0 or label >= classes:
-                return r, 0.0, 0.0
-            w = class_weight_of(weight_like, weight, label)
+                return finish(sums, r, 0.0, 0.0)
+            w = class_weight_of(weight_like, call.weight, label)
             mass = label_weight(w, keep, 0.0)
             if mass != 0.0:
-                value = -mass * np.float64(get(like, x, o * x_outer + label * x_class + i * x_inner))
+                where = o * call.x_outer + label * call.x_class + i * call.x_inner
+                value = -mass * np.float64(get(like, call.x, where))
             loss_sum, loss_rest = add(loss_sum, loss_rest, value)
             weight_sum, weight_rest = add(weight_sum, weight_rest, mass)
-        if loss != 0:
-            put(weight_like, loss, r, value)
-    return OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest)
+        if call.loss != 0:
+            put(weight_like, call.loss, r, value)
+    return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
-@kernel
-def backward(
-    like, weight_like, x_outer, x_class, x_inner, target_outer, target_inner, inner, classes, ignore_index,
-    x, target, weight, samples, dloss, scale, dx, dx_outer, dx_class, dx_inner, lo, hi,
-):  # fmt: skip
+def backward(call, scratch, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss, into a dx of zeros."""
+    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        label = get(LABELS, target, o * target_outer + i * target_inner)
-        keep = _keep_of(weight_like, label, samples, r, ignore_index)
+        label = get(LABELS, call.target, o * call.target_outer + i * call.target_inner)
+        keep = _keep_of(weight_like, label, call.samples, r, call.ignore_index)
         if keep != 0.0:
             if label < 0 or label >= classes:
-                return r, 0.0, 0.0
-            g = upstream_of(weight_like, dloss, r, scale)
-            mass = label_weight(class_weight_of(weight_like, weight, label), keep, 0.0)
-            put(like, at(like, dx, o * dx_outer + i * dx_inner), label * dx_class, -mass * g)
-    return OK, 0.0, 0.0
+                return finish(sums, r, 0.0, 0.0)
+            g = upstream_of(weight_like, call.dloss, r, call.scale)
+            mass = label_weight(class_weight_of(weight_like, call.weight, label), keep, 0.0)
+            put(like, call.dx, o * call.dx_outer + label * call.dx_class + i * call.dx_inner, -mass * g)
+    return finish(sums, OK, 0.0, 0.0)

@@ -386,6 +386,20 @@ def store(typing, like, address, index, value):
 
 
 @intrinsic
+def stream(typing, like, address, index, value):
+    """As `store`, past the caches, to an address that is a multiple of the vector's size."""
+    kind = _vector_memory(like)[1]
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
+        stored = builder.store(_narrow(builder, like, args[3]), pointer, align=_size(kind.element) * kind.count)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(like, types.intp, types.intp, value), generate
+
+
+@intrinsic
 def store_some(typing, like, address, index, mask, value):
     """Write the lanes in the mask and leave the others alone."""
     kind = _vector_memory(like)[1]
@@ -563,31 +577,68 @@ def at(typing, like, address, index):
 
 
 @intrinsic
-def address_of(typing, array):
-    """Where a contiguous array's data starts."""
+def fetch_add(typing, address, index):
+    """Add 1 to an int64 that threads share, and give what it was."""
 
     def generate(context, builder, sig, args):
-        data = context.make_array(array)(context, builder, args[0]).data
-        return builder.ptrtoint(data, _I64)
+        pointer = _pointer(builder, *args, _I64, _I64)
+        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "seq_cst")
 
-    return types.intp(array), generate
+    return types.intp(types.intp, types.intp), generate
+
+
+@intrinsic
+def invoke(typing, function, call, scratch, lo, hi, sums):
+    """Call the C function at an address."""
+
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 5)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
+
+
+# Constants. Each is added to the value of `like`, which is 0, though the compiler does not know it: what it knows to be
+# constant it reads from memory again in every round of a loop rather than keep it in a register.
+
+
+def _kept(context, builder, value, like, number):
+    dtype = compute_type(like)
+    zero = context.cast(builder, value, like, dtype)
+    return _broadcast(builder, builder.fadd(ir.Constant(zero.type, number), zero), vector_of(dtype).lanes)
 
 
 def polynomial(single, double):
-    """A function of a vector: Horner's scheme with the coefficients of its type, highest power first."""
+    """A function of `like` and a vector: Horner's scheme with the coefficients of its type, highest power first."""
 
     @intrinsic
-    def evaluate(typing, x):
+    def evaluate(typing, like, x):
         coefficients = double if x.dtype == types.float64 else single
 
         def generate(context, builder, sig, args):
-            kind = args[0].type
-            result = _filled(kind, coefficients[0])
-            for coefficient in coefficients[1:]:
-                arguments = [result, args[0], _filled(kind, coefficient)]
-                result = _call(builder, f"llvm.fma.{_float_name(kind)}", kind, arguments)
+            first, *rest = (_kept(context, builder, args[0], like, number) for number in coefficients)
+            result = first
+            for coefficient in rest:
+                result = _call(
+                    builder, f"llvm.fma.{_float_name(result.type)}", result.type, [result, args[1], coefficient]
+                )
             return result
 
-        return x(x), generate
+        return x(like, x), generate
+
+    return evaluate
+
+
+def constant(single, double):
+    """A function of `like`: a vector of the number for its type."""
+
+    @intrinsic
+    def evaluate(typing, like):
+        dtype = compute_type(like)
+        number = double if dtype == types.float64 else single
+        return vector_of(dtype)(like), lambda context, builder, sig, args: _kept(
+            context, builder, args[0], like, number
+        )
 
     return evaluate

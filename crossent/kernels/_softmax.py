@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 
-from crossent.kernels._compile import inline, kernel
+from crossent.kernels._compile import inline
 from crossent.kernels._last import first_maximum, out_of_headroom, walk
-from crossent.kernels._leaves import OK, finite_peak, load_within, store_within
+from crossent.kernels._leaves import OK, finish, finite_peak, load_within, passes_caches, write_within
 from crossent.kernels._math import exp, log
 from crossent.kernels._simd import (
-    address_of,
     at,
     fma,
     lanes,
@@ -47,34 +46,37 @@ def _derivative(probability, dout, total, is_log):
     return dout - probability * total if is_log else probability * (dout - total)
 
 
-@kernel
-def forward_last(like, weight_like, x_outer, x_inner, inner, classes, tile, is_log, x, out, out_outer, out_inner,
-                 buffer, lo, hi):  # fmt: skip
+def forward_last(call, scratch, lo, hi, sums):
+    like, classes, inner, is_log = call.like, call.classes, call.inner, call.is_log != 0
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        row, result = at(like, x, o * x_outer + i * x_inner), at(like, out, o * out_outer + i * out_inner)
+        row, result = (
+            at(like, call.x, o * call.x_outer + i * call.x_inner),
+            at(like, call.out, o * call.out_outer + i * call.out_inner),
+        )
         peak = finite_peak(first_maximum(like, row, classes, 0.0))
         total, top = walk(like, row, classes, -1, peak, 0.0)
         if out_of_headroom(top, peak):
             peak = top
             total, top = walk(like, row, classes, -1, peak, 0.0)
         log_total = math.log(total) if total > 0.0 else total - np.inf
+        past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, lanes(like)):
             z = load_within(like, row, j, classes) - peak
-            store_within(like, result, j, classes, _result(like, z, total, log_total, is_log))
-    return OK, 0.0, 0.0
+            write_within(like, result, j, classes, _result(like, z, total, log_total, is_log), past_caches)
+    finish(sums, OK, 0.0, 0.0)
 
 
-@kernel
-def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile, is_log, out, dout, dout_outer,
-                  dout_inner, dx, dx_outer, dx_inner, buffer, lo, hi):  # fmt: skip
+def backward_last(call, scratch, lo, hi, sums):
+    like, classes, inner, is_log = call.like, call.classes, call.inner, call.is_log != 0
     width = lanes(like)
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        row, drow = at(like, out, o * out_outer + i * out_inner), at(like, dout, o * dout_outer + i * dout_inner)
-        result = at(like, dx, o * dx_outer + i * dx_inner)
+        row = at(like, call.out, o * call.out_outer + i * call.out_inner)
+        drow = at(like, call.dout, o * call.dout_outer + i * call.dout_inner)
+        result = at(like, call.dx, o * call.dx_outer + i * call.dx_inner)
         total = lift(like, 0.0)
         for block in range(0, classes, _BLOCK * width):
             part = lift(like, 0.0)
@@ -88,25 +90,27 @@ def backward_last(like, weight_like, out_outer, out_inner, inner, classes, tile,
                     part = fma(d, load_within(like, row, j, classes), part)
             total = total + part
         summed = np.float64(sum_of_lanes(total))
+        past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, width):
             d = load_within(like, drow, j, classes)
             p = load_within(like, row, j, classes)
             p = exp(like, p) if is_log else p
-            store_within(like, result, j, classes, _derivative(p, d, summed, is_log))
-    return OK, 0.0, 0.0
+            write_within(like, result, j, classes, _derivative(p, d, summed, is_log), past_caches)
+    finish(sums, OK, 0.0, 0.0)
 
 
-@kernel
-def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_log, x, out, out_outer, out_class,
-                  buffer, lo, hi):  # fmt: skip
-    """`buffer` holds a tile of logits, its peaks, and what they are scaled or shifted by."""
-    width, scratch = lanes(like), address_of(buffer)
+def forward_inner(call, scratch, lo, hi, sums):
+    """`scratch` holds a tile of logits, its peaks, and what they are scaled or shifted by."""
+    like, weight_like, is_log = call.like, call.weight_like, call.is_log != 0
+    classes, inner, tile = call.classes, call.inner, call.tile
+    x_class, out_class = call.x_class, call.out_class
+    width = lanes(like)
     tiles = (inner + tile - 1) // tile
     peaks, scales = at(weight_like, scratch, classes * tile), at(weight_like, scratch, (classes + 1) * tile)
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n = min(tile, inner - i)
-        row, result = at(like, x, o * x_outer + i), at(like, out, o * out_outer + i)
+        row, result = at(like, call.x, o * call.x_outer + i), at(like, call.out, o * call.out_outer + i)
         for j in range(0, n, width):
             store(weight_like, peaks, j, lift(like, -np.inf))
         for c in range(classes):
@@ -129,26 +133,29 @@ def forward_inner(like, weight_like, x_outer, x_class, inner, classes, tile, is_
                 total = total + part
             store(weight_like, scales, j, log(like, total) if is_log else total)
         for c in range(classes):
+            plane = at(like, result, c * out_class)
+            past_caches = passes_caches(call.large != 0, plane)
             for j in range(0, n, width):
                 z, scale = load(weight_like, scratch, c * tile + j), load(weight_like, scales, j)
                 value = z - scale if is_log else _quotient(like, z, scale, 1.0 / scale)
-                store_within(like, result, c * out_class + j, c * out_class + n, value)
-    return OK, 0.0, 0.0
+                write_within(like, plane, j, n, value, past_caches)
+    finish(sums, OK, 0.0, 0.0)
 
 
-@kernel
-def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile, is_log, out, dout, dout_outer,
-                   dout_class, dx, dx_outer, dx_class, buffer, lo, hi):  # fmt: skip
-    """`buffer` holds a tile of both inputs and the sums of its rows."""
-    width, ps = lanes(like), address_of(buffer)
+def backward_inner(call, scratch, lo, hi, sums):
+    """`scratch` holds a tile of both inputs and the sums of its rows."""
+    like, weight_like, is_log = call.like, call.weight_like, call.is_log != 0
+    classes, inner, tile = call.classes, call.inner, call.tile
+    out_class, dout_class, dx_class = call.out_class, call.dout_class, call.dx_class
+    width, ps = lanes(like), scratch
     ds, totals = at(weight_like, ps, classes * tile), at(weight_like, ps, 2 * classes * tile)
     parts = at(weight_like, totals, tile)
     tiles = (inner + tile - 1) // tile
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n = min(tile, inner - i)
-        row, drow = at(like, out, o * out_outer + i), at(like, dout, o * dout_outer + i)
-        result = at(like, dx, o * dx_outer + i)
+        row, drow = at(like, call.out, o * call.out_outer + i), at(like, call.dout, o * call.dout_outer + i)
+        result = at(like, call.dx, o * call.dx_outer + i)
         for j in range(0, n, width):
             store(weight_like, totals, j, lift(like, 0.0))
         for block in range(0, classes, _BLOCK):
@@ -167,9 +174,11 @@ def backward_inner(like, weight_like, out_outer, out_class, inner, classes, tile
             for j in range(0, n, width):
                 store(weight_like, totals, j, load(weight_like, totals, j) + load(weight_like, parts, j))
         for c in range(classes):
+            plane = at(like, result, c * dx_class)
+            past_caches = passes_caches(call.large != 0, plane)
             for j in range(0, n, width):
                 p, d = load(weight_like, ps, c * tile + j), load(weight_like, ds, c * tile + j)
                 total = load(weight_like, totals, j)
                 value = _derivative(p, d, total, is_log)
-                store_within(like, result, c * dx_class + j, c * dx_class + n, value)
-    return OK, 0.0, 0.0
+                write_within(like, plane, j, n, value, past_caches)
+    finish(sums, OK, 0.0, 0.0)

@@ -10,54 +10,31 @@ does not change its result.
 
 import ctypes
 import os
-from collections import deque
-from itertools import count
 from queue import SimpleQueue
 from threading import Lock, Thread
 
+_team = None  # GOMP_parallel of the OpenMP library to use
 _jobs = SimpleQueue()
 _helpers = 0
 _growing = Lock()
 
 
 class _Job:
-    def __init__(self, work, chunks):
-        self.work = work
-        self.waiting = deque(range(chunks))
-        self.unfinished = deque(range(chunks))
-        self.results = [None] * chunks
+    def __init__(self, take_part, block, owners):
+        self.take_part, self.block, self.owners = take_part, block, owners
         self.finished = Lock()
         self.finished.acquire()
 
     def run(self):
-        while True:
-            try:
-                chunk = self.waiting.pop()
-            except IndexError:
-                return
-            try:
-                self.results[chunk] = self.work(chunk)
-            except BaseException as error:
-                self.results[chunk] = error
-            if self.unfinished.pop() == 0:
-                self.finished.release()
-
-
-_team = None  # GOMP_parallel of the OpenMP library to use
-_team_jobs = {}
-_tickets = count()
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _take_part(ticket):
-    _team_jobs[ticket or 0].run()
+        if self.take_part(self.block.address):
+            self.finished.release()
 
 
 def use_openmp(path):
     """Have the threads of this OpenMP library, which the process has loaded already, take part from now on."""
     global _team
     _team = ctypes.CDLL(path).GOMP_parallel
-    _team.argtypes, _team.restype = [type(_take_part), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    _team.argtypes, _team.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
 
 
 def _help():
@@ -86,36 +63,19 @@ def _grow(wanted):
             _helpers += 1
 
 
-def run(work, chunks, threads):
-    """[work(chunk) for chunk in range(chunks)] on up to `threads` threads, this one among them."""
-    if threads == 1 or chunks <= 1:
-        return [work(chunk) for chunk in range(chunks)]
-    job = _Job(work, chunks)
+def run(take_part, block, threads, owners):
+    """Have up to `threads` threads, this one among them, call take_part(block.address), until all work is done.
+
+    `take_part` is a C function that tells whether it finished the last chunk.
+    """
     if _team is not None:
-        _with_team(job, threads)
-    else:
-        _with_helpers(job, min(threads, chunks) - 1)
-    for chunk, result in enumerate(job.results):
-        if isinstance(result, BaseException):
-            raise result
-        if result is None:  # interrupted between taking the chunk and working on it
-            job.results[chunk] = work(chunk)
-    return job.results
-
-
-def _with_team(job, threads):
-    ticket = next(_tickets)
-    _team_jobs[ticket] = job
-    try:
-        _team(_take_part, ticket, threads, 0)
-    finally:
-        del _team_jobs[ticket]
-
-
-def _with_helpers(job, helpers):
-    if _helpers < helpers:
-        _grow(helpers)
-    for _ in range(helpers):
+        _team(take_part, block.address, threads, 0)
+        return
+    job = _Job(take_part, block, owners)
+    if _helpers < threads - 1:
+        _grow(threads - 1)
+    for _ in range(threads - 1):
         _jobs.put(job)
     job.run()
     job.finished.acquire()
+    job.owners = None  # a helper that has not come yet must not keep the arrays

@@ -1,0 +1,189 @@
+"""A call of a kernel: one block of memory that holds all it is told, shared by the threads that work on it.
+
+A block is a row of 8-byte fields: what `_take_part` shares the work out by, then what changes from call to call, then
+what belongs to the plan; three numbers for every chunk of rows follow. A kernel is a C function
+
+    kernel(call, scratch, lo, hi, sums)
+
+that works on the units lo to hi (rows, or tiles of rows) and leaves three numbers at `sums`: the first bad row or OK,
+the sum of the losses and that of the weights. It sees the fields of the block by name, and beside them two numbers,
+`like` and `weight_like`, whose types say how the logits are stored and how what is computed from them is.
+"""
+
+import ctypes
+import struct
+from functools import cache
+
+import numpy as np
+from numba import from_dtype, types
+
+from crossent.kernels import BadLabel, _threads
+from crossent.kernels._compile import compiled
+from crossent.kernels._leaves import DOUBLES, LABELS, OK
+from crossent.kernels._simd import at, fetch_add, get, invoke, put
+
+_LIKES = {
+    "float16": (np.int16, np.float32),
+    "bfloat16": (np.uint16, np.float32),
+    "float32": (np.float32, np.float32),
+    "float64": (np.float64, np.float64),
+}
+_SHARING = (
+    "chunks", "step", "units", "scratch_size", "sums", "bad", "losses", "weights",
+    "next", "finished", "entered", "threads", "scratch", "kernel",
+)  # fmt: skip
+(
+    _CHUNKS, _STEP, _UNITS, _SCRATCH_SIZE, _SUMS, _BAD, _LOSSES, _WEIGHTS,
+    _NEXT, _FINISHED, _ENTERED, _THREADS, _SCRATCH, _KERNEL,
+) = range(len(_SHARING))  # fmt: skip
+_FLOATS = {"losses", "weights", "weight_total", "scale", "smoothing", "cap", "z_loss"}
+_SUMS_OF_A_CHUNK = 3
+_outcome = struct.Struct("=qdd")
+_CACHE_LINE = 64
+
+
+def strides(name):
+    return f"{name}_outer", f"{name}_class", f"{name}_inner"
+
+
+def strided(name):
+    """An array's address and strides."""
+    return name, *strides(name)
+
+
+class Fields:
+    """The fields of a family of calls, and the kernels that take them."""
+
+    def __init__(self, changing, fixed):
+        self.names = *_SHARING, *changing, *fixed
+        codes = ["d" if name in _FLOATS else "q" for name in self.names]
+        first_fixed = len(_SHARING) + len(changing)
+        self.formats = [np.float64 if code == "d" else np.int64 for code in codes]
+        self.pack_changing = struct.Struct("=" + "".join(codes[_NEXT:first_fixed])).pack_into
+        self.pack_fixed = struct.Struct("=" + "".join(codes[first_fixed:])).pack_into
+        self.first_fixed, self.size = 8 * first_fixed, 8 * (len(self.names) + 2)
+
+    @cache  # noqa: B019 - there are two of these, and they stay
+    def kernel(self, function, storage):
+        """The compiled kernel for logits stored so."""
+        fields = np.dtype(
+            {
+                "names": [*self.names, "like", "weight_like"],
+                "formats": [*self.formats, *_LIKES[storage]],
+                "offsets": range(0, self.size, 8),
+                "itemsize": self.size,
+            }
+        )
+        return compiled(function, (from_dtype(fields), *[types.intp] * 4))
+
+
+def _take_part(call):
+    """What every thread does; 1 for the one that finishes the last chunk, when the outcome is in the block."""
+    chunks, step, units, sums = (
+        get(LABELS, call, _CHUNKS), get(LABELS, call, _STEP), get(LABELS, call, _UNITS), get(LABELS, call, _SUMS)
+    )  # fmt: skip
+    scratch = get(LABELS, call, _SCRATCH) + fetch_add(call, _ENTERED) * get(LABELS, call, _SCRATCH_SIZE)
+    # Threads side by side work far from each other, so that they do not ask for the same new page of memory at once.
+    threads = get(LABELS, call, _THREADS)
+    span = (chunks + threads - 1) // threads
+    finished_last = 0
+    while True:
+        turn = fetch_add(call, _NEXT)
+        if turn >= threads * span:
+            break
+        chunk = turn % threads * span + turn // threads
+        if chunk >= chunks:
+            continue
+        lo = chunk * step
+        invoke(get(LABELS, call, _KERNEL), call, scratch, lo, min(lo + step, units),
+               at(DOUBLES, sums, chunk * _SUMS_OF_A_CHUNK))  # fmt: skip
+        if fetch_add(call, _FINISHED) == chunks - 1:
+            losses, weights, bad = 0.0, 0.0, OK
+            for i in range(0, chunks * _SUMS_OF_A_CHUNK, _SUMS_OF_A_CHUNK):
+                if bad == OK:
+                    bad = get(LABELS, sums, i)
+                losses += get(DOUBLES, sums, i + 1)
+                weights += get(DOUBLES, sums, i + 2)
+            put(LABELS, call, _BAD, bad)
+            put(DOUBLES, call, _LOSSES, losses)
+            put(DOUBLES, call, _WEIGHTS, weights)
+            finished_last = 1
+    return finished_last
+
+
+@cache
+def _entry():
+    kernel = compiled(_take_part, (types.intp,), types.intp)
+    function = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p)(kernel.address)
+    function.owner = kernel
+    return function
+
+
+class _Block:
+    """Memory and its address."""
+
+    __slots__ = ("_export", "address", "memory")
+
+    def __init__(self, size):
+        self.memory = bytearray(size)
+        self._export = ctypes.c_char.from_buffer(self.memory)
+        self.address = ctypes.addressof(self._export)
+
+
+class Calls:
+    """The calls of one plan. How its units are cut into chunks does not depend on the number of threads."""
+
+    __slots__ = (
+        "_blocks",
+        "_chunks",
+        "_entry",
+        "_fields",
+        "_fixed",
+        "_kernels",
+        "_scratch_size",
+        "_sharing",
+        "_storage",
+    )
+
+    def __init__(self, fields, storage, units, step, scratch_size, fixed):
+        self._fields, self._storage, self._fixed = fields, storage, fixed
+        self._scratch_size = -(-scratch_size // _CACHE_LINE) * _CACHE_LINE
+        self._chunks = max(1, -(-units // step))
+        self._sharing = self._chunks, step, units, self._scratch_size
+        self._entry, self._kernels, self._blocks = _entry(), {}, []
+
+    def _new_block(self):
+        fields = self._fields
+        block = _Block(fields.size + 8 * _SUMS_OF_A_CHUNK * self._chunks)
+        struct.pack_into("=5q", block.memory, 0, *self._sharing, block.address + fields.size)
+        fields.pack_fixed(block.memory, fields.first_fixed, *self._fixed)
+        return block
+
+    def run(self, function, changing, threads, owners):
+        """The sums of losses and weights, on up to `threads()` threads.
+
+        `owners` keeps memory alive even if the caller is interrupted.
+        """
+        kernel = self._kernels.get(function)
+        if kernel is None:
+            kernel = self._kernels[function] = self._fields.kernel(function, self._storage)
+        at_once = 1 if self._chunks == 1 else min(threads(), self._chunks)
+        scratch = 0
+        if self._scratch_size:
+            memory = np.empty(self._scratch_size * at_once + _CACHE_LINE, np.uint8)
+            scratch = -(-memory.ctypes.data // _CACHE_LINE) * _CACHE_LINE
+            owners = *owners, memory
+        try:
+            block = self._blocks.pop()
+        except IndexError:
+            block = self._new_block()
+        self._fields.pack_changing(block.memory, 8 * _NEXT, 0, 0, 0, at_once, scratch, kernel.address, *changing)
+        if at_once == 1:
+            self._entry(block.address)
+            self._blocks.append(block)
+        else:  # a thread that comes late may still look at the block, which therefore is not used again
+            _threads.run(self._entry, block, at_once, owners)
+        bad, losses, weights = _outcome.unpack_from(block.memory, 8 * _BAD)
+        if bad != OK:
+            raise BadLabel(bad)
+        return losses, weights

@@ -7,16 +7,21 @@ import math
 import warnings
 from functools import lru_cache
 
+_SHORT = 64  # classes
+
 
 class Layout:
     """Rows in memory: two loops over rows, `outer` and `inner`, with strides (outer, class, inner) in elements.
 
-    `last` says that the classes of a row lie side by side; otherwise the inner rows do. `order` is the order of the
-    logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in that order.
+    `last` says that the classes of a row lie side by side; otherwise the inner rows do. `short` says that there are so
+    few side by side that a kernel may rather turn the rows, for which their labels lie side by side too. `order` is the
+    order of the logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in
+    that order.
     """
 
     __slots__ = (
-        "axis", "classes", "inner", "inverse", "last", "order", "outer", "row_shape", "rows", "split", "strides",
+        "axis", "classes", "inner", "inverse", "last", "order", "outer", "row_shape", "rows", "short", "split",
+        "strides",
     )  # fmt: skip
 
     def __init__(self, shape, strides, axis, split):
@@ -24,6 +29,7 @@ class Layout:
         self.outer, self.inner = math.prod(row_shape[:split]), math.prod(row_shape[split:])
         self.rows, self.classes, self.strides = self.outer * self.inner, shape[axis], strides
         self.last, self.axis, self.split, self.row_shape = strides[1] == 1, axis, split, row_shape
+        self.short = self.last and self.classes <= _SHORT
         rows = [a for a in range(len(shape)) if a != axis]
         self.order = (*rows, axis) if self.last else (*rows[:split], axis, *rows[split:])
         inverse = tuple(sorted(range(len(shape)), key=self.order.__getitem__))
@@ -43,7 +49,7 @@ class Layout:
             return 0, 0, 1
         first = _collapse(self.row_shape[: self.split], strides[: self.split])
         second = _collapse(self.row_shape[self.split :], strides[self.split :])
-        if first is None or second is None or not (self.last or second == 1 or self.inner == 1):
+        if first is None or second is None or not (second == 1 or self.inner == 1 or (self.last and not self.short)):
             return None
         return first, 0, second
 
@@ -79,11 +85,11 @@ def _collapsed(shape, strides, axis, split):
 def layout_of(shape, strides, axis):
     """How a kernel walks these logits, or None if they have to be copied first."""
     usable = []
-    for split in dict.fromkeys((axis, *range(len(shape) - 1, -1, -1))):  # most logits fall apart at the class axis
+    for split in dict.fromkeys((axis, *range(len(shape) - 1, -1, -1))):  # the first of equals: the class axis
         found = _collapsed(shape, strides, axis, split)
         if found is not None and (found[1] == 1 or found[2] == 1):
             usable.append(Layout(shape, found, axis, split))
-    return next((layout for layout in usable if layout.last), usable[0] if usable else None)
+    return max(usable, key=lambda layout: (layout.last, layout.inner), default=None)
 
 
 def class_axis(ndim, dim, name="dim"):

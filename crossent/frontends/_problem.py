@@ -1,10 +1,10 @@
 """A checked call on its way to the kernels, the same for every array library.
 
-`lib` is the library's side: a namespace with `described(input, target)` (shape, strides in elements and storage name or
-None of the logits, then of the targets, where int64 counts as stored as "labels"), `strides(array)`, `storage(array)`,
-`is_integer(array)`, `address(array)`, `contiguous(array)`, `new(shape, storage)`, `empty(layout, like)` and
-`copied(layout, array)` in the layout's order, `labels(array)` as int64 with the row of one that does not fit or None,
-`cast(array, storage)`, `total(array)`, `broadcast(array, shape)`, `item(array, row)` and `threads()`.
+`lib` is the library's side: a namespace with `storages` (dtype -> storage name, int64 -> "labels"), `storage(array)`
+(a storage name or None), `strides(array)` in elements, `is_integer(array)`, `address(array)`, `contiguous(array)`,
+`new(shape, storage)`, `empty(layout, like)` and `copied(layout, array)` in the layout's order, `labels(array)` as int64
+with the row of one that does not fit or None, `cast(array, storage)`, `total(array)`, `broadcast(array, shape)`,
+`item(array, row)` and `threads()`.
 """
 
 from functools import lru_cache
@@ -23,7 +23,7 @@ def _ready_plan(shape, strides, storage, target_shape, target_strides, target_st
     """The plan for arrays that need no copy, or None."""
     axis, soft = _rows.target_kind(shape, target_shape, dim, not picks)
     layout = _rows.layout_of(shape, strides, axis)
-    if layout is None or storage is None or target_storage != (storage if soft else "labels"):
+    if layout is None or storage in (None, "labels") or target_storage != (storage if soft else "labels"):
         return None
     if soft:
         _rows.check_soft_options(options)
@@ -35,16 +35,24 @@ def _ready_plan(shape, strides, storage, target_shape, target_strides, target_st
     return kernels.loss_plan(layout, storage, soft, target_strides, options, picks)
 
 
+def _plan(lib, input, target, dim, options, picks):
+    storages, strides = lib.storages, lib.strides
+    return _ready_plan(
+        input.shape, strides(input), storages.get(input.dtype), target.shape, strides(target),
+        storages.get(target.dtype), dim, options, picks,
+    )  # fmt: skip
+
+
 class Problem:
     """Rows, targets and weights as the kernels want them, and the calls of the kernels."""
 
     __slots__ = ("inputs", "lib", "options", "owners", "plan", "target", "x")
 
     def __init__(self, lib, input, target, weight, sample_weight, dim, options, picks=False):
-        plan = _ready_plan(*lib.described(input, target), dim, options, picks)
+        plan = _plan(lib, input, target, dim, options, picks)
         if plan is None:
             input, target = _copied(lib, input, target, dim, options, picks)
-            plan = _ready_plan(*lib.described(input, target), dim, options, picks)
+            plan = _plan(lib, input, target, dim, options, picks)
         self.lib, self.options, self.plan, self.x, self.target = lib, options, plan, input, target
         self.inputs = plan.layout.classes, lib.address(input), lib.address(target), 0, 0
         self.owners = input, target
@@ -93,7 +101,11 @@ class Problem:
             loss = self.lib.new(self.layout.row_shape, self.compute)
         try:
             losses, weights = self.plan.forward(
-                self.inputs, self._address(loss), self._address(stats), self.lib.threads, self.owners
+                self.inputs,
+                0 if loss is None else self.lib.address(loss),
+                0 if stats is None else self.lib.address(stats),
+                self.lib.threads,
+                self.owners,
             )
         except BadLabel as bad:
             raise self._label_error(bad) from None

@@ -10,21 +10,14 @@ from crossent.frontends._problem import Problem, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-_TARGETS = {**_FLOATS, np.dtype(np.int64): "labels"}
 _tape: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 
 class _NumPy:
     """What `_problem` asks of an array library."""
 
+    storages = {**_FLOATS, np.dtype(np.int64): "labels"}
     threads = staticmethod(kernels.available_threads)
-
-    @classmethod
-    def described(cls, input, target):
-        return (
-            input.shape, cls.strides(input), _FLOATS.get(input.dtype),
-            target.shape, cls.strides(target), _TARGETS.get(target.dtype),
-        )  # fmt: skip
 
     @staticmethod
     def storage(array):

@@ -28,7 +28,6 @@ _STORAGE = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_TARGETS = {**_STORAGE, torch.int64: "labels"}
 _INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
@@ -159,19 +158,13 @@ def _madvise(start, size):
 class TORCH:
     """What `_problem` asks of an array library."""
 
+    storages = {**_STORAGE, torch.int64: "labels"}
     threads = staticmethod(torch.get_num_threads)
     address = staticmethod(torch.Tensor.data_ptr)
     strides = staticmethod(torch.Tensor.stride)
     contiguous = staticmethod(torch.Tensor.contiguous)
     broadcast = staticmethod(torch.Tensor.expand)
     empty = staticmethod(_empty)
-
-    @staticmethod
-    def described(input, target):
-        return (
-            input.shape, input.stride(), _STORAGE.get(input.dtype),
-            target.shape, target.stride(), _TARGETS.get(target.dtype),
-        )  # fmt: skip
 
     @staticmethod
     def storage(tensor):

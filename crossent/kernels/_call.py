@@ -13,6 +13,7 @@ the sum of the losses and that of the weights. It sees the fields of the block b
 import ctypes
 import struct
 from functools import cache
+from threading import local
 
 import numpy as np
 from numba import from_dtype, types
@@ -40,6 +41,7 @@ _FLOATS = {"losses", "weights", "weight_total", "scale", "smoothing", "cap", "z_
 _SUMS_OF_A_CHUNK = 3
 _outcome = struct.Struct("=qdd")
 _CACHE_LINE = 64
+_own = local()
 
 
 def strides(name):
@@ -130,6 +132,17 @@ class _Block:
         self.address = ctypes.addressof(self._export)
 
 
+def _scratch(size, threads):
+    """(address, owner) of scratch memory for so many threads; what a thread needs alone it keeps."""
+    if threads == 1 and getattr(_own, "size", 0) >= size:
+        return _own.scratch
+    memory = np.empty(size * threads + _CACHE_LINE, np.uint8)
+    scratch = -(-memory.__array_interface__["data"][0] // _CACHE_LINE) * _CACHE_LINE, memory
+    if threads == 1:
+        _own.size, _own.scratch = size, scratch
+    return scratch
+
+
 class Calls:
     """The calls of one plan. How its units are cut into chunks does not depend on the number of threads."""
 
@@ -170,8 +183,7 @@ class Calls:
         at_once = 1 if self._chunks == 1 else min(threads(), self._chunks)
         scratch = 0
         if self._scratch_size:
-            memory = np.empty(self._scratch_size * at_once + _CACHE_LINE, np.uint8)
-            scratch = -(-memory.ctypes.data // _CACHE_LINE) * _CACHE_LINE
+            scratch, memory = _scratch(self._scratch_size, at_once)
             owners = *owners, memory
         try:
             block = self._blocks.pop()

@@ -1,4 +1,5 @@
 """Rows that lie side by side, their classes a stride apart (images: batch x classes x pixels): a lane for each row.
+Short rows whose classes lie side by side are turned in the buffer, so that a vector holds numbers of as many rows.
 
 A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in arrays
 behind a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As
@@ -28,6 +29,7 @@ from crossent.kernels._leaves import (
     target_grad,
     target_weight,
     write,
+    write_within,
 )
 from crossent.kernels._math import capped, exp, log, log1p, negative_log
 from crossent.kernels._simd import (
@@ -54,6 +56,7 @@ from crossent.kernels._simd import (
     store_labels,
     store_some,
     sum_of_lanes,
+    turn,
 )
 
 _GROUP = 8  # classes passed together, to read and write what belongs to a row less often
@@ -64,9 +67,13 @@ _ARRAYS = 11
 _PEAK, _LABEL, _KEEP, _PART, _OTHERS, _OWN, _OWN_EXP, _NLL, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
 
 
-def tile_rows(classes):
-    """Rows of a tile: long runs of memory for few classes, a buffer of at most 256 KB for many."""
-    return max(16, min(256, 65536 // max(classes, 1) // 16 * 16))
+def tile_rows(inner, classes, turned):
+    """Rows of a tile: long runs of memory for few classes, a buffer of at most 256 KB for many, 16 KB if turned.
+
+    An odd number of cache lines, since lines a power of two apart push each other out of the cache.
+    """
+    most = max(16, min(240, (4096 if turned else 65536) // max(classes, 1) // 32 * 32 - 16))
+    return min(most, -(-inner // 16) * 16)
 
 
 def scratch_numbers(classes, tile):
@@ -80,13 +87,43 @@ def _array(like, scratch, tile, classes, which):
 
 
 @inline
-def _copy_logits(like, weight_like, x, x_class, scratch, tile, n, classes, cap):
-    """The capped logits of a tile into the buffer."""
+def _copy_logits(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap):
+    """The capped logits of a tile into the buffer, zeros in the lanes beyond the last row."""
+    width, zero = lanes(like), lift(like, 0.0)
+    if x_inner == 1:
+        for c in range(classes):
+            plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
+            for j in range(0, n, width):
+                prefetch(like, plane, j)
+                store(weight_like, row, j, capped(like, load_within(like, plane, j, n), cap))
+        return
     for c in range(classes):
-        plane, row = at(like, x, c * x_class), at(weight_like, scratch, c * tile)
-        for j in range(0, n, lanes(like)):
-            prefetch(like, plane, j)
-            store(weight_like, row, j, capped(like, load_within(like, plane, j, n), cap))
+        store(weight_like, scratch, c * tile + (n - 1) // width * width, zero)
+    for j in range(0, n, width):
+        for c in range(0, classes, width):
+            turn(like, at(like, x, j * x_inner + c), x_inner, weight_like, at(weight_like, scratch, c * tile + j), tile,
+                 min(width, n - j), min(width, classes - c))  # fmt: skip
+    if cap > 0.0:
+        for c in range(classes):
+            for j in range(0, n, width):
+                store(weight_like, scratch, c * tile + j, capped(like, load(weight_like, scratch, c * tile + j), cap))
+
+
+@inline
+def _write_back(like, weight_like, scratch, tile, n, classes, dx, dx_class, dx_inner, large):
+    """A tile from the buffer to memory."""
+    if dx_inner == 1:
+        for c in range(classes):
+            plane, row = at(like, dx, c * dx_class), at(weight_like, scratch, c * tile)
+            past_caches = passes_caches(large, plane)
+            for j in range(0, n, lanes(like)):
+                write_within(like, plane, j, n, load(weight_like, row, j), past_caches)
+        return
+    width = lanes(like)
+    for j in range(0, n, width):
+        for c in range(0, classes, width):
+            turn(weight_like, at(weight_like, scratch, c * tile + j), tile, like, at(like, dx, j * dx_inner + c),
+                 dx_inner, min(width, classes - c), min(width, n - j))  # fmt: skip
 
 
 @inline
@@ -179,27 +216,42 @@ def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_e
 
 
 @inline
-def _sums(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials):
-    """As `_accumulate`, relative to peaks that keep every sum in range."""
-    width, nothing = lanes(like), lift(like, -np.inf)
+def _sums(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap, buffered, keep_exponentials):
+    """As `_accumulate`, relative to peaks that keep every sum in range; `buffered` if the logits are to be copied."""
+    width, nothing, zero = lanes(like), lift(like, -np.inf), lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     others = _array(weight_like, scratch, tile, classes, _OTHERS)
     owns = _array(weight_like, scratch, tile, classes, _OWN)
-    compared = 1
-    while True:
+    for attempt in range(2):
+        if buffered and (keep_exponentials or not attempt):
+            _copy_logits(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap)
         for j in range(0, n, width):
-            peak = nothing
-            for c in range(compared):
-                peak = larger(load_within(like, at(like, x, c * x_class), j, n), peak)
-            store(weight_like, peaks, j, select(same(peak, nothing), lift(like, 0.0), peak))
-        _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials)
+            if buffered:
+                peak = load(weight_like, scratch, j)
+            else:
+                peak = load_within(like, x, j, n)
+            peak = select(same(peak, nothing), zero, peak)
+            if attempt:
+                top = peak
+                for c in range(classes):
+                    if buffered:
+                        top = larger(load(weight_like, scratch, c * tile + j), top)
+                    else:
+                        top = larger(load_within(like, at(like, x, c * x_class), j, n), top)
+                # Only in rows that need it: those beside them keep their bits.
+                own, other = load(weight_like, owns, j), load(weight_like, others, j)
+                peak = select(own > _SAFE_OWN, top, select(other > _SAFE_SUM, top, peak))
+            store(weight_like, peaks, j, peak)
+        if buffered:
+            _accumulate(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, keep_exponentials)
+        else:
+            _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_exponentials)
         large = False
         for j in range(0, n, width):
             own, other = load(weight_like, owns, j), load(weight_like, others, j)
             large = large or any_lane(other > _SAFE_SUM) or any_lane(own > _SAFE_OWN)
-        if compared == classes or not large:
+        if not large:
             break
-        compared = classes
 
 
 @inline
@@ -269,21 +321,18 @@ def forward(call, scratch, lo, hi, sums):
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
-    plain = not dense and cap == 0.0
+    plain, x_inner = not dense and cap == 0.0, call.x_inner
+    buffered = not plain or x_inner != 1
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        logits = at(like, call.x, o * call.x_outer + i)
+        logits = at(like, call.x, o * call.x_outer + i * call.x_inner)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
-        if plain:
-            _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, False)
-        else:
-            _copy_logits(like, weight_like, logits, x_class, scratch, tile, n, classes, cap)
-            _sums(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, False)
+        _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, False)
         if not is_soft:
             _label_losses(like, weight_like, scratch, tile, n, classes)
         tile_loss, tile_weight = zero, zero
@@ -342,9 +391,9 @@ def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class, lar
 
 
 @inline
-def _write_dense(like, weight_like, scratch, tile, n, classes, soft, soft_class, weight, is_soft, smoothing, cap,
-                 dx, dx_class, dsoft, dsoft_class):  # fmt: skip
-    """From logits in the buffer, with everything that a loss may have."""
+def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_class, weight, is_soft, smoothing, cap,
+                   dsoft, dsoft_class):  # fmt: skip
+    """From logits in the buffer to the gradient, with everything that a loss may have."""
     zero = lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     labels = _array(weight_like, scratch, tile, classes, _LABEL)
@@ -364,7 +413,7 @@ def _write_dense(like, weight_like, scratch, tile, n, classes, soft, soft_class,
             d = select(labels_are(scratch_labels(like, labels, j), c), load(weight_like, label_grads, j), d)
             if cap > 0.0:
                 d = d * softcap_slope(logits, cap)
-            store_some(like, dx, c * dx_class + j, within, select(kept, d, zero))
+            store(weight_like, scratch, c * tile + j, select(kept, d, zero))
             if dsoft != 0:
                 dt = target_grad(load(weight_like, log_totals, j), z, w, keep, smoothing)
                 store_some(like, dsoft, c * dsoft_class + j, within, select(kept, dt, zero))
@@ -381,20 +430,17 @@ def backward(call, scratch, lo, hi, sums):
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
-    plain = not dense and cap == 0.0
+    plain, x_inner = not dense and cap == 0.0, call.x_inner
+    buffered = not plain or x_inner != 1
     for unit in range(lo, hi):
         o, i = unit // tiles, unit % tiles * tile
         n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
-        logits = at(like, call.x, o * call.x_outer + i)
+        logits = at(like, call.x, o * call.x_outer + i * call.x_inner)
         if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
-        if plain:
-            _sums(like, weight_like, logits, x_class, scratch, tile, n, classes, True)
-        else:
-            _copy_logits(like, weight_like, logits, x_class, scratch, tile, n, classes, cap)
-            _sums(weight_like, weight_like, scratch, tile, scratch, tile, n, classes, False)
+        _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, plain)
         for j in range(0, n, width):
             labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
             keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
@@ -424,11 +470,16 @@ def backward(call, scratch, lo, hi, sums):
             if not plain:
                 scaled = select(keep != zero, g * keep, zero)
                 store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, scaled)
-        drow = at(like, call.dx, o * call.dx_outer + i)
+        drow = at(like, call.dx, o * call.dx_outer + i * call.dx_inner)
         if plain:
-            _write_plain(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, large)
+            if buffered:
+                _write_plain(weight_like, weight_like, scratch, tile, n, classes, scratch, tile, False)
+            else:
+                _write_plain(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, large)
         else:
             dsoft = at(like, dtarget, o * call.dtarget_outer + i) if dtarget != 0 else 0
-            _write_dense(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing,
-                         cap, drow, call.dx_class, dsoft, call.dtarget_class)  # fmt: skip
+            _differentiate(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing,
+                           cap, dsoft, call.dtarget_class)  # fmt: skip
+        if buffered:
+            _write_back(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, call.dx_inner, large)
     return finish(sums, OK, 0.0, 0.0)

@@ -346,6 +346,19 @@ def _vector_memory(like):
     return vector, ir.VectorType(_storage(like), vector.lanes)
 
 
+def _masked_load(builder, like, pointer, kind, mask):
+    """Zeros outside the mask, where nothing is read."""
+    name = f"llvm.masked.load.v{kind.count}{_short(kind.element)}.p0"
+    align = ir.Constant(_I32, _size(kind.element))
+    return _widen(builder, like, _call(builder, name, kind, [pointer, align, mask, _filled_zero(kind)]))
+
+
+def _masked_store(builder, like, pointer, kind, mask, value):
+    name = f"llvm.masked.store.v{kind.count}{_short(kind.element)}.p0"
+    align = ir.Constant(_I32, _size(kind.element))
+    _call(builder, name, ir.VoidType(), [_narrow(builder, like, value), pointer, align, mask])
+
+
 @intrinsic
 def load(typing, like, address, index):
     """A vector from address[index : index + lanes]."""
@@ -365,10 +378,7 @@ def load_some(typing, like, address, index, mask, fill):
 
     def generate(context, builder, sig, args):
         pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        name = f"llvm.masked.load.v{kind.count}{_short(kind.element)}.p0"
-        align = ir.Constant(_I32, _size(kind.element))
-        read = _call(builder, name, kind, [pointer, align, args[3], _filled_zero(kind)])
-        return builder.select(args[3], _widen(builder, like, read), args[4])
+        return builder.select(args[3], _masked_load(builder, like, pointer, kind, args[3]), args[4])
 
     return vector(like, types.intp, types.intp, mask, fill), generate
 
@@ -406,9 +416,7 @@ def store_some(typing, like, address, index, mask, value):
 
     def generate(context, builder, sig, args):
         pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        name = f"llvm.masked.store.v{kind.count}{_short(kind.element)}.p0"
-        align = ir.Constant(_I32, _size(kind.element))
-        _call(builder, name, ir.VoidType(), [_narrow(builder, like, args[4]), pointer, align, args[3]])
+        _masked_store(builder, like, pointer, kind, args[3], args[4])
         return context.get_dummy_value()
 
     return types.void(like, types.intp, types.intp, mask, value), generate
@@ -448,6 +456,69 @@ def put(typing, like, address, index, value):
         return context.get_dummy_value()
 
     return types.void(like, types.intp, types.intp, value), generate
+
+
+@intrinsic
+def turn(typing, source_like, source, source_stride, like, target, target_stride, rows, columns):
+    """Write a block of numbers transposed: up to as many rows and columns as a vector has lanes."""
+    vector, read = _vector_memory(source_like)
+    written = _vector_memory(like)[1]
+
+    def generate(context, builder, sig, args):
+        _, source, source_stride, _, target, target_stride, rows, columns = args
+        lane = _constant(ir.VectorType(_I64, vector.lanes), range(vector.lanes))
+
+        def address(start, stride, i, kind):
+            return _pointer(builder, start, builder.mul(stride, ir.Constant(_I64, i)), kind.element, kind)
+
+        def within(i, outer, inner):
+            """The lanes below `inner`, or none if i is not below `outer`."""
+            below = builder.icmp_signed("<", ir.Constant(_I64, i), outer)
+            count = builder.select(below, inner, ir.Constant(_I64, 0))
+            return builder.icmp_signed("<", lane, _broadcast(builder, count, vector.lanes))
+
+        vectors = [
+            _masked_load(builder, source_like, address(source, source_stride, i, read), read, within(i, rows, columns))
+            for i in range(vector.lanes)
+        ]
+        for i, value in enumerate(_transposed(builder, vectors)):
+            pointer = address(target, target_stride, i, written)
+            _masked_store(builder, like, pointer, written, within(i, columns, rows), value)
+        return context.get_dummy_value()
+
+    kinds = source_like, types.intp, types.intp, like, types.intp, types.intp, types.intp, types.intp
+    return types.void(*kinds), generate
+
+
+def _transposed(builder, vectors):
+    """By shuffles that processors have: inside quarters of vectors, then of whole quarters."""
+    lanes = len(vectors)
+    quarter = lanes // 4
+    low, high = range(quarter // 2), range(quarter // 2, quarter)
+    rows = [vectors[start : start + quarter] for start in range(0, lanes, quarter)]
+    for _ in range(quarter.bit_length() - 1):  # a perfect shuffle for every bit of the lane's number: Stone (1971)
+        rows = [
+            [
+                _shuffled(
+                    builder, x, y, [q + i + z for q in range(0, lanes, quarter) for i in half for z in (0, lanes)]
+                )
+                for x, y in zip(group[: quarter // 2], group[quarter // 2 :], strict=True)
+                for half in (low, high)
+            ]
+            for group in rows
+        ]
+    even, odd = ([q * quarter + i for q in chosen for i in range(quarter)] for chosen in ((0, 2, 4, 6), (1, 3, 5, 7)))
+    columns = {}
+    for i, (a, b, c, d) in enumerate(zip(*rows, strict=True)):
+        for first, order in enumerate((even, odd)):
+            ab, cd = _shuffled(builder, a, b, order), _shuffled(builder, c, d, order)
+            columns[first * quarter + i] = _shuffled(builder, ab, cd, even)
+            columns[(first + 2) * quarter + i] = _shuffled(builder, ab, cd, odd)
+    return [columns[i] for i in range(lanes)]
+
+
+def _shuffled(builder, x, y, order):
+    return builder.shuffle_vector(x, y, _constant(ir.VectorType(_I32, len(order)), order))
 
 
 # Labels: int64 in the caller's memory; compared as integers as wide as the floats, so that the masks fit.

@@ -32,10 +32,10 @@ def available_threads():
 
 
 def _calls(fields, layout, storage, buffers, *fixed):
-    """Calls whose units are rows, or tiles of them with memory for `buffers` tiles of logits."""
+    """Calls whose units are rows, or with memory for `buffers` tiles of logits the tiles."""
     units, size, tile, scratch = layout.rows, layout.classes, 0, 0
-    if buffers and not layout.last:
-        tile = _inner.tile_rows(layout.classes)
+    if buffers:
+        tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
         units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
         scratch = _inner.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage])
     step = max(1, _CHUNK // max(size, 1), units // _CHUNKS)
@@ -51,10 +51,11 @@ class LossPlan:
     __slots__ = ("_calls", "_kernels", "layout", "stats")
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
-        self.layout, self._kernels = layout, _pick if picks else _last if layout.last else _inner
+        along_classes = layout.last and (soft or not layout.short)
+        self.layout, self._kernels = layout, _pick if picks else _last if along_classes else _inner
         self.stats = (3 if soft else 2) if self._kernels is _last and layout.classes >= _STATS_FROM else 0
         self._calls = _calls(
-            LOSS, layout, storage, 0 if picks else 1, *layout.strides, *target_strides, layout.rows,
+            LOSS, layout, storage, self._kernels is _inner, *layout.strides, *target_strides, layout.rows,
             options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss,
         )  # fmt: skip
 
@@ -78,7 +79,7 @@ class SoftmaxPlan:
             if layout.last
             else (_softmax.forward_inner, _softmax.backward_inner)
         )
-        self._calls = _calls(SOFTMAX, layout, storage, 2, log)
+        self._calls = _calls(SOFTMAX, layout, storage, 0 if layout.last else 2, log)
 
     def forward(self, x, out, out_strides, threads, owners):
         changing = x, *self.layout.strides, out, *out_strides, *_NO_ARRAY, *_NO_ARRAY

@@ -686,6 +686,22 @@ def test_compiled_code_refuses_bad_labels(name, backend):
             compiled(x, labels)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize(
+    ("shape", "order"), [((300, 1000), (0, 1)), ((2, 19, 99, 99), (0, 1, 2, 3)), ((600, 500), (1, 0))]
+)
+def test_compiled_softmax_of_much(name, shape, order):
+    """Large enough for the kernels, which give the bits that they give without the compiler, in the input's strides."""
+    function = getattr(crossent, name)
+    x = torch.randn(shape).permute(order).requires_grad_()
+    with fresh_compiler():
+        compiled = torch.compile(lambda x: function(x, 1), fullgraph=True, backend=BACKENDS[-1])
+        out, plain = compiled(x), function(x, 1)
+        dout = torch.randn_like(out)
+        assert torch.equal(out, plain) and out.stride() == x.stride()
+        assert torch.equal(torch.autograd.grad(out, x, dout)[0], torch.autograd.grad(plain, x, dout)[0])
+
+
 def test_compiled_training_step():
     """A model and its loss in one graph, with class axis in the middle and a gradient for the parameters."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Cross entropy and negative log likelihood as operators, which `torch.compile` and `torch.export` carry through their
+"""The losses, and softmax of much at once, as operators, which `torch.compile` and `torch.export` carry through their
 graphs as they are.
 
 The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
@@ -10,7 +10,7 @@ import torch
 from crossent import _rows
 from crossent._options import loss_options
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import Problem
+from crossent.frontends._problem import Problem, softmax_backward, softmax_forward
 
 _library = torch.library.Library("crossent", "DEF")
 _OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
@@ -62,6 +62,48 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     if not fits:
         dx.copy_(written)
     return dx, target.new_empty(0) if dtarget is None else torch.empty_like(target).copy_(dtarget)
+
+
+_library.define("softmax(Tensor x, int axis, bool log) -> Tensor")
+_library.define("softmax_backward(Tensor dout, Tensor out, int axis, bool log) -> Tensor")
+
+
+@torch.library.impl(_library, "softmax", "CPU")
+def _softmax(x, axis, log):
+    return _as_announced(softmax_forward(frontend.TORCH, x, axis, log), x)
+
+
+@torch.library.impl(_library, "softmax_backward", "CPU")
+def _softmax_backward(dout, out, axis, log):
+    return _as_announced(softmax_backward(frontend.TORCH, out, dout.to(out.dtype), axis, log), out)
+
+
+def _as_announced(result, like):
+    """In the strides that the graph was told of."""
+    announced = torch.empty_like(like, device="meta")
+    return result if result.stride() == announced.stride() else torch.empty_like(like).copy_(result)
+
+
+@torch.library.register_fake("crossent::softmax", lib=_library)
+def _fake_softmax(x, axis, log):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("crossent::softmax_backward", lib=_library)
+def _fake_softmax_backward(dout, out, axis, log):
+    return torch.empty_like(out)
+
+
+def _setup_softmax(ctx, inputs, output):
+    ctx.axis, ctx.log = inputs[1:]
+    ctx.save_for_backward(output)
+
+
+def _differentiate_softmax(ctx, dout):
+    return torch.ops.crossent.softmax_backward(dout, ctx.saved_tensors[0], ctx.axis, ctx.log), None, None
+
+
+torch.library.register_autograd("crossent::softmax", _differentiate_softmax, setup_context=_setup_softmax, lib=_library)
 
 
 @torch.library.register_fake("crossent::loss", lib=_library)

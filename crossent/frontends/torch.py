@@ -36,6 +36,7 @@ _Tensor = torch.Tensor
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _HUGE_PAGES_FROM = 2**25  # bytes; the C library reuses smaller blocks, whose pages are mapped already
 _PAGE, _MADV_HUGEPAGE = 4096, 14
+_OPERATOR_FROM = 2**20  # bytes
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
 _composite_forced = False
@@ -504,10 +505,10 @@ def _softmax_grad(out, dout, axis, log):
 
 def softmax(input, dim, dtype, log, stacklevel):
     if (
-        type(input) is _Tensor
-        and input.dtype in _FULL_PRECISION
-        and dtype is None
+        dtype is None
         and type(dim) is int
+        and type(input) is _Tensor
+        and input.dtype in _FULL_PRECISION
         and input.ndim
         and input.size(dim) <= _NATIVE_SOFTMAX_UP_TO
         and input.stride(dim) == 1
@@ -525,12 +526,25 @@ def softmax(input, dim, dtype, log, stacklevel):
         return softmax(x, dim, None, log, stacklevel)
     if x.dtype not in _STORAGE:
         raise _rows.dtype_error("input", x.dtype)
-    if not x.ndim or torch.compiler.is_compiling() or not _ordinary(x):
+    if not x.ndim:
         return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
+    if torch.compiler.is_compiling():
+        return _compiled_softmax(x, axis, log)
+    if not _ordinary(x):
+        return _native_softmax(x, dim, log)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply_softmax(x, axis, log)
     return softmax_forward(TORCH, x, axis, log)
+
+
+def _compiled_softmax(x, axis, log):
+    """For much at once the kernels; less is left to the compiler to fuse, and exported programs to PyTorch."""
+    if x.device.type != "cpu" or torch.compiler.is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
+        return _native_softmax(x, axis, log)
+    from crossent.frontends import _torch_operators  # noqa: F401 - defines them
+
+    return torch.ops.crossent.softmax(x, axis, log)
 
 
 def _native_softmax(x, dim, log):

@@ -39,7 +39,7 @@ class Case:
     def rivals(self) -> tuple[str, ...]:
         if self.arrays == "numpy":
             return tuple(self.forward)
-        own = ("own compile",) if self.size >= COMPILED_FROM else ()
+        own = ("own compile", "empty compile") if self.size >= COMPILED_FROM else ()
         return ("eager", "compile", *own, *(name for name in self.forward if name == "memory read"))
 
     def limits(self, mode: str, rival: str, huge_pages: bool) -> dict[str, float]:
@@ -49,6 +49,8 @@ class Case:
         """
         if rival == "own compile":
             return {} if huge_pages else {"at_most": COMPILED_AT_MOST}
+        if rival == "empty compile":  # no rival: how much of "own compile" is the compiler's own way to its code
+            return {} if huge_pages or mode == "step" else {"at_least": 0.0}
         targets = self.step if mode == "step" else self.forward
         if rival == "memory read":
             return {"at_least": targets[rival]} if mode == "evaluation" else {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-RATIOS = ("eager", "compile", "own compile")
+RATIOS = ("eager", "compile", "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
 
 

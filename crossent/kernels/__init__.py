@@ -4,18 +4,20 @@ Below this line there is no reduction, no class axis, no validation and no frame
 is not there), with a storage type of "float16", "bfloat16", "float32" or "float64" and strides in elements. What does
 not change between calls is a plan, made once for each layout, storage type and set of options:
 
-    plan = loss_plan(layout, storage, soft, target_strides, options)
+    plan = loss_plan(layout, storage, soft, target_strides, options, picks)
     plan.forward(inputs, loss, stats, threads, owners) -> (sum of losses, sum of weights)
     plan.backward(inputs, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads, owners)
-    pick_plan                                               the same for log-probabilities
+
     plan = softmax_plan(layout, storage, log)
     plan.forward(x, out, out_strides, threads, owners)
     plan.backward(out, dout, dout_strides, dx, dx_strides, threads, owners)
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
-like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `owners`
-are the objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row,
-before anything is read or written there.
+like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`
+says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room for
+`plan.stats` numbers a row. `threads` is a function, asked only where there is work for several, and `owners` are the
+objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row, before
+anything is read or written there.
 """
 
 

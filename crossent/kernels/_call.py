@@ -41,6 +41,7 @@ _FLOATS = {"losses", "weights", "weight_total", "scale", "smoothing", "cap", "z_
 _SUMS_OF_A_CHUNK = 3
 _outcome = struct.Struct("=qdd")
 _CACHE_LINE = 64
+_KEPT_AT_MOST = 2**20  # bytes
 _own = local()
 
 
@@ -133,12 +134,13 @@ class _Block:
 
 
 def _scratch(size, threads):
-    """(address, owner) of scratch memory for so many threads; what a thread needs alone it keeps."""
-    if threads == 1 and getattr(_own, "size", 0) >= size:
+    """(address, owner) of scratch memory for so many threads; a thread keeps what it needs alone, if it is little."""
+    kept = threads == 1 and size <= _KEPT_AT_MOST
+    if kept and getattr(_own, "size", 0) >= size:
         return _own.scratch
     memory = np.empty(size * threads + _CACHE_LINE, np.uint8)
     scratch = -(-memory.__array_interface__["data"][0] // _CACHE_LINE) * _CACHE_LINE, memory
-    if threads == 1:
+    if kept:
         _own.size, _own.scratch = size, scratch
     return scratch
 
@@ -147,16 +149,8 @@ class Calls:
     """The calls of one plan. How its units are cut into chunks does not depend on the number of threads."""
 
     __slots__ = (
-        "_blocks",
-        "_chunks",
-        "_entry",
-        "_fields",
-        "_fixed",
-        "_kernels",
-        "_scratch_size",
-        "_sharing",
-        "_storage",
-    )
+        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_kernels", "_scratch_size", "_sharing", "_storage",
+    )  # fmt: skip
 
     def __init__(self, fields, storage, units, step, scratch_size, fixed):
         self._fields, self._storage, self._fixed = fields, storage, fixed
@@ -192,10 +186,12 @@ class Calls:
         self._fields.pack_changing(block.memory, 8 * _NEXT, 0, 0, 0, at_once, scratch, kernel.address, *changing)
         if at_once == 1:
             self._entry(block.address)
-            self._blocks.append(block)
-        else:  # a thread that comes late may still look at the block, which therefore is not used again
-            _threads.run(self._entry, block, at_once, owners)
+            over = True
+        else:
+            over = _threads.run(self._entry, block, at_once, owners)
         bad, losses, weights = _outcome.unpack_from(block.memory, 8 * _BAD)
+        if over:
+            self._blocks.append(block)
         if bad != OK:
             raise BadLabel(bad)
         return losses, weights

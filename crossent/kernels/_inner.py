@@ -141,6 +141,7 @@ def _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, 
         if is_soft:
             store_labels(like, labels_of, j, no_labels(like))
         else:
+            prefetch(LABELS, target, first + j)
             labels = load_labels(like, target, first + j, within)
             keep = select(labels_are(labels, ignore_index), zero, keep)
             kept, valid = keep != zero, labels_below(labels, classes)
@@ -311,14 +312,49 @@ def _log_total(like, weight_like, scratch, tile, classes, j):
     return select(small, log1p(like, excess), log(like, others + own_exp))
 
 
+@inline
+def _tile_losses(call, scratch, n, row, soft, general):
+    """Write losses; lane by lane their sum and that of the weights. `general` for more than the label's own part."""
+    like, weight_like, classes, tile, weight = call.like, call.weight_like, call.classes, call.tile, call.weight
+    is_soft, smoothing, zero = call.is_soft != 0, call.smoothing, lift(call.like, 0.0)
+    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    label_losses = _array(weight_like, scratch, tile, classes, _NLL)
+    total_loss, total_weight = zero, zero
+    for j in range(0, n, lanes(like)):
+        labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
+        keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
+        own_weight = _own_weights(like, weight_like, weight, classes, labels)
+        label_mass, mass, dot, log_total, lse, z_loss = (
+            label_weight(own_weight, keep, smoothing),
+            zero,
+            zero,
+            zero,
+            zero,
+            0.0,
+        )
+        if general:
+            z_loss, peak = call.z_loss, load(weight_like, peaks, j)
+            mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
+            if is_soft or smoothing > 0.0:
+                sums = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, call.target_class,
+                                    weight, is_soft, smoothing)  # fmt: skip
+                mass, dot = sums[0] if is_soft else mass, sums[1]
+            log_total = _log_total(like, weight_like, scratch, tile, classes, j)
+            label_mass, lse = zero if is_soft else label_mass, peak + log_total
+        nll = select(same(label_mass, zero), zero, load(weight_like, label_losses, j))
+        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, keep, z_loss)
+        value = select(keep != zero, value, zero)
+        total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
+        if call.loss != 0:
+            store_some(weight_like, call.loss, row + j, first_lanes(like, n - j), value)
+    return total_loss, total_weight
+
+
 def forward(call, scratch, lo, hi, sums):
     """Tiles lo to hi: write losses."""
     like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
     is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
-    x_class, target, target_class, ignore_index = call.x_class, call.target, call.target_class, call.ignore_index
-    weight, samples, loss = call.weight, call.samples, call.loss
-    width, zero = lanes(like), lift(like, 0.0)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    x_class, target, samples, ignore_index = call.x_class, call.target, call.samples, call.ignore_index
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain, x_inner = not dense and cap == 0.0, call.x_inner
@@ -335,28 +371,10 @@ def forward(call, scratch, lo, hi, sums):
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, False)
         if not is_soft:
             _label_losses(like, weight_like, scratch, tile, n, classes)
-        tile_loss, tile_weight = zero, zero
-        for j in range(0, n, width):
-            labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
-            keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
-            peak = load(weight_like, peaks, j)
-            mass, dot, log_total, nll, own_weight = zero, zero, zero, zero, lift(like, 1.0)
-            if dense:
-                mass, dot = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, target_class,
-                                         weight, is_soft, smoothing)  # fmt: skip
-            if not is_soft:
-                own_weight = _own_weights(like, weight_like, weight, classes, labels)
-                mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
-                nll = load(weight_like, _array(weight_like, scratch, tile, classes, _NLL), j)
-            if dense or z_loss > 0.0:
-                log_total = _log_total(like, weight_like, scratch, tile, classes, j)
-            label_mass = lift(like, 0.0) if is_soft else label_weight(own_weight, keep, smoothing)
-            nll = select(same(label_mass, zero), zero, nll)
-            value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
-            value = select(keep != zero, value, zero)
-            tile_loss, tile_weight = tile_loss + value, tile_weight + keep * own_weight
-            if loss != 0:
-                store_some(weight_like, loss, row + j, first_lanes(like, n - j), value)
+        if dense or z_loss > 0.0:
+            tile_loss, tile_weight = _tile_losses(call, scratch, n, row, soft, True)
+        else:
+            tile_loss, tile_weight = _tile_losses(call, scratch, n, row, soft, False)
         loss_sum, loss_rest = add(loss_sum, loss_rest, np.float64(sum_of_lanes(tile_loss)))
         weight_sum, weight_rest = add(weight_sum, weight_rest, np.float64(sum_of_lanes(tile_weight)))
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))

@@ -66,11 +66,12 @@ def _grow(wanted):
 def run(take_part, block, threads, owners):
     """Have up to `threads` threads, this one among them, call take_part(block.address), until all work is done.
 
-    `take_part` is a C function that tells whether it finished the last chunk.
+    `take_part` is a C function that tells whether it finished the last chunk. Whether nobody will look at the block any
+    more: a helper may come late, and find that nothing is left to do.
     """
     if _team is not None:
         _team(take_part, block.address, threads, 0)
-        return
+        return True
     job = _Job(take_part, block, owners)
     if _helpers < threads - 1:
         _grow(threads - 1)
@@ -79,3 +80,4 @@ def run(take_part, block, threads, owners):
     job.run()
     job.finished.acquire()
     job.owners = None  # a helper that has not come yet must not keep the arrays
+    return False

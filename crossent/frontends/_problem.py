@@ -118,12 +118,14 @@ class Problem:
         """
         lib, layout = self.lib, self.layout
         dtarget = lib.empty(layout, self.target) if want_target else None
-        strides = layout.strides_of(dx.shape, lib.strides(dx))
+        strides = lib.strides(dx)
+        strides = layout.strides if strides == lib.strides(self.x) else layout.strides_of(dx.shape, strides)
         target_strides = strides if dtarget is None else layout.strides_of(dtarget.shape, lib.strides(dtarget))
         try:
             self.plan.backward(
-                self.inputs, self._address(stats), self._address(dloss), scale, lib.address(dx), strides,
-                self._address(dtarget), target_strides, lib.threads, (*self.owners, stats, dloss, dx, dtarget),
+                self.inputs, 0 if stats is None else lib.address(stats), 0 if dloss is None else lib.address(dloss),
+                scale, lib.address(dx), strides, 0 if dtarget is None else lib.address(dtarget), target_strides,
+                lib.threads, (*self.owners, stats, dloss, dx, dtarget),
             )  # fmt: skip
         except BadLabel as bad:
             raise self._label_error(bad) from None

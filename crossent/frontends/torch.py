@@ -33,6 +33,9 @@ _INTEGERS = {
 }  # fmt: skip
 _FULL_PRECISION = {torch.float32, torch.float64}
 _Tensor = torch.Tensor
+_compiling = torch.compiler.is_compiling
+_transforms = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _HUGE_PAGES_FROM = 2**25  # bytes; the C library reuses smaller blocks, whose pages are mapped already
 _PAGE, _MADV_HUGEPAGE = 4096, 14
@@ -62,12 +65,7 @@ def _ordinary(*tensors):
 
 
 def _transformed():
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or _composite_forced
-    )
+    return _transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
 
 
 def _overlaps(tensor):
@@ -110,8 +108,8 @@ def _common(input, target):
         and input.is_cpu
         and target.is_cpu
         and input.layout is torch.strided
+        and not _compiling()
         and not has_torch_function((input, target))
-        and not torch.compiler.is_compiling()
         and not _transformed()
     )
 
@@ -209,7 +207,7 @@ class TORCH:
 
 
 def result(loss, dtype):
-    return loss.to(dtype) if isinstance(loss, torch.Tensor) else torch.scalar_tensor(loss, dtype=dtype)
+    return torch.scalar_tensor(loss, dtype=dtype) if type(loss) is float else loss.to(dtype)
 
 
 def upstream(problem, dloss, scale):
@@ -295,11 +293,11 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
     divisor = _divisor(options, denominator)
     differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
-    if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
+    if _compiling() and input.device.type == "cpu" and not differentiates_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
-    if differentiates_weights or torch.compiler.is_compiling() or not _ordinary(*tensors[:4]):
+    if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply_cross_entropy(
@@ -328,7 +326,7 @@ def _divisor(options, denominator):
         _rows.check_denominator(options, 0)
         return number("denominator", denominator)
     _rows.check_denominator(options, denominator.ndim)
-    if torch.compiler.is_compiling() or denominator.requires_grad or not _ordinary(denominator):
+    if _compiling() or denominator.requires_grad or not _ordinary(denominator):
         return denominator
     return float(denominator)
 
@@ -388,12 +386,12 @@ def _check_labels(target, keep, row_shape, classes, ignore_index):
 
 def _concrete(tensor):
     """The tensor with values under function transforms, or None where there are none."""
-    if torch.compiler.is_compiling():
+    if _compiling():
         return None
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     fake = tensor.is_meta or is_fake(tensor)
-    return None if fake or torch._C._len_torch_dispatch_stack() else tensor.detach()
+    return None if fake or _dispatch_modes() else tensor.detach()
 
 
 def _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
@@ -454,11 +452,11 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     out_dtype = _result_dtype(input)
     divisor = _divisor(options, denominator)
     differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
-    if torch.compiler.is_compiling() and input.device.type == "cpu" and not differentiates_weights:
+    if _compiling() and input.device.type == "cpu" and not differentiates_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
-    if differentiates_weights or torch.compiler.is_compiling() or not _ordinary(*tensors[:4]):
+    if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     if torch.is_grad_enabled() and input.requires_grad:
         return _apply_nll_loss(input, target, weight, sample_weight, (dim, options, divisor, out_dtype))
@@ -529,7 +527,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if not x.ndim:
         return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
-    if torch.compiler.is_compiling():
+    if _compiling():
         return _compiled_softmax(x, axis, log)
     if not _ordinary(x):
         return _native_softmax(x, dim, log)

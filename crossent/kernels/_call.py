@@ -39,7 +39,8 @@ _SHARING = (
 ) = range(len(_SHARING))  # fmt: skip
 _FLOATS = {"losses", "weights", "weight_total", "scale", "smoothing", "cap", "z_loss"}
 _SUMS_OF_A_CHUNK = 3
-_outcome = struct.Struct("=qdd")
+_outcome = struct.Struct("=qdd").unpack_from
+_OUTCOME_AT, _CHANGING_AT = 8 * _BAD, 8 * _NEXT
 _CACHE_LINE = 64
 _KEPT_AT_MOST = 2**20  # bytes
 _own = local()
@@ -149,11 +150,12 @@ class Calls:
     """The calls of one plan. How its units are cut into chunks does not depend on the number of threads."""
 
     __slots__ = (
-        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_kernels", "_scratch_size", "_sharing", "_storage",
+        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_kernels", "_pack", "_scratch_size", "_sharing",
+        "_storage",
     )  # fmt: skip
 
     def __init__(self, fields, storage, units, step, scratch_size, fixed):
-        self._fields, self._storage, self._fixed = fields, storage, fixed
+        self._fields, self._pack, self._storage, self._fixed = fields, fields.pack_changing, storage, fixed
         self._scratch_size = -(-scratch_size // _CACHE_LINE) * _CACHE_LINE
         self._chunks = max(1, -(-units // step))
         self._sharing = self._chunks, step, units, self._scratch_size
@@ -173,7 +175,7 @@ class Calls:
         """
         kernel = self._kernels.get(function)
         if kernel is None:
-            kernel = self._kernels[function] = self._fields.kernel(function, self._storage)
+            kernel = self._kernels[function] = self._fields.kernel(function, self._storage).address
         at_once = 1 if self._chunks == 1 else min(threads(), self._chunks)
         scratch = 0
         if self._scratch_size:
@@ -183,13 +185,13 @@ class Calls:
             block = self._blocks.pop()
         except IndexError:
             block = self._new_block()
-        self._fields.pack_changing(block.memory, 8 * _NEXT, 0, 0, 0, at_once, scratch, kernel.address, *changing)
+        self._pack(block.memory, _CHANGING_AT, 0, 0, 0, at_once, scratch, kernel, *changing)
         if at_once == 1:
             self._entry(block.address)
             over = True
         else:
             over = _threads.run(self._entry, block, at_once, owners)
-        bad, losses, weights = _outcome.unpack_from(block.memory, 8 * _BAD)
+        bad, losses, weights = _outcome(block.memory, _OUTCOME_AT)
         if over:
             self._blocks.append(block)
         if bad != OK:

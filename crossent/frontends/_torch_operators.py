@@ -16,6 +16,7 @@ _library = torch.library.Library("crossent", "DEF")
 _OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
 _library.define(f"loss({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
+_library.define(f"loss_alone({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")  # without a derivative
 _library.define(
     f"loss_backward(Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS})"
     " -> (Tensor, Tensor)"
@@ -33,6 +34,7 @@ def _stats_shape(input, target, picks, dim):
 
 
 @torch.library.impl(_library, "loss", "CPU")
+@torch.library.impl(_library, "loss_alone", "CPU")
 def _loss(input, target, weight, sample_weight, picks, dim, *values):
     options = loss_options(None, None, *values)
     problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
@@ -107,6 +109,7 @@ torch.library.register_autograd("crossent::softmax", _differentiate_softmax, set
 
 
 @torch.library.register_fake("crossent::loss", lib=_library)
+@torch.library.register_fake("crossent::loss_alone", lib=_library)
 def _fake(input, target, weight, sample_weight, picks, dim, reduction, *values):
     dtype = _compute_dtype(input)
     shape = [size for axis, size in enumerate(input.shape) if axis != dim] if reduction == "none" else []
@@ -122,27 +125,43 @@ def _fake_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     return torch.empty_like(input), torch.empty_like(target) if want_target else target.new_empty(0)
 
 
+class _Loss(torch.autograd.Function):
+    """The derivative, for the compiler to trace: an operator with one of its own takes longer to call."""
+
+    @staticmethod
+    def forward(ctx, input, target, weight, sample_weight, *values):
+        loss, stats, scale = torch.ops.crossent.loss_alone(input, target, weight, sample_weight, *values)
+        ctx.save_for_backward(input, target, weight, sample_weight, stats, scale)
+        ctx.values = values
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss):
+        return _gradients(ctx, dloss)
+
+
 def _setup(ctx, inputs, output):
     input, target, weight, sample_weight, *ctx.values = inputs
     ctx.save_for_backward(input, target, weight, sample_weight, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx, dloss, *_):
+def _gradients(ctx, dloss, *_):
     input, target, *rest = ctx.saved_tensors
     want_target = ctx.needs_input_grad[1]
     dx, dtarget = torch.ops.crossent.loss_backward(dloss, input, target, *rest, want_target, *ctx.values)
     return dx, dtarget if want_target else None, None, None, *(None for _ in ctx.values)
 
 
-torch.library.register_autograd("crossent::loss", _differentiate, setup_context=_setup, lib=_library)
+torch.library.register_autograd("crossent::loss", _gradients, setup_context=_setup, lib=_library)
 
 
 def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out_dtype):
     axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
     reduction = "sum" if divisor is not None else options.reduction
-    value, _, _ = torch.ops.crossent.loss(
+    arguments = (
         input, target, weight, sample_weight, picks, axis, reduction, options.ignore_index, options.label_smoothing,
         options.softcap, options.z_loss,
     )  # fmt: skip
+    value = torch.ops.crossent.loss(*arguments)[0] if torch.compiler.is_exporting() else _Loss.apply(*arguments)
     return (value if divisor is None else value / divisor).to(out_dtype)

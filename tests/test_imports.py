@@ -16,6 +16,7 @@ PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
 BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "crossent._options", "crossent._rules")
 # Its overrides of torch functions name the public ones, which only `_dispatch` knows.
 TORCH_FRONTEND = (
+    "crossent.frontends._memory",
     "crossent.frontends._problem",
     "crossent.frontends._torch_operators",
     "crossent.frontends.torch",
@@ -30,8 +31,9 @@ MAY_IMPORT = {
     "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head": ("crossent.kernels", "crossent._rules", "crossent._options", "crossent._rows"),
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
+    "crossent.frontends._memory": (),
     "crossent.frontends._problem": BELOW_FRONTENDS,
-    "crossent.frontends.numpy": (*BELOW_FRONTENDS, "crossent.frontends._problem", "numpy"),
+    "crossent.frontends.numpy": (*BELOW_FRONTENDS, "crossent.frontends._memory", "crossent.frontends._problem", "numpy"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),

@@ -57,13 +57,9 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
         dx = torch.zeros_like(input)
         problem.backward(None, *upstream, dx, False)
         return dx, target.new_empty(0)
-    dx = frontend.huge(torch.empty_like(input))
-    fits = problem.layout.strides_of(dx.shape, dx.stride()) is not None
-    written = dx if fits else frontend.TORCH.empty(problem.layout, input)
-    dtarget = problem.backward(_fitting(problem, stats), *upstream, written, want_target)
-    if not fits:
-        dx.copy_(written)
-    return dx, target.new_empty(0) if dtarget is None else torch.empty_like(target).copy_(dtarget)
+    dx = frontend.TORCH.empty(problem.layout, input)
+    dtarget = problem.backward(_fitting(problem, stats), *upstream, dx, want_target)
+    return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
 
 
 _library.define("softmax(Tensor x, int axis, bool log) -> Tensor")

@@ -1,16 +1,25 @@
 """NumPy: the kernels on arrays of any strides and byte order, and gradients by `value_and_grad`."""
 
+import math
 from contextvars import ContextVar
 
 import numpy as np
 
 from crossent import _rows
 from crossent._options import number
+from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import Problem, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 _tape: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
+
+
+def _new(shape, dtype):
+    """An uninitialised array, a large one in memory that is used again."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = block(size) if size >= LARGE_FROM else None
+    return np.empty(shape, dtype) if buffer is None else np.frombuffer(buffer, dtype).reshape(shape)
 
 
 class _NumPy:
@@ -47,8 +56,8 @@ class _NumPy:
     @staticmethod
     def empty(layout, like):
         if layout.inverse is None:
-            return np.empty(like.shape, like.dtype)
-        return np.empty([like.shape[axis] for axis in layout.order], like.dtype).transpose(layout.inverse)
+            return _new(like.shape, like.dtype)
+        return _new([like.shape[axis] for axis in layout.order], like.dtype).transpose(layout.inverse)
 
     @classmethod
     def copied(cls, layout, array):

@@ -5,7 +5,7 @@ transforms, forward-mode derivatives and derivatives of derivatives use `kernels
 itself. Under `torch.compile` and `torch.export` the kernels are operators (`_torch_operators`).
 """
 
-import ctypes
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _dispatch, _rows
 from crossent._options import number
+from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import Problem, broadcast_samples, softmax_backward, softmax_forward
 from crossent.kernels import array
 from crossent.kernels._threads import use_openmp
@@ -37,8 +38,6 @@ _compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
-_HUGE_PAGES_FROM = 2**25  # bytes; the C library reuses smaller blocks, whose pages are mapped already
-_PAGE, _MADV_HUGEPAGE = 4096, 14
 _OPERATOR_FROM = 2**20  # bytes
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
@@ -129,29 +128,20 @@ def _result_dtype(input):
 
 
 def _empty(layout, like):
-    """A new tensor of the logits' shape in the layout's order, for large ones in huge pages: they are mapped faster."""
+    """A new tensor of the logits' shape in the layout's order."""
     if layout.inverse is not None:
-        new = torch.empty([like.shape[axis] for axis in layout.order], dtype=like.dtype).permute(layout.inverse)
-    elif like.is_contiguous():
-        new = torch.empty_like(like)
-    else:
-        new = torch.empty(like.shape, dtype=like.dtype)
-    return huge(new) if layout.rows * layout.classes * like.itemsize >= _HUGE_PAGES_FROM else new
+        return new_tensor([like.shape[axis] for axis in layout.order], like.dtype).permute(layout.inverse)
+    return new_tensor(like.shape, like.dtype)
 
 
-def huge(new):
-    """Have a new tensor mapped in huge pages if it is large."""
-    size = new.nbytes
-    if size >= _HUGE_PAGES_FROM:
-        start = -(-new.data_ptr() // _PAGE) * _PAGE
-        _madvise(start, new.data_ptr() + size - start)
-    return new
-
-
-def _madvise(start, size):
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is not None:  # only advice: what it returns makes no difference
-        advise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+def new_tensor(shape, dtype):
+    """An uninitialised tensor, a large one in memory that is used again."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = block(size) if size >= LARGE_FROM else None
+    if buffer is None:
+        return torch.empty(shape, dtype=dtype)
+    # Not the view itself: what autograd sees as one is not to be changed in place.
+    return torch.empty(0, dtype=dtype).set_(torch.frombuffer(buffer, dtype=dtype).view(shape))
 
 
 class TORCH:

@@ -128,37 +128,51 @@ def out_of_headroom(top, peak):
 
 
 @inline
-def _targets(like, address, j, within):
-    """Target probabilities or class weights, 0 where there are none or none are read."""
-    return load_some(like, address, j, within, lift(like, 0.0)) if address != 0 else lift(like, 0.0)
+def _read(like, address, j, within, whole, absent):
+    """Target probabilities or class weights: `absent` where there are none, 0 in the lanes that are not read."""
+    if address == 0:
+        return lift(like, absent)
+    return load(like, address, j) if whole else load_some(like, address, j, within, lift(like, 0.0))
 
 
 @inline
-def _weights(like, address, j, within):
-    return load_some(like, address, j, within, lift(like, 0.0)) if address != 0 else lift(like, 1.0)
+def _scan_dense(like, weight_like, row, soft, weight, lo, hi, whole, label, peak, cap, smoothing, classes, total, mass,
+                dot, top):  # fmt: skip
+    """Add the classes lo to hi to what `_walk_dense` sums; `whole` if they fill their vectors."""
+    zero = lift(like, 0.0)
+    part, part_mass, part_dot = zero, zero, zero
+    for j in range(lo, hi, lanes(like)):
+        prefetch(like, row, j)
+        within = first_lanes(like, hi - j)
+        z = capped(like, load(like, row, j), cap) if whole else _some_logits(like, row, j, within, cap)
+        top = larger(z, top)
+        z = z - peak
+        part = part + select(all_lanes_but(like, label - j), exp(like, z), zero)
+        w = _read(weight_like, weight, j, within, whole, 1.0)
+        q = target_weight(_read(like, soft, j, within, whole, 0.0), w, 1.0, smoothing, np.float64(classes))
+        if not whole:
+            q = select(within, q, zero)
+        part_mass = part_mass + q
+        part_dot = part_dot + select(same(q, zero), zero, q * z)
+    return total + part, mass + part_mass, dot + part_dot, top
 
 
 @inline
 def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing):
     """As `walk`, with the sums over all classes of q and of q * (z - peak) for keep = 1."""
-    width = lanes(like)
     zero = lift(like, 0.0)
     total, mass, dot, top = zero, zero, zero, lift(like, -np.inf)
-    for block in range(0, classes, _BLOCK):
-        part, part_mass, part_dot = zero, zero, zero
-        for j in range(block, min(block + _BLOCK, classes), width):
-            prefetch(like, row, j)
-            within = first_lanes(like, classes - j)
-            z = _some_logits(like, row, j, within, cap)
-            top = larger(z, top)
-            z = z - peak
-            part = part + select(all_lanes_but(like, label - j), exp(like, z), zero)
-            w = _weights(weight_like, weight, j, within)
-            q = target_weight(_targets(like, soft, j, within), w, 1.0, smoothing, np.float64(classes))
-            q = select(within, q, zero)
-            part_mass = part_mass + q
-            part_dot = part_dot + select(same(q, zero), zero, q * z)
-        total, mass, dot = total + part, mass + part_mass, dot + part_dot
+    full = classes // lanes(like) * lanes(like)
+    for block in range(0, full, _BLOCK):
+        total, mass, dot, top = _scan_dense(
+            like, weight_like, row, soft, weight, block, min(block + _BLOCK, full), True, label, peak, cap, smoothing,
+            classes, total, mass, dot, top,
+        )  # fmt: skip
+    if full < classes:
+        total, mass, dot, top = _scan_dense(
+            like, weight_like, row, soft, weight, full, classes, False, label, peak, cap, smoothing, classes, total,
+            mass, dot, top,
+        )  # fmt: skip
     sums = sum_of_lanes(total), sum_of_lanes(mass), sum_of_lanes(dot), max_of_lanes(top)
     return np.float64(sums[0]), np.float64(sums[1]), np.float64(sums[2]), np.float64(sums[3])
 
@@ -256,8 +270,8 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
     e = exp(like, z - peak)
     q = lift(like, 0.0)
     if soft != 0 or smoothing > 0.0:
-        w = _weights(weight_like, weight, j, within)
-        q = target_weight(_targets(like, soft, j, within), w, g * keep, smoothing, np.float64(classes))
+        w = _read(weight_like, weight, j, within, False, 1.0)
+        q = target_weight(_read(like, soft, j, within, False, 0.0), w, g * keep, smoothing, np.float64(classes))
         if dsoft != 0:
             dt = target_grad(log_total, z - peak, w, g * keep, smoothing)
             store_some(like, dsoft, j, within, dt)

@@ -16,24 +16,33 @@ class Layout:
     `last` says that the classes of a row lie side by side; otherwise the inner rows do. `short` says that there are so
     few side by side that a kernel may rather turn the rows, for which their labels lie side by side too. `order` is the
     order of the logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in
-    that order.
+    that order. `contiguous` says that the logits fill memory in the order of their axes, `new_strides` are those of a
+    new array whose axes lie in memory in the layout's order.
     """
 
     __slots__ = (
-        "axis", "classes", "inner", "inverse", "last", "order", "outer", "row_shape", "rows", "short", "split",
-        "strides",
+        "axis", "classes", "contiguous", "inner", "inverse", "last", "new_strides", "order", "outer", "row_shape",
+        "rows", "short", "split", "strides",
     )  # fmt: skip
 
-    def __init__(self, shape, strides, axis, split):
+    def __init__(self, shape, strides, axis, split, contiguous):
         row_shape = shape[:axis] + shape[axis + 1 :]
         self.outer, self.inner = math.prod(row_shape[:split]), math.prod(row_shape[split:])
         self.rows, self.classes, self.strides = self.outer * self.inner, shape[axis], strides
         self.last, self.axis, self.split, self.row_shape = strides[1] == 1, axis, split, row_shape
+        self.contiguous = contiguous
         self.short = self.last and self.classes <= _SHORT
-        rows = [a for a in range(len(shape)) if a != axis]
+        natural = tuple(range(len(shape)))
+        rows = [a for a in natural if a != axis]
         self.order = (*rows, axis) if self.last else (*rows[:split], axis, *rows[split:])
-        inverse = tuple(sorted(range(len(shape)), key=self.order.__getitem__))
-        self.inverse = None if self.order == inverse == tuple(range(len(shape))) else inverse
+        if contiguous:
+            self.order = natural
+        inverse = tuple(sorted(natural, key=self.order.__getitem__))
+        self.inverse = None if self.order == inverse == natural else inverse
+        new = [0] * len(shape)
+        for i, a in enumerate(self.order):
+            new[a] = math.prod(shape[following] for following in self.order[i + 1 :])
+        self.new_strides = _collapsed(shape, new, axis, split)
 
     @lru_cache(maxsize=4096)  # noqa: B019 - layouts are kept by layout_of all the same
     def strides_of(self, shape, strides):
@@ -85,10 +94,11 @@ def _collapsed(shape, strides, axis, split):
 def layout_of(shape, strides, axis):
     """How a kernel walks these logits, or None if they have to be copied first."""
     usable = []
+    contiguous = _collapse(shape, strides) == 1
     for split in dict.fromkeys((axis, *range(len(shape) - 1, -1, -1))):  # the first of equals: the class axis
         found = _collapsed(shape, strides, axis, split)
         if found is not None and (found[1] == 1 or found[2] == 1):
-            usable.append(Layout(shape, found, axis, split))
+            usable.append(Layout(shape, found, axis, split, contiguous))
     return max(usable, key=lambda layout: (layout.last, layout.inner), default=None)
 
 

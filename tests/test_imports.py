@@ -13,11 +13,11 @@ import crossent
 PACKAGE = Path(crossent.__file__).parent
 
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
+HELPERS = ("crossent.frontends._memory", "crossent.frontends._problem")
 BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "crossent._options", "crossent._rules")
 # Its overrides of torch functions name the public ones, which only `_dispatch` knows.
 TORCH_FRONTEND = (
-    "crossent.frontends._memory",
-    "crossent.frontends._problem",
+    *HELPERS,
     "crossent.frontends._torch_operators",
     "crossent.frontends.torch",
     "crossent._dispatch",
@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head": ("crossent.kernels", "crossent._rules", "crossent._options", "crossent._rows"),
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
-    "crossent.frontends._memory": (),
+    "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._problem": BELOW_FRONTENDS,
-    "crossent.frontends.numpy": (*BELOW_FRONTENDS, "crossent.frontends._memory", "crossent.frontends._problem", "numpy"),
+    "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "numpy"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),

@@ -4,10 +4,10 @@ A block comes back here when the last array in it is gone. While it waits for it
 pages whenever it is short of memory (MADV_FREE).
 """
 
-import ctypes
 import mmap
-import weakref
 from threading import RLock
+
+import numpy as np
 
 LARGE_FROM = 2**25  # bytes; what is smaller the C library keeps by itself
 _KEPT_AT_MOST = 4  # blocks that wait: enough for the results and the gradients of two losses
@@ -18,15 +18,24 @@ _waiting = []  # mappings, the longest unused first
 _lock = RLock()  # reentrant, since collecting garbage may give a block back in the middle of the lines below
 
 
+class _Lent:
+    """Owns a mapping while it is lent. Arrays keep what has their memory, so they keep this."""
+
+    def __init__(self, mapping, size):
+        start = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+        aligned = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        self.mapping = mapping
+        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (aligned, False)}
+
+    def __del__(self):
+        if _lock is not None:  # the interpreter may be shutting down
+            _take_back(self.mapping)
+
+
 def block(size):
-    """A writable buffer of at least `size` bytes that starts at a huge page, or None where there is none to be had."""
+    """An array of `size` bytes that starts at a huge page and holds anything, or None where there is none to be had."""
     mapping = _kept(size) or _mapped(size)
-    if mapping is None:
-        return None
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(mapping)) % _HUGE_PAGE
-    buffer = memoryview(mapping)[start : start + size]
-    weakref.finalize(buffer, _take_back, mapping).atexit = False
-    return buffer
+    return None if mapping is None else np.asarray(_Lent(mapping, size))
 
 
 def _kept(size):

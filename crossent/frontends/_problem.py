@@ -12,6 +12,8 @@ from functools import lru_cache
 from crossent import _rows
 from crossent.kernels import BadLabel, numba as kernels
 
+_NO_ARRAY = 0, 0, 0, 0
+
 
 def compute_storage(storage):
     """How the results of the arithmetic on what is stored so are stored."""
@@ -19,8 +21,9 @@ def compute_storage(storage):
 
 
 @lru_cache(maxsize=4096)
-def _ready_plan(shape, strides, storage, target_shape, target_strides, target_storage, dim, options, picks):
+def ready_plan(lib, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, picks):
     """The plan for arrays that need no copy, or None."""
+    storage, target_storage = lib.storages.get(dtype), lib.storages.get(target_dtype)
     axis, soft = _rows.target_kind(shape, target_shape, dim, not picks)
     layout = _rows.layout_of(shape, strides, axis)
     if layout is None or storage in (None, "labels") or target_storage != (storage if soft else "labels"):
@@ -35,12 +38,19 @@ def _ready_plan(shape, strides, storage, target_shape, target_strides, target_st
     return kernels.loss_plan(layout, storage, soft, target_strides, options, picks)
 
 
-def _plan(lib, input, target, dim, options, picks):
-    storages, strides = lib.storages, lib.strides
-    return _ready_plan(
-        input.shape, strides(input), storages.get(input.dtype), target.shape, strides(target),
-        storages.get(target.dtype), dim, options, picks,
-    )  # fmt: skip
+def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=False):
+    """The problem that a call of a loss poses, its arrays copied where the kernels cannot take them as they are."""
+    strides = lib.strides
+    plan = ready_plan(
+        lib, input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim, options, picks
+    )
+    if plan is None:
+        copies = _copied(lib, input, target, dim, options, picks)
+        return problem_of(lib, *copies, weight, sample_weight, dim, options, picks)
+    problem = Problem(lib, plan, options, input, target)
+    if weight is not None or sample_weight is not None:
+        problem.weigh(weight, sample_weight)
+    return problem
 
 
 class Problem:
@@ -48,16 +58,10 @@ class Problem:
 
     __slots__ = ("inputs", "lib", "options", "owners", "plan", "target", "x")
 
-    def __init__(self, lib, input, target, weight, sample_weight, dim, options, picks=False):
-        plan = _plan(lib, input, target, dim, options, picks)
-        if plan is None:
-            input, target = _copied(lib, input, target, dim, options, picks)
-            plan = _plan(lib, input, target, dim, options, picks)
-        self.lib, self.options, self.plan, self.x, self.target = lib, options, plan, input, target
+    def __init__(self, lib, plan, options, input, target):
+        self.lib, self.plan, self.options, self.x, self.target = lib, plan, options, input, target
         self.inputs = plan.layout.classes, lib.address(input), lib.address(target), 0, 0
         self.owners = input, target
-        if weight is not None or sample_weight is not None:
-            self._weigh(weight, sample_weight)
 
     @property
     def layout(self):
@@ -68,7 +72,8 @@ class Problem:
         """How the results of the arithmetic are stored."""
         return "float64" if self.lib.storage(self.x) == "float64" else "float32"
 
-    def _weigh(self, weight, sample_weight):
+    def weigh(self, weight, sample_weight):
+        """Have classes and rows count as the caller says."""
         lib, layout, (total, x, target, *_) = self.lib, self.layout, self.inputs
         if weight is not None:
             _rows.check_weight(weight.shape, layout.classes)
@@ -96,17 +101,12 @@ class Problem:
 
     def forward(self, divisor, stats=None):
         """The loss (rows, or a number), and what dloss is multiplied by; `stats` are written where there are any."""
-        reduction, loss = self.options.reduction, None
+        lib, reduction, loss = self.lib, self.options.reduction, None
         if reduction == "none":
-            loss = self.lib.new(self.layout.row_shape, self.compute)
+            loss = lib.new(self.plan.layout.row_shape, self.compute)
+        changing = *self.inputs, self._address(loss), self._address(stats)
         try:
-            losses, weights = self.plan.forward(
-                self.inputs,
-                0 if loss is None else self.lib.address(loss),
-                0 if stats is None else self.lib.address(stats),
-                self.lib.threads,
-                self.owners,
-            )
+            losses, weights = self.plan.forward(changing, lib.threads, self.owners)
         except BadLabel as bad:
             raise self._label_error(bad) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
@@ -114,19 +114,18 @@ class Problem:
     def backward(self, stats, dloss, scale, dx, want_target):
         """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1.
 
-        Of log-probabilities only the labels' entries are written: dx holds zeros.
+        dx is new, or the logits. Of log-probabilities only the labels' entries are written: dx holds zeros.
         """
-        lib, layout = self.lib, self.layout
+        lib, layout = self.lib, self.plan.layout
         dtarget = lib.empty(layout, self.target) if want_target else None
-        strides = lib.strides(dx)
-        strides = layout.strides if strides == lib.strides(self.x) else layout.strides_of(dx.shape, strides)
-        target_strides = strides if dtarget is None else layout.strides_of(dtarget.shape, lib.strides(dtarget))
+        where = lib.address(dx)
+        changing = (
+            *self.inputs, 0, self._address(stats), self._address(dloss), scale,
+            where, *(layout.strides if where == self.inputs[1] else layout.new_strides),
+            self._address(dtarget), *layout.new_strides,
+        )  # fmt: skip
         try:
-            self.plan.backward(
-                self.inputs, 0 if stats is None else lib.address(stats), 0 if dloss is None else lib.address(dloss),
-                scale, lib.address(dx), strides, 0 if dtarget is None else lib.address(dtarget), target_strides,
-                lib.threads, (*self.owners, stats, dloss, dx, dtarget),
-            )  # fmt: skip
+            self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
             raise self._label_error(bad) from None
         return dtarget
@@ -171,9 +170,8 @@ def broadcast_samples(lib, sample_weight, row_shape):
 def softmax_forward(lib, x, axis, log):
     x, layout = _laid_out(lib, x, axis)
     out = lib.empty(layout, x)
-    strides = layout.strides_of(out.shape, lib.strides(out))
     plan = kernels.softmax_plan(layout, lib.storage(x), log)
-    plan.forward(lib.address(x), lib.address(out), strides, lib.threads, (x, out))
+    plan.forward((lib.address(out), *layout.new_strides, lib.address(x), *layout.strides), lib.threads, (x, out))
     return out
 
 
@@ -182,11 +180,12 @@ def softmax_backward(lib, out, dout, axis, log):
     strides = layout.strides_of(dout.shape, lib.strides(dout))
     if strides is None:
         dout = lib.copied(layout, dout)
-        strides = layout.strides_of(dout.shape, lib.strides(dout))
+        strides = layout.new_strides
     dx = lib.empty(layout, out)
-    dx_strides = layout.strides_of(dx.shape, lib.strides(dx))
     plan = kernels.softmax_plan(layout, lib.storage(out), log)
     plan.backward(
-        lib.address(out), lib.address(dout), strides, lib.address(dx), dx_strides, lib.threads, (out, dout, dx)
-    )
+        (lib.address(out), *layout.strides, *_NO_ARRAY, lib.address(dout), *strides, lib.address(dx),
+         *layout.new_strides),
+        lib.threads, (out, dout, dx),
+    )  # fmt: skip
     return dx

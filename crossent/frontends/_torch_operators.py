@@ -10,7 +10,7 @@ import torch
 from crossent import _rows
 from crossent._options import loss_options
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import Problem, softmax_backward, softmax_forward
+from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
 
 _library = torch.library.Library("crossent", "DEF")
 _OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
@@ -37,7 +37,7 @@ def _stats_shape(input, target, picks, dim):
 @torch.library.impl(_library, "loss_alone", "CPU")
 def _loss(input, target, weight, sample_weight, picks, dim, *values):
     options = loss_options(None, None, *values)
-    problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
+    problem = problem_of(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
     dtype = _compute_dtype(input)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=dtype)
     loss, scale = problem.forward(None, _fitting(problem, stats))
@@ -51,13 +51,11 @@ def _fitting(problem, stats):
 @torch.library.impl(_library, "loss_backward", "CPU")
 def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
     options = loss_options(None, None, *values)
-    problem = Problem(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
+    problem = problem_of(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
     upstream = frontend.upstream(problem, dloss, float(scale))
-    if picks:
-        dx = torch.zeros_like(input)
-        problem.backward(None, *upstream, dx, False)
-        return dx, target.new_empty(0)
     dx = frontend.TORCH.empty(problem.layout, input)
+    if picks:
+        dx.zero_()
     dtarget = problem.backward(_fitting(problem, stats), *upstream, dx, want_target)
     return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
 

@@ -8,7 +8,7 @@ import numpy as np
 from crossent import _rows
 from crossent._options import number
 from crossent.frontends._memory import LARGE_FROM, block
-from crossent.frontends._problem import Problem, softmax_forward
+from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
@@ -19,7 +19,7 @@ def _new(shape, dtype):
     """An uninitialised array, a large one in memory that is used again."""
     size = math.prod(shape) * dtype.itemsize
     buffer = block(size) if size >= LARGE_FROM else None
-    return np.empty(shape, dtype) if buffer is None else np.frombuffer(buffer, dtype).reshape(shape)
+    return np.empty(shape, dtype) if buffer is None else buffer.view(dtype).reshape(shape)
 
 
 class _NumPy:
@@ -137,7 +137,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     logits, target = _promoted(logits, target)
     divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options)
+    problem = problem_of(_NumPy, logits, target, weight, sample_weight, dim, options)
     stats = None if tape is None else problem.new_stats()
     loss, scale = problem.forward(divisor, stats)
     loss = _loss(loss, logits.dtype)
@@ -155,7 +155,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = Problem(_NumPy, logits, target, weight, sample_weight, dim, options, picks=True)
+    problem = problem_of(_NumPy, logits, target, weight, sample_weight, dim, options, picks=True)
     loss, scale = problem.forward(divisor)
     loss = _loss(loss, logits.dtype)
     if tape is not None and tape.input is input:

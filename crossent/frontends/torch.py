@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from crossent import _dispatch, _rows
 from crossent._options import number
 from crossent.frontends._memory import LARGE_FROM, block
-from crossent.frontends._problem import Problem, broadcast_samples, softmax_backward, softmax_forward
+from crossent.frontends._problem import broadcast_samples, problem_of, softmax_backward, softmax_forward
 from crossent.kernels import array
 from crossent.kernels._threads import use_openmp
 
@@ -33,13 +33,17 @@ _INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 _FULL_PRECISION = {torch.float32, torch.float64}
-_Tensor = torch.Tensor
+_Tensor, _LABELS, _STRIDED = torch.Tensor, torch.int64, torch.strided
+_grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
+_SMALL = LARGE_FROM // 8  # numbers
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
+
+_NO_WEIGHTS = None, None
 
 _composite_forced = False
 
@@ -85,16 +89,17 @@ def _needs_composite(gradient):
     )
 
 
-def _save(ctx, input, target, weight, sample_weight):
-    if weight is None and sample_weight is None:  # saving costs more than the loss of a few small rows
+def _save(ctx, input, target, call):
+    """Keep what backward needs of a call, which begins with class and sample weights."""
+    if call[0] is call[1] is None:  # saving costs more than the loss of a few small rows
         ctx.save_for_backward(input, target)
     else:
-        ctx.save_for_backward(input, target, weight, sample_weight)
+        ctx.save_for_backward(input, target, *call[:2])
 
 
 def _saved(ctx):
     input, target, *weights = ctx.saved_tensors
-    return input, target, *(weights or (None, None))
+    return input, target, *(weights or _NO_WEIGHTS)
 
 
 def _common(input, target):
@@ -102,11 +107,11 @@ def _common(input, target):
     return (
         type(input) is _Tensor
         and type(target) is _Tensor
-        and target.dtype is torch.int64
+        and target.dtype is _LABELS
         and input.dtype in _FULL_PRECISION
         and input.is_cpu
         and target.is_cpu
-        and input.layout is torch.strided
+        and input.layout is _STRIDED
         and not _compiling()
         and not has_torch_function((input, target))
         and not _transformed()
@@ -129,6 +134,8 @@ def _result_dtype(input):
 
 def _empty(layout, like):
     """A new tensor of the logits' shape in the layout's order."""
+    if layout.contiguous and layout.rows * layout.classes < _SMALL:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
     if layout.inverse is not None:
         return new_tensor([like.shape[axis] for axis in layout.order], like.dtype).permute(layout.inverse)
     return new_tensor(like.shape, like.dtype)
@@ -141,7 +148,8 @@ def new_tensor(shape, dtype):
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
     # Not the view itself: what autograd sees as one is not to be changed in place.
-    return torch.empty(0, dtype=dtype).set_(torch.frombuffer(buffer, dtype=dtype).view(shape))
+    view = torch.frombuffer(buffer, dtype=dtype).view(shape)
+    return torch.empty(0, dtype=dtype).set_(view)  # pyright: ignore[reportArgumentType]
 
 
 class TORCH:
@@ -209,33 +217,30 @@ def upstream(problem, dloss, scale):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, weight, sample_weight, call):
-        dim, options, divisor, out_dtype, _ = call
-        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
+    def forward(ctx, input, target, problem, call):
         stats = problem.new_stats()
-        loss, scale = problem.forward(divisor, stats)
-        _save(ctx, input, target, weight, sample_weight)
-        ctx.kept = call, stats, scale
-        return result(loss, out_dtype)
+        loss, scale = problem.forward(call[3], stats)
+        _save(ctx, input, target, call)
+        ctx.kept = problem.options, call[2:], stats, scale
+        return result(loss, call[4])
 
     @staticmethod
     def backward(ctx, dloss):
         input, target, weight, sample_weight = _saved(ctx)
-        (dim, options, divisor, out_dtype, inplace), stats, scale = ctx.kept
+        options, (dim, divisor, out_dtype, inplace), stats, scale = ctx.kept
         if _needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite, input, target, arguments, dloss), None, None, None
-        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
+            return *_differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss), None, None
+        problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
         in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
-        dx = input.detach() if in_place else _empty(problem.layout, input)
-        dloss, scale = upstream(problem, dloss, scale)
-        dtarget = problem.backward(stats, dloss, scale, dx, ctx.needs_input_grad[1])
+        dx = input.detach() if in_place else _empty(problem.plan.layout, input)
+        dtarget = problem.backward(stats, *upstream(problem, dloss, scale), dx, ctx.needs_input_grad[1])
         if in_place:
             torch.autograd.graph.increment_version(input)
-        return dx, dtarget, None, None, None
+        return dx, dtarget, None, None
 
 
-def _differentiable_grads(ctx, function, input, target, arguments, dloss):
+def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
     """Gradients that can be differentiated again, by way of plain tensor operations.
 
     Rows do not depend on each other, so the gradient of their sum times what comes from above is all there is.
@@ -245,7 +250,7 @@ def _differentiable_grads(ctx, function, input, target, arguments, dloss):
         loss = function(input, target, *arguments)
         grads = torch.autograd.grad(loss.sum(), wanted, create_graph=True)
         if loss.ndim:
-            dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, ctx.kept[0][0]))
+            dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, dim))
         scaled = iter([(grad * dloss).to(grad.dtype) for grad in grads])
     return [next(scaled) if needed else None for needed in ctx.needs_input_grad[:2]]
 
@@ -265,9 +270,10 @@ _apply_cross_entropy = _applier(_CrossEntropy)
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is None and sample_weight is None and denominator is None and _common(input, target):
-        if input.requires_grad and torch.is_grad_enabled():
-            return _apply_cross_entropy(input, target, None, None, (dim, options, None, input.dtype, inplace_backward))
-        problem = Problem(TORCH, input, target, None, None, dim, options)
+        problem = problem_of(TORCH, input, target, None, None, dim, options)
+        if input.requires_grad and _grad_enabled():
+            call = None, None, dim, None, input.dtype, inplace_backward
+            return _apply_cross_entropy(input, target, problem, call)
         return result(problem.forward(None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
@@ -289,11 +295,10 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
     if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
-    if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-        return _apply_cross_entropy(
-            input, target, weight, sample_weight, (dim, options, divisor, out_dtype, inplace_backward)
-        )
-    problem = Problem(TORCH, input, target, weight, sample_weight, dim, options)
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
+    if _grad_enabled() and (input.requires_grad or target.requires_grad):
+        call = weight, sample_weight, dim, divisor, out_dtype, inplace_backward
+        return _apply_cross_entropy(input, target, problem, call)
     return result(problem.forward(divisor)[0], out_dtype)
 
 
@@ -407,25 +412,23 @@ def _reduce(rows, target, soft, weight, keep, divisor, options):
 
 class _NLLLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, weight, sample_weight, call):
-        dim, options, divisor, out_dtype = call
-        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
-        loss, scale = problem.forward(divisor)
-        _save(ctx, input, target, weight, sample_weight)
-        ctx.kept = call, scale
-        return result(loss, out_dtype)
+    def forward(ctx, input, target, problem, call):
+        loss, scale = problem.forward(call[3])
+        _save(ctx, input, target, call)
+        ctx.kept = problem.options, call[2:], scale
+        return result(loss, call[4])
 
     @staticmethod
     def backward(ctx, dloss):
         input, target, weight, sample_weight = _saved(ctx)
-        (dim, options, divisor, out_dtype), scale = ctx.kept
+        options, (dim, divisor, out_dtype), scale = ctx.kept
         if _needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite_nll, input, target, arguments, dloss), None, None, None
-        problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
+            return *_differentiable_grads(ctx, _composite_nll, input, target, dim, arguments, dloss), None, None
+        problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
         dx = _empty(problem.layout, input).zero_()
         problem.backward(None, *upstream(problem, dloss, scale), dx, False)
-        return dx, None, None, None, None
+        return dx, None, None, None
 
 
 _apply_nll_loss = _applier(_NLLLoss)
@@ -448,9 +451,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
     if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
-    if torch.is_grad_enabled() and input.requires_grad:
-        return _apply_nll_loss(input, target, weight, sample_weight, (dim, options, divisor, out_dtype))
-    problem = Problem(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
+    if _grad_enabled() and input.requires_grad:
+        return _apply_nll_loss(input, target, problem, (weight, sample_weight, dim, divisor, out_dtype))
     return result(problem.forward(divisor)[0], out_dtype)
 
 

@@ -5,12 +5,12 @@ is not there), with a storage type of "float16", "bfloat16", "float32" or "float
 not change between calls is a plan, made once for each layout, storage type and set of options:
 
     plan = loss_plan(layout, storage, soft, target_strides, options, picks)
-    plan.forward(inputs, loss, stats, threads, owners) -> (sum of losses, sum of weights)
-    plan.backward(inputs, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads, owners)
+    plan.forward((*inputs, loss, stats), threads, owners) -> (sum of losses, sum of weights)
+    plan.backward((*inputs, 0, stats, dloss, scale, dx, *dx_strides, dtarget, *dtarget_strides), threads, owners)
 
     plan = softmax_plan(layout, storage, log)
-    plan.forward(x, out, out_strides, threads, owners)
-    plan.backward(out, dout, dout_strides, dx, dx_strides, threads, owners)
+    plan.forward((out, *out_strides, x, *x_strides), threads, owners)
+    plan.backward((out, *out_strides, *no_array, dout, *dout_strides, dx, *dx_strides), threads, owners)
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`

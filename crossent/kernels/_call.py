@@ -56,16 +56,21 @@ def strided(name):
 
 
 class Fields:
-    """The fields of a family of calls, and the kernels that take them."""
+    """The fields of a family of calls, and the kernels that take them.
 
-    def __init__(self, changing, fixed):
-        self.names = *_SHARING, *changing, *fixed
+    `first` change from call to call, and `then` too, which only a backward kernel looks at; `fixed` do not.
+    """
+
+    def __init__(self, first, then, fixed):
+        self.names = *_SHARING, *first, *then, *fixed
         codes = ["d" if name in _FLOATS else "q" for name in self.names]
-        first_fixed = len(_SHARING) + len(changing)
         self.formats = [np.float64 if code == "d" else np.int64 for code in codes]
-        self.pack_changing = struct.Struct("=" + "".join(codes[_NEXT:first_fixed])).pack_into
-        self.pack_fixed = struct.Struct("=" + "".join(codes[first_fixed:])).pack_into
-        self.first_fixed, self.size = 8 * first_fixed, 8 * (len(self.names) + 2)
+        end = len(_SHARING) + len(first)
+        self.pack_first, self.pack_changing, self.pack_fixed = (
+            struct.Struct("=" + "".join(part)).pack_into
+            for part in (codes[_NEXT:end], codes[_NEXT : end + len(then)], codes[end + len(then) :])
+        )
+        self.fixed_at, self.size = 8 * (end + len(then)), 8 * (len(self.names) + 2)
 
     @cache  # noqa: B019 - there are two of these, and they stay
     def kernel(self, function, storage):
@@ -147,48 +152,47 @@ def _scratch(size, threads):
 
 
 class Calls:
-    """The calls of one plan. How its units are cut into chunks does not depend on the number of threads."""
+    """The calls of one kernel in a plan. How units are cut into chunks does not depend on the number of threads."""
 
     __slots__ = (
-        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_kernels", "_pack", "_scratch_size", "_sharing",
-        "_storage",
+        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_function", "_kernel", "_pack", "_scratch_size",
+        "_sharing", "_storage",
     )  # fmt: skip
 
-    def __init__(self, fields, storage, units, step, scratch_size, fixed):
-        self._fields, self._pack, self._storage, self._fixed = fields, fields.pack_changing, storage, fixed
+    def __init__(self, fields, function, pack, storage, units, step, scratch_size, fixed):
+        self._fields, self._function, self._pack, self._storage, self._fixed = fields, function, pack, storage, fixed
         self._scratch_size = -(-scratch_size // _CACHE_LINE) * _CACHE_LINE
         self._chunks = max(1, -(-units // step))
         self._sharing = self._chunks, step, units, self._scratch_size
-        self._entry, self._kernels, self._blocks = _entry(), {}, []
+        self._entry, self._kernel, self._blocks = _entry(), None, []
 
     def _new_block(self):
         fields = self._fields
+        if self._kernel is None:  # what is never called is never compiled
+            self._kernel = fields.kernel(self._function, self._storage).address
         block = _Block(fields.size + 8 * _SUMS_OF_A_CHUNK * self._chunks)
         struct.pack_into("=5q", block.memory, 0, *self._sharing, block.address + fields.size)
-        fields.pack_fixed(block.memory, fields.first_fixed, *self._fixed)
+        fields.pack_fixed(block.memory, fields.fixed_at, *self._fixed)
         return block
 
-    def run(self, function, changing, threads, owners):
+    def run(self, changing, threads, owners):
         """The sums of losses and weights, on up to `threads()` threads.
 
         `owners` keeps memory alive even if the caller is interrupted.
         """
-        kernel = self._kernels.get(function)
-        if kernel is None:
-            kernel = self._kernels[function] = self._fields.kernel(function, self._storage).address
-        at_once = 1 if self._chunks == 1 else min(threads(), self._chunks)
-        scratch = 0
-        if self._scratch_size:
-            scratch, memory = _scratch(self._scratch_size, at_once)
-            owners = *owners, memory
         try:
             block = self._blocks.pop()
         except IndexError:
             block = self._new_block()
-        self._pack(block.memory, _CHANGING_AT, 0, 0, 0, at_once, scratch, kernel, *changing)
+        at_once, scratch, over = 1, 0, True
+        if self._chunks > 1:
+            at_once = min(threads(), self._chunks)
+        if self._scratch_size:
+            scratch, memory = _scratch(self._scratch_size, at_once)
+            owners = owners, memory
+        self._pack(block.memory, _CHANGING_AT, 0, 0, 0, at_once, scratch, self._kernel, *changing)
         if at_once == 1:
             self._entry(block.address)
-            over = True
         else:
             over = _threads.run(self._entry, block, at_once, owners)
         bad, losses, weights = _outcome(block.memory, _OUTCOME_AT)

@@ -14,15 +14,13 @@ _STATS_FROM = 64  # classes; what a shorter row's backward needs is made again r
 
 _GEOMETRY = "inner", "classes", "large", "tile"
 LOSS = Fields(
-    ("weight_total", "x", "target", "weight", "samples", "loss", "stats", "dloss", "scale", *strided("dx"),
-     *strided("dtarget")),
+    ("weight_total", "x", "target", "weight", "samples", "loss", "stats"),
+    ("dloss", "scale", *strided("dx"), *strided("dtarget")),
     (*_GEOMETRY, *strides("x"), *strides("target"), "rows", "ignore_index", "is_soft", "smoothing", "cap", "z_loss"),
-)  # fmt: skip
-SOFTMAX = Fields((*strided("x"), *strided("out"), *strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
+)
+SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
-_NO_ARRAY = 0, 0, 0, 0
-_NO_GRADIENTS = 0, 0.0, *_NO_ARRAY, *_NO_ARRAY
 
 
 def available_threads():
@@ -31,8 +29,11 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, layout, storage, buffers, *fixed):
-    """Calls whose units are rows, or with memory for `buffers` tiles of logits the tiles."""
+def _calls(fields, kernels, layout, storage, buffers, *fixed):
+    """The calls of a forward and a backward kernel.
+
+    Their units are rows, or with memory for `buffers` tiles of logits the tiles.
+    """
     units, size, tile, scratch = layout.rows, layout.classes, 0, 0
     if buffers:
         tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
@@ -42,52 +43,41 @@ def _calls(fields, layout, storage, buffers, *fixed):
     if units * size < _SHARED_FROM:
         step = max(1, units)
     large = layout.rows * layout.classes * _BYTES[storage] >= _LARGE_FROM
-    return Calls(fields, storage, units, step, scratch, (layout.inner, layout.classes, large, tile, *fixed))
+    fixed = layout.inner, layout.classes, large, tile, *fixed
+    packs = fields.pack_first, fields.pack_changing
+    return [Calls(fields, *pair, storage, units, step, scratch, fixed).run for pair in zip(kernels, packs)]
 
 
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options."""
 
-    __slots__ = ("_calls", "_kernels", "layout", "stats")
+    __slots__ = ("backward", "forward", "layout", "stats")
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
-        self.layout, self._kernels = layout, _pick if picks else _last if along_classes else _inner
-        self.stats = (3 if soft else 2) if self._kernels is _last and layout.classes >= _STATS_FROM else 0
-        self._calls = _calls(
-            LOSS, layout, storage, self._kernels is _inner, *layout.strides, *target_strides, layout.rows,
-            options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss,
+        kernels = _pick if picks else _last if along_classes else _inner
+        self.layout = layout
+        self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
+        self.forward, self.backward = _calls(
+            LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
+            *target_strides, layout.rows, options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0,
+            options.z_loss,
         )  # fmt: skip
-
-    def forward(self, inputs, loss, stats, threads, owners):
-        return self._calls.run(self._kernels.forward, (*inputs, loss, stats, *_NO_GRADIENTS), threads, owners)
-
-    def backward(self, inputs, stats, dloss, scale, dx, dx_strides, dtarget, dtarget_strides, threads, owners):
-        changing = *inputs, 0, stats, dloss, scale, dx, *dx_strides, dtarget, *dtarget_strides
-        self._calls.run(self._kernels.backward, changing, threads, owners)
 
 
 class SoftmaxPlan:
     """As LossPlan, for softmax and log-softmax; the layout is that of what is read first."""
 
-    __slots__ = ("_calls", "_kernels", "layout")
+    __slots__ = ("backward", "forward", "layout")
 
     def __init__(self, layout, storage, log):
-        self.layout = layout
-        self._kernels = (
+        kernels = (
             (_softmax.forward_last, _softmax.backward_last)
             if layout.last
             else (_softmax.forward_inner, _softmax.backward_inner)
         )
-        self._calls = _calls(SOFTMAX, layout, storage, 0 if layout.last else 2, log)
-
-    def forward(self, x, out, out_strides, threads, owners):
-        changing = x, *self.layout.strides, out, *out_strides, *_NO_ARRAY, *_NO_ARRAY
-        self._calls.run(self._kernels[0], changing, threads, owners)
-
-    def backward(self, out, dout, dout_strides, dx, dx_strides, threads, owners):
-        changing = *_NO_ARRAY, out, *self.layout.strides, dout, *dout_strides, dx, *dx_strides
-        self._calls.run(self._kernels[1], changing, threads, owners)
+        self.layout = layout
+        self.forward, self.backward = _calls(SOFTMAX, kernels, layout, storage, 0 if layout.last else 2, log)
 
 
 loss_plan = lru_cache(maxsize=4096)(LossPlan)

@@ -3,10 +3,26 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from crossent.functional import cross_entropy, log_softmax, nll_loss, softmax, value_and_grad
+from crossent.functional import (
+    SparseTarget,
+    cross_entropy,
+    linear_cross_entropy,
+    log_softmax,
+    nll_loss,
+    softmax,
+    value_and_grad,
+)
 
 __version__ = "0.1.0"
-__all__ = ["cross_entropy", "log_softmax", "nll_loss", "softmax", "value_and_grad"]
+__all__ = [
+    "SparseTarget",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "log_softmax",
+    "nll_loss",
+    "softmax",
+    "value_and_grad",
+]
 
 if TYPE_CHECKING:
     from crossent import nn as nn

@@ -65,6 +65,41 @@ def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
     return options
 
 
+CHUNK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What the fused head needs to know beyond its loss: how it goes about it, and which target belongs to a row."""
+
+    shift: int = 0
+    chunk_bytes: int = CHUNK_BYTES
+    chunk_rows: int | None = None
+    filter_eps: float = 0.0
+
+
+def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None):
+    """Validated; `options` is a torch.nn.LinearCrossEntropyOptions, of which only an explicit chunk size counts."""
+    filter_eps = number("filter_eps", filter_eps)
+    if not 0.0 <= filter_eps < 1.0:
+        raise ValueError(f"filter_eps must be at least 0 and below 1, got {filter_eps}")
+    chunk_rows = None if options is None else options.batch_chunk_size
+    if chunk_rows is not None:
+        chunk_rows = whole_number("options.batch_chunk_size", chunk_rows, 1)
+    return HeadOptions(
+        whole_number("shift", shift, 0), whole_number("chunk_bytes", chunk_bytes, 1), chunk_rows, filter_eps
+    )
+
+
+def whole_number(name, value, at_least):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = value.__index__()
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return value
+
+
 def number(name, value):
     if not isinstance(value, str):
         try:

@@ -5,7 +5,9 @@ Everything here speaks of shapes, strides (counted in elements) and plain number
 
 import math
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 _SHORT = 64  # classes
 
@@ -100,6 +102,83 @@ def layout_of(shape, strides, axis):
         if found is not None and (found[1] == 1 or found[2] == 1):
             usable.append(Layout(shape, found, axis, split, contiguous))
     return max(usable, key=lambda layout: (layout.last, layout.inner), default=None)
+
+
+@dataclass(frozen=True)
+class SparseTarget:
+    """Class probabilities of which only some are given: `probs[..., j]` is that of the class `classes[..., j]`.
+
+    Both have the shape of the labels with one more axis, of any length k: the most likely classes of a teacher, say.
+    All others have probability 0, and a class that is named twice has the sum. `classes` are integers and `probs`
+    floats, which need not sum to 1.
+    """
+
+    classes: Any
+    probs: Any
+
+
+class HeadShape:
+    """Shapes of a fused head: `leading` are the input's axes but the last, `out` the axes of a K-dimensional loss."""
+
+    __slots__ = ("classes", "features", "leading", "out", "rows", "soft")
+
+    def __init__(self, input, linear_weight, linear_bias, target, shift):
+        if not input:
+            raise ValueError("input must have a feature axis, got a 0-dimensional array")
+        if len(linear_weight) < 2:
+            raise ValueError(
+                f"linear_weight must have at least 2 axes, (classes, features), got {_text(linear_weight)}"
+            )
+        if input[-1] != linear_weight[-1]:
+            raise ValueError(
+                "input and linear_weight must have as many features, which are their last axes, "
+                f"got {_text(input)} and {_text(linear_weight)}"
+            )
+        *leading, self.features = input
+        self.classes, *out = linear_weight[:-1]
+        self.leading, self.out, self.rows = tuple(leading), tuple(out), math.prod(leading)
+        if out and len(leading) != 1:
+            raise ValueError(
+                f"a K-dimensional loss, linear_weight of shape {_text(linear_weight)}, needs an input of shape "
+                f"(N, {self.features}), got {_text(input)}"
+            )
+        if linear_bias is not None and linear_bias != linear_weight[:-1]:
+            raise ValueError(f"linear_bias must have shape {_text(linear_weight[:-1])}, got {_text(linear_bias)}")
+        if shift and (out or not leading):
+            raise ValueError(f"shift needs an input of shape (..., time, features), got {_text(input)}")
+        self.soft = target == (*leading, self.classes, *out)
+        if isinstance(target, SparseTarget):
+            self.soft = True
+            self._check_sparse(tuple(target.classes.shape), tuple(target.probs.shape))
+        elif not self.soft and target != (*leading, *out):
+            raise ValueError(
+                f"target has the wrong shape for an input of shape {_text(input)} and a linear_weight of shape "
+                f"{_text(linear_weight)}: expected {_text((*leading, *out))} for labels or "
+                f"{_text((*leading, self.classes, *out))} for class probabilities, got {_text(target)}"
+            )
+
+    def _check_sparse(self, classes, probs):
+        if self.out or classes != probs or classes[:-1] != self.leading or not classes:
+            raise ValueError(
+                f"a SparseTarget's classes and probs must both have shape {_text(self.leading)[:-1].rstrip(',')}, k), "
+                f"got {_text(classes)} and {_text(probs)}"
+            )
+
+    @property
+    def logits(self):
+        """The shape of the logits that nobody makes; their classes are axis number len(leading)."""
+        return *self.leading, self.classes, *self.out
+
+    @property
+    def targets(self):
+        """The shape of the labels."""
+        return *self.leading, *self.out
+
+    def losses(self, shift):
+        """The shape of the losses: with a shift one has fewer targets than rows."""
+        if not shift:
+            return self.targets
+        return *self.leading[:-1], max(0, self.leading[-1] - shift)
 
 
 def class_axis(ndim, dim, name="dim"):

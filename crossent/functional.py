@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from crossent._dispatch import frontends
-from crossent._options import loss_options
+from crossent._options import CHUNK_BYTES, head_options, loss_options
+from crossent._rows import SparseTarget as SparseTarget
 
 ArrayT = TypeVar("ArrayT")  # torch.Tensor or numpy.ndarray, whose losses that are one number are NumPy scalars
 
@@ -287,6 +288,94 @@ def cross_entropy(
     options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss)
     return frontends[type(input)].cross_entropy(
         input, target, weight, sample_weight, denominator, dim, options, inplace_backward
+    )
+
+
+def linear_cross_entropy(
+    input: ArrayT,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any = None,
+    weight: Any = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    shift: int = 0,
+    sample_weight: Any = None,
+    denominator: Any = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    filter_eps: float = 0.0,
+) -> ArrayT:
+    """Cross entropy of a linear layer's output, which is never held as a whole: a language model's head and its loss.
+
+        logits = input @ linear_weight.T + linear_bias
+        loss   = cross_entropy(logits, target, ...)
+
+    Rows pass in chunks, and the gradients are made while a chunk's logits are there. Beside its arguments and their
+    gradients a call needs the memory of one chunk. Equals torch.nn.functional.linear_cross_entropy of PyTorch 2.13 with
+    the same arguments; those from `shift` on are additions.
+
+    Args:
+        input: what the layer is applied to, of shape (..., D) with any number of axes before the features: (D,),
+            (N, D), (batch, time, D). Tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64.
+        linear_weight: of shape (C, D), or (C, d1, ..., dK, D) with an input of shape (N, D) for a K-dimensional loss;
+            its dtype is the input's.
+        target: labels, of the input's shape without the features, for a K-dimensional loss (N, d1, ..., dK), and any
+            integer dtype; or probabilities, which have an axis of C after the input's others and are read in the
+            logits' dtype; or a `SparseTarget`.
+        linear_bias: of linear_weight's shape without the features, in the input's dtype.
+        ignore_index: as in `cross_entropy`; None is -100.
+        options: a torch.nn.LinearCrossEntropyOptions. An explicit batch_chunk_size is honoured; its other fields choose
+            between ways of summation and of keeping gradients that do not exist here, and change nothing.
+        shift: the target of a row is that of `shift` rows later along the last axis before the features: with 1 a
+            causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
+            nothing, and reduction "none" gives the losses of the others.
+        chunk_bytes: the memory for a chunk of logits. More makes the products a little faster, to a point.
+        filter_eps: leave out of the gradients, chunk by chunk, each class for which no row's loss has a derivative
+            by the logit larger than this; 0 leaves out nothing. The error of the gradient by a logit is at most
+            filter_eps times the loss's own factor (1/N for a mean), so that of a row of the input's gradient is at most
+            filter_eps times the sum of the norms of the classes left out. The loss and the bias's gradient stay exact.
+
+    `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
+    `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
+
+    The products are in the input's dtype (float32 for float16 on a CPU); the loss, and every sum over chunks, is in
+    float32, for float64 in float64. Losses are in nats.
+
+    Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
+    input's dtype; float16 and bfloat16 give float32 under torch.autocast.
+
+    Raises what `crossent.cross_entropy` raises, and ValueError for shapes that do not fit each other, TypeError for a
+    linear_weight or linear_bias of another dtype than the input.
+
+    Differentiates, in PyTorch, input, linear_weight, linear_bias, probabilities (those of a SparseTarget as well),
+    `weight`, `sample_weight` and `denominator`, to every order, in reverse and forward mode and under torch.func; what
+    is frozen costs nothing. Derivatives of derivatives make the logits again chunk by chunk; forward mode, torch.func
+    and gradients for weights hold them all at once. For NumPy arrays `crossent.value_and_grad` gives the gradients of
+    input, linear_weight and linear_bias.
+
+    Making the gradients in the forward pass, in chunks, is described in Hsu et al., "Liger Kernel: Efficient Triton
+    Kernels for LLM Training" (2024), section 3.2; leaving out classes without influence in Wijmans et al., "Cut Your
+    Losses in Large-Vocabulary Language Models" (2024), section 4.3.
+
+    >>> import torch
+    >>> import crossent
+    >>> hidden, vocabulary = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> crossent.linear_cross_entropy(hidden, vocabulary, torch.tensor([0, 2]))
+    tensor(0.8074)
+    >>> crossent.cross_entropy(hidden @ vocabulary.T, torch.tensor([0, 2]))
+    tensor(0.8074)
+    """
+    loss = loss_options(
+        None, None, reduction, -100 if ignore_index is None else ignore_index, label_smoothing, softcap, z_loss
+    )
+    how = head_options(shift, chunk_bytes, filter_eps, options)
+    return frontends[type(input)].linear_cross_entropy(
+        input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
     )
 
 

@@ -29,7 +29,7 @@ _STORAGE = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_INTEGERS = {
+INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 _FULL_PRECISION = {torch.float32, torch.float64}
@@ -59,15 +59,15 @@ def _force_composite():
         _composite_forced = before
 
 
-def _ordinary(*tensors):
+def ordinary(*tensors):
     """Whether these are CPU tensors that a kernel may read, with no transform in the way."""
     for tensor in tensors:
         if tensor is not None and not (type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided):
             return False
-    return not _transformed()
+    return not transformed()
 
 
-def _transformed():
+def transformed():
     return _transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
 
 
@@ -76,16 +76,13 @@ def _overlaps(tensor):
     return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _needs_composite(gradient):
+def needs_composite(gradient):
     """Whether a backward is to be differentiated itself, or runs under a transform, on something without memory.
 
     `is_grads_batched` runs it under the older vmap, which nothing else gives away.
     """
     return (
-        torch.is_grad_enabled()
-        or type(gradient) is not _Tensor
-        or _transformed()
-        or not torch._C._has_storage(gradient)
+        torch.is_grad_enabled() or type(gradient) is not _Tensor or transformed() or not torch._C._has_storage(gradient)
     )
 
 
@@ -114,15 +111,15 @@ def _common(input, target):
         and input.layout is _STRIDED
         and not _compiling()
         and not has_torch_function((input, target))
-        and not _transformed()
+        and not transformed()
     )
 
 
-def _compute_dtype(dtype):
+def compute_dtype(dtype):
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def _result_dtype(input):
+def result_dtype(input):
     """Autocast gives losses in float32."""
     dtype = input.dtype
     if dtype in (torch.float16, torch.bfloat16):
@@ -169,7 +166,7 @@ class TORCH:
 
     @staticmethod
     def is_integer(tensor):
-        return tensor.dtype in _INTEGERS
+        return tensor.dtype in INTEGERS
 
     @staticmethod
     def new(shape, storage):
@@ -228,7 +225,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         input, target, weight, sample_weight = _saved(ctx)
         options, (dim, divisor, out_dtype, inplace), stats, scale = ctx.kept
-        if _needs_composite(dloss):
+        if needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss), None, None
         problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
@@ -282,18 +279,18 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             options.reduction, options.label_smoothing, dim=dim, sample_weight=sample_weight, denominator=denominator,
             softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
         )  # fmt: skip
-    _check_tensors(input, target, weight, sample_weight)
-    out_dtype = _result_dtype(input)
+    check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
+    out_dtype = result_dtype(input)
     if target.dtype in _STORAGE and input.dtype in _STORAGE and target.shape == input.shape:
         common = torch.promote_types(input.dtype, target.dtype)
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
-    divisor = _divisor(options, denominator)
-    differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
-    if _compiling() and input.device.type == "cpu" and not differentiates_weights:
+    divisor = divisor_of(options, denominator)
+    by_weights = differentiates_weights(weight, sample_weight, divisor)
+    if _compiling() and input.device.type == "cpu" and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
-    if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
+    if by_weights or _compiling() or not ordinary(*tensors[:4]):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
     if _grad_enabled() and (input.requires_grad or target.requires_grad):
@@ -302,9 +299,9 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     return result(problem.forward(divisor)[0], out_dtype)
 
 
-def _check_tensors(input, target, weight, sample_weight):
-    arrays = (("input", input), ("target", target), ("weight", weight), ("sample_weight", sample_weight))
-    for name, tensor in arrays:
+def check_tensors(**tensors):
+    """That these are dense tensors; None is not checked."""
+    for name, tensor in tensors.items():
         if tensor is None and name not in ("input", "target"):
             continue
         if not isinstance(tensor, torch.Tensor):
@@ -313,7 +310,7 @@ def _check_tensors(input, target, weight, sample_weight):
             raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
-def _divisor(options, denominator):
+def divisor_of(options, denominator):
     """The caller's denominator: a number where no device has to be waited for and nothing differentiates it."""
     if denominator is None:
         return None
@@ -321,12 +318,12 @@ def _divisor(options, denominator):
         _rows.check_denominator(options, 0)
         return number("denominator", denominator)
     _rows.check_denominator(options, denominator.ndim)
-    if _compiling() or denominator.requires_grad or not _ordinary(denominator):
+    if _compiling() or denominator.requires_grad or not ordinary(denominator):
         return denominator
     return float(denominator)
 
 
-def _differentiates_weights(weight, sample_weight, divisor):
+def differentiates_weights(weight, sample_weight, divisor):
     return torch.is_grad_enabled() and (
         (weight is not None and weight.requires_grad)
         or (sample_weight is not None and sample_weight.requires_grad)
@@ -337,13 +334,13 @@ def _differentiates_weights(weight, sample_weight, divisor):
 # Plain tensor operations
 
 
-def _checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
+def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
     """Class axis, kind of target, int64 labels, class weights and what each row counts (0: ignored)."""
     axis, soft = _rows.target_kind(input.shape, target.shape, dim, soft_allowed)
     if input.dtype not in _STORAGE:
         raise _rows.dtype_error("input", input.dtype)
-    _rows.check_target_dtype(soft, target.dtype in _STORAGE, target.dtype in _INTEGERS, target.dtype)
-    dtype = _compute_dtype(input.dtype)
+    _rows.check_target_dtype(soft, target.dtype in _STORAGE, target.dtype in INTEGERS, target.dtype)
+    dtype = compute_dtype(input.dtype)
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     keep = torch.ones(row_shape, dtype=dtype, device=input.device)
     if sample_weight is not None:
@@ -355,7 +352,7 @@ def _checked_rows(input, target, weight, sample_weight, dim, options, soft_allow
         weight = weight.to(dtype)
     if soft:
         _rows.check_soft_options(options)
-        return axis, soft, target.to(dtype), weight, keep
+        return axis, soft, target, weight, keep
     if target.dtype is torch.uint64 and _concrete(target) is not None:
         row = TORCH.labels(_concrete(target))[1]
         if row is not None:
@@ -390,13 +387,13 @@ def _concrete(tensor):
 
 
 def _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
-    checked = _checked_rows(input, target, weight, sample_weight, dim, options, True)
-    axis, soft, target, weight, keep = checked
+    axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, True)
+    target = target.to(keep.dtype) if soft else target
     rows = array.row_losses(torch, input.to(keep.dtype), target, soft, weight, keep, options, axis, torch.Tensor.detach)
-    return _reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+    return reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
 
 
-def _reduce(rows, target, soft, weight, keep, divisor, options):
+def reduce(rows, target, soft, weight, keep, divisor, options):
     if options.reduction == "none":
         return rows
     total = rows.sum()
@@ -422,7 +419,7 @@ class _NLLLoss(torch.autograd.Function):
     def backward(ctx, dloss):
         input, target, weight, sample_weight = _saved(ctx)
         options, (dim, divisor, out_dtype), scale = ctx.kept
-        if _needs_composite(dloss):
+        if needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
             return *_differentiable_grads(ctx, _composite_nll, input, target, dim, arguments, dloss), None, None
         problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
@@ -441,15 +438,15 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
             _dispatch.public("nll_loss"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, dim=dim, sample_weight=sample_weight, denominator=denominator,
         )  # fmt: skip
-    _check_tensors(input, target, weight, sample_weight)
-    out_dtype = _result_dtype(input)
-    divisor = _divisor(options, denominator)
-    differentiates_weights = _differentiates_weights(weight, sample_weight, divisor)
-    if _compiling() and input.device.type == "cpu" and not differentiates_weights:
+    check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
+    out_dtype = result_dtype(input)
+    divisor = divisor_of(options, denominator)
+    by_weights = differentiates_weights(weight, sample_weight, divisor)
+    if _compiling() and input.device.type == "cpu" and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
-    if differentiates_weights or _compiling() or not _ordinary(*tensors[:4]):
+    if by_weights or _compiling() or not ordinary(*tensors[:4]):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
     if _grad_enabled() and input.requires_grad:
@@ -458,10 +455,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 
 
 def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
-    checked = _checked_rows(input, target, weight, sample_weight, dim, options, False)
-    axis, soft, target, weight, keep = checked
+    axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, False)
     rows = array.picked_losses(torch, input.to(keep.dtype), target, weight, keep, axis)
-    return _reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+    return reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
 
 
 # Softmax
@@ -479,7 +475,7 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx, dout):
         (out,) = ctx.saved_tensors
         axis, log = ctx.call
-        if _needs_composite(dout):
+        if needs_composite(dout):
             return _softmax_grad(out, dout, axis, log), None, None
         return softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), None, None
 
@@ -522,7 +518,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     axis = _rows.class_axis(x.ndim, dim)
     if _compiling():
         return _compiled_softmax(x, axis, log)
-    if not _ordinary(x):
+    if not ordinary(x):
         return _native_softmax(x, dim, log)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply_softmax(x, axis, log)
@@ -553,3 +549,10 @@ def value_and_grad(function, input, args, kwargs):
             raise ValueError(f"value_and_grad needs a loss that is one number, got shape {tuple(loss.shape)}")
         (gradient,) = torch.autograd.grad(loss, logits)
     return loss.detach(), gradient
+
+
+def linear_cross_entropy(*arguments):
+    """See `_torch_head`, which is imported at its first use."""
+    from crossent.frontends import _torch_head
+
+    return _torch_head.linear_cross_entropy(*arguments)

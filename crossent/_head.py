@@ -1,0 +1,140 @@
+"""The head fused with its loss: rows pass in chunks, so that only one chunk of logits exists at a time.
+
+The gradients are made while a chunk's logits are there, over which the loss's gradient is written: three matrix
+products a chunk, and nothing is kept but the gradients themselves. `lib` is the array library's side; beside what
+`_problem` asks of it, it has
+
+    logits_bytes(x)                    the size of a logit
+    logits(x, weight, bias, out)       write x @ weight.T + bias
+    to_input(dlogits, weight)          dlogits @ weight
+    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
+    to_bias(dbias, dlogits)            add the sum of dlogits over rows
+    columns(dlogits, eps)              the numbers of the columns with anything above eps
+    dense(classes, probs, like)        probabilities scattered into zeros
+    picked(dense, classes)             the inverse
+    problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
+    buffer(shape, x), losses(shape, x), empty_like(a), zeros_like(a), accumulator(a)    new arrays
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_COLUMNS = 2048  # of those that a filter leaves, gathered at a time
+
+
+@dataclass
+class Head:
+    """A call of the head: flat arrays, and the targets that count.
+
+    `x` are the rows (N, D), `weight` the classes (V, D); target and sample weights begin with an axis of N. A sparse
+    target is its probabilities, with their `classes` beside it. `kept` are the numbers of the targets that count, a
+    slice if all do; target number i belongs to row i - shift. `scale` multiplies the gradients.
+    """
+
+    lib: Any
+    shape: Any
+    x: Any
+    weight: Any
+    bias: Any
+    target: Any
+    classes: Any
+    class_weight: Any
+    samples: Any
+    kept: Any
+    options: Any
+    how: Any
+    scale: float = 1.0
+    _buffer: Any = field(default=None, init=False)
+
+    def loss(self, wanted):
+        """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
+        total, gradients, differentiates = 0.0, self._new_gradients(wanted), any(wanted)
+        options = replace(self.options, reduction="sum")
+        for targets in self._chunks(wanted):
+            x, logits, problem = self._problem(targets, options)
+            stats = problem.new_stats() if differentiates else None
+            total += problem.forward(None, stats)[0]
+            if differentiates:
+                self._differentiate(gradients, wanted, targets, x, logits, problem, stats, None)
+        return total, gradients
+
+    def losses(self):
+        """The loss of every target, 0 for those that do not count."""
+        losses, options = self.lib.losses(self.shape.targets, self.x), replace(self.options, reduction="none")
+        flat = losses.reshape(-1, *self.shape.out)
+        for targets in self._chunks(()):
+            flat[targets] = self._problem(targets, options)[2].forward(None)[0]
+        return losses
+
+    def gradients(self, wanted, upstream):
+        """The gradients for losses that are multiplied by the numbers in `upstream`, None for 1."""
+        gradients, options = self._new_gradients(wanted), replace(self.options, reduction="none")
+        for targets in self._chunks(wanted):
+            dloss = None if upstream is None else upstream[targets]
+            self._differentiate(gradients, wanted, targets, *self._problem(targets, options), None, dloss)
+        return gradients
+
+    def _chunks(self, wanted):
+        """The targets of one chunk after the other. What is as large as the logits shares their memory."""
+        everything = isinstance(self.kept, slice)
+        count, how = self.kept.stop if everything else len(self.kept), self.how
+        arrays = 1 + (self.classes is not None) + any(wanted[3:])
+        a_row = max(1, arrays * self.lib.logits_bytes(self.x) * len(self.weight))
+        step = how.chunk_rows or max(1, how.chunk_bytes // a_row)
+        self._buffer = self.lib.buffer((min(step, count), len(self.weight)), self.x)
+        for lo in range(0, count, step):
+            hi = min(lo + step, count)
+            yield slice(lo, hi) if everything else self.kept[lo:hi]
+        self._buffer = None
+
+    def _rows(self, targets):
+        return targets if isinstance(targets, slice) else targets - self.how.shift
+
+    def _problem(self, targets, options):
+        x = self.x[self._rows(targets)]
+        logits = self._buffer[: len(x)]
+        self.lib.logits(x, self.weight, self.bias, logits)
+        by_class = logits.reshape(len(x), self.shape.classes, *self.shape.out)
+        target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
+        if self.classes is not None:
+            target = self.lib.dense(self.classes[targets], target, by_class)
+        return x, logits, self.lib.problem(by_class, target, self.class_weight, samples, options)
+
+    def _new_gradients(self, wanted):
+        lib = self.lib
+        by_row = lib.empty_like if isinstance(self.kept, slice) else lib.zeros_like
+        makers = by_row, lib.accumulator, lib.accumulator, by_row
+        arrays = self.x, self.weight, self.bias, self.target
+        return [make(array) if want else None for make, array, want in zip(makers, arrays, wanted)]
+
+    def _differentiate(self, gradients, wanted, targets, x, logits, problem, stats, dloss):
+        """Write over the logits, and add to the gradients, those of some targets."""
+        lib, (dx, dweight, dbias, dtarget) = self.lib, gradients
+        some = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
+        if wanted[3]:
+            dtarget[targets] = some if self.classes is None else lib.picked(some, self.classes[targets])
+        if wanted[2]:
+            lib.to_bias(dbias, logits)
+        if self.how.filter_eps:
+            self._add_filtered(dx, dweight, self._rows(targets), x, logits, problem.compute)
+            return
+        if wanted[0]:
+            dx[self._rows(targets)] = lib.cast(lib.to_input(logits, self.weight), lib.storage(dx))
+        if wanted[1]:
+            lib.to_weight(dweight, logits, x)
+
+    def _add_filtered(self, dx, dweight, rows, x, logits, compute):
+        """The products over those columns alone that have anything above the filter."""
+        lib, total = self.lib, 0.0
+        chosen = lib.columns(logits, self.how.filter_eps * self.scale)
+        for lo in range(0, len(chosen), _COLUMNS):
+            columns = chosen[lo : lo + _COLUMNS]
+            dlogits = logits[:, columns]
+            if dx is not None:
+                total = total + lib.cast(lib.to_input(dlogits, self.weight[columns]), compute)
+            if dweight is not None:
+                some = dweight[columns]
+                lib.to_weight(some, dlogits, x)
+                dweight[columns] = some
+        if dx is not None:
+            dx[rows] = lib.cast(total, lib.storage(dx)) if len(chosen) else 0

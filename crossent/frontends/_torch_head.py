@@ -1,0 +1,327 @@
+"""PyTorch's side of the fused head: matrix products, one autograd node, and what it becomes where that will not do."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils.checkpoint import checkpoint
+
+from crossent import _dispatch, _rows
+from crossent._head import Head
+from crossent.frontends import torch as frontend
+from crossent.frontends._problem import broadcast_samples, problem_of
+from crossent.frontends.torch import TORCH
+from crossent.kernels import array
+
+_BLOCK = 2**23  # bytes of what products that cannot be added in place need beside the chunk
+_EMULATED = {torch.float16}  # whose products a CPU makes number by number
+
+
+def _blocks(count, bytes_each):
+    step = max(1, _BLOCK // max(1, bytes_each))
+    return [slice(lo, lo + step) for lo in range(0, count, step)]
+
+
+def _arithmetic(dtype):
+    """The dtype of logits and products: 16 bits where there are instructions for it."""
+    return torch.float32 if dtype in _EMULATED else dtype
+
+
+class TorchHead(TORCH):
+    """What `_head` asks of an array library, for kernels on the CPU."""
+
+    empty_like = staticmethod(lambda array: frontend.new_tensor(array.shape, array.dtype))
+    zeros_like = staticmethod(lambda array: torch.zeros(array.shape, dtype=array.dtype))
+
+    @staticmethod
+    def logits_bytes(x):
+        return _arithmetic(x.dtype).itemsize
+
+    @staticmethod
+    def buffer(shape, x):
+        return frontend.new_tensor(shape, _arithmetic(x.dtype))
+
+    @staticmethod
+    def losses(shape, x):
+        return torch.zeros(shape, dtype=frontend.compute_dtype(x.dtype))
+
+    @staticmethod
+    def accumulator(array):
+        return torch.zeros(array.shape, dtype=frontend.compute_dtype(array.dtype))
+
+    @staticmethod
+    def logits(x, weight, bias, out):
+        if x.dtype not in _EMULATED:
+            if bias is None:
+                torch.mm(x, weight.t(), out=out)
+            else:
+                torch.addmm(bias, x, weight.t(), out=out)
+            return
+        x = x.float()
+        for block in _blocks(len(weight), 4 * weight.shape[1]):
+            torch.mm(x, weight[block].float().t(), out=out[:, block])
+        if bias is not None:
+            out += bias
+
+    @staticmethod
+    def to_input(dlogits, weight):
+        if weight.dtype == dlogits.dtype:
+            return torch.mm(dlogits, weight)
+        total = torch.zeros(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
+        for block in _blocks(len(weight), 4 * weight.shape[1]):
+            total.addmm_(dlogits[:, block], weight[block].float())
+        return total
+
+    @staticmethod
+    def to_weight(dweight, dlogits, x):
+        if dweight.dtype == dlogits.dtype:
+            dweight.addmm_(dlogits.t(), x.to(dlogits.dtype))
+            return
+        for block in _blocks(len(dweight), 2 * dweight.shape[1]):
+            dweight[block] += torch.mm(dlogits[:, block].t(), x)
+
+    @staticmethod
+    def to_bias(dbias, dlogits):
+        dbias += dlogits.sum(0, dtype=dbias.dtype)
+
+    @staticmethod
+    def columns(dlogits, eps):
+        return (torch.linalg.vector_norm(dlogits, math.inf, dim=0) > eps).nonzero()[:, 0]
+
+    @staticmethod
+    def dense(classes, probs, like):
+        return torch.zeros_like(like).scatter_add_(1, classes, probs.to(like.dtype))
+
+    @staticmethod
+    def picked(dense, classes):
+        return dense.gather(1, classes)
+
+    @classmethod
+    def problem(cls, logits, target, weight, sample_weight, options):
+        return problem_of(cls, logits, target, weight, sample_weight, 1, options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a call says beside its tensors; `classes` are those of a sparse target."""
+
+    shape: Any
+    options: Any
+    how: Any
+    divisor: Any
+    out_dtype: Any
+    classes: Any
+
+
+def _checked(input, target, weight, sample_weight, call):
+    """Labels, class weights and what each target counts, all with one axis for the rows."""
+    shape, dim = call.shape, len(call.shape.leading)
+    logits = input.new_empty(()).expand(shape.logits)  # their shape without their memory
+    if call.classes is not None:
+        _check_classes(call.classes, shape)
+    whole = target if call.classes is None else target.new_empty(()).expand(shape.logits)
+    counted = _shifted(sample_weight, shape, call.how.shift)
+    _, _, labels, weight, keep = frontend.checked_rows(logits, whole, weight, counted, dim, call.options, True)
+    labels = target if shape.soft else labels
+    return labels.reshape(shape.rows, *labels.shape[dim:]), weight, keep.reshape(shape.rows, *shape.out)
+
+
+def _shifted(sample_weight, shape, shift):
+    """Sample weights of 0 for the targets at the beginning of a sequence, which belong to no row."""
+    if not shift:
+        return sample_weight
+    belongs = (torch.arange(shape.leading[-1]) >= shift).to(torch.float32)
+    return belongs if sample_weight is None else belongs * broadcast_samples(TORCH, sample_weight, shape.targets)
+
+
+def _check_classes(classes, shape):
+    if classes.dtype not in frontend.INTEGERS:
+        raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
+    bad = (classes < 0) | (classes >= shape.classes)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise IndexError(
+            f"Class {int(classes[where])} at position {where} of a SparseTarget is out of bounds: classes must be "
+            f"between 0 and {shape.classes - 1}"
+        )
+
+
+def _head(input, linear_weight, linear_bias, target, weight, sample_weight, call):
+    """The head without the targets that count for nothing, and what its gradients are still to be multiplied by."""
+    shape, reduction = call.shape, call.options.reduction
+    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
+    divisor = call.divisor
+    if divisor is None and reduction == "mean":
+        divisor = float(array.row_weights(torch, labels, shape.soft, weight, keep).sum(dtype=torch.float64))
+    counts = (keep != 0).reshape(shape.rows, -1).any(1)
+    everything = not call.how.shift and bool(counts.all())
+    _, scale = _rows.reduced(reduction, 0.0, divisor, None)
+    # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
+    later = scale if input.dtype in _EMULATED else 1.0
+    head = Head(
+        lib=TorchHead,
+        shape=shape,
+        x=input.reshape(shape.rows, shape.features),
+        weight=linear_weight.reshape(-1, shape.features),
+        bias=None if linear_bias is None else linear_bias.reshape(-1),
+        target=labels,
+        classes=None if call.classes is None else call.classes.reshape(shape.rows, -1).long(),
+        class_weight=weight,
+        samples=None if sample_weight is None else keep,
+        kept=slice(0, shape.rows) if everything else counts.nonzero()[:, 0],
+        options=call.options,
+        how=call.how,
+        scale=1.0 if later != 1.0 else scale,
+    )
+    return head, later, divisor
+
+
+def _losses(losses, call):
+    """Without those of targets that belong to no row."""
+    shift, losses = call.how.shift, losses.reshape(call.shape.targets)
+    return losses[..., shift:] if shift else losses
+
+
+def _loss(head, divisor, wanted, call):
+    if call.options.reduction == "none":
+        return _losses(head.losses(), call).to(call.out_dtype), None
+    total, gradients = head.loss(wanted)
+    loss, _ = _rows.reduced(call.options.reduction, total, divisor, None)
+    return frontend.result(loss, call.out_dtype), gradients
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are made in forward, and handed out by the first backward; a later one makes them again."""
+
+    @staticmethod
+    def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call):
+        head, later, divisor = _head(input, linear_weight, linear_bias, target, weight, sample_weight, call)
+        loss, gradients = _loss(head, divisor, ctx.needs_input_grad[:4], call)
+        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, sample_weight)
+        ctx.call, ctx.made = call, None if gradients is None else (gradients, later)
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss):
+        tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad[:4]
+        if frontend.needs_composite(dloss):
+            return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
+        made, ctx.made = ctx.made, None
+        if made is None:
+            head, later, _ = _head(*tensors, call)
+            made = head.gradients(wanted, _upstream(dloss, call)), later
+        gradients, factor = made
+        if call.options.reduction != "none":
+            factor *= float(dloss)
+        return *(_finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
+
+
+def _upstream(dloss, call):
+    """The gradient from above for every target, with one axis for the rows."""
+    if call.options.reduction != "none":
+        return None
+    shape, shift = call.shape, call.how.shift
+    whole = dloss.new_zeros(shape.targets, dtype=frontend.compute_dtype(dloss.dtype))
+    (whole[..., shift:] if shift else whole).copy_(dloss)
+    return whole.reshape(shape.rows, *shape.out)
+
+
+def _finished(gradient, tensor, factor):
+    """Multiplied where that is still to do, rounded, and in the tensor's shape."""
+    if gradient is None:
+        return None
+    if factor != 1.0 and factor == factor:
+        gradient = gradient.mul_(factor)
+    return gradient.to(tensor.dtype).reshape(tensor.shape)
+
+
+def _composite(input, linear_weight, linear_bias, target, weight, sample_weight, call):
+    """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
+    shape, how = call.shape, call.how
+    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
+    counts = (keep != 0).reshape(shape.rows, -1).any(1)
+    x = input.reshape(shape.rows, shape.features).roll(how.shift, 0)
+    x = torch.where(counts.unsqueeze(1), x, 0.0)  # nan times a gradient of 0 is nan
+    matrix = linear_weight.reshape(-1, shape.features)
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    classes = None if call.classes is None else call.classes.reshape(shape.rows, -1).long()
+
+    def chunk(x, matrix, bias, labels, classes, weight, keep):
+        logits = torch.nn.functional.linear(x, matrix, bias).reshape(len(x), shape.classes, *shape.out)
+        logits = logits.to(keep.dtype)
+        if classes is not None:
+            labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))
+        labels = labels.to(keep.dtype) if shape.soft else labels
+        return array.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, torch.Tensor.detach)
+
+    if frontend.transformed():
+        losses = chunk(x, matrix, bias, labels, classes, weight, keep)
+    else:
+        step = how.chunk_rows or max(1, how.chunk_bytes // (len(matrix) * keep.itemsize))
+        pieces = [
+            checkpoint(
+                chunk, x[lo : lo + step], matrix, bias, labels[lo : lo + step],
+                None if classes is None else classes[lo : lo + step], weight, keep[lo : lo + step], use_reentrant=False,
+            )
+            for lo in range(0, shape.rows, step)
+        ]  # fmt: skip
+        losses = torch.cat(pieces) if pieces else keep
+    if call.options.reduction == "none":
+        return _losses(losses, call).to(call.out_dtype)
+    return frontend.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
+
+
+def _differentiable_gradients(tensors, wanted, call, dloss):
+    differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
+    with torch.enable_grad():
+        loss = _composite(*tensors, call)
+        gradients = iter(torch.autograd.grad(loss, differentiated, dloss, create_graph=True))
+    return [next(gradients) if want else None for want in wanted]
+
+
+def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
+    classes, probs = (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
+    tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            _dispatch.public("linear_cross_entropy"), tensors, input, linear_weight, target, linear_bias=linear_bias,
+            weight=weight, reduction=options.reduction, ignore_index=options.ignore_index,
+            label_smoothing=options.label_smoothing, shift=how.shift, sample_weight=sample_weight,
+            denominator=denominator, softcap=options.softcap, z_loss=options.z_loss, chunk_bytes=how.chunk_bytes,
+            filter_eps=how.filter_eps,
+        )  # fmt: skip
+    frontend.check_tensors(
+        input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
+        weight=weight, sample_weight=sample_weight,
+    )  # fmt: skip
+    out_dtype = frontend.result_dtype(input)
+    input, linear_weight, linear_bias = _as_linear_takes_them(input, linear_weight, linear_bias)
+    shape = _rows.HeadShape(
+        tuple(input.shape), tuple(linear_weight.shape), None if linear_bias is None else tuple(linear_bias.shape),
+        target if classes is not None else tuple(target.shape), how.shift,
+    )  # fmt: skip
+    divisor = frontend.divisor_of(options, denominator)
+    call = _Call(shape, options, how, divisor, out_dtype, classes)
+    arguments = input, linear_weight, linear_bias, probs, weight, sample_weight, call
+    if frontend.differentiates_weights(weight, sample_weight, divisor) or not frontend.ordinary(*arguments[:6]):
+        return _composite(*arguments)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
+        return _LinearCrossEntropy.apply(*arguments)
+    head, _, divisor = _head(*arguments)
+    return _loss(head, divisor, (), call)[0]
+
+
+def _as_linear_takes_them(input, linear_weight, linear_bias):
+    """Under autocast in its dtype, else in one that all three have already."""
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        if input.dtype is not torch.float64:
+            input, linear_weight = input.to(dtype), linear_weight.to(dtype)
+            linear_bias = None if linear_bias is None else linear_bias.to(dtype)
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    return input, linear_weight, linear_bias

@@ -269,6 +269,14 @@ def label_error(label, row, row_shape, classes, ignore_index):
     )
 
 
+def class_error(value, position, classes):
+    """IndexError for a class that a SparseTarget names."""
+    return IndexError(
+        f"Class {value} at position {position} of a SparseTarget is out of bounds: classes must be between 0 and "
+        f"{classes - 1}"
+    )
+
+
 def softmax_axis(ndim, dim, name, stacklevel):
     """PyTorch's implicit choice of the axis, with its warning at the caller of the public function."""
     if dim is None:

@@ -18,6 +18,7 @@ BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "cros
 # Its overrides of torch functions name the public ones, which only `_dispatch` knows.
 TORCH_FRONTEND = (
     *HELPERS,
+    "crossent.frontends._torch_head",
     "crossent.frontends._torch_operators",
     "crossent.frontends.torch",
     "crossent._dispatch",
@@ -33,11 +34,13 @@ MAY_IMPORT = {
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._problem": BELOW_FRONTENDS,
-    "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "numpy"),
+    "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends._numpy_head", "numpy"),
+    "crossent.frontends._numpy_head": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
+    "crossent.frontends._torch_head": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),
-    "crossent.functional": ("crossent._dispatch", "crossent._options"),
+    "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._rows"),
     "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "torch"),
     "crossent.demo": (*PUBLIC, "crossent.demo", "numpy", "torch", "sklearn", "matplotlib", "rich", "typer"),
     "crossent.cli": (*PUBLIC, "crossent.demo", "rich", "typer"),

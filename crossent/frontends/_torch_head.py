@@ -33,7 +33,7 @@ class TorchHead(TORCH):
     """What `_head` asks of an array library, for kernels on the CPU."""
 
     empty_like = staticmethod(lambda array: frontend.new_tensor(array.shape, array.dtype))
-    zeros_like = staticmethod(lambda array: torch.zeros(array.shape, dtype=array.dtype))
+    zeros_like = staticmethod(lambda array: frontend.new_tensor(array.shape, array.dtype).zero_())
 
     @staticmethod
     def logits_bytes(x):
@@ -49,7 +49,7 @@ class TorchHead(TORCH):
 
     @staticmethod
     def accumulator(array):
-        return torch.zeros(array.shape, dtype=frontend.compute_dtype(array.dtype))
+        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype)).zero_()
 
     @staticmethod
     def logits(x, weight, bias, out):
@@ -122,17 +122,18 @@ def _checked(input, target, weight, sample_weight, call):
     if call.classes is not None:
         _check_classes(call.classes, shape)
     whole = target if call.classes is None else target.new_empty(()).expand(shape.logits)
-    counted = _shifted(sample_weight, shape, call.how.shift)
+    counted = _shifted(sample_weight, call, input.device)
     _, _, labels, weight, keep = frontend.checked_rows(logits, whole, weight, counted, dim, call.options, True)
     labels = target if shape.soft else labels
     return labels.reshape(shape.rows, *labels.shape[dim:]), weight, keep.reshape(shape.rows, *shape.out)
 
 
-def _shifted(sample_weight, shape, shift):
+def _shifted(sample_weight, call, device):
     """Sample weights of 0 for the targets at the beginning of a sequence, which belong to no row."""
+    shape, shift = call.shape, call.how.shift
     if not shift:
         return sample_weight
-    belongs = (torch.arange(shape.leading[-1]) >= shift).to(torch.float32)
+    belongs = (torch.arange(shape.leading[-1], device=device) >= shift).to(torch.float32)
     return belongs if sample_weight is None else belongs * broadcast_samples(TORCH, sample_weight, shape.targets)
 
 
@@ -142,10 +143,7 @@ def _check_classes(classes, shape):
     bad = (classes < 0) | (classes >= shape.classes)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
-        raise IndexError(
-            f"Class {int(classes[where])} at position {where} of a SparseTarget is out of bounds: classes must be "
-            f"between 0 and {shape.classes - 1}"
-        )
+        raise _rows.class_error(int(classes[where]), where, shape.classes)
 
 
 def _head(input, linear_weight, linear_bias, target, weight, sample_weight, call):
@@ -159,7 +157,7 @@ def _head(input, linear_weight, linear_bias, target, weight, sample_weight, call
     everything = not call.how.shift and bool(counts.all())
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
     # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
-    later = scale if input.dtype in _EMULATED else 1.0
+    later = scale if input.dtype in _EMULATED and bool(counts.any()) else 1.0
     head = Head(
         lib=TorchHead,
         shape=shape,
@@ -192,15 +190,36 @@ def _loss(head, divisor, wanted, call):
     return frontend.result(loss, call.out_dtype), gradients
 
 
+def call_of(input, linear_weight, linear_bias, target, classes, options, how, divisor, out_dtype):
+    """The call, once the shapes fit."""
+    bias = None if linear_bias is None else tuple(linear_bias.shape)
+    kind = tuple(target.shape) if classes is None else _rows.SparseTarget(classes, target)
+    shape = _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, how.shift)
+    return _Call(shape, options, how, divisor, out_dtype, classes)
+
+
+def loss_and_gradients(tensors, wanted, call):
+    """The loss, and its gradients or None for reduction "none"."""
+    head, later, divisor = _head(*tensors, call)
+    loss, gradients = _loss(head, divisor, wanted, call)
+    return loss, None if gradients is None else (gradients, later)
+
+
+def gradients_again(tensors, wanted, call, dloss):
+    """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
+    head, later, _ = _head(*tensors, call)
+    return head.gradients(wanted, _upstream(dloss, call)), later
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made in forward, and handed out by the first backward; a later one makes them again."""
 
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call):
-        head, later, divisor = _head(input, linear_weight, linear_bias, target, weight, sample_weight, call)
-        loss, gradients = _loss(head, divisor, ctx.needs_input_grad[:4], call)
-        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, sample_weight)
-        ctx.call, ctx.made = call, None if gradients is None else (gradients, later)
+        tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+        loss, ctx.made = loss_and_gradients(tensors, ctx.needs_input_grad[:4], call)
+        ctx.save_for_backward(*tensors)
+        ctx.call = call
         return loss
 
     @staticmethod
@@ -209,13 +228,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if frontend.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         made, ctx.made = ctx.made, None
-        if made is None:
-            head, later, _ = _head(*tensors, call)
-            made = head.gradients(wanted, _upstream(dloss, call)), later
-        gradients, factor = made
+        gradients, factor = made or gradients_again(tensors, wanted, call, dloss)
         if call.options.reduction != "none":
             factor *= float(dloss)
-        return *(_finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
+        return *(finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
 
 
 def _upstream(dloss, call):
@@ -228,13 +244,15 @@ def _upstream(dloss, call):
     return whole.reshape(shape.rows, *shape.out)
 
 
-def _finished(gradient, tensor, factor):
+def finished(gradient, tensor, factor):
     """Multiplied where that is still to do, rounded, and in the tensor's shape."""
     if gradient is None:
         return None
-    if factor != 1.0 and factor == factor:
-        gradient = gradient.mul_(factor)
-    return gradient.to(tensor.dtype).reshape(tensor.shape)
+    if gradient.dtype != tensor.dtype:
+        gradient = torch.mul(gradient, factor, out=frontend.new_tensor(gradient.shape, tensor.dtype))
+    elif factor != 1.0:
+        gradient.mul_(factor)
+    return gradient.reshape(tensor.shape)
 
 
 def _composite(input, linear_weight, linear_bias, target, weight, sample_weight, call):
@@ -282,7 +300,8 @@ def _differentiable_gradients(tensors, wanted, call, dloss):
 
 
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
-    classes, probs = (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
+    sparse = isinstance(target, _rows.SparseTarget)
+    classes, probs = (target.classes, target.probs) if sparse else (None, target)
     tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -298,19 +317,20 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     )  # fmt: skip
     out_dtype = frontend.result_dtype(input)
     input, linear_weight, linear_bias = _as_linear_takes_them(input, linear_weight, linear_bias)
-    shape = _rows.HeadShape(
-        tuple(input.shape), tuple(linear_weight.shape), None if linear_bias is None else tuple(linear_bias.shape),
-        target if classes is not None else tuple(target.shape), how.shift,
-    )  # fmt: skip
     divisor = frontend.divisor_of(options, denominator)
-    call = _Call(shape, options, how, divisor, out_dtype, classes)
-    arguments = input, linear_weight, linear_bias, probs, weight, sample_weight, call
-    if frontend.differentiates_weights(weight, sample_weight, divisor) or not frontend.ordinary(*arguments[:6]):
+    tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
+    by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
+    if torch.compiler.is_compiling() and input.device.type == "cpu" and not by_weights:
+        from crossent.frontends import _torch_operators
+
+        return _torch_operators.head_loss(*tensors, classes, divisor, options, how, out_dtype)
+    call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, divisor, out_dtype)
+    arguments = *tensors, call
+    if by_weights or torch.compiler.is_compiling() or not frontend.ordinary(*tensors):
         return _composite(*arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
         return _LinearCrossEntropy.apply(*arguments)
-    head, _, divisor = _head(*arguments)
-    return _loss(head, divisor, (), call)[0]
+    return loss_and_gradients(tensors, (), call)[0]
 
 
 def _as_linear_takes_them(input, linear_weight, linear_bias):

@@ -1,5 +1,5 @@
-"""The losses, and softmax of much at once, as operators, which `torch.compile` and `torch.export` carry through their
-graphs as they are.
+"""Losses, fused head and softmax of much at once as operators, which `torch.compile` and `torch.export` carry through
+their graphs as they are.
 
 The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
 denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`.
@@ -8,8 +8,8 @@ denominator are left to the graph. Gradients of gradients are not available here
 import torch
 
 from crossent import _rows
-from crossent._options import loss_options
-from crossent.frontends import torch as frontend
+from crossent._options import HeadOptions, loss_options
+from crossent.frontends import _torch_head, torch as frontend
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
 
 _library = torch.library.Library("crossent", "DEF")
@@ -159,3 +159,111 @@ def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out
     )  # fmt: skip
     value = torch.ops.crossent.loss(*arguments)[0] if torch.compiler.is_exporting() else _Loss.apply(*arguments)
     return (value if divisor is None else value / divisor).to(out_dtype)
+
+
+# The fused head: what a gradient that nobody wants would be is a tensor without elements.
+
+_HEAD_OPTIONS = (
+    "bool[] wanted, int shift, int chunk_bytes, int? chunk_rows, float filter_eps, str reduction, int ignore_index, "
+    "float label_smoothing, float? softcap, float z_loss"
+)
+_HEAD_INPUTS = (
+    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight, "
+    "Tensor? classes"
+)
+_library.define(f"head({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_library.define(f"head_backward(Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
+
+
+def _head_call(input, linear_weight, linear_bias, target, classes, how, values):
+    options, dtype = loss_options(None, None, *values), frontend.compute_dtype(input.dtype)
+    return _torch_head.call_of(
+        input, linear_weight, linear_bias, target, classes, options, HeadOptions(*how), None, dtype
+    )
+
+
+def _tensors_of(made, tensors):
+    gradients, factor = made
+    finished = (_torch_head.finished(gradient, tensor, factor) for gradient, tensor in zip(gradients, tensors))
+    return [tensors[0].new_empty(0) if gradient is None else gradient for gradient in finished]
+
+
+@torch.library.impl(_library, "head", "CPU")
+def _head(
+    input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
+    filter_eps, *values,
+):  # fmt: skip
+    how = shift, chunk_bytes, chunk_rows, filter_eps
+    call = _head_call(input, linear_weight, linear_bias, target, classes, how, values)
+    tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+    loss, made = _torch_head.loss_and_gradients(tensors, wanted, call)
+    return loss.clone(), *_tensors_of(made or ([None] * 4, 1.0), tensors)
+
+
+@torch.library.impl(_library, "head_backward", "CPU")
+def _head_backward(
+    dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes,
+    chunk_rows, filter_eps, *values,
+):  # fmt: skip
+    how = shift, chunk_bytes, chunk_rows, filter_eps
+    call = _head_call(input, linear_weight, linear_bias, target, classes, how, values)
+    tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+    return tuple(_tensors_of(_torch_head.gradients_again(tensors, wanted, call, dloss), tensors))
+
+
+def _fake_gradients(tensors, wanted):
+    return [
+        tensor.new_empty(tensor.shape) if want else tensors[0].new_empty(0) for tensor, want in zip(tensors, wanted)
+    ]
+
+
+@torch.library.register_fake("crossent::head", lib=_library)
+def _fake_head(
+    input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
+    filter_eps, reduction, *values,
+):  # fmt: skip
+    shape = []
+    if reduction == "none":
+        shape = [*input.shape[:-1], *linear_weight.shape[1:-1]]
+        shape = [*shape[:-1], shape[-1] - shift] if shift else shape
+        wanted = [False] * 4
+    loss = input.new_empty(shape, dtype=frontend.compute_dtype(input.dtype))
+    return loss, *_fake_gradients((input, linear_weight, linear_bias, target), wanted)
+
+
+@torch.library.register_fake("crossent::head_backward", lib=_library)
+def _fake_head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *_):
+    return tuple(_fake_gradients((input, linear_weight, linear_bias, target), wanted))
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        wanted, reduction = arguments[7], arguments[12]
+        loss, *gradients = torch.ops.crossent.head(*arguments)
+        ctx.wanted, ctx.reduction, ctx.values = wanted, reduction, arguments[7:]
+        ctx.save_for_backward(*(arguments[:7] if reduction == "none" else gradients))
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss):
+        if ctx.reduction == "none":
+            gradients = torch.ops.crossent.head_backward(dloss, *ctx.saved_tensors, *ctx.values)
+        else:
+            gradients = [(gradient * dloss).to(gradient.dtype) for gradient in ctx.saved_tensors]
+        gradients = [gradient if want else None for gradient, want in zip(gradients, ctx.wanted)]
+        return *gradients, *(None for _ in range(3 + len(ctx.values)))
+
+
+def head_loss(
+    input, linear_weight, linear_bias, target, weight, sample_weight, classes, divisor, options, how, out_dtype
+):  # fmt: skip
+    """`linear_cross_entropy` for the compiler."""
+    differentiated = input, linear_weight, linear_bias, target
+    wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in differentiated]
+    reduction = "sum" if divisor is not None else options.reduction
+    loss = _Head.apply(
+        *differentiated, weight, sample_weight, classes, wanted, how.shift, how.chunk_bytes, how.chunk_rows,
+        how.filter_eps, reduction, options.ignore_index, options.label_smoothing, options.softcap, options.z_loss,
+    )  # fmt: skip
+    return (loss if divisor is None else loss / divisor).to(out_dtype)

@@ -12,17 +12,17 @@ from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
 
 _FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-_tape: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
+tape_of_call: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 
-def _new(shape, dtype):
+def new_array(shape, dtype):
     """An uninitialised array, a large one in memory that is used again."""
     size = math.prod(shape) * dtype.itemsize
     buffer = block(size) if size >= LARGE_FROM else None
     return np.empty(shape, dtype) if buffer is None else buffer.view(dtype).reshape(shape)
 
 
-class _NumPy:
+class NUMPY:
     """What `_problem` asks of an array library."""
 
     storages = {**_FLOATS, np.dtype(np.int64): "labels"}
@@ -56,8 +56,8 @@ class _NumPy:
     @staticmethod
     def empty(layout, like):
         if layout.inverse is None:
-            return _new(like.shape, like.dtype)
-        return _new([like.shape[axis] for axis in layout.order], like.dtype).transpose(layout.inverse)
+            return new_array(like.shape, like.dtype)
+        return new_array([like.shape[axis] for axis in layout.order], like.dtype).transpose(layout.inverse)
 
     @classmethod
     def copied(cls, layout, array):
@@ -89,7 +89,7 @@ class _NumPy:
         return array.reshape(-1)[row].item()
 
 
-def _readable(name, array):
+def readable(name, array):
     """The array in native byte order, aligned, and a whole number of elements from one to the next."""
     if not isinstance(array, np.ndarray | np.generic):
         raise TypeError(f"{name} must be a NumPy array like input, got {type(array).__name__}")
@@ -105,14 +105,14 @@ def _readable(name, array):
 
 def _inputs(input, target, weight, sample_weight):
     return (
-        _readable("input", input),
-        _readable("target", target),
-        None if weight is None else _readable("weight", weight),
-        None if sample_weight is None else _readable("sample_weight", sample_weight),
+        readable("input", input),
+        readable("target", target),
+        None if weight is None else readable("weight", weight),
+        None if sample_weight is None else readable("sample_weight", sample_weight),
     )
 
 
-def _divisor(options, denominator):
+def divisor_of(options, denominator):
     if denominator is None:
         return None
     _rows.check_denominator(options, np.ndim(denominator))
@@ -127,7 +127,7 @@ def _promoted(input, target):
     return input, target
 
 
-def _loss(value, dtype):
+def result(value, dtype):
     return value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else dtype.type(value)
 
 
@@ -136,15 +136,15 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         raise ValueError("inplace_backward needs PyTorch's autograd; NumPy has value_and_grad")
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
     logits, target = _promoted(logits, target)
-    divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = problem_of(_NumPy, logits, target, weight, sample_weight, dim, options)
+    divisor, tape = divisor_of(options, denominator), tape_of_call.get()
+    problem = problem_of(NUMPY, logits, target, weight, sample_weight, dim, options)
     stats = None if tape is None else problem.new_stats()
     loss, scale = problem.forward(divisor, stats)
-    loss = _loss(loss, logits.dtype)
+    loss = result(loss, logits.dtype)
     if tape is not None and tape.input is input:
 
         def gradient():
-            dx = _NumPy.empty(problem.layout, logits)
+            dx = NUMPY.empty(problem.layout, logits)
             problem.backward(stats, None, scale, dx, False)
             return dx
 
@@ -154,14 +154,14 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     logits, target, weight, sample_weight = _inputs(input, target, weight, sample_weight)
-    divisor, tape = _divisor(options, denominator), _tape.get()
-    problem = problem_of(_NumPy, logits, target, weight, sample_weight, dim, options, picks=True)
+    divisor, tape = divisor_of(options, denominator), tape_of_call.get()
+    problem = problem_of(NUMPY, logits, target, weight, sample_weight, dim, options, picks=True)
     loss, scale = problem.forward(divisor)
-    loss = _loss(loss, logits.dtype)
+    loss = result(loss, logits.dtype)
     if tape is not None and tape.input is input:
 
         def gradient():
-            dx = _NumPy.empty(problem.layout, logits)
+            dx = NUMPY.empty(problem.layout, logits)
             dx[...] = 0
             problem.backward(None, None, scale, dx, False)
             return dx
@@ -171,7 +171,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 
 
 def softmax(input, dim, dtype, log, stacklevel):
-    x = _readable("input", input)
+    x = readable("input", input)
     if dtype is not None:
         if x.dtype.kind not in "fiub":
             raise _rows.dtype_error("input", x.dtype)
@@ -181,7 +181,14 @@ def softmax(input, dim, dtype, log, stacklevel):
     axis = _rows.softmax_axis(x.ndim, dim, "log_softmax" if log else "softmax", stacklevel)
     if not x.ndim:
         return softmax(x[None], 0, None, log, stacklevel)[0]
-    return softmax_forward(_NumPy, x, axis, log)
+    return softmax_forward(NUMPY, x, axis, log)
+
+
+def linear_cross_entropy(*arguments):
+    """See `_numpy_head`, which is imported at its first use."""
+    from crossent.frontends import _numpy_head
+
+    return _numpy_head.linear_cross_entropy(*arguments)
 
 
 class _Tape:
@@ -196,14 +203,15 @@ class _Tape:
 
 def value_and_grad(function, input, args, kwargs):
     tape = _Tape(input)
-    token = _tape.set(tape)
+    token = tape_of_call.set(tape)
     try:
         loss = function(input, *args, **kwargs)
     finally:
-        _tape.reset(token)
+        tape_of_call.reset(token)
     if tape.gradient is None or loss is not tape.loss:
         raise TypeError(
-            "value_and_grad of NumPy arrays takes cross_entropy or nll_loss, or a call that returns its loss"
+            "value_and_grad of NumPy arrays takes cross_entropy, nll_loss or linear_cross_entropy, or a call that "
+            "returns its loss"
         )
     if np.ndim(loss):
         raise ValueError(f"value_and_grad needs a loss that is one number, got shape {np.shape(loss)}")

@@ -1,4 +1,4 @@
-"""torch.nn with crossent's `Softmax`, `LogSoftmax`, `NLLLoss` and `CrossEntropyLoss` in it.
+"""torch.nn with crossent's `Softmax`, `LogSoftmax`, `NLLLoss`, `CrossEntropyLoss` and `LinearCrossEntropyLoss` in it.
 
 Everything else that torch.nn has is here under the same name: a program changes `import torch.nn as nn` to
 `import crossent.nn as nn` and `import torch.nn.functional as F` to `import crossent.nn.functional as F`.
@@ -21,6 +21,7 @@ import crossent.nn.modules  # noqa: F401
 from crossent.nn import _submodules as _submodules, functional as functional, modules as modules
 from crossent.nn.modules import (
     CrossEntropyLoss as CrossEntropyLoss,
+    LinearCrossEntropyLoss as LinearCrossEntropyLoss,
     LogSoftmax as LogSoftmax,
     NLLLoss as NLLLoss,
     Softmax as Softmax,

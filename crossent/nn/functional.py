@@ -1,4 +1,4 @@
-"""torch.nn.functional with crossent's `softmax`, `log_softmax`, `nll_loss` and `cross_entropy` in it."""
+"""torch.nn.functional with crossent's softmaxes and losses in it."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from torch.nn.functional import *  # noqa: F403
 
 from crossent.functional import (
     cross_entropy as cross_entropy,
+    linear_cross_entropy as linear_cross_entropy,
     log_softmax as log_softmax,
     nll_loss as nll_loss,
     softmax as softmax,

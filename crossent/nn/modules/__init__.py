@@ -1,10 +1,14 @@
-"""torch.nn.modules with crossent's `Softmax`, `LogSoftmax`, `NLLLoss` and `CrossEntropyLoss` in it."""
+"""torch.nn.modules with crossent's losses and softmaxes in it."""
 
 import torch.nn.modules as _torch_modules
 from torch.nn.modules import *  # noqa: F403
 
 from crossent.nn.modules.activation import LogSoftmax as LogSoftmax, Softmax as Softmax
-from crossent.nn.modules.loss import CrossEntropyLoss as CrossEntropyLoss, NLLLoss as NLLLoss
+from crossent.nn.modules.loss import (
+    CrossEntropyLoss as CrossEntropyLoss,
+    LinearCrossEntropyLoss as LinearCrossEntropyLoss,
+    NLLLoss as NLLLoss,
+)
 
 
 def __getattr__(name):

@@ -1,9 +1,16 @@
-"""torch.nn.modules.loss with crossent's `NLLLoss` and `CrossEntropyLoss` in it."""
+"""torch.nn.modules.loss with crossent's `NLLLoss`, `CrossEntropyLoss` and `LinearCrossEntropyLoss` in it."""
+
+import math
+from typing import Any
 
 import torch.nn.modules.loss as _torch_loss
+from torch.nn.modules.linear import Linear
 
-from crossent._options import loss_options
-from crossent.functional import cross_entropy, nll_loss
+from crossent._options import CHUNK_BYTES, head_options, loss_options
+from crossent.functional import cross_entropy, linear_cross_entropy, nll_loss
+
+# PyTorch has the fused head as a module from 2.13 on.
+_LinearLoss: Any = getattr(_torch_loss, "LinearCrossEntropyLoss", _torch_loss._WeightedLoss)
 
 
 class NLLLoss(_torch_loss.NLLLoss):
@@ -128,6 +135,100 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
 
     def extra_repr(self) -> str:
         return _changed(self, CrossEntropyLoss, "dim", "softcap", "z_loss", "inplace_backward")
+
+
+class LinearCrossEntropyLoss(_LinearLoss):
+    """A linear layer and `crossent.linear_cross_entropy` of its output; torch.nn.LinearCrossEntropyLoss and more.
+
+    Args:
+        in_features: the number of features, D.
+        num_classes: the number of classes, C.
+        out_features: the sizes (d1, ..., dK) of a K-dimensional loss.
+        bias: whether the layer has a bias.
+        device, dtype: those of the layer's parameters.
+        weight: a weight for each class, of shape (C,), kept as a buffer; None weighs all classes alike.
+        reduction, ignore_index, label_smoothing, options, shift, softcap, z_loss, chunk_bytes, filter_eps: those of
+            `crossent.linear_cross_entropy`.
+
+    The layer is `linear`, a torch.nn.Linear with C * d1 * ... * dK rows, as in PyTorch; its weight can be tied to an
+    embedding's. Calling the module takes `input` and `target`, and by keyword `sample_weight` and `denominator`.
+    Shapes, dtypes, errors and derivatives are those of `crossent.linear_cross_entropy`.
+
+    Raises ValueError or TypeError, here and not first at the call, for an option that is out of range.
+
+    >>> import torch
+    >>> import crossent.nn as nn
+    >>> head = nn.LinearCrossEntropyLoss(3, 5, shift=1)
+    >>> hidden, tokens = torch.zeros(2, 4, 3), torch.randint(5, (2, 4))
+    >>> head(hidden, tokens)  # log 5
+    tensor(1.6094, grad_fn=<_LinearCrossEntropyBackward>)
+    """
+
+    shift: int = 0
+    softcap: float | None = None
+    z_loss: float = 0.0
+    chunk_bytes: int = CHUNK_BYTES
+    filter_eps: float = 0.0
+
+    def __init__(
+        self,
+        in_features,
+        num_classes,
+        *,
+        out_features=(),
+        bias=False,
+        device=None,
+        dtype=None,
+        reduction="mean",
+        weight=None,
+        ignore_index=None,
+        label_smoothing=0.0,
+        options=None,
+        shift=0,
+        softcap=None,
+        z_loss=0.0,
+        chunk_bytes=CHUNK_BYTES,
+        filter_eps=0.0,
+    ) -> None:
+        _torch_loss._WeightedLoss.__init__(self, weight=weight, reduction=reduction)
+        if weight is not None and weight.shape != (num_classes,):
+            raise ValueError(f"weight must have shape {(num_classes,)}, got {tuple(weight.shape)}")
+        ignored = -100 if ignore_index is None else ignore_index
+        loss_options(None, None, reduction, ignored, label_smoothing, softcap, z_loss)
+        head_options(shift, chunk_bytes, filter_eps, options)
+        self.num_classes, self.out_features = num_classes, out_features
+        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
+        self.shift, self.softcap, self.z_loss = shift, softcap, z_loss
+        self.chunk_bytes, self.filter_eps = chunk_bytes, filter_eps
+        rows = math.prod(out_features, start=num_classes)
+        self.linear = Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input, target, *, sample_weight=None, denominator=None):
+        axes = self.num_classes, *self.out_features
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*axes, -1),
+            target,
+            linear_bias=None if bias is None else bias.reshape(axes),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+            shift=self.shift,
+            sample_weight=sample_weight,
+            denominator=denominator,
+            softcap=self.softcap,
+            z_loss=self.z_loss,
+            chunk_bytes=self.chunk_bytes,
+            filter_eps=self.filter_eps,
+        )
+
+    def extra_repr(self) -> str:
+        size = f"in_features={self.linear.in_features}, num_classes={self.num_classes}"
+        extras = _changed(self, LinearCrossEntropyLoss, "shift", "softcap", "z_loss", "chunk_bytes", "filter_eps")
+        return f"{size}, {extras}" if extras else size
 
 
 def _changed(module, kind, *names):

@@ -1,0 +1,207 @@
+"""NumPy's side of the fused head. float16, which no matrix product has, is computed in float32, block by block."""
+
+import numpy as np
+
+from crossent import _rows
+from crossent._head import Head
+from crossent.frontends._problem import broadcast_samples, compute_storage, problem_of
+from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
+from crossent.kernels import array
+
+_BLOCK = 2**23  # bytes of what a product needs beside the chunk
+
+
+def _blocks(rows, dtype):
+    """Slices of the rows of a matrix, and those rows in the dtype."""
+    step = max(1, _BLOCK // max(1, rows.shape[1] * np.dtype(dtype).itemsize))
+    for lo in range(0, len(rows), step):
+        yield slice(lo, lo + step), rows[lo : lo + step].astype(dtype, copy=False)
+
+
+def _compute(array):
+    return np.dtype(compute_storage(NUMPY.storage(array)))
+
+
+class NumPyHead(NUMPY):
+    """What `_head` asks of an array library."""
+
+    @staticmethod
+    def logits_bytes(x):
+        return _compute(x).itemsize
+
+    @staticmethod
+    def buffer(shape, x):
+        return new_array(shape, _compute(x))
+
+    @staticmethod
+    def losses(shape, x):
+        return np.zeros(shape, _compute(x))
+
+    @staticmethod
+    def empty_like(array):
+        return new_array(array.shape, array.dtype)
+
+    @staticmethod
+    def zeros_like(array):
+        return np.zeros(array.shape, array.dtype)
+
+    @staticmethod
+    def accumulator(array):
+        return np.zeros(array.shape, _compute(array))
+
+    @staticmethod
+    def logits(x, weight, bias, out):
+        x = x.astype(out.dtype, copy=False)
+        for block, some in _blocks(weight, out.dtype):
+            np.matmul(x, some.T, out=out[:, block])
+        if bias is not None:
+            out += bias
+
+    @staticmethod
+    def to_input(dlogits, weight):
+        return sum(dlogits[:, block] @ some for block, some in _blocks(weight, dlogits.dtype))
+
+    @staticmethod
+    def to_weight(dweight, dlogits, x):
+        x = x.astype(dlogits.dtype, copy=False)
+        for block, some in _blocks(dweight, dweight.dtype):
+            some += dlogits[:, block].T @ x
+
+    @staticmethod
+    def to_bias(dbias, dlogits):
+        dbias += dlogits.sum(0, dtype=dbias.dtype)
+
+    @staticmethod
+    def columns(dlogits, eps):
+        return np.flatnonzero(np.maximum(dlogits.max(0), -dlogits.min(0)) > eps)
+
+    @staticmethod
+    def dense(classes, probs, like):
+        dense = np.zeros_like(like)
+        np.add.at(dense, (np.arange(len(classes))[:, None], classes), probs)
+        return dense
+
+    @staticmethod
+    def picked(dense, classes):
+        return np.take_along_axis(dense, classes, 1)
+
+    @classmethod
+    def problem(cls, logits, target, weight, sample_weight, options):
+        return problem_of(cls, logits, target, weight, sample_weight, 1, options)
+
+
+def _labels(target, keep, shape, options):
+    """int64 labels, after a check of those that count."""
+    labels, bad = NUMPY.labels(target)
+    if bad is None:
+        wrong = np.flatnonzero((keep != 0) & ((labels < 0) | (labels >= shape.classes)))
+        bad = int(wrong[0]) if wrong.size else None
+    if bad is not None:
+        raise _rows.label_error(NUMPY.item(target, bad), bad, shape.targets, shape.classes, options.ignore_index)
+    return labels
+
+
+def _counts(target, sample_weight, shape, options, shift):
+    """What each target counts for; with a shift the first of a sequence belong to no row."""
+    keep = np.ones(shape.targets)
+    if sample_weight is not None:
+        keep = broadcast_samples(NUMPY, sample_weight, shape.targets).astype(np.float64)
+    if not shape.soft:
+        keep = np.where(target == options.ignore_index, 0.0, keep)
+    if shift:
+        keep = np.where(np.arange(shape.leading[-1]) >= shift, keep, 0.0)
+    return keep
+
+
+def _same_dtype(name, array, input):
+    if array is None:
+        return None
+    array = readable(name, array)
+    if array.dtype != input.dtype:
+        raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {array.dtype}")
+    return array
+
+
+def _target(target, shape):
+    """Classes of a sparse target or None, and the labels or probabilities."""
+    if not isinstance(target, _rows.SparseTarget):
+        return None, target
+    classes = target.classes
+    if not NUMPY.is_integer(classes):
+        raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
+    bad = (classes < 0) | (classes >= shape.classes)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise _rows.class_error(int(classes[where]), where, shape.classes)
+    return classes.reshape(shape.rows, -1).astype(np.int64), target.probs
+
+
+def _head(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
+    """The checked head, and what each of its targets weighs in the mean."""
+    x = readable("input", input)
+    if NUMPY.storage(x) is None:
+        raise _rows.dtype_error("input", x.dtype)
+    matrix, bias = _same_dtype("linear_weight", linear_weight, x), _same_dtype("linear_bias", linear_bias, x)
+    if isinstance(target, _rows.SparseTarget):
+        target = kind = _rows.SparseTarget(readable("target", target.classes), readable("target", target.probs))
+    else:
+        target = readable("target", target)
+        kind = target.shape
+    shape = _rows.HeadShape(x.shape, matrix.shape, None if bias is None else bias.shape, kind, how.shift)
+    classes, target = _target(target, shape)
+    _rows.check_target_dtype(shape.soft, NUMPY.storage(target) is not None, NUMPY.is_integer(target), target.dtype)
+    if shape.soft:
+        _rows.check_soft_options(options)
+    if weight is not None:
+        weight = readable("weight", weight)
+        _rows.check_weight(weight.shape, shape.classes)
+        if NUMPY.storage(weight) is None:
+            raise _rows.dtype_error("weight", weight.dtype)
+    if sample_weight is not None:
+        sample_weight = readable("sample_weight", sample_weight)
+    keep = _counts(target, sample_weight, shape, options, how.shift)
+    labels = target if shape.soft else _labels(target, keep, shape, options)
+    counted = (keep.reshape(shape.rows, -1) != 0).any(1)
+    head = Head(
+        lib=NumPyHead,
+        shape=shape,
+        x=x.reshape(shape.rows, shape.features),
+        weight=matrix.reshape(-1, shape.features),
+        bias=None if bias is None else bias.reshape(-1),
+        target=labels.reshape(shape.rows, *labels.shape[len(shape.leading) :]),
+        classes=classes,
+        class_weight=weight,
+        samples=None if sample_weight is None else keep.reshape(shape.rows, *shape.out),
+        kept=slice(0, shape.rows) if counted.all() and not how.shift else np.flatnonzero(counted),
+        options=options,
+        how=how,
+    )
+    return head, array.row_weights(np, labels, shape.soft, weight, keep)
+
+
+def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
+    divisor, tape = divisor_of(options, denominator), tape_of_call.get()
+    head, counts = _head(input, linear_weight, target, linear_bias, weight, sample_weight, options, how)
+    differentiates = tape is not None and tape.input is input
+    if options.reduction == "none":
+        losses = head.losses()
+        value, gradients, factor = losses[..., how.shift :] if how.shift else losses, (), 1.0
+    else:
+        total, gradients = head.loss((differentiates, differentiates, differentiates and head.bias is not None, False))
+        divisor = float(counts.sum()) if divisor is None else divisor
+        value, factor = _rows.reduced(options.reduction, total, divisor, None)
+        factor = factor if counts.any() else 1.0
+    value = result(value, head.x.dtype)
+    if differentiates:
+        arrays = input, linear_weight, linear_bias
+        tape.record(value, lambda: tuple(_finished(*pair, factor) for pair in zip(gradients, arrays)))
+    return value
+
+
+def _finished(gradient, array, factor):
+    """Multiplied by what the loss was, rounded, and in the array's shape."""
+    if gradient is None:
+        return None
+    if factor != 1.0:
+        gradient *= factor
+    return gradient.astype(array.dtype.newbyteorder("="), copy=False).reshape(array.shape)

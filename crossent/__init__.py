@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from crossent.functional import (
     SparseTarget,
+    TokenStats,
     cross_entropy,
     linear_cross_entropy,
+    linear_token_stats,
     log_softmax,
     nll_loss,
     softmax,
@@ -16,8 +18,10 @@ from crossent.functional import (
 __version__ = "0.1.0"
 __all__ = [
     "SparseTarget",
+    "TokenStats",
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_token_stats",
     "log_softmax",
     "nll_loss",
     "softmax",

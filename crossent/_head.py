@@ -9,10 +9,13 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_input(dlogits, weight)          dlogits @ weight
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
+    wide(a)                            the storage type of sums
     columns(dlogits, eps)              the numbers of the columns with anything above eps
     dense(classes, probs, like)        probabilities scattered into zeros
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
+    tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
+    token_results(rows, x)             room for their results
     buffer(shape, x), losses(shape, x), empty_like(a), zeros_like(a), accumulator(a)    new arrays
 """
 
@@ -74,6 +77,26 @@ class Head:
             self._differentiate(gradients, wanted, targets, *self._problem(targets, options), None, dloss)
         return gradients
 
+    def tokens(self):
+        """What every row says of its label: logprob, lse and entropy, 0 where it is ignored, and rank, there -1."""
+        lib, whole = self.lib, self.lib.token_results(self.shape.rows, self.x)
+        for targets in self._chunks(()):
+            results = [array[targets] for array in whole]
+            lib.tokens(self._logits(targets)[1], self.target[targets], self.options, results)
+            for array, some in zip(whole, results):
+                array[targets] = some
+        return whole
+
+    def token_gradients(self, wanted, results, upstream):
+        """The gradients from those of logprob, lse and entropy, each an array or None."""
+        gradients = self._new_gradients(wanted)
+        for targets in self._chunks(()):
+            x, logits = self._logits(targets)
+            some, above = ([None if a is None else a[targets] for a in arrays] for arrays in (results, upstream))
+            self.lib.token_gradient(logits, self.target[targets], self.options, some, above)
+            self._add_products(gradients, targets, x, logits)
+        return gradients
+
     def _chunks(self, wanted):
         """The targets of one chunk after the other. What is as large as the logits shares their memory."""
         everything = isinstance(self.kept, slice)
@@ -90,10 +113,14 @@ class Head:
     def _rows(self, targets):
         return targets if isinstance(targets, slice) else targets - self.how.shift
 
-    def _problem(self, targets, options):
+    def _logits(self, targets):
         x = self.x[self._rows(targets)]
         logits = self._buffer[: len(x)]
         self.lib.logits(x, self.weight, self.bias, logits)
+        return x, logits
+
+    def _problem(self, targets, options):
+        x, logits = self._logits(targets)
         by_class = logits.reshape(len(x), self.shape.classes, *self.shape.out)
         target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
         if self.classes is not None:
@@ -109,32 +136,36 @@ class Head:
 
     def _differentiate(self, gradients, wanted, targets, x, logits, problem, stats, dloss):
         """Write over the logits, and add to the gradients, those of some targets."""
-        lib, (dx, dweight, dbias, dtarget) = self.lib, gradients
         some = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
         if wanted[3]:
-            dtarget[targets] = some if self.classes is None else lib.picked(some, self.classes[targets])
-        if wanted[2]:
-            lib.to_bias(dbias, logits)
-        if self.how.filter_eps:
-            self._add_filtered(dx, dweight, self._rows(targets), x, logits, problem.compute)
-            return
-        if wanted[0]:
-            dx[self._rows(targets)] = lib.cast(lib.to_input(logits, self.weight), lib.storage(dx))
-        if wanted[1]:
-            lib.to_weight(dweight, logits, x)
+            gradients[3][targets] = some if self.classes is None else self.lib.picked(some, self.classes[targets])
+        self._add_products(gradients, targets, x, logits)
 
-    def _add_filtered(self, dx, dweight, rows, x, logits, compute):
+    def _add_products(self, gradients, targets, x, dlogits):
+        """From the gradient of the logits."""
+        lib, (dx, dweight, dbias, _) = self.lib, gradients
+        if dbias is not None:
+            lib.to_bias(dbias, dlogits)
+        if self.how.filter_eps:
+            self._add_filtered(dx, dweight, self._rows(targets), x, dlogits)
+            return
+        if dx is not None:
+            dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
+        if dweight is not None:
+            lib.to_weight(dweight, dlogits, x)
+
+    def _add_filtered(self, dx, dweight, rows, x, dlogits):
         """The products over those columns alone that have anything above the filter."""
         lib, total = self.lib, 0.0
-        chosen = lib.columns(logits, self.how.filter_eps * self.scale)
+        chosen = lib.columns(dlogits, self.how.filter_eps * self.scale)
         for lo in range(0, len(chosen), _COLUMNS):
             columns = chosen[lo : lo + _COLUMNS]
-            dlogits = logits[:, columns]
+            some = dlogits[:, columns]
             if dx is not None:
-                total = total + lib.cast(lib.to_input(dlogits, self.weight[columns]), compute)
+                total = total + lib.cast(lib.to_input(some, self.weight[columns]), lib.wide(dx))
             if dweight is not None:
-                some = dweight[columns]
-                lib.to_weight(some, dlogits, x)
-                dweight[columns] = some
+                part = dweight[columns]
+                lib.to_weight(part, some, x)
+                dweight[columns] = part
         if dx is not None:
             dx[rows] = lib.cast(total, lib.storage(dx)) if len(chosen) else 0

@@ -216,6 +216,15 @@ def _text(shape):
     return str(tuple(int(size) for size in shape))
 
 
+def check_tokens(shape):
+    """That a head's rows have one label each."""
+    if shape.soft or shape.out:
+        raise ValueError(
+            f"linear_token_stats takes one label for each row, of shape {_text(shape.leading)}, and a linear_weight of "
+            "shape (classes, features)"
+        )
+
+
 def check_target_dtype(soft, is_float, is_integer, dtype):
     if soft and not is_float:
         raise TypeError(f"target of the input's shape holds class probabilities, which must be floats, got {dtype}")

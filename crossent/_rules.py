@@ -49,3 +49,13 @@ def target_grad(log_total, z, w, keep, smoothing):
 def softcap_slope(z, cap):
     """dz / dx of z = cap * tanh(x / cap)."""
     return 1.0 - (z / cap) * (z / cap)
+
+
+def entropy_of(log_total, dot, total):
+    """The entropy of a row, from the sums of the exponentials e and of e * log e, relative to the peak."""
+    return log_total - dot / total
+
+
+def token_grad(p, log_p, entropy, dlogprob, dlse, dentropy):
+    """d / d z_c of the label's log-probability, of lse and of the entropy, but for the label's own share dlogprob."""
+    return p * (dlse - dlogprob - dentropy * (log_p + entropy))

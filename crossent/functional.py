@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from crossent._dispatch import frontends
 from crossent._options import CHUNK_BYTES, head_options, loss_options
@@ -376,6 +376,68 @@ def linear_cross_entropy(
     how = head_options(shift, chunk_bytes, filter_eps, options)
     return frontends[type(input)].linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
+    )
+
+
+class TokenStats(NamedTuple):
+    """What `linear_token_stats` returns: four arrays of the targets' shape."""
+
+    logprob: Any
+    lse: Any
+    entropy: Any
+    rank: Any
+
+
+def linear_token_stats(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any = None,
+    ignore_index: int = -100,
+    shift: int = 0,
+    softcap: float | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> TokenStats:
+    """What a language model's head says of every token, without its logits ever being held as a whole.
+
+    For a row of logits z = input @ linear_weight.T + linear_bias (or softcap * tanh(z / softcap)) with its target y:
+
+        lse     = log sum_c exp(z_c)
+        logprob = z_y - lse
+        entropy = -sum_c p_c * log p_c        with p_c = exp(z_c - lse)
+        rank    = how many c have z_c > z_y
+
+    From these follow the perplexity, exp(-mean logprob), the accuracy, rank == 0, and the top-k accuracy, rank < k.
+    PyTorch has no such function: logprob is -linear_cross_entropy(..., reduction="none"), and lse, entropy and rank are
+    those of the logits.
+
+    Args: as those of `crossent.linear_cross_entropy`, with labels for targets and a linear_weight of shape (C, D).
+
+    The products are in the input's dtype (float32 for float16 on a CPU), all else in float32, for float64 in float64.
+    lse, logprob and entropy are in nats.
+
+    Returns a `TokenStats` of arrays of the labels' shape, without the first `shift` along the last axis: floats of the
+    arithmetic's dtype, and int64 ranks. Where the label is `ignore_index` all are 0, and the rank -1.
+
+    Raises what `crossent.linear_cross_entropy` raises, and ValueError for probabilities and K-dimensional targets.
+
+    Differentiates, in PyTorch, logprob, lse and entropy by input, linear_weight and linear_bias, to every order, in
+    reverse and forward mode and under torch.func. The backward pass makes the logits again, chunk by chunk.
+
+    >>> import torch
+    >>> import crossent
+    >>> hidden, vocabulary = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> stats = crossent.linear_token_stats(hidden, vocabulary, torch.tensor([0, 0]))
+    >>> stats.logprob
+    tensor([-0.8620, -2.7586])
+    >>> stats.rank
+    tensor([0, 2])
+    """
+    options = loss_options(None, None, "none", ignore_index, 0.0, softcap, 0.0)
+    how = head_options(shift, chunk_bytes)
+    return TokenStats(
+        *frontends[type(input)].linear_token_stats(input, linear_weight, target, linear_bias, options, how)
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from crossent import _rows
 from crossent._head import Head
-from crossent.frontends._problem import broadcast_samples, compute_storage, problem_of
+from crossent.frontends._problem import broadcast_samples, compute_storage, problem_of, token_forward
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
 
@@ -84,6 +84,18 @@ class NumPyHead(NUMPY):
     @staticmethod
     def picked(dense, classes):
         return np.take_along_axis(dense, classes, 1)
+
+    @staticmethod
+    def wide(array):
+        return compute_storage(NUMPY.storage(array))
+
+    @staticmethod
+    def token_results(rows, x):
+        return *np.zeros((3, rows), _compute(x)), np.full(rows, -1)
+
+    @classmethod
+    def tokens(cls, *call):
+        token_forward(cls, *call)
 
     @classmethod
     def problem(cls, logits, target, weight, sample_weight, options):
@@ -205,3 +217,10 @@ def _finished(gradient, array, factor):
     if factor != 1.0:
         gradient *= factor
     return gradient.astype(array.dtype.newbyteorder("="), copy=False).reshape(array.shape)
+
+
+def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
+    head, _ = _head(input, linear_weight, target, linear_bias, None, None, options, how)
+    _rows.check_tokens(head.shape)
+    results = (result.reshape(head.shape.targets) for result in head.tokens())
+    return tuple(result[..., how.shift :] if how.shift else result for result in results)

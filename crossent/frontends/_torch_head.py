@@ -11,7 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import broadcast_samples, problem_of
+from crossent.frontends._problem import (
+    broadcast_samples,
+    compute_storage,
+    problem_of,
+    token_backward,
+    token_forward,
+)
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 
@@ -97,6 +103,23 @@ class TorchHead(TORCH):
     @staticmethod
     def picked(dense, classes):
         return dense.gather(1, classes)
+
+    @staticmethod
+    def wide(array):
+        return compute_storage(TORCH.storage(array))
+
+    @staticmethod
+    def token_results(rows, x):
+        numbers = torch.zeros(3, rows, dtype=frontend.compute_dtype(x.dtype))
+        return *numbers, torch.full((rows,), -1, dtype=torch.int64)
+
+    @classmethod
+    def tokens(cls, *call):
+        token_forward(cls, *call)
+
+    @classmethod
+    def token_gradient(cls, *call):
+        token_backward(cls, *call)
 
     @classmethod
     def problem(cls, logits, target, weight, sample_weight, options):
@@ -208,7 +231,8 @@ def loss_and_gradients(tensors, wanted, call):
 def gradients_again(tensors, wanted, call, dloss):
     """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
     head, later, _ = _head(*tensors, call)
-    return head.gradients(wanted, _upstream(dloss, call)), later
+    upstream = _upstream(dloss, call) if call.options.reduction == "none" else None
+    return head.gradients(wanted, upstream), later
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -236,8 +260,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _upstream(dloss, call):
     """The gradient from above for every target, with one axis for the rows."""
-    if call.options.reduction != "none":
-        return None
     shape, shift = call.shape, call.how.shift
     whole = dloss.new_zeros(shape.targets, dtype=frontend.compute_dtype(dloss.dtype))
     (whole[..., shift:] if shift else whole).copy_(dloss)
@@ -331,6 +353,82 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
         return _LinearCrossEntropy.apply(*arguments)
     return loss_and_gradients(tensors, (), call)[0]
+
+
+class _TokenStats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, linear_weight, linear_bias, target, call):
+        head, _, _ = _head(input, linear_weight, linear_bias, target, None, None, call)
+        results = head.tokens()
+        ctx.save_for_backward(input, linear_weight, linear_bias, target)
+        ctx.call, ctx.results = call, [result.clone() for result in results]
+        ctx.mark_non_differentiable(results[3])
+        ctx.set_materialize_grads(False)
+        return tuple(_losses(result, call) for result in results)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        tensors, call, wanted = ctx.saved_tensors, ctx.call, (*ctx.needs_input_grad[:3], False)
+        upstream = upstream[:3]
+        given = [above for above in upstream if above is not None]
+        if not given:
+            return None, None, None, None, None
+        if any(frontend.needs_composite(above) for above in given):
+            return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
+        head, _, _ = _head(*tensors, None, None, call)
+        rows = [None if above is None else _upstream(above, call) for above in upstream]
+        gradients = head.token_gradients(wanted, ctx.results, rows)
+        return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
+
+
+def _composite_tokens(input, linear_weight, linear_bias, target, call):
+    shape = call.shape
+    labels, _, keep = _checked(input, target, None, None, call)
+    x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
+
+    def chunk(x, labels, keep):
+        logits = torch.nn.functional.linear(x, linear_weight, linear_bias).to(keep.dtype)
+        return array.token_stats(torch, logits, labels, keep, call.options, 1)
+
+    if frontend.transformed():
+        results = chunk(x, labels, keep)
+    else:
+        step = call.how.chunk_rows or max(1, call.how.chunk_bytes // (len(linear_weight) * keep.itemsize))
+        pieces = [
+            checkpoint(chunk, *(a[lo : lo + step] for a in (x, labels, keep)), use_reentrant=False)
+            for lo in range(0, max(1, shape.rows), step)
+        ]
+        results = [torch.cat(parts) for parts in zip(*pieces)]
+    return tuple(_losses(result, call) for result in results)
+
+
+def _differentiable_token_gradients(tensors, wanted, call, upstream):
+    differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
+    with torch.enable_grad():
+        pairs = [pair for pair in zip(_composite_tokens(*tensors, call), upstream) if pair[1] is not None]
+        results, above = zip(*pairs)
+        gradients = iter(torch.autograd.grad(results, differentiated, above, create_graph=True))
+    return [next(gradients) if want else None for want in wanted[:3]]
+
+
+def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
+    tensors = input, linear_weight, target, linear_bias
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            _dispatch.public("linear_token_stats"), tensors, input, linear_weight, target, linear_bias=linear_bias,
+            ignore_index=options.ignore_index, shift=how.shift, softcap=options.softcap, chunk_bytes=how.chunk_bytes,
+        )  # fmt: skip
+    frontend.check_tensors(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias)
+    input, linear_weight, linear_bias = _as_linear_takes_them(input, linear_weight, linear_bias)
+    call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
+    _rows.check_tokens(call.shape)
+    arguments = input, linear_weight, linear_bias, target, call
+    if torch.compiler.is_compiling() or not frontend.ordinary(*arguments[:4]):
+        return _composite_tokens(*arguments)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:3]):
+        return _TokenStats.apply(*arguments)
+    head, _, _ = _head(input, linear_weight, linear_bias, target, None, None, call)
+    return tuple(_losses(result, call) for result in head.tokens())
 
 
 def _as_linear_takes_them(input, linear_weight, linear_bias):

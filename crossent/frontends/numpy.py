@@ -191,6 +191,12 @@ def linear_cross_entropy(*arguments):
     return _numpy_head.linear_cross_entropy(*arguments)
 
 
+def linear_token_stats(*arguments):
+    from crossent.frontends import _numpy_head
+
+    return _numpy_head.linear_token_stats(*arguments)
+
+
 class _Tape:
     """The loss computed of one input, and how to get its gradient."""
 

@@ -556,3 +556,9 @@ def linear_cross_entropy(*arguments):
     from crossent.frontends import _torch_head
 
     return _torch_head.linear_cross_entropy(*arguments)
+
+
+def linear_token_stats(*arguments):
+    from crossent.frontends import _torch_head
+
+    return _torch_head.linear_token_stats(*arguments)

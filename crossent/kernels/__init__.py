@@ -12,6 +12,10 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan.forward((out, *out_strides, x, *x_strides), threads, owners)
     plan.backward((out, *out_strides, *no_array, dout, *dout_strides, dx, *dx_strides), threads, owners)
 
+    plan = token_plan(layout, storage, target_strides, options)       # for rows along their classes
+    plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)
+    plan.backward((x, target, logprob, lse, entropy, rank, dlogprob, dlse, dentropy, dx), threads, owners)
+
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`
 says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room for

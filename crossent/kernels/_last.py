@@ -63,7 +63,7 @@ _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
 
 @inline
-def _some_logits(like, row, j, within, cap):
+def some_logits(like, row, j, within, cap):
     """Logits in the lanes `within`, -inf in the others."""
     nothing = lift(like, -np.inf)
     return select(within, capped(like, load_some(like, row, j, within, nothing), cap), nothing)
@@ -78,7 +78,7 @@ def first_maximum(like, row, classes, cap):
     for j in range(0, n // width * width, width):
         top = larger(capped(like, load(like, row, j), cap), top)
     if n % width:
-        top = larger(_some_logits(like, row, n // width * width, first_lanes(like, n % width), cap), top)
+        top = larger(some_logits(like, row, n // width * width, first_lanes(like, n % width), cap), top)
     return np.float64(max_of_lanes(top))
 
 
@@ -112,7 +112,7 @@ def walk(like, row, classes, label, peak, cap):
     for _ in range(2):
         if j < classes:
             within = first_lanes(like, classes - j)
-            z = _some_logits(like, row, j, within, cap)
+            z = some_logits(like, row, j, within, cap)
             total = total + select(all_lanes_but(like, label - j), exp(like, z - peak), lift(like, 0.0))
             top = larger(z, top)
         if special == full:
@@ -144,7 +144,7 @@ def _scan_dense(like, weight_like, row, soft, weight, lo, hi, whole, label, peak
     for j in range(lo, hi, lanes(like)):
         prefetch(like, row, j)
         within = first_lanes(like, hi - j)
-        z = capped(like, load(like, row, j), cap) if whole else _some_logits(like, row, j, within, cap)
+        z = capped(like, load(like, row, j), cap) if whole else some_logits(like, row, j, within, cap)
         top = larger(z, top)
         z = z - peak
         part = part + select(all_lanes_but(like, label - j), exp(like, z), zero)
@@ -180,7 +180,7 @@ def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap,
 @inline
 def _short_row_sums(like, row, classes, label, cap):
     """A row that fits one vector, read once."""
-    z = _some_logits(like, row, 0, first_lanes(like, classes), cap)
+    z = some_logits(like, row, 0, first_lanes(like, classes), cap)
     peak = finite_peak(np.float64(max_of_lanes(z)))
     e = select(all_lanes_but(like, label), exp(like, z - peak), lift(like, 0.0))
     return peak, np.float64(sum_of_lanes(e)), 0.0, 0.0

@@ -22,6 +22,7 @@ from crossent.kernels._simd import (
 )
 
 class_grad = inline(_rules.class_grad)
+entropy_of = inline(_rules.entropy_of)
 label_grad = inline(_rules.label_grad)
 label_weight = inline(_rules.label_weight)
 lse_slope = inline(_rules.lse_slope)
@@ -29,6 +30,7 @@ row_loss = inline(_rules.row_loss)
 softcap_slope = inline(_rules.softcap_slope)
 target_grad = inline(_rules.target_grad)
 target_weight = inline(_rules.target_weight)
+token_grad = inline(_rules.token_grad)
 
 # How arrays are stored whose type does not depend on that of the logits.
 LABELS = np.int64(0)

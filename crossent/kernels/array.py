@@ -70,3 +70,20 @@ def row_weights(xp, target, soft, weight, keep):
     if soft or weight is None:
         return keep
     return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
+
+
+def token_stats(xp, logits, target, keep, options, axis):
+    """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0."""
+    kept = xp.unsqueeze(keep != 0, axis)
+    z = xp.where(kept, logits, 0.0)
+    if options.softcap:
+        z = options.softcap * xp.tanh(z / options.softcap)
+    lse = xp.logsumexp(z, axis)
+    log_p = z - xp.unsqueeze(lse, axis)
+    p = xp.exp(log_p)
+    entropy = -xp.sum(p * xp.where(p == 0, 0.0, log_p), axis=axis)
+    label = xp.unsqueeze(xp.where(keep != 0, target, 0), axis)
+    logprob = xp.squeeze(xp.gather(log_p, axis, label), axis)
+    rank = xp.sum(z > xp.gather(z, axis, label), axis=axis)
+    logprob, lse, entropy = (xp.where(keep != 0, value, 0.0) for value in (logprob, lse, entropy))
+    return logprob, lse, entropy, xp.where(keep != 0, rank, -1)

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _inner, _last, _pick, _softmax
+from crossent.kernels import _inner, _last, _pick, _softmax, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
@@ -17,6 +17,11 @@ LOSS = Fields(
     ("weight_total", "x", "target", "weight", "samples", "loss", "stats"),
     ("dloss", "scale", *strided("dx"), *strided("dtarget")),
     (*_GEOMETRY, *strides("x"), *strides("target"), "rows", "ignore_index", "is_soft", "smoothing", "cap", "z_loss"),
+)
+TOKENS = Fields(
+    ("x", "target", "logprob", "lse", "entropy", "rank"),
+    ("dlogprob", "dlse", "dentropy", "dx"),
+    (*_GEOMETRY, *strides("x"), *strides("target"), *strides("dx"), "ignore_index", "cap"),
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -80,5 +85,19 @@ class SoftmaxPlan:
         self.forward, self.backward = _calls(SOFTMAX, kernels, layout, storage, 0 if layout.last else 2, log)
 
 
+class TokenPlan:
+    """As LossPlan, for what rows along their classes say of their labels; dx has the logits' strides."""
+
+    __slots__ = ("backward", "forward", "layout")
+
+    def __init__(self, layout, storage, target_strides, options):
+        self.layout = layout
+        self.forward, self.backward = _calls(
+            TOKENS, (_tokens.forward, _tokens.backward), layout, storage, 0, *layout.strides, *target_strides,
+            *layout.strides, options.ignore_index, options.softcap or 0.0,
+        )  # fmt: skip
+
+
+token_plan = lru_cache(maxsize=4096)(TokenPlan)
 loss_plan = lru_cache(maxsize=4096)(LossPlan)
 softmax_plan = lru_cache(maxsize=4096)(SoftmaxPlan)

@@ -1,0 +1,147 @@
+"""What a label's row says of it: its log-probability, the normaliser, the entropy and the label's rank.
+
+Rows lie along their classes and are read once, as in `_last`, whose peak and headroom are used here too.
+"""
+
+import math
+
+import numpy as np
+
+from crossent.kernels._compile import inline
+from crossent.kernels._last import first_maximum, out_of_headroom, some_logits
+from crossent.kernels._leaves import (
+    LABELS,
+    OK,
+    entropy_of,
+    exponential,
+    finish,
+    finite_peak,
+    negative_log,
+    number,
+    softcap_slope,
+    token_grad,
+)
+from crossent.kernels._math import capped, exp
+from crossent.kernels._simd import (
+    all_lanes_but,
+    at,
+    first_lanes,
+    get,
+    lanes,
+    larger,
+    lift,
+    load,
+    max_of_lanes,
+    prefetch,
+    put,
+    same,
+    select,
+    store_some,
+    sum_of_lanes,
+)
+
+_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
+
+
+@inline
+def _scan(like, row, lo, hi, whole, label, own, peak, cap, others, dot, above, top):
+    """Add the classes lo to hi to what `_walk` sums; `whole` if they fill their vectors."""
+    zero, one = lift(like, 0.0), lift(like, 1.0)
+    part, part_dot, part_above = zero, zero, zero
+    for j in range(lo, hi, lanes(like)):
+        prefetch(like, row, j)
+        if whole:
+            z = capped(like, load(like, row, j), cap)
+        else:
+            z = some_logits(like, row, j, first_lanes(like, hi - j), cap)
+        top = larger(z, top)
+        part_above = part_above + select(z > own, one, zero)
+        z = z - peak
+        e = exp(like, z)
+        part = part + select(all_lanes_but(like, label - j), e, zero)
+        part_dot = part_dot + select(same(e, zero), zero, e * z)
+    return others + part, dot + part_dot, above + part_above, top
+
+
+@inline
+def _walk(like, row, classes, label, own, peak, cap):
+    """The sums of exp(z - peak) over the others, of exp(z - peak) * (z - peak), the count of z > own, the largest z."""
+    zero = lift(like, 0.0)
+    others, dot, above, top = zero, zero, zero, lift(like, -np.inf)
+    full = classes // lanes(like) * lanes(like)
+    for block in range(0, full, _BLOCK):
+        others, dot, above, top = _scan(
+            like, row, block, min(block + _BLOCK, full), True, label, own, peak, cap, others, dot, above, top
+        )
+    if full < classes:
+        others, dot, above, top = _scan(like, row, full, classes, False, label, own, peak, cap, others, dot, above, top)
+    sums = sum_of_lanes(others), sum_of_lanes(dot), sum_of_lanes(above), max_of_lanes(top)
+    return np.float64(sums[0]), np.float64(sums[1]), np.float64(sums[2]), np.float64(sums[3])
+
+
+def forward(call, scratch, lo, hi, sums):
+    """Rows lo to hi; nothing is written for those that are ignored."""
+    like, weight_like, classes, cap = call.like, call.weight_like, call.classes, call.cap
+    for r in range(lo, hi):
+        label = get(LABELS, call.target, r * call.target_inner)
+        if label == call.ignore_index:
+            continue
+        if label < 0 or label >= classes:
+            return finish(sums, r, 0.0, 0.0)
+        row = at(like, call.x, r * call.x_inner)
+        own = number(like, row, label, cap)
+        peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
+        # As the vectors cap it, so that equal logits stay equal.
+        own_lanes = capped(like, lift(like, get(like, row, label)), cap)
+        others, dot, above, top = _walk(like, row, classes, label, own_lanes, peak, cap)
+        if out_of_headroom(top, peak):
+            peak = top
+            others, dot, above, top = _walk(like, row, classes, label, own_lanes, peak, cap)
+        own_exp = exponential(own, peak)
+        total = others + own_exp
+        put(weight_like, call.logprob, r, -negative_log(others, own_exp, peak - own))
+        put(weight_like, call.lse, r, peak + math.log(total))
+        put(weight_like, call.entropy, r, entropy_of(math.log(total), dot, total))
+        put(LABELS, call.rank, r, np.int64(above))
+    return finish(sums, OK, 0.0, 0.0)
+
+
+@inline
+def _upstream(like, address, row):
+    return np.float64(get(like, address, row)) if address != 0 else 0.0
+
+
+def backward(call, scratch, lo, hi, sums):
+    """Rows lo to hi of the gradient, from the results; dx may be x. Those that are ignored get zeros."""
+    like, weight_like, classes, cap = call.like, call.weight_like, call.classes, call.cap
+    width, zero = lanes(like), lift(like, 0.0)
+    for r in range(lo, hi):
+        label = get(LABELS, call.target, r * call.target_inner)
+        row, drow = at(like, call.x, r * call.x_inner), at(like, call.dx, r * call.dx_inner)
+        if label == call.ignore_index:
+            for j in range(0, classes, width):
+                store_some(like, drow, j, first_lanes(like, classes - j), zero)
+            continue
+        if label < 0 or label >= classes:
+            return finish(sums, r, 0.0, 0.0)
+        own = number(like, row, label, cap)
+        lse, entropy = np.float64(get(weight_like, call.lse, r)), np.float64(get(weight_like, call.entropy, r))
+        logprob = np.float64(get(weight_like, call.logprob, r))
+        dlogprob = _upstream(weight_like, call.dlogprob, r)
+        dlse, dentropy = _upstream(weight_like, call.dlse, r), _upstream(weight_like, call.dentropy, r)
+        for j in range(0, classes, width):
+            prefetch(like, row, j)
+            within = first_lanes(like, classes - j)
+            z = some_logits(like, row, j, within, cap)
+            log_p = z - lse
+            p = exp(like, log_p)
+            log_p = select(same(p, zero), zero, log_p)
+            d = token_grad(p, log_p, lift(like, entropy), lift(like, dlogprob), lift(like, dlse), lift(like, dentropy))
+            if cap > 0.0:
+                d = d * softcap_slope(z, cap)
+            store_some(like, drow, j, within, d)
+        # At the label from its own log-probability: 1 - p keeps its digits.
+        p = math.exp(logprob)
+        d = token_grad(p, logprob, entropy, 0.0, dlse, dentropy) - math.expm1(logprob) * dlogprob
+        put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
+    return finish(sums, OK, 0.0, 0.0)

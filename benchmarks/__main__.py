@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import report
-from benchmarks.cases import CASES, MEMORY, START
+from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
 from benchmarks.machine import machine, versions
 
 
@@ -47,7 +47,7 @@ def measure_times(name: str, quick: bool, huge_pages: bool) -> list[dict]:
 
 def measure_memory(library: str, mode: str) -> list[dict]:
     limit = MEMORY[library, mode]
-    value = float(child("memory", library, mode))
+    value = float(child("memory", "cross entropy", library, mode))
     return [{"library": library, "mode": mode, "value": value} | ({"at_most": limit} if limit else {})]
 
 
@@ -60,6 +60,15 @@ def measure_start(name: str) -> list[dict]:
     return [{"name": name, "value": median(seconds), "at_most": START[name]}]
 
 
+def measure_head(name: str, quick: bool) -> list[dict]:
+    return json.loads(child("head", name, "1" if quick else "3"))
+
+
+def measure_head_memory(dtype: str, variant: str) -> list[dict]:
+    value = float(child("memory", "head", dtype, variant)) / 1e6
+    return [{"name": f"{dtype}, {variant}", "value": value, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
+
+
 def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
     """What there is to run: the group of its results, its name, and a call that returns them."""
     for case in CASES:
@@ -68,6 +77,10 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
             yield "times", f"{case.name} (THP)", partial(measure_times, case.name, quick, True)
     for library, mode in MEMORY:
         yield "memory", f"memory: {library}, {mode}", partial(measure_memory, library, mode)
+    for case in HEAD_CASES:
+        yield "head", case.name, partial(measure_head, case.name, quick)
+    for dtype, variant in HEAD_MEMORY:
+        yield "head_memory", f"memory: head, {dtype}, {variant}", partial(measure_head_memory, dtype, variant)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)
     yield "memory_rates", "rates of memory", lambda: [json.loads(child("machine"))]
@@ -80,7 +93,7 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
         "machine": machine(),
         "versions": versions(),
         "errors": [],
-    } | {group: [] for group in ("times", "memory", "start", "memory_rates")}
+    } | {group: [] for group in ("times", "memory", "head", "head_memory", "start", "memory_rates")}
     wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
     # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:

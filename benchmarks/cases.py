@@ -112,3 +112,51 @@ MEMORY = {
 
 # Seconds: at most.
 START = {"first call, kernels cached": 0.8, "all float32 kernels, from cold": 20.0}
+
+
+@dataclass(frozen=True)
+class HeadCase:
+    """The fused head: time over that of the bare matrix products, and over rivals."""
+
+    tokens: int
+    features: int
+    classes: int
+    dtype: str
+    limits: dict[str, dict[str, float]]  # what is compared -> its limit
+    ignored: float = 0.0  # share of the labels
+
+    @property
+    def name(self) -> str:
+        ignored = f", {self.ignored:.0%} ignored" if self.ignored else ""
+        return f"head, {self.tokens} x {self.features} x {self.classes}, {self.dtype}{ignored}"
+
+
+def _head_limits(dtype: str) -> dict[str, dict[str, float]]:
+    return {
+        "step / products": {"at_most": 1.05},
+        "torch chunked, best / step": {"at_least": 1.0},
+        "torch chunked, default / step": {"at_least": 2.0 if dtype == "float32" else 8.0},
+        "torch reference / step": {"at_least": 1.1},
+        "forward / product": {"at_most": 1.08},
+        "token stats / product": {"at_most": 1.1},
+    }
+
+
+HEAD_CASES = [
+    *(
+        HeadCase(*shape, dtype, _head_limits(dtype))
+        for shape in ((2048, 512, 32768), (4096, 256, 50304))
+        for dtype in ("float32", "bfloat16")
+    ),
+    HeadCase(8192, 64, 100000, "float32", {"torch chunked, best / step": {"at_least": 1.3}}),
+    HeadCase(2048, 512, 32768, "float32", {"step / step without": {"at_most": 0.6}}, ignored=0.5),
+    HeadCase(16384, 256, 128256, "float32", {"step / products": {}}),  # its logits alone are 8.4 GB
+]
+
+# Bytes beside inputs, gradients and accumulator: the default chunk and 16 MB.
+HEAD_MEMORY_SHAPE = (4096, 256, 50304)
+HEAD_MEMORY_AT_MOST = 2**26 + 16e6
+HEAD_MEMORY = [
+    *(("float32", variant) for variant in ("mean", "sum", "none", "smoothing", "soft targets")),
+    ("bfloat16", "mean"),
+]

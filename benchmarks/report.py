@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cases import HEAD_MEMORY_SHAPE
+
 RATIOS = ("eager", "compile", "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
 
@@ -21,6 +23,7 @@ class Sheet:
 def sheets(results: dict) -> list[Sheet]:
     """The tables that have any rows."""
     found = [_times(results, huge_pages, title) for huge_pages, title in ENVIRONMENTS.items()]
+    found.append(Sheet("The fused head", ("case", "a step", "measured", "ratio"), _head(results), 3))
     found.append(Sheet("Beside PyTorch", ("measured", "result"), _others(results), 1))
     return [sheet for sheet in found if sheet.rows]
 
@@ -46,6 +49,17 @@ def _times(results: dict, huge_pages: bool, title: str) -> Sheet:
     return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), rows, 2)
 
 
+def _head(results: dict) -> list[tuple[str, ...]]:
+    rows, named = [], ""
+    for row in results["head"]:
+        case, _, measured = row["name"].partition(": ")
+        case = case.removeprefix("head, ")
+        time = _time(row["seconds"]) if case != named else ""
+        rows.append((case if case != named else "", time, measured, _value(row, "").strip()))
+        named = case
+    return rows
+
+
 def _others(results: dict) -> list[tuple[str, ...]]:
     """Everything that is not a ratio to PyTorch's time."""
     rows = []
@@ -55,6 +69,8 @@ def _others(results: dict) -> list[tuple[str, ...]]:
             rows.append((f"{row['rival']} / crossent, {row['case']}{how}", _ratio(row)))
     for row in results["memory"]:
         rows.append((f"extra memory, {row['mode']}, {row['library']}", _value(row, "x the logits")))
+    for row in results["head_memory"]:
+        rows.append((f"extra memory of the head, {HEAD_MEMORY_SHAPE}, {row['name']}", _value(row, "MB")))
     rows += [(row["name"], _value(row, "s")) for row in results["start"]]
     rates = [rate for row in results["memory_rates"] for rate in row.items()]
     return rows + [(f"{name} rate of memory", f"{rate:.1f} GB/s") for name, rate in rates]

@@ -4,26 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from crossent.functional import (
+    Plan,
     SparseTarget,
     TokenStats,
     cross_entropy,
+    empty_cache,
     linear_cross_entropy,
     linear_token_stats,
     log_softmax,
     nll_loss,
+    plan,
     softmax,
     value_and_grad,
 )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Plan",
     "SparseTarget",
     "TokenStats",
     "cross_entropy",
+    "empty_cache",
     "linear_cross_entropy",
     "linear_token_stats",
     "log_softmax",
     "nll_loss",
+    "plan",
     "softmax",
     "value_and_grad",
 ]

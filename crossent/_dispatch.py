@@ -42,3 +42,10 @@ frontends = _Frontends()
 def public(name):
     """A public function, for the protocols by which array subclasses take calls over."""
     return getattr(import_module("crossent.functional"), name)
+
+
+def empty_cache():
+    """Give back the memory kept for the next large result."""
+    from crossent.frontends import _memory
+
+    _memory.empty_cache()

@@ -97,17 +97,25 @@ class Head:
             self._add_products(gradients, targets, x, logits)
         return gradients
 
-    def _chunks(self, wanted):
-        """The targets of one chunk after the other. What is as large as the logits shares their memory."""
-        everything = isinstance(self.kept, slice)
-        count, how = self.kept.stop if everything else len(self.kept), self.how
+    def chunk(self, wanted):
+        """Rows in a chunk of logits, and its bytes. What is as large as the logits shares their memory."""
         arrays = 1 + (self.classes is not None) + any(wanted[3:])
         a_row = max(1, arrays * self.lib.logits_bytes(self.x) * len(self.weight))
-        step = how.chunk_rows or max(1, how.chunk_bytes // a_row)
-        self._buffer = self.lib.buffer((min(step, count), len(self.weight)), self.x)
+        rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
+        rows = min(rows, self._count)
+        return rows, rows * a_row
+
+    @property
+    def _count(self):
+        return self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
+
+    def _chunks(self, wanted):
+        """The targets of one chunk after the other."""
+        step, count = max(1, self.chunk(wanted)[0]), self._count
+        self._buffer = self.lib.buffer((step, len(self.weight)), self.x)
         for lo in range(0, count, step):
             hi = min(lo + step, count)
-            yield slice(lo, hi) if everything else self.kept[lo:hi]
+            yield slice(lo, hi) if isinstance(self.kept, slice) else self.kept[lo:hi]
         self._buffer = None
 
     def _rows(self, targets):

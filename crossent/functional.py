@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from crossent import _dispatch
 from crossent._dispatch import frontends
 from crossent._options import CHUNK_BYTES, head_options, loss_options
+from crossent._plan import Plan as Plan
 from crossent._rows import SparseTarget as SparseTarget
 
 ArrayT = TypeVar("ArrayT")  # torch.Tensor or numpy.ndarray, whose losses that are one number are NumPy scalars
@@ -486,3 +489,61 @@ def value_and_grad(function: Callable[..., ArrayT]) -> Callable[..., tuple[Array
         return frontends[type(input)].value_and_grad(function, input, args, kwargs)
 
     return value_and_gradient
+
+
+def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
+    """What a call of one of this library's functions is going to do, without doing it.
+
+        plan(cross_entropy, logits, target)    tells of    cross_entropy(logits, target)
+
+    Args:
+        function: `softmax`, `log_softmax`, `nll_loss`, `cross_entropy`, `linear_cross_entropy` or `linear_token_stats`.
+        args, kwargs: what it would be called with; the modes that are active now (no_grad, autocast, function
+            transforms) count as they would for the call.
+
+    Returns a `Plan`: the path (kernels, plain operations or PyTorch's own), the arithmetic, the chunks of a fused head,
+    the memory beside arguments, results and gradients in bytes, and the reasons. Of labels only those of the fused head
+    are looked at. For plain operations the memory is an estimate.
+
+    Raises TypeError for another function, and what the call would raise for shapes, dtypes and options.
+
+    >>> import torch
+    >>> import crossent
+    >>> hidden, vocabulary = torch.zeros(4096, 64), torch.zeros(50304, 64)
+    >>> print(crossent.plan(crossent.linear_cross_entropy, hidden, vocabulary, torch.zeros(4096, dtype=torch.int64)))
+    linear_cross_entropy: kernels in float32, 13 chunks of 333 rows, 67.0 MB beside arguments, results and gradients
+      4096 of 4096 rows count
+      the gradients are made in the forward pass, where somebody wants them
+    """
+    name = getattr(function, "__name__", "")
+    if globals().get(name) is not function or name not in _PLANNED:
+        raise TypeError(f"function must be one of {', '.join(_PLANNED)}, got {function!r}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    a = bound.arguments
+    ignored = a.get("ignore_index", -100)
+    options = loss_options(
+        a.get("size_average"), a.get("reduce"), a.get("reduction", "none"), -100 if ignored is None else ignored,
+        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0),
+    )  # fmt: skip
+    how = None
+    if name.startswith("linear_"):
+        how = head_options(a["shift"], a["chunk_bytes"], a.get("filter_eps", 0.0), a.get("options"))
+    return frontends[type(a["input"])].plan(name, a, options, how)
+
+
+_PLANNED = ("softmax", "log_softmax", "nll_loss", "cross_entropy", "linear_cross_entropy", "linear_token_stats")
+
+
+def empty_cache() -> None:
+    """Give the memory that is kept for the next large result back to the system now.
+
+    Results and gradients of 32 MB and more live in memory that is used again when they are gone, up to four blocks,
+    since having new pages mapped and zeroed takes as long as filling them. While a block waits the system may take its
+    pages back whenever it needs some, so that this function is only for those who want to see them go, in a
+    measurement of the process's size, say. torch.cuda.empty_cache is the same for another device.
+
+    >>> import crossent
+    >>> crossent.empty_cache()
+    """
+    _dispatch.empty_cache()

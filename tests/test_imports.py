@@ -13,13 +13,14 @@ import crossent
 PACKAGE = Path(crossent.__file__).parent
 
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
-HELPERS = ("crossent.frontends._memory", "crossent.frontends._problem")
+HELPERS = ("crossent.frontends._memory", "crossent.frontends._plans", "crossent.frontends._problem")
 BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "crossent._options", "crossent._rules")
 # Its overrides of torch functions name the public ones, which only `_dispatch` knows.
 TORCH_FRONTEND = (
     *HELPERS,
     "crossent.frontends._torch_head",
     "crossent.frontends._torch_operators",
+    "crossent.frontends._torch_plans",
     "crossent.frontends.torch",
     "crossent._dispatch",
 )
@@ -28,11 +29,14 @@ TORCH_FRONTEND = (
 MAY_IMPORT = {
     "crossent._rules": (),
     "crossent._options": (),
+    "crossent._plan": (),
     "crossent._dispatch": ("crossent.frontends",),  # inside functions, as test_import_loads_no_array_library shows
     "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head": ("crossent.kernels", "crossent._rules", "crossent._options", "crossent._rows"),
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
+    "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),
+    "crossent.frontends._torch_plans": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends._numpy_head", "numpy"),
     "crossent.frontends._numpy_head": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
@@ -40,7 +44,7 @@ MAY_IMPORT = {
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),
-    "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._rows"),
+    "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._plan", "crossent._rows"),
     "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "torch"),
     "crossent.demo": (*PUBLIC, "crossent.demo", "numpy", "torch", "sklearn", "matplotlib", "rich", "typer"),
     "crossent.cli": (*PUBLIC, "crossent.demo", "rich", "typer"),

@@ -50,6 +50,13 @@ def test_few_blocks_wait():
     assert len(_memory._waiting) == _memory._KEPT_AT_MOST
 
 
+def test_what_waits_is_given_back_on_request():
+    _memory.block(SIZE)
+    assert _memory._waiting
+    crossent.empty_cache()
+    assert not _memory._waiting
+
+
 def test_no_memory(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no memory")

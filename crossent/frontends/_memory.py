@@ -64,3 +64,8 @@ def _take_back(mapping):
     with _lock:
         _waiting.append(mapping)
         del _waiting[:-_KEPT_AT_MOST]
+
+
+def empty_cache():
+    with _lock:
+        _waiting.clear()

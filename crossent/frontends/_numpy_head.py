@@ -4,6 +4,7 @@ import numpy as np
 
 from crossent import _rows
 from crossent._head import Head
+from crossent.frontends._plans import of_head
 from crossent.frontends._problem import broadcast_samples, compute_storage, problem_of, token_forward
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
@@ -224,3 +225,11 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     _rows.check_tokens(head.shape)
     results = (result.reshape(head.shape.targets) for result in head.tokens())
     return tuple(result[..., how.shift :] if how.shift else result for result in results)
+
+
+def plan(name, a, options, how):
+    weights = a.get("weight"), a.get("sample_weight")
+    head, _ = _head(a["input"], a["linear_weight"], a["target"], a["linear_bias"], *weights, options, how)
+    accumulators = 4 * head.weight.size if head.x.itemsize == 2 else 0
+    wanted = (True, True, head.bias is not None, False)
+    return of_head(name, head, wanted, compute_storage(NUMPY.storage(head.x)), (), accumulators)

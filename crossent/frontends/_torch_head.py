@@ -169,13 +169,14 @@ def _check_classes(classes, shape):
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
 
-def _head(input, linear_weight, linear_bias, target, weight, sample_weight, call):
+def head_of(tensors, call):
     """The head without the targets that count for nothing, and what its gradients are still to be multiplied by."""
+    input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape, reduction = call.shape, call.options.reduction
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     divisor = call.divisor
     if divisor is None and reduction == "mean":
-        divisor = float(array.row_weights(torch, labels, shape.soft, weight, keep).sum(dtype=torch.float64))
+        divisor = array.row_weights(torch, labels, shape.soft, weight, keep).sum(dtype=torch.float64).item()
     counts = (keep != 0).reshape(shape.rows, -1).any(1)
     everything = not call.how.shift and bool(counts.all())
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
@@ -223,14 +224,14 @@ def call_of(input, linear_weight, linear_bias, target, classes, options, how, di
 
 def loss_and_gradients(tensors, wanted, call):
     """The loss, and its gradients or None for reduction "none"."""
-    head, later, divisor = _head(*tensors, call)
+    head, later, divisor = head_of(tensors, call)
     loss, gradients = _loss(head, divisor, wanted, call)
     return loss, None if gradients is None else (gradients, later)
 
 
 def gradients_again(tensors, wanted, call, dloss):
     """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
-    head, later, _ = _head(*tensors, call)
+    head, later, _ = head_of(tensors, call)
     upstream = _upstream(dloss, call) if call.options.reduction == "none" else None
     return head.gradients(wanted, upstream), later
 
@@ -277,8 +278,9 @@ def finished(gradient, tensor, factor):
     return gradient.reshape(tensor.shape)
 
 
-def _composite(input, linear_weight, linear_bias, target, weight, sample_weight, call):
+def _composite(tensors, call):
     """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
+    input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape, how = call.shape, call.how
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     counts = (keep != 0).reshape(shape.rows, -1).any(1)
@@ -316,7 +318,7 @@ def _composite(input, linear_weight, linear_bias, target, weight, sample_weight,
 def _differentiable_gradients(tensors, wanted, call, dloss):
     differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
     with torch.enable_grad():
-        loss = _composite(*tensors, call)
+        loss = _composite(tensors, call)
         gradients = iter(torch.autograd.grad(loss, differentiated, dloss, create_graph=True))
     return [next(gradients) if want else None for want in wanted]
 
@@ -338,7 +340,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         weight=weight, sample_weight=sample_weight,
     )  # fmt: skip
     out_dtype = frontend.result_dtype(input)
-    input, linear_weight, linear_bias = _as_linear_takes_them(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     divisor = frontend.divisor_of(options, denominator)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
@@ -347,18 +349,17 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
 
         return _torch_operators.head_loss(*tensors, classes, divisor, options, how, out_dtype)
     call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, divisor, out_dtype)
-    arguments = *tensors, call
     if by_weights or torch.compiler.is_compiling() or not frontend.ordinary(*tensors):
-        return _composite(*arguments)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
-        return _LinearCrossEntropy.apply(*arguments)
+        return _composite(tensors, call)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4]):
+        return _LinearCrossEntropy.apply(*tensors, call)
     return loss_and_gradients(tensors, (), call)[0]
 
 
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, target, call):
-        head, _, _ = _head(input, linear_weight, linear_bias, target, None, None, call)
+        head, _, _ = head_of((input, linear_weight, linear_bias, target, None, None), call)
         results = head.tokens()
         ctx.save_for_backward(input, linear_weight, linear_bias, target)
         ctx.call, ctx.results = call, [result.clone() for result in results]
@@ -375,13 +376,14 @@ class _TokenStats(torch.autograd.Function):
             return None, None, None, None, None
         if any(frontend.needs_composite(above) for above in given):
             return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
-        head, _, _ = _head(*tensors, None, None, call)
+        head, _, _ = head_of((*tensors, None, None), call)
         rows = [None if above is None else _upstream(above, call) for above in upstream]
         gradients = head.token_gradients(wanted, ctx.results, rows)
         return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
 
 
-def _composite_tokens(input, linear_weight, linear_bias, target, call):
+def _composite_tokens(tensors, call):
+    input, linear_weight, linear_bias, target = tensors
     shape = call.shape
     labels, _, keep = _checked(input, target, None, None, call)
     x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
@@ -405,7 +407,7 @@ def _composite_tokens(input, linear_weight, linear_bias, target, call):
 def _differentiable_token_gradients(tensors, wanted, call, upstream):
     differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
     with torch.enable_grad():
-        pairs = [pair for pair in zip(_composite_tokens(*tensors, call), upstream) if pair[1] is not None]
+        pairs = [pair for pair in zip(_composite_tokens(tensors, call), upstream) if pair[1] is not None]
         results, above = zip(*pairs)
         gradients = iter(torch.autograd.grad(results, differentiated, above, create_graph=True))
     return [next(gradients) if want else None for want in wanted[:3]]
@@ -419,19 +421,19 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
             ignore_index=options.ignore_index, shift=how.shift, softcap=options.softcap, chunk_bytes=how.chunk_bytes,
         )  # fmt: skip
     frontend.check_tensors(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias)
-    input, linear_weight, linear_bias = _as_linear_takes_them(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     _rows.check_tokens(call.shape)
     arguments = input, linear_weight, linear_bias, target, call
     if torch.compiler.is_compiling() or not frontend.ordinary(*arguments[:4]):
-        return _composite_tokens(*arguments)
+        return _composite_tokens(arguments[:4], call)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:3]):
         return _TokenStats.apply(*arguments)
-    head, _, _ = _head(input, linear_weight, linear_bias, target, None, None, call)
+    head, _, _ = head_of((input, linear_weight, linear_bias, target, None, None), call)
     return tuple(_losses(result, call) for result in head.tokens())
 
 
-def _as_linear_takes_them(input, linear_weight, linear_bias):
+def as_linear_takes_them(input, linear_weight, linear_bias):
     """Under autocast in its dtype, else in one that all three have already."""
     device = input.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -7,6 +7,7 @@ import numpy as np
 
 from crossent import _rows
 from crossent._options import number
+from crossent.frontends import _plans
 from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
@@ -222,3 +223,16 @@ def value_and_grad(function, input, args, kwargs):
     if np.ndim(loss):
         raise ValueError(f"value_and_grad needs a loss that is one number, got shape {np.shape(loss)}")
     return loss, tape.gradient()
+
+
+def plan(name, arguments, options, how):
+    from crossent.frontends import _numpy_head
+
+    a = arguments
+    input = readable("input", a["input"])
+    if name in ("softmax", "log_softmax"):
+        x = input if a["dtype"] is None else input.astype(a["dtype"])
+        return _plans.of_softmax(NUMPY, name, x, False, ())
+    if how is not None:
+        return _numpy_head.plan(name, a, options, how)
+    return _plans.of_loss(NUMPY, name, input, readable("target", a["target"]), a["dim"], options, (), False)

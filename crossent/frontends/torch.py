@@ -67,6 +67,19 @@ def ordinary(*tensors):
     return not transformed()
 
 
+def obstacles(tensors, by_weights):
+    """Why no kernel can compute with these; nothing where they are ordinary."""
+    found = []
+    for tensor in tensors:
+        if tensor is not None and not ordinary(tensor) and not transformed():
+            found.append(f"a tensor of type {type(tensor).__name__} on {tensor.device} has no kernel")
+    if transformed():
+        found.append("a function transform, forward-mode differentiation or a dispatch mode is active")
+    if by_weights:
+        found.append("weight, sample_weight or denominator require a gradient")
+    return tuple(dict.fromkeys(found))
+
+
 def transformed():
     return _transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
 
@@ -490,16 +503,18 @@ def _softmax_grad(out, dout, axis, log):
     return out * (dout - (out * dout).sum(axis, keepdim=True))
 
 
-def softmax(input, dim, dtype, log, stacklevel):
-    if (
-        dtype is None
-        and type(dim) is int
-        and type(input) is _Tensor
-        and input.dtype in _FULL_PRECISION
-        and input.ndim
+def is_short(input, dim):
+    """Whether PyTorch's own row loop leaves nothing to gain."""
+    return (
+        input.dtype in _FULL_PRECISION
+        and input.ndim > 0
         and input.size(dim) <= _NATIVE_SOFTMAX_UP_TO
         and input.stride(dim) == 1
-    ):
+    )
+
+
+def softmax(input, dim, dtype, log, stacklevel):
+    if dtype is None and type(dim) is int and type(input) is _Tensor and is_short(input, dim):
         return torch.log_softmax(input, dim) if log else torch.softmax(input, dim)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
@@ -562,3 +577,9 @@ def linear_token_stats(*arguments):
     from crossent.frontends import _torch_head
 
     return _torch_head.linear_token_stats(*arguments)
+
+
+def plan(name, arguments, options, how):
+    from crossent.frontends import _torch_plans
+
+    return _torch_plans.plan(name, arguments, options, how)

@@ -1,0 +1,116 @@
+"""The process of one case of the fused head: its times over those of bare matrix products and of rivals, as JSON.
+
+"products" is the time of the three products of a step (logits, input's gradient, weight's gradient) by torch.mm alone,
+chunk by chunk, at the chunk size that suits them best; "product" that of the first.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+
+import crossent
+from benchmarks.cases import HEAD_CASES, HeadCase
+
+CHUNKS = (512, 1024, 2048, 4096)
+
+
+class Head:
+    def __init__(self, case: HeadCase):
+        torch.manual_seed(0)
+        dtype = getattr(torch, case.dtype)
+        self.hidden = torch.randn(case.tokens, case.features, dtype=dtype, requires_grad=True)
+        self.weight = (torch.randn(case.classes, case.features) / case.features**0.5).to(dtype).requires_grad_()
+        self.all_labels = torch.randint(case.classes, (case.tokens,))
+        self.labels = self.all_labels.masked_fill(torch.rand(case.tokens) < case.ignored, -100)
+
+    def step(self, labels: torch.Tensor, function: Callable, **options) -> None:
+        function(self.hidden, self.weight, labels, **options).backward()
+        self.hidden.grad = self.weight.grad = None
+
+    def forward(self, function: Callable) -> None:
+        with torch.no_grad():
+            function(self.hidden, self.weight, self.labels)
+
+    def products(self, rows: int) -> Iterator[Callable]:
+        """The three products in chunks of so many rows."""
+        hidden, weight = self.hidden.detach(), self.weight.detach()
+        chunks = hidden.split(rows)
+        logits = torch.randn(rows, len(weight)).to(hidden.dtype)
+        yield lambda: [torch.mm(x, weight.t(), out=logits[: len(x)]) for x in chunks]
+        yield lambda: [torch.mm(logits[: len(x)], weight) for x in chunks]
+        yield lambda: [torch.mm(logits[: len(x)].t(), x) for x in chunks]
+
+
+def _seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def calls(case: HeadCase) -> tuple[Head, dict[str, Callable]]:
+    head = Head(case)
+    own = crossent.linear_cross_entropy
+    found = {
+        "step": lambda: head.step(head.labels, own),
+        "forward": lambda: head.forward(own),
+        "token stats": lambda: head.forward(crossent.linear_token_stats),
+    }
+    if case.ignored:
+        found["step without"] = lambda: head.step(head.all_labels, own)
+    theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if theirs and any("torch" in name for name in case.limits):
+        options = torch.nn.LinearCrossEntropyOptions
+        found |= _torch(head, case, theirs, {"reference": None, "chunked, default": options()})
+        sizes = [rows for rows in CHUNKS if rows <= case.tokens]
+        found |= _torch(head, case, theirs, {f"chunked, {r}": options(batch_chunk_size=r) for r in sizes})
+    return head, found
+
+
+def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dict[str, Callable]:
+    def step(chosen):
+        return lambda: head.step(head.labels, function, options=chosen)
+
+    wanted = {name.partition(" / ")[0] for name in case.limits}
+    best = "torch chunked, best" in wanted
+    return {
+        f"torch {name}": step(chosen)
+        for name, chosen in options.items()
+        if f"torch {name}" in wanted or (best and name.rpartition(" ")[2].isdigit())
+    }
+
+
+def measure(case: HeadCase, rounds: int) -> list[dict]:
+    """Rounds in which everything has its turn, after one that is not counted."""
+    head, functions = calls(case)
+    for rows in CHUNKS:
+        if rows <= case.tokens and rows * case.classes < 2**29:
+            functions |= {f"products, {rows}, {part}": call for part, call in enumerate(head.products(rows))}
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, call in functions.items():
+            if name.startswith("torch") and len(samples[name]) > 1:  # the slow ones: one that counts is enough
+                continue
+            samples[name].append(_seconds(call))
+    times = {name: median(values[1:]) for name, values in samples.items()}
+    sizes = {name.split(", ")[1] for name in times if name.startswith("products")}
+    times["products"], times["product"] = min(
+        (sum(times[f"products, {rows}, {part}"] for part in range(3)), times[f"products, {rows}, 0"]) for rows in sizes
+    )
+    chunked = [seconds for name, seconds in times.items() if name.rpartition(" ")[2].isdigit() and "torch" in name]
+    times["torch chunked, best"] = min(chunked, default=0.0)
+    return [_row(case, name, limit, times) for name, limit in case.limits.items()]
+
+
+def _row(case: HeadCase, name: str, limit: dict, times: dict[str, float]) -> dict:
+    above, _, below = name.partition(" / ")
+    value = times[above] / times[below]
+    return {"name": f"{case.name}: {name}", "value": value, "seconds": times["step"]} | limit
+
+
+if __name__ == "__main__":
+    named = {case.name: case for case in HEAD_CASES}
+    print("\n" + json.dumps(measure(named[sys.argv[1]], int(sys.argv[2]))))

@@ -1,0 +1,66 @@
+"""What the calls of an array library are going to do, told by the code that decides it when they are made.
+
+`obstacles` are the reasons why the kernels cannot be used.
+"""
+
+import math
+
+from crossent import _rows
+from crossent._plan import Plan
+from crossent.frontends._problem import compute_storage, ready_plan
+
+KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
+_PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
+
+
+def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place):
+    axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, name == "cross_entropy")
+    arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(input.shape)
+    if out_of_kernels:
+        return Plan(name, PLAIN, arithmetic, _PLAIN_ARRAYS * numbers * _size(arithmetic), reasons=out_of_kernels)
+    picks, strides = name == "nll_loss", lib.strides
+    call = input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype
+    plan = ready_plan(lib, *call, dim, options, picks)
+    rows, copied, reasons = numbers // max(1, input.shape[axis]), 0, []
+    if _rows.layout_of(tuple(input.shape), tuple(strides(input)), axis) is None:
+        copied += numbers * input.itemsize
+        reasons.append(f"input is copied: no kernel reads its strides {tuple(strides(input))}")
+    elif plan is None:
+        copied += math.prod(target.shape) * (input.itemsize if soft else 8)
+        reasons.append(f"target is copied: the kernels take {'the dtype of input' if soft else 'int64'} side by side")
+    else:
+        layout = plan.layout
+        turned = layout.last and layout.short and not soft
+        along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
+        reasons.append("one number of each row is read" if picks else f"vectors run {along}")
+    if in_place:
+        reasons.append("the gradient is written over input")
+    return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
+
+
+def of_softmax(lib, name, x, native, reasons):
+    path, arithmetic = NATIVE if native else KERNELS, compute_storage(lib.storage(x))
+    return Plan(name, path, arithmetic, 0, reasons=reasons)
+
+
+def of_head(name, head, wanted, arithmetic, out_of_kernels, accumulators):
+    """`accumulators` are the bytes of float32 sums for gradients of 16 bits."""
+    if out_of_kernels:
+        whole = head.shape.rows * len(head.weight) * _size(arithmetic)
+        reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
+        return Plan(name, PLAIN, arithmetic, _PLAIN_ARRAYS * whole, reasons=reasons)
+    rows, size = head.chunk(wanted)
+    targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
+    reasons = [f"{targets} of {head.shape.rows} rows count"]
+    if accumulators:
+        reasons.append(f"{accumulators / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
+    if name == "linear_token_stats" or head.options.reduction == "none":
+        reasons.append("the backward pass makes the logits again: it has to know what comes from above")
+    else:
+        reasons.append("the gradients are made in the forward pass, where somebody wants them")
+    chunks = -(-targets // max(1, rows))
+    return Plan(name, KERNELS, arithmetic, size + accumulators, rows, chunks, tuple(reasons))
+
+
+def _size(storage):
+    return 8 if storage == "float64" else 4

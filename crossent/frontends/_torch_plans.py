@@ -1,0 +1,52 @@
+"""What PyTorch's calls are going to do."""
+
+import torch
+
+from crossent import _rows
+from crossent.frontends import _plans, _torch_head, torch as frontend
+from crossent.frontends._problem import compute_storage
+from crossent.frontends.torch import TORCH
+
+
+def plan(name, arguments, options, how):
+    a = arguments
+    if name in ("softmax", "log_softmax"):
+        return _of_softmax(name, a["input"], a["dim"], a["dtype"])
+    weights = a.get("weight"), a.get("sample_weight")
+    divisor = None
+    if name != "linear_token_stats":
+        divisor = frontend.divisor_of(options, a["denominator"])
+    by_weights = frontend.differentiates_weights(*weights, divisor)
+    if how is not None:
+        return _of_head(name, a, weights, divisor, options, how, by_weights)
+    tensors = a["input"], a["target"], *weights
+    frontend.check_tensors(input=a["input"], target=a["target"], weight=weights[0], sample_weight=weights[1])
+    out_of_kernels = frontend.obstacles(tensors, by_weights)
+    in_place = a.get("inplace_backward", False)
+    return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place)
+
+
+def _of_softmax(name, input, dim, dtype):
+    x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
+    axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
+    reasons = frontend.obstacles((input,), False)
+    if not reasons and x.ndim and frontend.is_short(x, axis):
+        reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain",)
+    return _plans.of_softmax(TORCH, name, x, bool(reasons) or not x.ndim, reasons)
+
+
+def _of_head(name, a, weights, divisor, options, how, by_weights):
+    target = a["target"]
+    sparse = isinstance(target, _rows.SparseTarget)
+    classes, probs = (target.classes, target.probs) if sparse else (None, target)
+    input, linear_weight, bias = _torch_head.as_linear_takes_them(a["input"], a["linear_weight"], a["linear_bias"])
+    call = _torch_head.call_of(input, linear_weight, bias, probs, classes, options, how, divisor, None)
+    tensors = input, linear_weight, bias, probs, *weights
+    head, _, _ = _torch_head.head_of(tensors, call)
+    grad = torch.is_grad_enabled()
+    wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
+    narrow = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and t.itemsize == 2]
+    return _plans.of_head(
+        name, head, wanted, compute_storage(TORCH.storage(input)), frontend.obstacles(tensors, by_weights),
+        sum(4 * t.numel() for t in narrow),
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""`crossent.plan` tells what the call then does."""
+
+import numpy as np
+import pytest
+import torch
+
+import crossent
+from crossent.frontends import _problem, torch as frontend
+
+LOGITS, LABELS = torch.randn(6, 7), torch.tensor([0, 1, 2, 3, 4, 5])
+HIDDEN, WEIGHT, TOKENS = torch.randn(2, 5, 4), torch.randn(50, 4, requires_grad=True), torch.randint(50, (2, 5))
+LOSSES = [(crossent.cross_entropy, LOGITS, LABELS), (crossent.nll_loss, LOGITS, LABELS)]
+HEADS = [(crossent.linear_cross_entropy, HIDDEN, WEIGHT, TOKENS), (crossent.linear_token_stats, HIDDEN, WEIGHT, TOKENS)]
+
+
+def calls_of_kernels(monkeypatch, call):
+    """How often the call, and its backward pass, go to a plan of the kernels."""
+    count = [0]
+
+    def counted(original):
+        def wrapper(*args, **kwargs):
+            count[0] += 1
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    monkeypatch.setattr(_problem.Problem, "forward", counted(_problem.Problem.forward))
+    monkeypatch.setattr(frontend, "softmax_forward", counted(frontend.softmax_forward))
+    call()
+    return count[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "path"),
+    [
+        *[(call, {}, "kernels") for call in LOSSES],
+        (LOSSES[0], {"weight": torch.rand(7)}, "kernels"),
+        (LOSSES[0], {"weight": torch.rand(7, requires_grad=True)}, "plain operations"),
+        ((crossent.cross_entropy, LOGITS.t(), torch.arange(6).repeat(7)[:7] % 6), {}, "kernels"),
+        ((crossent.cross_entropy, LOGITS.to("meta"), LABELS.to("meta")), {}, "plain operations"),
+        ((crossent.softmax, LOGITS, 1), {}, "PyTorch's own"),
+        ((crossent.log_softmax, torch.randn(3, 100), 1), {}, "kernels"),
+        ((crossent.softmax, LOGITS, 0), {}, "kernels"),
+        (HEADS[0], {}, "kernels"),
+        (HEADS[0], {"sample_weight": torch.rand(2, 5, requires_grad=True)}, "plain operations"),
+    ],
+)
+def test_path(call, options, path, monkeypatch):
+    planned = crossent.plan(*call, **options)
+    assert planned.path == path and planned.function == call[0].__name__ and planned.reasons is not None
+    if call[1].device.type == "cpu":
+        kernels = calls_of_kernels(monkeypatch, lambda: call[0](*call[1:], **options))
+        assert (kernels > 0) == (path == "kernels")
+
+
+def test_transforms_count():
+    def planned(logits):
+        plans.append(crossent.plan(crossent.cross_entropy, logits, LABELS))
+        return logits.sum()
+
+    plans = []
+    torch.func.grad(planned)(LOGITS)
+    assert plans[0].path == "plain operations" and "transform" in str(plans[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arithmetic"),
+    [(torch.float16, "float32"), (torch.bfloat16, "float32"), (torch.float32, "float32"), (torch.float64, "float64")],
+)
+def test_arithmetic(dtype, arithmetic):
+    assert crossent.plan(crossent.cross_entropy, LOGITS.to(dtype), LABELS).arithmetic == arithmetic
+
+
+def test_copies_are_named():
+    planned = crossent.plan(
+        crossent.cross_entropy, torch.randn(4, 3, 8)[:, :, ::2], torch.zeros(4, 4, dtype=torch.int64)
+    )
+    assert "input is copied" in str(planned) and planned.extra_bytes >= 4 * 3 * 4 * 4
+    planned = crossent.plan(crossent.cross_entropy, LOGITS, LABELS.to(torch.int32))
+    assert "target is copied" in str(planned)
+
+
+@pytest.mark.parametrize("call", HEADS)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_chunks(call, shift):
+    planned = crossent.plan(*call, shift=shift, chunk_bytes=3 * 4 * 50)
+    rows = 10 - 2 * shift
+    assert planned.chunk_rows == 3 and planned.chunks == -(-rows // 3) and planned.extra_bytes == 3 * 4 * 50
+    assert f"{rows} of 10 rows count" in str(planned)
+
+
+def test_float32_sums_are_named():
+    planned = crossent.plan(crossent.linear_cross_entropy, HIDDEN.bfloat16(), WEIGHT.bfloat16(), TOKENS)
+    assert planned.extra_bytes == 10 * 2 * 50 + 4 * WEIGHT.numel() and "float32 sums" in str(planned)
+
+
+def test_numpy():
+    planned = crossent.plan(crossent.cross_entropy, LOGITS.numpy(), LABELS.numpy())
+    assert planned.path == "kernels"
+    planned = crossent.plan(crossent.linear_cross_entropy, np.zeros((3, 4)), np.zeros((5, 4)), np.zeros(3, np.int64))
+    assert planned.arithmetic == "float64" and planned.chunks == 1
+    assert crossent.plan(crossent.softmax, LOGITS.numpy(), 1).path == "kernels"
+
+
+def test_errors_are_those_of_the_call():
+    with pytest.raises(ValueError, match="wrong shape"):
+        crossent.plan(crossent.cross_entropy, LOGITS, LABELS[:3])
+    with pytest.raises(ValueError, match="reduction"):
+        crossent.plan(crossent.cross_entropy, LOGITS, LABELS, reduction="some")
+    with pytest.raises(TypeError, match="function must be one of"):
+        crossent.plan(torch.nn.functional.cross_entropy, LOGITS, LABELS)
+    with pytest.raises(TypeError, match="missing"):
+        crossent.plan(crossent.cross_entropy, LOGITS)

@@ -16,7 +16,8 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
     tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
     token_results(rows, x)             room for their results
-    buffer(shape, x), losses(shape, x), empty_like(a), zeros_like(a), accumulator(a)    new arrays
+    buffer(shape, x), losses(shape, x)                                 new arrays
+    empty_like(a), zeros_like(a), accumulator(a)                       new gradients, with the digits they need
 """
 
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,7 @@ class Head:
     def losses(self):
         """The loss of every target, 0 for those that do not count."""
         losses, options = self.lib.losses(self.shape.targets, self.x), replace(self.options, reduction="none")
-        flat = losses.reshape(-1, *self.shape.out)
+        flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
             flat[targets] = self._problem(targets, options)[2].forward(None)[0]
         return losses
@@ -144,36 +145,42 @@ class Head:
 
     def _differentiate(self, gradients, wanted, targets, x, logits, problem, stats, dloss):
         """Write over the logits, and add to the gradients, those of some targets."""
-        some = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
+        lib, eps = self.lib, self.how.filter_eps
+        # What a filter leaves out depends on the rows' own derivatives, not on what comes from above.
+        later, dloss = (dloss, None) if eps else (None, dloss)
+        dtarget = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
+        columns = lib.columns(logits, eps * self.scale) if eps else None
+        if later is not None:
+            for array in (problem.x, dtarget):
+                if array is not None:
+                    array *= later[:, None]
         if wanted[3]:
-            gradients[3][targets] = some if self.classes is None else self.lib.picked(some, self.classes[targets])
-        self._add_products(gradients, targets, x, logits)
+            gradients[3][targets] = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
+        self._add_products(gradients, targets, x, logits, columns)
 
-    def _add_products(self, gradients, targets, x, dlogits):
-        """From the gradient of the logits."""
+    def _add_products(self, gradients, targets, x, dlogits, columns=None):
+        """From the gradient of the logits, or from some columns of it."""
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
-        if self.how.filter_eps:
-            self._add_filtered(dx, dweight, self._rows(targets), x, dlogits)
+        if columns is not None:
+            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, columns)
             return
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
-    def _add_filtered(self, dx, dweight, rows, x, dlogits):
-        """The products over those columns alone that have anything above the filter."""
+    def _add_columns(self, dx, dweight, rows, x, dlogits, columns):
         lib, total = self.lib, 0.0
-        chosen = lib.columns(dlogits, self.how.filter_eps * self.scale)
-        for lo in range(0, len(chosen), _COLUMNS):
-            columns = chosen[lo : lo + _COLUMNS]
-            some = dlogits[:, columns]
+        for lo in range(0, len(columns), _COLUMNS):
+            chosen = columns[lo : lo + _COLUMNS]
+            some = dlogits[:, chosen]
             if dx is not None:
-                total = total + lib.cast(lib.to_input(some, self.weight[columns]), lib.wide(dx))
+                total = total + lib.cast(lib.to_input(some, self.weight[chosen]), lib.wide(dx))
             if dweight is not None:
-                part = dweight[columns]
+                part = dweight[chosen]
                 lib.to_weight(part, some, x)
-                dweight[columns] = part
+                dweight[chosen] = part
         if dx is not None:
-            dx[rows] = lib.cast(total, lib.storage(dx)) if len(chosen) else 0
+            dx[rows] = lib.cast(total, lib.storage(dx)) if len(columns) else 0

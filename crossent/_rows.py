@@ -118,9 +118,10 @@ class SparseTarget:
 
 
 class HeadShape:
-    """Shapes of a fused head: `leading` are the input's axes but the last, `out` the axes of a K-dimensional loss."""
+    """Shapes of a fused head: `leading` are the input's axes but the last, of `rows` rows; `out` the axes of a
+    K-dimensional loss, with `places` targets for each row."""
 
-    __slots__ = ("classes", "features", "leading", "out", "rows", "soft")
+    __slots__ = ("classes", "features", "leading", "out", "places", "rows", "soft")
 
     def __init__(self, input, linear_weight, linear_bias, target, shift):
         if not input:
@@ -136,7 +137,7 @@ class HeadShape:
             )
         *leading, self.features = input
         self.classes, *out = linear_weight[:-1]
-        self.leading, self.out, self.rows = tuple(leading), tuple(out), math.prod(leading)
+        self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
         if out and len(leading) != 1:
             raise ValueError(
                 f"a K-dimensional loss, linear_weight of shape {_text(linear_weight)}, needs an input of shape "

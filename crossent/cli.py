@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-NEEDED = {"demo": ("typer", "rich", "torch", "sklearn", "matplotlib")}
+NEEDED = {"demo": ("typer", "rich", "torch", "sklearn", "matplotlib", "tokenizers")}
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def _application():
         """Classification losses with the interface of torch.nn: the same numbers, faster, in less memory."""
 
     @application.command()
-    def demo(output: Annotated[Path, typer.Option(help="Folder for the plot.")] = Path("demo-output")) -> None:
-        """Show the losses at work: by hand, on real data beside PyTorch, and on large logits. Under three minutes."""
+    def demo(output: Annotated[Path, typer.Option(help="Folder for the plots.")] = Path("demo-output")) -> None:
+        """Show the losses at work: by hand, on real data and in a language model beside PyTorch. Under six minutes."""
         _require(NEEDED["demo"])
         from crossent.demo import run
 

@@ -3,14 +3,11 @@
 Run as a program it is the child process that measures one library's memory.
 """
 
-import os
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,6 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 import crossent.nn.functional
+from crossent.demo import memory
+from crossent.demo.memory import in_megabytes
 
 STEPS = {
     "torch": torch.nn.functional.cross_entropy,
@@ -31,24 +30,20 @@ REPEATS = 9
 def show(console: Console) -> list[str]:
     rows = _rows_that_fit()
     size = rows * CLASSES * 4
-    console.print(f"Forward and backward of float32 logits of {rows} x {CLASSES} ({_megabytes(size)}).\n")
-    memory = {name: _memory_of_a_child(name, rows) for name in _progress(console, list(STEPS), "Measuring memory")}
+    console.print(f"Forward and backward of float32 logits of {rows} x {CLASSES} ({in_megabytes(size)}).\n")
+    peaks = {name: _memory_of_a_child(name, rows) for name in _progress(console, list(STEPS), "Measuring memory")}
     times = _times(console, rows)
     table = Table("", "time", "faster", "extra memory", "of the logits")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, seconds in times.items():
         faster = times["torch"] / seconds
-        share = memory[name] / size
-        table.add_row(name, f"{seconds * 1e3:.1f} ms", f"{faster:.1f} x", _megabytes(memory[name]), f"{share:.2f} x")
+        share = peaks[name] / size
+        table.add_row(name, f"{seconds * 1e3:.1f} ms", f"{faster:.1f} x", in_megabytes(peaks[name]), f"{share:.2f} x")
     console.print(table)
     console.print(f"Time: median of {REPEATS} interleaved repeats on {torch.get_num_threads()} threads.", end=" ")
     console.print("Memory: the peak of a fresh process.")
     return []
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
 
 
 def _progress(console: Console, items: list, description: str):
@@ -60,21 +55,9 @@ def _progress(console: Console, items: list, description: str):
 def _rows_that_fit() -> int:
     """Fewer rows where six times the logits would not fit into memory: PyTorch's step needs four."""
     rows = ROWS
-    while rows > 64 and 6 * rows * CLASSES * 4 > _available_memory():
+    while rows > 64 and 6 * rows * CLASSES * 4 > memory.available():
         rows //= 2
     return rows
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping; half of all memory where the system does not say."""
-    found = re.search(r"MemAvailable:\s+(\d+)", _text("/proc/meminfo"))
-    available = 1024 * int(found[1]) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
-    return min(available, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else available
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text() if Path(path).exists() else ""
 
 
 def _times(console: Console, rows: int) -> dict[str, float]:
@@ -109,19 +92,9 @@ def _extra_peak_memory(name: str, rows: int) -> int:
     """Bytes that a step takes on top of its logits, after a small step has loaded what there is to load."""
     _step(STEPS[name], *_example(8))
     logits, labels = _example(rows)
-    before = _peak_memory()
+    before = memory.peak()
     _step(STEPS[name], logits, labels)
-    return _peak_memory() - before
-
-
-def _peak_memory() -> int:
-    """Of this process, in bytes. On Linux not by getrusage, whose count starts from the parent's peak."""
-    found = re.search(r"VmHWM:\s+(\d+)", _text("/proc/self/status"))
-    if found:
-        return 1024 * int(found[1])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return memory.peak() - before
 
 
 if __name__ == "__main__":

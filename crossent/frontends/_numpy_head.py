@@ -40,11 +40,11 @@ class NumPyHead(NUMPY):
 
     @staticmethod
     def empty_like(array):
-        return new_array(array.shape, array.dtype)
+        return new_array(array.shape, _compute(array))
 
     @staticmethod
     def zeros_like(array):
-        return np.zeros(array.shape, array.dtype)
+        return np.zeros(array.shape, _compute(array))
 
     @staticmethod
     def accumulator(array):
@@ -146,7 +146,7 @@ def _target(target, shape):
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise _rows.class_error(int(classes[where]), where, shape.classes)
-    return classes.reshape(shape.rows, -1).astype(np.int64), target.probs
+    return classes.reshape(shape.rows, classes.shape[-1]).astype(np.int64), target.probs
 
 
 def _head(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
@@ -174,12 +174,12 @@ def _head(input, linear_weight, target, linear_bias, weight, sample_weight, opti
         sample_weight = readable("sample_weight", sample_weight)
     keep = _counts(target, sample_weight, shape, options, how.shift)
     labels = target if shape.soft else _labels(target, keep, shape, options)
-    counted = (keep.reshape(shape.rows, -1) != 0).any(1)
+    counted = (keep.reshape(shape.rows, shape.places) != 0).any(1)
     head = Head(
         lib=NumPyHead,
         shape=shape,
         x=x.reshape(shape.rows, shape.features),
-        weight=matrix.reshape(-1, shape.features),
+        weight=matrix.reshape(shape.classes * shape.places, shape.features),
         bias=None if bias is None else bias.reshape(-1),
         target=labels.reshape(shape.rows, *labels.shape[len(shape.leading) :]),
         classes=classes,

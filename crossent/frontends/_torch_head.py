@@ -38,8 +38,8 @@ def _arithmetic(dtype):
 class TorchHead(TORCH):
     """What `_head` asks of an array library, for kernels on the CPU."""
 
-    empty_like = staticmethod(lambda array: frontend.new_tensor(array.shape, array.dtype))
-    zeros_like = staticmethod(lambda array: frontend.new_tensor(array.shape, array.dtype).zero_())
+    empty_like = staticmethod(lambda array: frontend.new_tensor(array.shape, _arithmetic(array.dtype)))
+    zeros_like = staticmethod(lambda array: frontend.new_tensor(array.shape, _arithmetic(array.dtype)).zero_())
 
     @staticmethod
     def logits_bytes(x):
@@ -177,7 +177,7 @@ def head_of(tensors, call):
     divisor = call.divisor
     if divisor is None and reduction == "mean":
         divisor = array.row_weights(torch, labels, shape.soft, weight, keep).sum(dtype=torch.float64).item()
-    counts = (keep != 0).reshape(shape.rows, -1).any(1)
+    counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     everything = not call.how.shift and bool(counts.all())
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
     # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
@@ -186,10 +186,10 @@ def head_of(tensors, call):
         lib=TorchHead,
         shape=shape,
         x=input.reshape(shape.rows, shape.features),
-        weight=linear_weight.reshape(-1, shape.features),
+        weight=linear_weight.reshape(shape.classes * shape.places, shape.features),
         bias=None if linear_bias is None else linear_bias.reshape(-1),
         target=labels,
-        classes=None if call.classes is None else call.classes.reshape(shape.rows, -1).long(),
+        classes=None if call.classes is None else call.classes.reshape(shape.rows, call.classes.shape[-1]).long(),
         class_weight=weight,
         samples=None if sample_weight is None else keep,
         kept=slice(0, shape.rows) if everything else counts.nonzero()[:, 0],
@@ -278,17 +278,23 @@ def finished(gradient, tensor, factor):
     return gradient.reshape(tensor.shape)
 
 
+def _computable(*tensors):
+    """In a dtype of which a CPU makes products."""
+    return [t if t is None or not t.is_cpu else t.to(_arithmetic(t.dtype)) for t in tensors]
+
+
 def _composite(tensors, call):
     """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape, how = call.shape, call.how
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
-    counts = (keep != 0).reshape(shape.rows, -1).any(1)
+    counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     x = input.reshape(shape.rows, shape.features).roll(how.shift, 0)
     x = torch.where(counts.unsqueeze(1), x, 0.0)  # nan times a gradient of 0 is nan
-    matrix = linear_weight.reshape(-1, shape.features)
+    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
+    matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
     bias = None if linear_bias is None else linear_bias.reshape(-1)
-    classes = None if call.classes is None else call.classes.reshape(shape.rows, -1).long()
+    classes = None if call.classes is None else call.classes.reshape(shape.rows, call.classes.shape[-1]).long()
 
     def chunk(x, matrix, bias, labels, classes, weight, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).reshape(len(x), shape.classes, *shape.out)
@@ -387,6 +393,7 @@ def _composite_tokens(tensors, call):
     shape = call.shape
     labels, _, keep = _checked(input, target, None, None, call)
     x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
+    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
 
     def chunk(x, labels, keep):
         logits = torch.nn.functional.linear(x, linear_weight, linear_bias).to(keep.dtype)

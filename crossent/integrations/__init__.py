@@ -1,0 +1,1 @@
+"""crossent inside the libraries that train models."""

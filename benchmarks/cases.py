@@ -124,11 +124,14 @@ class HeadCase:
     dtype: str
     limits: dict[str, dict[str, float]]  # what is compared -> its limit
     ignored: float = 0.0  # share of the labels
+    trained: int = 0  # steps that the demo's language model is trained for; 0 for random numbers
+    filter_eps: float = 0.0
 
     @property
     def name(self) -> str:
         ignored = f", {self.ignored:.0%} ignored" if self.ignored else ""
-        return f"head, {self.tokens} x {self.features} x {self.classes}, {self.dtype}{ignored}"
+        trained = f", trained, filter_eps={self.filter_eps:g}" if self.trained else ""
+        return f"head, {self.tokens} x {self.features} x {self.classes}, {self.dtype}{ignored}{trained}"
 
 
 def _head_limits(dtype: str) -> dict[str, dict[str, float]]:
@@ -150,6 +153,15 @@ HEAD_CASES = [
     ),
     HeadCase(8192, 64, 100000, "float32", {"torch chunked, best / step": {"at_least": 1.3}}),
     HeadCase(2048, 512, 32768, "float32", {"step / step without": {"at_most": 0.6}}, ignored=0.5),
+    HeadCase(
+        2048,
+        128,
+        32000,
+        "float32",
+        {"step / products": {"at_most": 0.6}, "error of the gradients / exact": {"at_most": 2.0**-9}},
+        trained=100,
+        filter_eps=1e-5,
+    ),
     HeadCase(16384, 256, 128256, "float32", {"step / products": {}}),  # its logits alone are 8.4 GB
 ]
 

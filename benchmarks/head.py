@@ -20,6 +20,13 @@ CHUNKS = (512, 1024, 2048, 4096)
 
 class Head:
     def __init__(self, case: HeadCase):
+        self.options = {"filter_eps": case.filter_eps} if case.filter_eps else {}
+        if case.trained:
+            from crossent.demo.transformer import trained
+
+            hidden, weight, self.labels = trained(case.trained)
+            self.hidden, self.weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            return
         torch.manual_seed(0)
         dtype = getattr(torch, case.dtype)
         self.hidden = torch.randn(case.tokens, case.features, dtype=dtype, requires_grad=True)
@@ -30,6 +37,10 @@ class Head:
     def step(self, labels: torch.Tensor, function: Callable, **options) -> None:
         function(self.hidden, self.weight, labels, **options).backward()
         self.hidden.grad = self.weight.grad = None
+
+    def gradients(self, **options) -> torch.Tensor:
+        loss = crossent.linear_cross_entropy(self.hidden, self.weight, self.labels, **options)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, (self.hidden, self.weight))])
 
     def forward(self, function: Callable) -> None:
         with torch.no_grad():
@@ -55,7 +66,7 @@ def calls(case: HeadCase) -> tuple[Head, dict[str, Callable]]:
     head = Head(case)
     own = crossent.linear_cross_entropy
     found = {
-        "step": lambda: head.step(head.labels, own),
+        "step": lambda: head.step(head.labels, own, **head.options),
         "forward": lambda: head.forward(own),
         "token stats": lambda: head.forward(crossent.linear_token_stats),
     }
@@ -102,6 +113,10 @@ def measure(case: HeadCase, rounds: int) -> list[dict]:
     )
     chunked = [seconds for name, seconds in times.items() if name.rpartition(" ")[2].isdigit() and "torch" in name]
     times["torch chunked, best"] = min(chunked, default=0.0)
+    if case.filter_eps:
+        exact = head.gradients()
+        times["exact"] = float(exact.norm())
+        times["error of the gradients"] = float((head.gradients(**head.options) - exact).norm())
     return [_row(case, name, limit, times) for name, limit in case.limits.items()]
 
 

@@ -149,7 +149,7 @@ class Head:
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above.
         later, dloss = (dloss, None) if eps else (None, dloss)
         dtarget = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
-        columns = lib.columns(logits, eps * self.scale) if eps else None
+        columns = lib.columns(logits, eps * abs(self.scale)) if eps else None
         if later is not None:
             for array in (problem.x, dtarget):
                 if array is not None:

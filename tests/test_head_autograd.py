@@ -97,6 +97,8 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_derivatives(shape, kind, options, rows):
     """First and second, in reverse and forward mode, in everything that has any."""
+    if shape != "(N, D)" and rows != 2:
+        pytest.skip("these chunks are tried on one shape")
     if kind == "sparse" and SHAPES[shape][1]:
         pytest.skip("a SparseTarget has no K-dimensional loss")
     options = OPTIONS[options] | {"options": Chunks(batch_chunk_size=rows), "kind": kind}
@@ -111,12 +113,11 @@ def test_derivatives(shape, kind, options, rows):
     assert torch.autograd.gradgradcheck(loss, leaves, check_fwd_over_rev=True, fast_mode=True)
 
 
-@pytest.mark.parametrize("rows", CHUNKS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_entry_of_the_derivatives(kind, reduction, rows):
+def test_every_entry_of_the_derivatives(kind, reduction):
     """Without the random projections of the quick check."""
-    options = {"options": Chunks(batch_chunk_size=rows), "kind": kind, "reduction": reduction}
+    options = {"options": Chunks(batch_chunk_size=2), "kind": kind, "reduction": reduction}
     leaves = leaves_of("(N, D)", kind)
     assert torch.autograd.gradcheck(lambda *leaves: head(*leaves, **options), leaves)
     assert torch.autograd.gradgradcheck(lambda *leaves: head(*leaves, **options), leaves)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class TorchHead(TORCH):
 
     @staticmethod
     def columns(dlogits, eps):
-        return (torch.linalg.vector_norm(dlogits, math.inf, dim=0) > eps).nonzero()[:, 0]
+        return (torch.maximum(dlogits.amax(0), -dlogits.amin(0)) > eps).nonzero()[:, 0]
 
     @staticmethod
     def dense(classes, probs, like):
@@ -232,8 +233,13 @@ def loss_and_gradients(tensors, wanted, call):
 def gradients_again(tensors, wanted, call, dloss):
     """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
     head, later, _ = head_of(tensors, call)
-    upstream = _upstream(dloss, call) if call.options.reduction == "none" else None
-    return head.gradients(wanted, upstream), later
+    if call.options.reduction == "none":
+        return head.gradients(wanted, _upstream(dloss, call)), later
+    if later == 1.0 or not math.isfinite(dloss):
+        head.scale *= float(dloss)
+    else:
+        later *= float(dloss)
+    return head.gradients(wanted, None), later
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -243,19 +249,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call):
         tensors = input, linear_weight, linear_bias, target, weight, sample_weight
         loss, ctx.made = loss_and_gradients(tensors, ctx.needs_input_grad[:4], call)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, call.classes)
         ctx.call = call
         return loss
 
     @staticmethod
     def backward(ctx, dloss):
-        tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad[:4]
+        *tensors, _ = ctx.saved_tensors  # the classes of a sparse target: whether they are as they were
+        call, wanted = ctx.call, ctx.needs_input_grad[:4]
         if frontend.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         made, ctx.made = ctx.made, None
-        gradients, factor = made or gradients_again(tensors, wanted, call, dloss)
-        if call.options.reduction != "none":
-            factor *= float(dloss)
+        if made is None or not math.isfinite(dloss):  # rows left out get zeros also for infinity times nothing
+            gradients, factor = gradients_again(tensors, wanted, call, dloss)
+        else:
+            gradients, factor = made[0], made[1] * float(dloss)
         return *(finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
 
 
@@ -278,9 +286,10 @@ def finished(gradient, tensor, factor):
     return gradient.reshape(tensor.shape)
 
 
-def _computable(*tensors):
+def _computable(x, weight, bias):
     """In a dtype of which a CPU makes products."""
-    return [t if t is None or not t.is_cpu else t.to(_arithmetic(t.dtype)) for t in tensors]
+    dtype = _arithmetic(x.dtype) if x.is_cpu else x.dtype
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _composite(tensors, call):
@@ -340,6 +349,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
             label_smoothing=options.label_smoothing, shift=how.shift, sample_weight=sample_weight,
             denominator=denominator, softcap=options.softcap, z_loss=options.z_loss, chunk_bytes=how.chunk_bytes,
             filter_eps=how.filter_eps,
+            options=None if how.chunk_rows is None else SimpleNamespace(batch_chunk_size=how.chunk_rows),
         )  # fmt: skip
     frontend.check_tensors(
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,

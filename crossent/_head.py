@@ -11,13 +11,14 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     wide(a)                            the storage type of sums
     columns(dlogits, eps)              the numbers of the columns with anything above eps
-    dense(classes, probs, like)        probabilities scattered into zeros
+    dense(classes, probs, out)         write probabilities between zeros
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
     tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
     token_results(rows, x)             room for their results
     buffer(shape, x), losses(shape, x)                                 new arrays
-    empty_like(a), zeros_like(a), accumulator(a)                       new gradients, with the digits they need
+    empty_like(a, unscaled), zeros_like(a, unscaled), accumulator(a)   new gradients, of which those that are still to
+                                                                       be divided by a mean's divisor may be wider
 """
 
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ class Head:
     how: Any
     scale: float = 1.0
     _buffer: Any = field(default=None, init=False)
+    _dense: Any = field(default=None, init=False)
 
     def loss(self, wanted):
         """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
@@ -114,10 +116,11 @@ class Head:
         """The targets of one chunk after the other."""
         step, count = max(1, self.chunk(wanted)[0]), self._count
         self._buffer = self.lib.buffer((step, len(self.weight)), self.x)
+        self._dense = None if self.classes is None else self.lib.buffer(self._buffer.shape, self.x)
         for lo in range(0, count, step):
             hi = min(lo + step, count)
             yield slice(lo, hi) if isinstance(self.kept, slice) else self.kept[lo:hi]
-        self._buffer = None
+        self._buffer = self._dense = None
 
     def _rows(self, targets):
         return targets if isinstance(targets, slice) else targets - self.how.shift
@@ -133,15 +136,18 @@ class Head:
         by_class = logits.reshape(len(x), self.shape.classes, *self.shape.out)
         target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
         if self.classes is not None:
-            target = self.lib.dense(self.classes[targets], target, by_class)
+            target = self.lib.dense(self.classes[targets], target, self._dense[: len(x)])
         return x, logits, self.lib.problem(by_class, target, self.class_weight, samples, options)
 
     def _new_gradients(self, wanted):
         lib = self.lib
         by_row = lib.empty_like if isinstance(self.kept, slice) else lib.zeros_like
-        makers = by_row, lib.accumulator, lib.accumulator, by_row
-        arrays = self.x, self.weight, self.bias, self.target
-        return [make(array) if want else None for make, array, want in zip(makers, arrays, wanted)]
+        dx = by_row(self.x, True) if wanted and wanted[0] else None
+        dtarget = by_row(self.target, False) if wanted and wanted[3] else None
+        summed = [
+            lib.accumulator(array) if want else None for array, want in zip((self.weight, self.bias), wanted[1:3])
+        ]
+        return [dx, *(summed or (None, None)), dtarget]
 
     def _differentiate(self, gradients, wanted, targets, x, logits, problem, stats, dloss):
         """Write over the logits, and add to the gradients, those of some targets."""

@@ -49,7 +49,10 @@ def check_kernels():
     """What the kernels for rows of float64 compute, compiled anew."""
     from harness import check
     from test_contract import OPTIONS, check_gradient_of_soft_target, make
+    from test_tokens import check_values_and_gradients
 
+    for softcap in (None, 5.0):
+        check_values_and_gradients("float64", 0, softcap, 10**6)
     for options in OPTIONS.values():
         logits, target, keywords = make((6, 70), None, **options)
         check("torch", "cross_entropy", logits, target, dtype="float64", **keywords)

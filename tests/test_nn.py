@@ -22,6 +22,7 @@ import crossent.nn.functional
 
 README = Path(__file__).parents[1] / "README.md"
 OURS = ("Softmax", "LogSoftmax", "NLLLoss", "CrossEntropyLoss")
+HEAD = "LinearCrossEntropyLoss"
 INFOS = {info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in OURS}
 DTYPES = (torch.float32, torch.float64)
 
@@ -94,10 +95,10 @@ def test_every_name_of_torch_is_there(path):
     assert (
         different
         == {
-            "nn": {*OURS, "functional", "modules"},
-            "nn.functional": {"softmax", "log_softmax", "nll_loss", "cross_entropy"},
-            "nn.modules": {*OURS, "loss", "activation"},
-            "nn.modules.loss": {"NLLLoss", "CrossEntropyLoss"},
+            "nn": {*OURS, HEAD, "functional", "modules"},
+            "nn.functional": {"softmax", "log_softmax", "nll_loss", "cross_entropy", "linear_cross_entropy"},
+            "nn.modules": {*OURS, HEAD, "loss", "activation"},
+            "nn.modules.loss": {"NLLLoss", "CrossEntropyLoss", HEAD},
             "nn.modules.activation": {"Softmax", "LogSoftmax"},
         }[path]
     )

@@ -9,12 +9,14 @@ from crossent.frontends._problem import broadcast_samples, compute_storage, prob
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
 
-_BLOCK = 2**23  # bytes of what a product needs beside the chunk
+_BLOCK = 2**22  # bytes of what a product needs beside the chunk
 
 
-def _blocks(rows, dtype):
-    """Slices of the rows of a matrix, and those rows in the dtype."""
+def _blocks(rows, dtype, whole=True):
+    """Slices of the rows of a matrix, and those rows in the dtype; all at once if they may be and need no copy."""
     step = max(1, _BLOCK // max(1, rows.shape[1] * np.dtype(dtype).itemsize))
+    if whole and rows.dtype == dtype:
+        step = max(1, len(rows))
     for lo in range(0, len(rows), step):
         yield slice(lo, lo + step), rows[lo : lo + step].astype(dtype, copy=False)
 
@@ -39,12 +41,14 @@ class NumPyHead(NUMPY):
         return np.zeros(shape, _compute(x))
 
     @staticmethod
-    def empty_like(array):
-        return new_array(array.shape, _compute(array))
+    def empty_like(array, unscaled):
+        return new_array(array.shape, _compute(array) if unscaled else array.dtype)
 
-    @staticmethod
-    def zeros_like(array):
-        return np.zeros(array.shape, _compute(array))
+    @classmethod
+    def zeros_like(cls, array, unscaled):
+        zeros = cls.empty_like(array, unscaled)
+        zeros[...] = 0
+        return zeros
 
     @staticmethod
     def accumulator(array):
@@ -65,7 +69,7 @@ class NumPyHead(NUMPY):
     @staticmethod
     def to_weight(dweight, dlogits, x):
         x = x.astype(dlogits.dtype, copy=False)
-        for block, some in _blocks(dweight, dweight.dtype):
+        for block, some in _blocks(dweight, dweight.dtype, whole=False):
             some += dlogits[:, block].T @ x
 
     @staticmethod
@@ -77,10 +81,10 @@ class NumPyHead(NUMPY):
         return np.flatnonzero(np.maximum(dlogits.max(0), -dlogits.min(0)) > eps)
 
     @staticmethod
-    def dense(classes, probs, like):
-        dense = np.zeros_like(like)
-        np.add.at(dense, (np.arange(len(classes))[:, None], classes), probs)
-        return dense
+    def dense(classes, probs, out):
+        out[...] = 0
+        np.add.at(out, (np.arange(len(classes))[:, None], classes), probs)
+        return out
 
     @staticmethod
     def picked(dense, classes):

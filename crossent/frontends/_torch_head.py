@@ -22,13 +22,14 @@ from crossent.frontends._problem import (
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 
-_BLOCK = 2**23  # bytes of what products that cannot be added in place need beside the chunk
+_BLOCK = 2**21  # bytes of what products that cannot be added in place need beside the chunk
 _EMULATED = {torch.float16}  # whose products a CPU makes number by number
 
 
-def _blocks(count, bytes_each):
-    step = max(1, _BLOCK // max(1, bytes_each))
-    return [slice(lo, lo + step) for lo in range(0, count, step)]
+def _blocks(matrix):
+    """Slices of its rows. What is not in 32 bits already, products copy or cannot be added to."""
+    step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
+    return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
 
 
 def _arithmetic(dtype):
@@ -39,8 +40,13 @@ def _arithmetic(dtype):
 class TorchHead(TORCH):
     """What `_head` asks of an array library, for kernels on the CPU."""
 
-    empty_like = staticmethod(lambda array: frontend.new_tensor(array.shape, _arithmetic(array.dtype)))
-    zeros_like = staticmethod(lambda array: frontend.new_tensor(array.shape, _arithmetic(array.dtype)).zero_())
+    @staticmethod
+    def empty_like(array, unscaled):
+        return frontend.new_tensor(array.shape, _arithmetic(array.dtype) if unscaled else array.dtype)
+
+    @classmethod
+    def zeros_like(cls, array, unscaled):
+        return cls.empty_like(array, unscaled).zero_()
 
     @staticmethod
     def logits_bytes(x):
@@ -60,25 +66,24 @@ class TorchHead(TORCH):
 
     @staticmethod
     def logits(x, weight, bias, out):
-        if x.dtype not in _EMULATED:
+        if x.itemsize > 2:
             if bias is None:
                 torch.mm(x, weight.t(), out=out)
             else:
                 torch.addmm(bias, x, weight.t(), out=out)
             return
-        x = x.float()
-        for block in _blocks(len(weight), 4 * weight.shape[1]):
-            torch.mm(x, weight[block].float().t(), out=out[:, block])
+        for block in _blocks(weight):
+            torch.mm(x.to(out.dtype), weight[block].to(out.dtype).t(), out=out[:, block])
         if bias is not None:
             out += bias
 
     @staticmethod
     def to_input(dlogits, weight):
-        if weight.dtype == dlogits.dtype:
+        if weight.itemsize > 2:
             return torch.mm(dlogits, weight)
-        total = torch.zeros(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
-        for block in _blocks(len(weight), 4 * weight.shape[1]):
-            total.addmm_(dlogits[:, block], weight[block].float())
+        total = torch.zeros(len(dlogits), weight.shape[1])
+        for block in _blocks(weight):
+            total += torch.mm(dlogits[:, block], weight[block].to(dlogits.dtype))
         return total
 
     @staticmethod
@@ -86,7 +91,7 @@ class TorchHead(TORCH):
         if dweight.dtype == dlogits.dtype:
             dweight.addmm_(dlogits.t(), x.to(dlogits.dtype))
             return
-        for block in _blocks(len(dweight), 2 * dweight.shape[1]):
+        for block in _blocks(dweight):
             dweight[block] += torch.mm(dlogits[:, block].t(), x)
 
     @staticmethod
@@ -98,8 +103,8 @@ class TorchHead(TORCH):
         return (torch.maximum(dlogits.amax(0), -dlogits.amin(0)) > eps).nonzero()[:, 0]
 
     @staticmethod
-    def dense(classes, probs, like):
-        return torch.zeros_like(like).scatter_add_(1, classes, probs.to(like.dtype))
+    def dense(classes, probs, out):
+        return out.zero_().scatter_add_(1, classes, probs.to(out.dtype))
 
     @staticmethod
     def picked(dense, classes):
@@ -279,10 +284,10 @@ def finished(gradient, tensor, factor):
     """Multiplied where that is still to do, rounded, and in the tensor's shape."""
     if gradient is None:
         return None
-    if gradient.dtype != tensor.dtype:
-        gradient = torch.mul(gradient, factor, out=frontend.new_tensor(gradient.shape, tensor.dtype))
-    elif factor != 1.0:
+    if factor != 1.0:
         gradient.mul_(factor)
+    if gradient.dtype != tensor.dtype:
+        gradient = frontend.new_tensor(gradient.shape, tensor.dtype).copy_(gradient)
     return gradient.reshape(tensor.shape)
 
 

@@ -55,7 +55,7 @@ def _head(results: dict) -> list[tuple[str, ...]]:
         case, _, measured = row["name"].partition(": ")
         case = case.removeprefix("head, ")
         time = _time(row["seconds"]) if case != named else ""
-        rows.append((case if case != named else "", time, measured, _value(row, "").strip()))
+        rows.append((case if case != named else "", time, measured, _marked(row, f"{row['value']:.3g}")))
         named = case
     return rows
 
@@ -95,7 +95,7 @@ def _value(row: dict, unit: str) -> str:
 def _marked(row: dict, text: str) -> str:
     if met(row):
         return text
-    limit = f"< {row['at_least']:g}" if "at_least" in row else f"> {row.get('at_most')}"
+    limit = f"< {row['at_least']:g}" if "at_least" in row else f"> {row['at_most']:.3g}"
     return f"{text} ({limit})"
 
 

@@ -33,7 +33,9 @@ class _Lent:
 
 
 def block(size):
-    """An array of `size` bytes that starts at a huge page and holds anything, or None where there is none to be had."""
+    """An array of `size` bytes that starts at a huge page and holds anything, or None if small or not to be had."""
+    if size < LARGE_FROM:
+        return None
     mapping = _kept(size) or _mapped(size)
     return None if mapping is None else np.asarray(_Lent(mapping, size))
 

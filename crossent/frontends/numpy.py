@@ -8,7 +8,7 @@ import numpy as np
 from crossent import _rows
 from crossent._options import number
 from crossent.frontends import _plans
-from crossent.frontends._memory import LARGE_FROM, block
+from crossent.frontends._memory import block
 from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
 
@@ -18,8 +18,7 @@ tape_of_call: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 def new_array(shape, dtype):
     """An uninitialised array, a large one in memory that is used again."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer = block(size) if size >= LARGE_FROM else None
+    buffer = block(math.prod(shape) * dtype.itemsize)
     return np.empty(shape, dtype) if buffer is None else buffer.view(dtype).reshape(shape)
 
 

@@ -153,8 +153,7 @@ def _empty(layout, like):
 
 def new_tensor(shape, dtype):
     """An uninitialised tensor, a large one in memory that is used again."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer = block(size) if size >= LARGE_FROM else None
+    buffer = block(math.prod(shape) * dtype.itemsize)
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
     # Not the view itself: what autograd sees as one is not to be changed in place.

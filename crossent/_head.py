@@ -54,14 +54,13 @@ class Head:
 
     def loss(self, wanted):
         """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
-        total, gradients, differentiates = 0.0, self._new_gradients(wanted), any(wanted)
-        options = replace(self.options, reduction="sum")
+        total, gradients, options = 0.0, self._new_gradients(wanted), replace(self.options, reduction="sum")
         for targets in self._chunks(wanted):
             x, logits, problem = self._problem(targets, options)
-            stats = problem.new_stats() if differentiates else None
-            total += problem.forward(None, stats)[0]
-            if differentiates:
-                self._differentiate(gradients, wanted, targets, x, logits, problem, stats, None)
+            if any(wanted):
+                total += self._differentiate(gradients, wanted, targets, x, logits, problem, None)
+            else:
+                total += problem.forward(None)[0]
         return total, gradients
 
     def losses(self):
@@ -77,7 +76,7 @@ class Head:
         gradients, options = self._new_gradients(wanted), replace(self.options, reduction="none")
         for targets in self._chunks(wanted):
             dloss = None if upstream is None else upstream[targets]
-            self._differentiate(gradients, wanted, targets, *self._problem(targets, options), None, dloss)
+            self._differentiate(gradients, wanted, targets, *self._problem(targets, options), dloss)
         return gradients
 
     def tokens(self):
@@ -149,12 +148,12 @@ class Head:
         ]
         return [dx, *(summed or (None, None)), dtarget]
 
-    def _differentiate(self, gradients, wanted, targets, x, logits, problem, stats, dloss):
-        """Write over the logits, and add to the gradients, those of some targets."""
+    def _differentiate(self, gradients, wanted, targets, x, logits, problem, dloss):
+        """Write over the logits, and add to the gradients, those of some targets; the sum of their losses."""
         lib, eps = self.lib, self.how.filter_eps
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above.
         later, dloss = (dloss, None) if eps else (None, dloss)
-        dtarget = problem.backward(stats, dloss, self.scale, problem.x, wanted[3])
+        dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
         columns = lib.columns(logits, eps * abs(self.scale)) if eps else None
         if later is not None:
             for array in (problem.x, dtarget):
@@ -163,6 +162,7 @@ class Head:
         if wanted[3]:
             gradients[3][targets] = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
         self._add_products(gradients, targets, x, logits, columns)
+        return losses
 
     def _add_products(self, gradients, targets, x, dlogits, columns=None):
         """From the gradient of the logits, or from some columns of it."""

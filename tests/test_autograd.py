@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import math
 import shutil
 import warnings
 import weakref
@@ -16,6 +17,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 
 import crossent
+from crossent.frontends import torch as frontend
 
 NAMES = ["cross_entropy", "nll_loss", "softmax", "log_softmax"]
 DOUBLE = torch.float64
@@ -275,6 +277,29 @@ def test_extras_under_transforms(options):
 
 
 # The graph
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("ignored", [0, 3, 8])
+@pytest.mark.parametrize("shape", [(8, 5), (8, 100), (2, 5, 4), (8, 65, 1)])
+@pytest.mark.parametrize("upstream", [1.0, -0.7, math.inf])
+def test_gradient_made_in_forward(monkeypatch, shape, ignored, reduction, upstream):
+    """Few logits get in the forward pass what others get in the backward pass."""
+    x = logits_of(*shape, dtype=torch.float32)
+    labels = labels_of(8).reshape(shape[:1] + shape[2:])
+    labels.view(-1)[:ignored] = -100
+
+    def gradients():
+        loss = crossent.cross_entropy(x, labels, reduction=reduction)
+        upstreams = torch.tensor(upstream), torch.tensor(upstream)
+        return loss, *(torch.autograd.grad(loss, x, above, retain_graph=True)[0] for above in upstreams)
+
+    loss, first, second = gradients()
+    monkeypatch.setattr(frontend, "_apply_small_cross_entropy", frontend._apply_cross_entropy)
+    expected_loss, expected, _ = gradients()
+    assert torch.equal(loss, expected_loss) or loss.isnan() and expected_loss.isnan()
+    assert torch.equal(first, second) or first.isnan().any()
+    torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

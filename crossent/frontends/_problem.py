@@ -111,24 +111,23 @@ class Problem:
             raise self._label_error(bad) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
-    def backward(self, stats, dloss, scale, dx, want_target):
+    def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
         """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1.
 
-        dx is new, or the logits. Of log-probabilities only the labels' entries are written: dx holds zeros.
+        dx is new, or the logits. Of log-probabilities only the labels' entries are written: dx holds zeros. Beside it
+        the sums of the losses and their weights, if they are asked for: then it is forward and backward in one pass.
         """
-        lib, layout = self.lib, self.plan.layout
-        dtarget = lib.empty(layout, self.target) if want_target else None
-        where = lib.address(dx)
+        lib = self.lib
+        dtarget = lib.empty(self.plan.layout, self.target) if want_target else None
         changing = (
-            *self.inputs, 0, self._address(stats), self._address(dloss), scale,
-            where, *(layout.strides if where == self.inputs[1] else layout.new_strides),
-            self._address(dtarget), *layout.new_strides,
+            *self.inputs, 0, self._address(stats), self._address(dloss), scale, with_loss, lib.address(dx),
+            self._address(dtarget),
         )  # fmt: skip
         try:
-            self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
+            losses, weights = self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
             raise self._label_error(bad) from None
-        return dtarget
+        return dtarget, losses, weights
 
 
 def _laid_out(lib, array, axis):

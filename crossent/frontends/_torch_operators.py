@@ -56,7 +56,7 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     dx = frontend.TORCH.empty(problem.layout, input)
     if picks:
         dx.zero_()
-    dtarget = problem.backward(_fitting(problem, stats), *upstream, dx, want_target)
+    dtarget, *_ = problem.backward(_fitting(problem, stats), *upstream, dx, want_target)
     return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
 
 

@@ -243,10 +243,46 @@ class _CrossEntropy(torch.autograd.Function):
         problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
         in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
         dx = input.detach() if in_place else _empty(problem.plan.layout, input)
-        dtarget = problem.backward(stats, *upstream(problem, dloss, scale), dx, ctx.needs_input_grad[1])
+        dtarget, *_ = problem.backward(stats, *upstream(problem, dloss, scale), dx, ctx.needs_input_grad[1])
         if in_place:
             torch.autograd.graph.increment_version(input)
         return dx, dtarget, None, None
+
+
+class _SmallCrossEntropy(_CrossEntropy):
+    """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out."""
+
+    @staticmethod
+    def forward(ctx, input, target, problem, call):
+        ctx.dx = _empty(problem.plan.layout, input)
+        losses, weights, unit = _step(problem, ctx.dx)
+        loss, scale = _rows.reduced(problem.options.reduction, losses, weights, None)
+        ctx.factor = 1.0 if scale == unit else scale / unit  # where rows are ignored the mean is of fewer
+        ctx.save_for_backward(input, target)
+        ctx.kept = problem.options, call[2:], None, scale
+        return result(loss, call[4])
+
+    @staticmethod
+    def backward(ctx, dloss):
+        input, target = ctx.saved_tensors
+        if needs_composite(dloss):
+            return _CrossEntropy.backward(ctx, dloss)
+        factor = ctx.factor * float(dloss)
+        if not math.isfinite(factor):  # ignored rows get zeros also for infinity times nothing
+            return _CrossEntropy.backward(ctx, dloss)
+        dx, ctx.dx = ctx.dx, None
+        if dx is None:
+            problem = problem_of(TORCH, input, target, None, None, ctx.kept[1][0], ctx.kept[0])
+            dx = _empty(problem.plan.layout, input)
+            _step(problem, dx)
+        return dx if factor == 1.0 else dx.mul_(factor), None, None, None
+
+
+def _step(problem, dx):
+    """Forward and backward in one: the sums of losses and weights, and the derivative that `dx` takes each loss for."""
+    unit = 1.0 / problem.plan.layout.rows if problem.options.reduction == "mean" else 1.0
+    _, losses, weights = problem.backward(None, None, unit, dx, False, True)
+    return losses, weights, unit
 
 
 def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
@@ -275,6 +311,7 @@ def _applier(function) -> Callable:
 
 
 _apply_cross_entropy = _applier(_CrossEntropy)
+_apply_small_cross_entropy = _applier(_SmallCrossEntropy)
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
@@ -282,6 +319,8 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         problem = problem_of(TORCH, input, target, None, None, dim, options)
         if input.requires_grad and _grad_enabled():
             call = None, None, dim, None, input.dtype, inplace_backward
+            if problem.plan.layout.small and not inplace_backward and options.reduction != "none":
+                return _apply_small_cross_entropy(input, target, problem, call)
             return _apply_cross_entropy(input, target, problem, call)
         return result(problem.forward(None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)

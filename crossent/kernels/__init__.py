@@ -6,7 +6,8 @@ not change between calls is a plan, made once for each layout, storage type and 
 
     plan = loss_plan(layout, storage, soft, target_strides, options, picks)
     plan.forward((*inputs, loss, stats), threads, owners) -> (sum of losses, sum of weights)
-    plan.backward((*inputs, 0, stats, dloss, scale, dx, *dx_strides, dtarget, *dtarget_strides), threads, owners)
+    plan.backward((*inputs, 0, stats, dloss, scale, with_loss, dx, dtarget), threads, owners)
+        -> the same sums, if `with_loss` asks for them
 
     plan = softmax_plan(layout, storage, log)
     plan.forward((out, *out_strides, x, *x_strides), threads, owners)
@@ -19,9 +20,9 @@ not change between calls is a plan, made once for each layout, storage type and 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`
 says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room for
-`plan.stats` numbers a row. `threads` is a function, asked only where there is work for several, and `owners` are the
-objects that own all this memory. A label outside the classes raises `BadLabel` with the number of its row, before
-anything is read or written there.
+`plan.stats` numbers a row. `dx` is the logits, or new like `dtarget`, with the layout's new strides. `threads` is a
+function, asked only where there is work for several, and `owners` are the objects that own all this memory. A label
+outside the classes raises `BadLabel` with the number of its row, before anything is read or written there.
 """
 
 

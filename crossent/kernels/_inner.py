@@ -26,6 +26,7 @@ from crossent.kernels._leaves import (
     row_loss,
     sample_weight_of,
     softcap_slope,
+    strides_of_dx,
     target_grad,
     target_weight,
     write,
@@ -350,10 +351,23 @@ def _tile_losses(call, scratch, n, row, soft, general):
     return total_loss, total_weight
 
 
+@inline
+def _losses_of(call, scratch, n, row, soft):
+    """The sum of a tile's losses and that of their weights, from what `_sums` wrote."""
+    like, weight_like = call.like, call.weight_like
+    if call.is_soft == 0:
+        _label_losses(like, weight_like, scratch, call.tile, n, call.classes)
+    if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
+        losses, weights = _tile_losses(call, scratch, n, row, soft, True)
+    else:
+        losses, weights = _tile_losses(call, scratch, n, row, soft, False)
+    return np.float64(sum_of_lanes(losses)), np.float64(sum_of_lanes(weights))
+
+
 def forward(call, scratch, lo, hi, sums):
     """Tiles lo to hi: write losses."""
     like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
-    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    is_soft, smoothing, cap = call.is_soft != 0, call.smoothing, call.cap
     x_class, target, samples, ignore_index = call.x_class, call.target, call.samples, call.ignore_index
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
@@ -369,14 +383,9 @@ def forward(call, scratch, lo, hi, sums):
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, False)
-        if not is_soft:
-            _label_losses(like, weight_like, scratch, tile, n, classes)
-        if dense or z_loss > 0.0:
-            tile_loss, tile_weight = _tile_losses(call, scratch, n, row, soft, True)
-        else:
-            tile_loss, tile_weight = _tile_losses(call, scratch, n, row, soft, False)
-        loss_sum, loss_rest = add(loss_sum, loss_rest, np.float64(sum_of_lanes(tile_loss)))
-        weight_sum, weight_rest = add(weight_sum, weight_rest, np.float64(sum_of_lanes(tile_weight)))
+        tile_loss, tile_weight = _losses_of(call, scratch, n, row, soft)
+        loss_sum, loss_rest = add(loss_sum, loss_rest, tile_loss)
+        weight_sum, weight_rest = add(weight_sum, weight_rest, tile_weight)
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
@@ -438,14 +447,16 @@ def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_clas
 
 
 def backward(call, scratch, lo, hi, sums):
-    """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x."""
+    """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x. `with_loss` asks for the losses as well."""
     like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
     is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
     x_class, target, target_class, ignore_index = call.x_class, call.target, call.target_class, call.ignore_index
     large = call.large != 0 and call.dx != call.x
+    dx_outer, dx_class, dx_inner = strides_of_dx(call)
     weight, samples, dloss, scale, dtarget = call.weight, call.samples, call.dloss, call.scale, call.dtarget
     width, zero = lanes(like), lift(like, 0.0)
     peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain, x_inner = not dense and cap == 0.0, call.x_inner
@@ -459,6 +470,10 @@ def backward(call, scratch, lo, hi, sums):
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, plain)
+        if call.with_loss != 0:
+            tile_loss, tile_weight = _losses_of(call, scratch, n, row, soft)
+            loss_sum, loss_rest = add(loss_sum, loss_rest, tile_loss)
+            weight_sum, weight_rest = add(weight_sum, weight_rest, tile_weight)
         for j in range(0, n, width):
             labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
             keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
@@ -488,16 +503,16 @@ def backward(call, scratch, lo, hi, sums):
             if not plain:
                 scaled = select(keep != zero, g * keep, zero)
                 store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, scaled)
-        drow = at(like, call.dx, o * call.dx_outer + i * call.dx_inner)
+        drow = at(like, call.dx, o * dx_outer + i * dx_inner)
         if plain:
             if buffered:
                 _write_plain(weight_like, weight_like, scratch, tile, n, classes, scratch, tile, False)
             else:
-                _write_plain(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, large)
+                _write_plain(like, weight_like, scratch, tile, n, classes, drow, dx_class, large)
         else:
-            dsoft = at(like, dtarget, o * call.dtarget_outer + i) if dtarget != 0 else 0
+            dsoft = at(like, dtarget, o * call.new_outer + i) if dtarget != 0 else 0
             _differentiate(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing,
-                           cap, dsoft, call.dtarget_class)  # fmt: skip
+                           cap, dsoft, call.new_class)  # fmt: skip
         if buffered:
-            _write_back(like, weight_like, scratch, tile, n, classes, drow, call.dx_class, call.dx_inner, large)
-    return finish(sums, OK, 0.0, 0.0)
+            _write_back(like, weight_like, scratch, tile, n, classes, drow, dx_class, dx_inner, large)
+    return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))

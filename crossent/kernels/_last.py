@@ -32,6 +32,7 @@ from crossent.kernels._leaves import (
     row_loss,
     sample_weight_of,
     softcap_slope,
+    strides_of_dx,
     target_grad,
     target_weight,
     upstream_of,
@@ -206,10 +207,29 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
     return peak, others, mass, dot
 
 
+@inline
+def _row_value(call, keep, label, own, peak, others, mass, dot):
+    """A row's loss, what it counts in a mean, and how far the sum of all exponentials exceeds 1."""
+    weight_like, smoothing, z_loss = call.weight_like, call.smoothing, call.z_loss
+    excess, log_total, nll, label_mass, counted = others - 1.0, 0.0, 0.0, 0.0, 1.0
+    if label >= 0:
+        own_exp = exponential(own, peak)
+        excess = excess_of(others, own, peak, own_exp)
+        counted = class_weight_of(weight_like, call.weight, label)
+        label_mass = label_weight(counted, keep, smoothing)
+        if label_mass != 0.0:
+            nll = negative_log(others, own_exp, peak - own)
+        mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(call.classes))
+    if label < 0 or smoothing > 0.0 or z_loss > 0.0:
+        log_total = math.log1p(excess)
+    value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
+    return value, keep * counted, excess
+
+
 def forward(call, scratch, lo, hi, sums):
     """Rows lo to hi: write losses and what backward needs."""
     like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
-    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    is_soft, smoothing, cap = call.is_soft != 0, call.smoothing, call.cap
     target, weight, loss, stats = call.target, call.weight, call.loss, call.stats
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     for r in range(lo, hi):
@@ -232,20 +252,9 @@ def forward(call, scratch, lo, hi, sums):
         row = at(like, call.x, o * call.x_outer + i * call.x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
         peak, others, mass, dot = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
-        excess, log_total, nll, label_mass, counted = others - 1.0, 0.0, 0.0, 0.0, 1.0
-        if label >= 0:
-            own_exp = exponential(own, peak)
-            excess = excess_of(others, own, peak, own_exp)
-            counted = class_weight_of(weight_like, weight, label)
-            label_mass = label_weight(counted, keep, smoothing)
-            if label_mass != 0.0:
-                nll = negative_log(others, own_exp, peak - own)
-            mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
-        if is_soft or smoothing > 0.0 or z_loss > 0.0:
-            log_total = math.log1p(excess)
-        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
+        value, counted, excess = _row_value(call, keep, label, own, peak, others, mass, dot)
         loss_sum, loss_rest = add(loss_sum, loss_rest, value)
-        weight_sum, weight_rest = add(weight_sum, weight_rest, keep * counted)
+        weight_sum, weight_rest = add(weight_sum, weight_rest, counted)
         if loss != 0:
             put(weight_like, loss, r, value)
         if stats != 0:
@@ -282,10 +291,14 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
 
 
 def backward(call, scratch, lo, hi, sums):
-    """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew."""
+    """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
+    losses too if `with_loss` says so.
+    """
     like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
     is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
     target, weight, stats, dtarget = call.target, call.weight, call.stats, call.dtarget
+    loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
+    dx_outer, _, dx_inner = strides_of_dx(call)
     width = lanes(like)
     for r in range(lo, hi):
         o = r // inner
@@ -300,8 +313,8 @@ def backward(call, scratch, lo, hi, sums):
                 keep = 0.0
             elif keep != 0.0 and (label < 0 or label >= classes):
                 return finish(sums, r, 0.0, 0.0)
-        drow = at(like, call.dx, o * call.dx_outer + i * call.dx_inner)
-        dsoft = at(like, dtarget, o * call.dtarget_outer + i * call.dtarget_inner) if dtarget != 0 else 0
+        drow = at(like, call.dx, o * dx_outer + i * dx_inner)
+        dsoft = at(like, dtarget, o * call.new_outer + i * call.new_inner) if dtarget != 0 else 0
         if keep == 0.0:
             _fill_zero(like, drow, classes)
             if dsoft != 0:
@@ -314,8 +327,14 @@ def backward(call, scratch, lo, hi, sums):
             peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
             mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
         else:
-            peak, others, mass, _ = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
+            peak, others, mass, dot = _row_sums(
+                like, weight_like, row, soft, weight, classes, label, own, cap, smoothing
+            )
             excess = excess_of(others, own, peak, exponential(own, peak)) if label >= 0 else others - 1.0
+            if call.with_loss != 0:
+                value, counted, _ = _row_value(call, keep, label, own, peak, others, mass, dot)
+                loss_sum, loss_rest = add(loss_sum, loss_rest, value)
+                weight_sum, weight_rest = add(weight_sum, weight_rest, counted)
         total, log_total = excess + 1.0, 0.0
         if z_loss > 0.0 or dsoft != 0:
             log_total = math.log1p(excess)
@@ -343,4 +362,4 @@ def backward(call, scratch, lo, hi, sums):
             p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total
             d = g * label_grad(p, share, label_mass, rest, slope)
             put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
-    return finish(sums, OK, 0.0, 0.0)
+    return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))

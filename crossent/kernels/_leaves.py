@@ -52,6 +52,14 @@ def upstream_of(like, dloss, row, scale):
 
 
 @inline
+def strides_of_dx(call):
+    """Those of a new array, or of the logits where these are written over."""
+    if call.dx == call.x:
+        return call.x_outer, call.x_class, call.x_inner
+    return call.new_outer, call.new_class, call.new_inner
+
+
+@inline
 def add(total, rest, value):
     """Neumaier's sum: `rest` collects what the additions to `total` rounded off."""
     new = total + value

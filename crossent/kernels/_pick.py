@@ -59,5 +59,5 @@ def backward(call, scratch, lo, hi, sums):
                 return finish(sums, r, 0.0, 0.0)
             g = upstream_of(weight_like, call.dloss, r, call.scale)
             mass = label_weight(class_weight_of(weight_like, call.weight, label), keep, 0.0)
-            put(like, call.dx, o * call.dx_outer + label * call.dx_class + i * call.dx_inner, -mass * g)
+            put(like, call.dx, o * call.new_outer + label * call.new_class + i * call.new_inner, -mass * g)
     return finish(sums, OK, 0.0, 0.0)

@@ -15,9 +15,12 @@ _STATS_FROM = 64  # classes; what a shorter row's backward needs is made again r
 _GEOMETRY = "inner", "classes", "large", "tile"
 LOSS = Fields(
     ("weight_total", "x", "target", "weight", "samples", "loss", "stats"),
-    ("dloss", "scale", *strided("dx"), *strided("dtarget")),
-    (*_GEOMETRY, *strides("x"), *strides("target"), "rows", "ignore_index", "is_soft", "smoothing", "cap", "z_loss"),
-)
+    ("dloss", "scale", "with_loss", "dx", "dtarget"),
+    (
+        *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
+        "cap", "z_loss",
+    ),
+)  # fmt: skip
 TOKENS = Fields(
     ("x", "target", "logprob", "lse", "entropy", "rank"),
     ("dlogprob", "dlse", "dentropy", "dx"),
@@ -65,8 +68,8 @@ class LossPlan:
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
         self.forward, self.backward = _calls(
             LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
-            *target_strides, layout.rows, options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0,
-            options.z_loss,
+            *target_strides, *layout.new_strides, layout.rows, options.ignore_index, soft, options.label_smoothing,
+            options.softcap or 0.0, options.z_loss,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     wide(a)                            the storage type of sums
-    columns(dlogits, eps)              the numbers of the columns with anything above eps
+    columns(dlogits, eps)              the numbers of the columns with a root mean square above eps, the others' norm
     dense(classes, probs, out)         write probabilities between zeros
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
@@ -165,28 +165,47 @@ class Head:
         return losses
 
     def _add_products(self, gradients, targets, x, dlogits, columns=None):
-        """From the gradient of the logits, or from some columns of it."""
+        """From the gradient of the logits, with `columns` from some of its columns."""
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
         if columns is not None:
-            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, columns)
+            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, *columns)
             return
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
-    def _add_columns(self, dx, dweight, rows, x, dlogits, columns):
-        lib, total = self.lib, 0.0
+    def _add_columns(self, dx, dweight, rows, x, dlogits, columns, left_out):
+        """From some columns as they are, and from the others, whose norm is `left_out`, by their sums."""
+        lib = self.lib
+        by_row, by_class = lib.losses((len(x),), x), lib.losses((len(self.weight),), x)
+        total = None if dx is None else lib.accumulator(x)
+        lib.to_bias(by_row, dlogits.T)
+        lib.to_bias(by_class, dlogits)
+        by_class[columns] = 0.0
         for lo in range(0, len(columns), _COLUMNS):
             chosen = columns[lo : lo + _COLUMNS]
             some = dlogits[:, chosen]
+            lib.to_bias(by_row, -some.T)
             if dx is not None:
-                total = total + lib.cast(lib.to_input(some, self.weight[chosen]), lib.wide(dx))
+                total += lib.to_input(some, self.weight[chosen])
             if dweight is not None:
                 part = dweight[chosen]
                 lib.to_weight(part, some, x)
                 dweight[chosen] = part
+        whole = float(by_row.sum())
+        # Sums that cancel each other could make the product much larger than what it stands for.
+        if 2.0 * abs(whole) * left_out >= _norm(by_row) * _norm(by_class) > 0.0:
+            by_row, by_class = by_row[None], by_class[None] / whole
+            if dx is not None:
+                lib.to_weight(total, by_row, lib.to_input(by_class, self.weight))
+            if dweight is not None:
+                lib.to_weight(dweight, by_class, lib.to_input(by_row, x))
         if dx is not None:
-            dx[rows] = lib.cast(total, lib.storage(dx)) if len(columns) else 0
+            dx[rows] = lib.cast(total, lib.storage(dx))
+
+
+def _norm(vector):
+    return float((vector * vector).sum()) ** 0.5

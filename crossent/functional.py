@@ -338,10 +338,12 @@ def linear_cross_entropy(
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
         chunk_bytes: the memory for a chunk of logits. More makes the products a little faster, to a point.
-        filter_eps: leave out of the gradients, chunk by chunk, each class for which no row's loss has a derivative
-            by the logit larger than this; 0 leaves out nothing. The error of the gradient by a logit is at most
-            filter_eps times the loss's own factor (1/N for a mean), so that of a row of the input's gradient is at most
-            filter_eps times the sum of the norms of the classes left out. The loss and the bias's gradient stay exact.
+        filter_eps: leave out of the gradients' products, chunk by chunk, each class for which the derivatives of the
+            rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing. What is left out is
+            replaced by the matrix of rank one that has its sums over rows and over classes, unless that is more than
+            twice as large. So the error of the derivatives by n rows' logits has at most the Frobenius norm
+            3 * filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a mean), and the sums over
+            rows are exact where it is replaced. The loss and the bias's gradient stay exact.
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.

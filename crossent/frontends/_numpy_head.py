@@ -78,7 +78,9 @@ class NumPyHead(NUMPY):
 
     @staticmethod
     def columns(dlogits, eps):
-        return np.flatnonzero(np.maximum(dlogits.max(0), -dlogits.min(0)) > eps)
+        norms = np.sqrt(np.einsum("rc,rc->c", dlogits, dlogits))
+        chosen = norms > eps * len(dlogits) ** 0.5
+        return np.flatnonzero(chosen), float(np.linalg.norm(norms[~chosen]))
 
     @staticmethod
     def dense(classes, probs, out):

@@ -22,7 +22,7 @@ from crossent.frontends._problem import (
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 
-_BLOCK = 2**21  # bytes of what products that cannot be added in place need beside the chunk
+_BLOCK = 2**22  # bytes of what products that cannot be added in place need beside the chunk
 _EMULATED = {torch.float16}  # whose products a CPU makes number by number
 
 
@@ -100,7 +100,9 @@ class TorchHead(TORCH):
 
     @staticmethod
     def columns(dlogits, eps):
-        return (torch.maximum(dlogits.amax(0), -dlogits.amin(0)) > eps).nonzero()[:, 0]
+        norms = torch.linalg.vector_norm(dlogits, dim=0, dtype=frontend.compute_dtype(dlogits.dtype))
+        chosen = norms > eps * len(dlogits) ** 0.5
+        return chosen.nonzero()[:, 0], norms.masked_fill(chosen, 0.0).norm().item()
 
     @staticmethod
     def dense(classes, probs, out):

@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 UNFINISHED := .venv-unfinished
 
-.PHONY: help demo test bench soak lint clean
+.PHONY: help demo test bench soak lint docs notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make bench   time and memory beside the rivals"
 	@echo "make soak    long randomised tests"
 	@echo "make lint    lint and types alone"
+	@echo "make docs    the documentation, in site/"
+	@echo "make notebooks  run the lesson and write its notebooks anew"
 	@echo "make clean   remove all that these made"
 
 demo: $(VENV)/ready-demo
@@ -39,8 +41,15 @@ lint: $(VENV)/ready-dev
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m pyright
 
+docs: $(VENV)/ready-docs
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+	@echo "Written: site/index.html"
+
+notebooks: $(VENV)/ready-docs
+	@$(RUN) docs/_tools/notebooks.py
+
 clean:
-	rm -rf $(VENV) $(UNFINISHED) .pytest_cache .ruff_cache .hypothesis build dist demo-output bench-output
+	rm -rf $(VENV) $(UNFINISHED) .pytest_cache .ruff_cache .hypothesis build dist demo-output bench-output site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra of pyproject.toml. pip takes a package whose installation was cut off for installed, so after a

@@ -230,7 +230,7 @@ def cross_entropy(
     input's dtype or the one promoted to; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing,
     where the batch is empty or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
 
-    Raises
+    Raises:
         IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
             range, before anything is read with it; for a `dim` out of range.
         ValueError: for shapes that do not fit, with both shapes and what was expected; for an unknown `reduction`, a

@@ -1,0 +1,17 @@
+"""What mkdocs calls: the plots and the notebooks' pages are made while it builds."""
+
+import notebooks
+import plots
+from mkdocs.structure.files import File
+
+
+def on_files(files, config):
+    for name in plots.PLOTS:
+        for scheme in plots.COLOURS:
+            files.append(File.generated(config, f"plots/{name}-{scheme}.svg", content=plots.svg(name, scheme)))
+    for path in notebooks.NOTEBOOKS.values():
+        page, images = notebooks.page(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, image in images.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=image))
+    return files

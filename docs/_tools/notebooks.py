@@ -1,0 +1,59 @@
+"""The lesson's notebooks, made of their one source. Run as a program it executes and writes them."""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = {"en": FOLDER / "lesson.ipynb", "zh": FOLDER / "lesson.zh.ipynb"}
+
+
+def unexecuted(language: str) -> NotebookNode:
+    """The cells in this language: all of the code, and the text of this language alone."""
+    import jupytext
+
+    source = jupytext.read(FOLDER / "lesson.py", fmt="py:percent")
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    for cell in source.cells[1:]:  # the first is the comment on the file
+        if cell.cell_type == "code":
+            made = nbformat.v4.new_code_cell(cell.source)
+        elif cell.metadata.get("lang") == language:
+            made = nbformat.v4.new_markdown_cell(cell.source)
+        else:
+            continue
+        made.id = f"cell-{len(notebook.cells)}"  # the same in every build, for small diffs
+        if "tags" in cell.metadata:
+            made.metadata["tags"] = cell.metadata["tags"]
+        notebook.cells.append(made)
+    return notebook
+
+
+def execute(notebook: NotebookNode) -> NotebookNode:
+    from nbclient import NotebookClient
+
+    NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False, coalesce_streams=True).execute()
+    return notebook
+
+
+def page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its images by the names that the page has for them."""
+    from nbconvert import MarkdownExporter
+
+    text, resources = MarkdownExporter().from_filename(path, {"output_files_dir": f"{path.stem}_files"})
+    return f"[:material-download: {path.name}]({path.name})\n\n{text}", resources["outputs"]
+
+
+def main() -> None:
+    for language, path in NOTEBOOKS.items():
+        nbformat.write(execute(unexecuted(language)), path)
+        print(f"Written: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,9 @@ import importlib
 import inspect
 import io
 import pickle
-import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ from torch.testing._internal.common_modules import module_db
 import crossent.nn
 import crossent.nn.functional
 
-README = Path(__file__).parents[1] / "README.md"
 OURS = ("Softmax", "LogSoftmax", "NLLLoss", "CrossEntropyLoss")
 HEAD = "LinearCrossEntropyLoss"
 INFOS = {info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in OURS}
@@ -347,8 +344,3 @@ def test_a_program_runs_with_two_lines_changed():
         results[library] = scope["results"]
     for ours, theirs in zip(results["crossent"], results["torch"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
-def test_examples_of_the_readme_run(block):
-    exec(block, {"__name__": "readme"})

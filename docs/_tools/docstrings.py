@@ -22,6 +22,7 @@ class Markdown(Extension):
 def markdown(docstring: str) -> str:
     """Formulas and doctests as code, the items of "Args:" and "Raises" as lists, public names as links."""
     text = "\n".join(_lists(docstring.splitlines())) + "\n"
+    text = text.replace("\nArgs: ", "\nArguments: ")
     text = re.sub("::$", ":", text, flags=re.MULTILINE)
     text = FORMULA.sub(lambda found: f"```text\n{_dedented(found[1])}```\n", text)
     text = DOCTEST.sub(lambda found: f"```pycon\n{found[0]}```\n", text)

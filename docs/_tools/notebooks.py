@@ -1,5 +1,6 @@
 """The lesson's notebooks, made of their one source. Run as a program it executes and writes them."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import nbformat
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+# The end of a line in the midst of Chinese text, where a space would show.
+BREAK = re.compile(r"(?<=[^\x00-\x7f])\n(?=[^\x00-\x7f])|(?<=[，。；：（、])\n(?=\S)")
 NOTEBOOKS = {"en": FOLDER / "lesson.ipynb", "zh": FOLDER / "lesson.zh.ipynb"}
 
 
@@ -24,7 +27,7 @@ def unexecuted(language: str) -> NotebookNode:
         if cell.cell_type == "code":
             made = nbformat.v4.new_code_cell(cell.source)
         elif cell.metadata.get("lang") == language:
-            made = nbformat.v4.new_markdown_cell(cell.source)
+            made = nbformat.v4.new_markdown_cell(BREAK.sub("", cell.source))
         else:
             continue
         made.id = f"cell-{len(notebook.cells)}"  # the same in every build, for small diffs

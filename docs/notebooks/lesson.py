@@ -13,12 +13,15 @@
 # %% [markdown] lang="zh"
 # # 从 softmax 到交叉熵
 #
-# 分类器的最后一层输出一串数字，训练却只盯着一个数：损失。这中间发生了什么？本文用一个三行四列的小例子，一步一步把它算清楚；
-# 最后来到今天的语言模型面前：最后一层太宽，它的输出连内存都放不下，又该怎么算损失。
+# 分类器的最后一层输出一串数字，训练却只盯着一个数：损失。这中间发生了什么？本文用一个三行四列的小例子，一步一步把
+# 它算清楚；最后来到今天的语言模型面前：最后一层太宽，它的输出连内存都放不下，又该怎么算损失。
 #
 # 文中代码都可以直接运行，只需要 `pip install crossent[torch] matplotlib`。
 
 # %%
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -223,8 +226,8 @@ print(f"{-picked.mean():.4f}", f"{F.nll_loss(log_p, labels):.4f}")
 # `cross_entropy` is `log_softmax` and `nll_loss` in one step. So there are five ways to the same number:
 
 # %% [markdown] lang="zh"
-# 说白了：第 1 行只给了正确类别 exp(-3.5008) 的概率，大约 0.03。一个一无所知的模型，四个类别各给 1/4，损失是 log 4 = 1.3863；
-# 我们的这个还不如一无所知。
+# 说白了：第 1 行只给了正确类别 exp(-3.5008) 的概率，大约 0.03。一个一无所知的模型，四个类别各给 1/4，损失是
+# log 4 = 1.3863；我们的这个还不如一无所知。
 #
 # ## 5. 交叉熵：五条路，一个数
 #
@@ -313,7 +316,8 @@ for first in (1.0, 0.8, 0.5):
     best = losses.argmin()
     ax.plot(grid[best], losses[best], "o", color=line.get_color())
 ax.set(xlabel="p", ylabel="H(q, p)", ylim=(0, 3))
-ax.legend(frameon=False);
+ax.legend(frameon=False)
+plt.show()
 
 # %% [markdown] lang="en"
 # ## 7. Label smoothing, and the gradient p - q
@@ -328,7 +332,8 @@ ax.legend(frameon=False);
 # %% [markdown] lang="zh"
 # ## 7. 标签平滑，以及梯度 p - q
 #
-# 硬标签只有在无穷远处才能达到：logit 越大，损失越小，没有尽头。标签平滑从目标里拿出 ε 的份额，平均分给全部 C 个类别：
+# 硬标签只有在无穷远处才能达到：logit 越大，损失越小，没有尽头。标签平滑从目标里拿出 ε 的份额，平均分给全部 C 个
+# 类别：
 #
 #     q_c = (1 - ε) * [c = y] + ε / C
 #
@@ -345,7 +350,8 @@ figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 for smoothing in (0.0, 0.1, 0.3):
     ax.plot(margin, F.cross_entropy(rows, zeros, reduction="none", label_smoothing=smoothing), label=f"ε = {smoothing}")
 ax.set(xlabel="x_y - x_c", ylabel="loss")
-ax.legend(frameon=False);
+ax.legend(frameon=False)
+plt.show()
 
 # %% [markdown] lang="en"
 # Why do all of these train so well? Because of their gradient. With targets that sum to 1,
@@ -433,12 +439,13 @@ ax.semilogy(margin, exact, lw=6, alpha=0.3, color="grey", label="exact")
 ax.semilogy(margin, naive.clamp(min=1e-20), "o-", ms=3, label="-log(softmax)")
 ax.semilogy(margin, fused, "o-", ms=3, label="cross_entropy")
 ax.set(xlabel="x_y - x_c", ylabel="loss", ylim=(1e-19, 3))
-ax.legend(frameon=False);
+ax.legend(frameon=False)
+plt.show()
 
 # %% [markdown] lang="en"
-# The columns are: exact, the logarithm of softmax, log-softmax, and `cross_entropy`. The logarithm of softmax drops to 0
-# at a margin of 17, and so does log-softmax here: whatever subtracts one number from another of nearly its size has
-# lost the digits between them. PyTorch's `cross_entropy` does just that. crossent's `cross_entropy` keeps the digits, since where the
+# The columns are: exact, the logarithm of softmax, log-softmax, and `cross_entropy`. The logarithm of softmax drops to
+# 0 at a margin of 17, and so does log-softmax here: whatever subtracts one number from another of nearly its size has
+# lost the digits between them. PyTorch's `cross_entropy` does just that. crossent's keeps the digits, since where the
 # label outweighs the rest it computes log1p(sum of exp(x_c - x_y)).
 #
 # ## 9. Reductions, done wrong and right
@@ -455,7 +462,8 @@ ax.legend(frameon=False);
 # ## 9. 归约：错误的做法与正确的做法
 #
 # `reduction="none"` 给出每一行的损失，"sum" 是它们的和，"mean" 是平均。但平均时除以的并不总是行数：
-# 被忽略的行（标签为 -100）不算数；有类别权重时，除以的是各标签的权重之和。一旦把一个批次切成几个小批次，这就很要紧了：
+# 被忽略的行（标签为 -100）不算数；有类别权重时，除以的是各标签的权重之和。一旦把一个批次切成几个小批次，这就很要
+# 紧了：
 
 # %%
 torch.manual_seed(1)
@@ -490,6 +498,7 @@ print(f"{whole:.4f} {mean_of_means:.4f} {by_rows:.4f} {by_tokens:.4f}")
 #
 # 第四种就是 `denominator` 的用处。进入循环之前先数一次，把所有小批次、所有机器上的都算上，再把这个数传给每次调用。
 # 这样梯度加起来也是对的：
+
 
 # %%
 def gradient(losses):
@@ -566,9 +575,6 @@ print(torch.allclose(long_way, short_way), torch.allclose(expected, found, atol=
 # 实际测一测：一个训练步在参数之外的内存峰值，每种做法各用一个单独的进程。
 
 # %% tags=["varies"]
-import subprocess
-import sys
-
 STEP = """
 import sys, torch, crossent
 from crossent.demo import memory
@@ -622,8 +628,8 @@ ax.spines[["top", "right"]].set_visible(False)
 # - If the logits do not fit, do not make them.
 
 # %% [markdown] lang="zh"
-# PyTorch 把 logits 存了三份：logits 本身、它的 log-softmax 和它的梯度。crossent 占用的只是一块 logits（64 MB，由 `chunk_bytes`
-# 决定），再加上本来就要的梯度；词元再多十倍，这一块也不会变大。
+# PyTorch 把 logits 存了三份：logits 本身、它的 log-softmax 和它的梯度。crossent 占用的只是一块 logits（64 MB，由
+# `chunk_bytes` 决定），再加上本来就要的梯度；词元再多十倍，这一块也不会变大。
 #
 # ## 记住这几条
 #

@@ -337,7 +337,8 @@ def linear_cross_entropy(
         shift: the target of a row is that of `shift` rows later along the last axis before the features: with 1 a
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
-        chunk_bytes: the memory for a chunk of logits. More makes the products a little faster, to a point.
+        chunk_bytes: the memory for a chunk of logits, 64 MB unless given. More makes the products a little faster, to a
+            point.
         filter_eps: leave out of the gradients' products, chunk by chunk, each class for which the derivatives of the
             rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing. What is left out is
             replaced by the matrix of rank one that has its sums over rows and over classes, unless that is more than

@@ -9,7 +9,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 # The end of a line in the midst of Chinese text, where a space would show.
-BREAK = re.compile(r"(?<=[^\x00-\x7f])\n(?=[^\x00-\x7f])|(?<=[，。；：（、])\n(?=\S)")
+BREAK = re.compile(r"(?<=[^\x00-\x7f])\n(?=[^\x00-\x7f])|(?<=[，。；：（、])\n(?=[`A-Za-z])")
 NOTEBOOKS = {"en": FOLDER / "lesson.ipynb", "zh": FOLDER / "lesson.zh.ipynb"}
 
 

@@ -25,27 +25,26 @@ def table(title: str) -> list[dict[str, str]]:
     return [dict(zip(heading, row, strict=True)) for row in rows]
 
 
-def number(cell: str) -> float | None:
+def number(cell: str) -> float:
     """The number that a cell starts with, whatever marks and units it has."""
-    found = re.match(r"\**([\d.]+)", cell)
-    return float(found[1]) if found else None
+    return float(re.match(r"\**([\d.]+)", cell)[1])
 
 
-def steps() -> tuple[list[str], dict[str, list[float | None]]]:
+def steps() -> tuple[list[str], dict[str, list[float]]]:
     """Cases, and how many times longer PyTorch takes for a training step."""
     rows = [row for row in table("As installed") if row["mode"] == "step" and "softmax" not in row["case"]]
     series = {f"PyTorch, {name}": [number(row[name]) for row in rows] for name in ("eager", "compile")}
     return [row["case"] for row in rows], series
 
 
-def heads() -> tuple[list[str], dict[str, list[float | None]]]:
+def heads() -> tuple[list[str], dict[str, list[float]]]:
     """Cases of the fused head, and how many times longer PyTorch takes for a training step."""
     ratios = {(row["case"], row["measured"]): number(row["ratio"]) for row in table("The fused head")}
     cases = [case for case in dict.fromkeys(case for case, _ in ratios) if all((case, m) in ratios for m in HEADS)]
     return cases, {rival: [ratios[case, measured] for case in cases] for measured, rival in HEADS.items()}
 
 
-def memory() -> tuple[list[str], dict[str, list[float | None]]]:
+def memory() -> tuple[list[str], dict[str, list[float]]]:
     """Memory that a step takes on top of its logits, in sizes of the logits."""
     rows = {row["measured"]: number(row["result"]) for row in table("Beside PyTorch")}
     names = {"torch": "step, torch", "crossent": "step, crossent", "crossent, in place": "step in place, crossent"}
@@ -74,7 +73,7 @@ def svg(name: str, scheme: str) -> bytes:
         ax = figure.subplots()
         for at, (rival, values) in enumerate(series.items()):
             places = [case + (at - (len(series) - 1) / 2) * height for case in range(len(cases))]
-            bars = ax.barh(places, [value or 0 for value in values], 0.9 * height, label=rival, color=PALETTE[at])
+            bars = ax.barh(places, values, 0.9 * height, label=rival, color=PALETTE[at])
             ax.bar_label(bars, [f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values], padding=3)
         if mark:
             ax.axvline(mark, color=colour, lw=1, ls=":")

@@ -459,10 +459,10 @@ plt.show()
 # log-softmax 在这里也一样：两个几乎相等的数相减，中间的有效数字就没了。PyTorch 的 `cross_entropy` 正是这么算的。
 # crossent 的 `cross_entropy` 保住了有效数字：当标签压过其余类别时，它计算的是 log1p(sum of exp(x_c - x_y))。
 #
-# ## 9. 归约：错误的做法与正确的做法
+# ## 9. 归约（reduction）：错误的做法与正确的做法
 #
 # `reduction="none"` 给出每一行的损失，"sum" 是它们的和，"mean" 是平均。但平均时除以的并不总是行数：
-# 被忽略的行（标签为 -100）不算数；有类别权重时，除以的是各标签的权重之和。一旦把一个批次切成几个小批次，这就很要
+# 被忽略的行（标签为 -100）不算数；有类别权重时，除以的是各标签的权重之和。一旦把一个批次切成几个微批次，这就很要
 # 紧了：
 
 # %%
@@ -496,7 +496,7 @@ print(f"{whole:.4f} {mean_of_means:.4f} {by_rows:.4f} {by_tokens:.4f}")
 # 3. 总和除以行数：**错**，把被忽略的行也数进去了；
 # 4. 总和除以*整个*批次里算数的词元数：对。
 #
-# 第四种就是 `denominator` 的用处。进入循环之前先数一次，把所有小批次、所有机器上的都算上，再把这个数传给每次调用。
+# 第四种就是 `denominator` 的用处。进入循环之前先数一次，把所有微批次、所有机器上的都算上，再把这个数传给每次调用。
 # 这样梯度加起来也是对的：
 
 
@@ -539,7 +539,7 @@ print(f"{total:.0f} {F.cross_entropy(batch, tokens, class_weights):.4f} {parts:.
 # only what goes on to hidden states and weights, and throw the logits away. That is `linear_cross_entropy`:
 
 # %% [markdown] lang="zh"
-# ## 10. 融合输出头
+# ## 10. 融合输出头（fused head）
 #
 # 语言模型的最后一层把 D 个特征映射到大小为 V 的词表。批次里有 N 个词元，logits 就是 N x V 个数：
 # 2048 个词元、32000 的词表，32 位就是 262 MB，梯度还要再来一份。而算出它们的隐藏状态只有 2 MB。

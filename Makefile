@@ -15,14 +15,14 @@ UNFINISHED := .venv-unfinished
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    the losses at work, beside PyTorch, on real data"
-	@echo "make test    lint, types and every test"
-	@echo "make bench   time and memory beside the rivals"
-	@echo "make soak    long randomised tests"
-	@echo "make lint    lint and types alone"
-	@echo "make docs    the documentation, in site/"
+	@echo "make demo       the losses at work, beside PyTorch, on real data"
+	@echo "make test       lint, types and every test"
+	@echo "make bench      time and memory beside the rivals"
+	@echo "make soak       long randomised tests"
+	@echo "make lint       lint and types alone"
+	@echo "make docs       the documentation, in site/"
 	@echo "make notebooks  run the lesson and write its notebooks anew"
-	@echo "make clean   remove all that these made"
+	@echo "make clean      remove all that these made"
 
 demo: $(VENV)/ready-demo
 	@$(VENV)/bin/crossent demo

@@ -20,11 +20,13 @@ from crossent.functional import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "Explanation",
     "Plan",
     "SparseTarget",
     "TokenStats",
     "cross_entropy",
     "empty_cache",
+    "explain",
     "linear_cross_entropy",
     "linear_token_stats",
     "log_softmax",
@@ -36,9 +38,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from crossent import nn as nn
+    from crossent.explanation import Explanation as Explanation, explain as explain
 else:
 
     def __getattr__(name):
         if name == "nn":  # imported at its first use, since it imports torch
             return import_module("crossent.nn")
+        if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
+            return getattr(import_module("crossent.explanation"), name)
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

@@ -57,8 +57,19 @@ MAY_IMPORT = {
         "tokenizers",
         "typer",
     ),
+    "crossent.explanation": (
+        *PUBLIC,
+        "crossent.explanation",
+        "crossent._options",
+        "crossent._rows",
+        "jinja2",
+        "matplotlib",
+        "numpy",
+        "rich",
+        "torch",
+    ),
     "crossent.integrations": ("crossent.functional", "torch"),
-    "crossent.cli": (*PUBLIC, "crossent.demo", "rich", "typer"),
+    "crossent.cli": (*PUBLIC, "crossent.demo", "crossent.explanation", "rich", "typer"),
     "crossent": ("crossent.functional", "crossent.nn"),
 }
 # Who may import by a name made at run time, which no reader of the source can check.

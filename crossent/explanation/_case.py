@@ -1,0 +1,247 @@
+"""A call of a loss as NumPy arrays: its labels and weights, and its logits by blocks of rows or one row at a time.
+
+Rows are numbered in the order of the losses. Nothing here holds more than a block of the logits.
+"""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from crossent import SparseTarget, _rows, cross_entropy, linear_cross_entropy, nll_loss
+
+FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
+_BLOCK = 2**18  # numbers: the arrays made of a block stay in a core's cache
+_PRODUCTS = 2**23  # of a head, whose products want many rows
+_CLASSES = 2**12  # of a head's weight, widened at a time
+
+
+def bind(function, args, kwargs):
+    """The arguments by name, with the function's defaults."""
+    if function not in FUNCTIONS:
+        names = ", ".join(f.__name__ for f in FUNCTIONS)
+        raise TypeError(f"function must be one of {names}, got {function!r}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def as_numpy(array) -> Any:
+    """The values of a tensor or array, 16 bits widened to 32."""
+    if not isinstance(array, np.ndarray | np.generic):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() and array.itemsize == 2 else array).numpy()
+    return array.astype(np.float32) if array.dtype == np.float16 else np.asarray(array)
+
+
+class Case:
+    """What the arguments of a call, which the function has accepted, mean row by row."""
+
+    def __init__(self, function, arguments, options):
+        a = arguments
+        self.name, self.arguments, self.options = function.__name__, a, options
+        self.input, self.head, self.picks = a["input"], function is linear_cross_entropy, function is nll_loss
+        self.dtype = str(self.input.dtype).removeprefix("torch.")
+        self.shift = a["shift"].__index__() if self.head else 0
+        self.sparse = isinstance(a["target"], SparseTarget)
+        if self.head:
+            shape = self._head_shape()
+            self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
+            self.row_shape, targets = shape.losses(self.shift), shape.targets
+        else:
+            shape = tuple(self.input.shape)
+            self.axis, self.soft = _rows.target_kind(shape, tuple(a["target"].shape), a["dim"], not self.picks)
+            self.classes, self.row_shape = shape[self.axis], shape[: self.axis] + shape[self.axis + 1 :]
+            targets = self.row_shape
+        if not self.classes:
+            raise ValueError(f"input must have at least one class to explain, got shape {tuple(self.input.shape)}")
+        self.rows = int(np.prod(self.row_shape, dtype=np.int64))
+        self._weigh(targets)
+
+    def _head_shape(self):
+        a, target = self.arguments, self.arguments["target"]
+        bias = a["linear_bias"]
+        return _rows.HeadShape(
+            tuple(self.input.shape), tuple(a["linear_weight"].shape), None if bias is None else tuple(bias.shape),
+            target if self.sparse else tuple(target.shape), self.shift,
+        )  # fmt: skip
+
+    def _weigh(self, targets):
+        """Labels (None for probabilities), class weights, sample weights, and which rows count."""
+        a, target = self.arguments, self.arguments["target"]
+        by_class = (..., slice(self.shift, None), slice(None)) if self.shift else ...
+        self.weight: Any = None if a["weight"] is None else as_numpy(a["weight"]).astype(np.float64)
+        self.samples: Any = None
+        if a["sample_weight"] is not None:
+            self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), targets)).reshape(-1)
+        self.labels, self.bad = None, np.zeros(self.rows, bool)
+        self.keep = np.ones(self.rows, bool) if self.samples is None else self.samples != 0
+        if self.sparse:
+            self.sparse_classes = as_numpy(target.classes)[by_class]
+            self.sparse_probs = as_numpy(target.probs)[by_class]
+            wrong = (self.sparse_classes < 0) | (self.sparse_classes >= self.classes)
+            self.bad = self.keep & wrong.any(-1).reshape(-1)
+        elif self.soft:
+            self.target = target[by_class]
+        else:
+            self.labels = self._later(as_numpy(target)).reshape(-1)
+            self.keep &= self.labels != self.options.ignore_index
+            self.bad = self.keep & ((self.labels < 0) | (self.labels >= self.classes))
+        self.keep &= ~self.bad
+
+    def repair(self):
+        """Have the rows with bad labels ignored by the arguments."""
+        target = self.arguments["target"]
+        if self.sparse:
+            classes, counted = as_numpy(target.classes), np.ones(target.classes.shape[:-1], np.float32)
+            if self.samples is not None:
+                counted *= as_numpy(self.arguments["sample_weight"])
+            self._later(counted)[self.bad.reshape(self.row_shape)] = 0.0
+            valid = np.where((classes < 0) | (classes >= self.classes), 0, classes)
+            fixed = replace(target, classes=like(target.classes, valid))
+            self.arguments = self.arguments | {"sample_weight": like(self.input, counted)}
+        else:
+            labels = as_numpy(target).astype(np.int64)
+            self._later(labels)[self.bad.reshape(self.row_shape)] = self.options.ignore_index
+            fixed = like(target, labels)
+        self.arguments = self.arguments | {"target": fixed}
+
+    def _later(self, array):
+        """Without the first targets of a sequence, which with a shift belong to no row."""
+        return array[..., self.shift :] if self.shift else array
+
+    def position(self, row):
+        """As the caller counts: one number, or one for each axis."""
+        index = self.index(row) or (0,)
+        return index[0] if len(index) == 1 else index
+
+    def number(self, position):
+        """The row number of a caller's position, or of a row number counted from either end."""
+        index = position if isinstance(position, tuple) else (position,)
+        if not all(hasattr(i, "__index__") for i in index):
+            raise TypeError(f"rows must hold row numbers or positions, got {position!r}")
+        shape = self.row_shape if len(index) > 1 else (self.rows,)
+        fits = len(index) == len(shape) and all(-size <= i < size for i, size in zip(index, shape))
+        if not fits:
+            many = f", or positions in {self.row_shape}" if len(self.row_shape) > 1 else ""
+            raise IndexError(f"rows must be between {-self.rows} and {self.rows - 1}{many}, got {position!r}")
+        return int(np.ravel_multi_index([i % size for i, size in zip(index, shape)], shape))
+
+    def blocks(self):
+        """Indices of the rows' axes, one after the other, for as many rows as are looked at together."""
+        limit, size, axis = _PRODUCTS if self.head else _BLOCK, self.classes, len(self.row_shape)
+        while axis and size * self.row_shape[axis - 1] <= limit:
+            axis -= 1
+            size *= self.row_shape[axis]
+        if not axis:
+            yield ()
+            return
+        step = max(1, limit // size)
+        for lead in np.ndindex(self.row_shape[: axis - 1]):
+            for lo in range(0, self.row_shape[axis - 1], step):
+                yield (*lead, slice(lo, lo + step))
+
+    def logits(self, block):
+        """Those of some rows, classes last, in float32 or float64."""
+        if not self.head:
+            return self._classes_last(self.input, block)
+        lead, out = self._split(block)
+        x, weight = as_numpy(self.input[lead]), as_numpy(self.arguments["linear_weight"][out])
+        logits = np.tensordot(x, weight, axes=(-1, -1))
+        if self.arguments["linear_bias"] is not None:
+            logits += as_numpy(self.arguments["linear_bias"][out])
+        return np.moveaxis(logits, x.ndim - 1, -1)
+
+    def probabilities(self, block):
+        """Those that a soft target gives some rows, classes last."""
+        return self._classes_last(self.target, block)
+
+    def row_logits(self, row):
+        """Those of one row, in float64."""
+        index = self.index(row)
+        if not self.head:
+            return self.logits(index).astype(np.float64)
+        lead, out = self._split(index)
+        x, weight = as_numpy(self.input[lead]).astype(np.float64), self.arguments["linear_weight"][out]
+        products = [
+            as_numpy(weight[lo : lo + _CLASSES]).astype(np.float64) @ x for lo in range(0, self.classes, _CLASSES)
+        ]
+        bias = self.arguments["linear_bias"]
+        return np.concatenate(products) + (0.0 if bias is None else as_numpy(bias[out]).astype(np.float64))
+
+    def row_size(self, row):
+        """A bound of the numbers that were summed up to a row's logits, 0 where they were given."""
+        if not self.head:
+            return 0.0
+        lead, out = self._split(self.index(row))
+        x, weight = np.abs(as_numpy(self.input[lead]).astype(np.float64)), self.arguments["linear_weight"][out]
+        tops = [np.abs(as_numpy(weight[lo : lo + _CLASSES])).max(0) for lo in range(0, self.classes, _CLASSES)]
+        return float(x @ np.max(tops, axis=0))
+
+    def row_target(self, row):
+        """t of every class: 1 at the label, or the probabilities."""
+        t = np.zeros(self.classes)
+        if self.sparse:
+            classes = self.sparse_classes.reshape(self.rows, -1)[row]
+            good = (classes >= 0) & (classes < self.classes)
+            np.add.at(t, classes[good].astype(np.intp), self.sparse_probs.reshape(self.rows, -1)[row][good])
+        elif self.soft:
+            t[:] = self.probabilities(self.index(row))
+        elif self.keep[row]:
+            t[int(self.labels[row])] = 1.0
+        return t
+
+    def sample(self, row):
+        """What a row counts for: its sample weight, 0 where it is ignored."""
+        if not self.keep[row]:
+            return 0.0
+        return 1.0 if self.samples is None else float(self.samples[row])
+
+    def counts(self):
+        """What each row adds to the divisor of the mean."""
+        counts = self.keep.astype(np.float64)
+        if self.samples is not None:
+            counts[self.keep] *= self.samples[self.keep]
+        if self.labels is not None and self.weight is not None:
+            counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
+        return counts
+
+    def _split(self, block):
+        """The index of a head's input, and that of its weight, from one of the losses."""
+        full = self._full(block)
+        return full[: self.axis], (slice(None), *full[self.axis :])
+
+    def index(self, row):
+        """Of a row, among the rows' axes."""
+        return tuple(int(i) for i in np.unravel_index(row, self.row_shape)) if self.row_shape else ()
+
+    def _full(self, block):
+        rest = (slice(size) for size in self.row_shape[len(block) :])
+        return (*block, *rest)
+
+    def _classes_last(self, array, block):
+        full = self._full(block)
+        first, second = full[: self.axis], full[self.axis :]
+        found = as_numpy(array[(*first, slice(None), *second)])
+        return np.moveaxis(found, sum(isinstance(i, slice) for i in first), -1)
+
+
+def detached(arguments):
+    """The arguments without what autograd would record."""
+
+    def value(array):
+        if isinstance(array, SparseTarget):
+            return replace(array, classes=value(array.classes), probs=value(array.probs))
+        return array.detach() if hasattr(array, "detach") else array
+
+    return {name: value(array) for name, array in arguments.items()}
+
+
+def like(original, values):
+    """The values as an array of the original's library, on its device."""
+    if isinstance(original, np.ndarray | np.generic):
+        return values
+    import torch
+
+    return torch.from_numpy(np.asarray(values)).to(original.device)

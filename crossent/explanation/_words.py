@@ -1,0 +1,108 @@
+"""Rows, classes and numbers, as sentences and tables have them."""
+
+import math
+
+_FIRST = 5
+
+
+def first(case, numbers):
+    """The positions of the first of these rows."""
+    return tuple(case.position(int(number)) for number in numbers[:_FIRST])
+
+
+def rows(case, numbers):
+    return _listed("row", "rows", [case.position(int(number)) for number in numbers[:_FIRST]], len(numbers))
+
+
+def classes(numbers):
+    return _listed("class", "classes", [int(number) for number in numbers[:_FIRST]], len(numbers))
+
+
+def _listed(noun, plural, some, count):
+    """row 3; rows 3 and 7; rows 1, 2, 3, 4, 5 and 12 more"""
+    if count == 1:
+        return f"{noun} {some[0]}"
+    *most, last = [str(item) for item in some]
+    if count > len(some):
+        return f"{plural} {', '.join([*most, last])} and {count - len(some)} more"
+    return f"{plural} {', '.join(most)} and {last}"
+
+
+def number(value):
+    """In at most 8 characters; nothing for None."""
+    if value is None:
+        return ""
+    size = abs(value)
+    if not math.isfinite(value) or size == 0.0:
+        return f"{value:g}".removeprefix("-") if size == 0.0 else str(value)
+    if not 1e-4 <= size < 1e4:
+        return f"{value:.1e}"
+    return f"{value:.{4 if size < 100 else 3 if size < 1000 else 2}f}"
+
+
+def count(value):
+    """A whole number as such."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else number(value)
+
+
+def headline(explanation):
+    """What was called, and what came of it."""
+    e, counted = explanation, explanation.summary["counted"]
+    rows = f"{counted} row{'s' * (counted != 1)} of {e.classes} classes, {e.dtype}"
+    if e.result is None:
+        return f"{e.function}: {rows}"
+    return f"{e.function}: {e.reduction} {number(e.result)} over {rows}"
+
+
+def reduction(explanation):
+    """The reduction as one line with its numbers, None for "none"."""
+    steps = {step.name: step for step in explanation.steps if step.level == "call"}
+    if "mean" in steps:
+        by, total = steps["divisor"], steps["sum"].values
+        numbers = f"{number(total)} / {count(by.values)} = {number(steps['mean'].values)}"
+        return f"mean = sum of the losses / {by.formula} = {numbers}"
+    return f"sum of the losses = {number(steps['sum'].values)}" if steps else None
+
+
+def summary(explanation):
+    """All losses in one sentence."""
+    s = explanation.summary
+    left_out = [
+        f"{s[key]} {word}" for key, word in (("ignored", "ignored"), ("bad_labels", "with bad labels")) if s[key]
+    ]
+    sentence = f"{s['counted']} of {s['rows']} rows count" + (f" ({', '.join(left_out)})" if left_out else "")
+    if s["counted"]:
+        losses = [f"{key} {number(s[key])}" for key in ("smallest", "median", "mean", "largest")]
+        sentence += f"; losses: {', '.join(losses)}"
+    if "accuracy" in s:
+        sentence += f"; the label has the largest logit in {s['accuracy']:.1%}"
+    return f"{sentence}."
+
+
+def formulas(explanation):
+    """The formulas of the numbers that a row has one of."""
+    return [step.formula for step in explanation.steps if step.level == "row" and " = " in step.formula]
+
+
+def title(explanation, index):
+    """The shown row number `index`, in a few words."""
+    row = explanation.rows[index]
+    parts = [f"row {row.position}"]
+    if row.label is not None:
+        parts.append(f"label y = {row.label}")
+    if row.state != "counts":
+        parts.append(row.state)
+    for step in explanation.steps:
+        if step.level == "row" and (row.state == "counts" or step.name == "normaliser"):
+            name = step.formula.partition(" = ")[0]
+            parts.append(f"{name} = {number(step.values[index])}")
+    return parts
+
+
+def class_lines(explanation, index):
+    """The lines of a row's table: a formula, and a cell for each class and for the others if there are any."""
+    last = next(step for step in explanation.steps if step.name == "loss").formula
+    for step in explanation.steps:
+        if step.level == "class" and (explanation.rows[index].state == "counts" or not step.of_target):
+            formula = last if last == f"loss = {step.formula}" else step.formula
+            yield step, formula, (*step.values[index], step.others[index])

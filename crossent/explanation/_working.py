@@ -1,0 +1,72 @@
+"""The rows that are shown, by hand: from the formula, in float64, without the kernels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Worked:
+    """A row with all its classes: x are the logits, z the capped ones, q the target's weights, `cost` what each class
+    adds to the loss, `size` the magnitude of the numbers whose rounding the loss inherits."""
+
+    row: int
+    x: np.ndarray
+    z: np.ndarray
+    lse: float
+    p: np.ndarray
+    log_p: np.ndarray
+    q: np.ndarray
+    cost: np.ndarray
+    mass: float
+    z_term: float
+    sample: float
+    loss: float
+    size: float
+
+
+def work(case, row):
+    """loss = s (sum_c q_c (lse - z_c) + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
+    options, sample, x = case.options, case.sample(row), case.row_logits(row)
+    with np.errstate(all="ignore"):
+        z = x if options.softcap is None else options.softcap * np.tanh(x / options.softcap)
+        lse, distance = _distances(z)
+        q = _target_weights(case, row)
+        cost = _times(q, -z if case.picks else distance)
+        z_term = options.z_loss * lse * lse if options.z_loss else 0.0
+        loss = sample * (cost.sum() + z_term) if sample else 0.0
+        finite = z[np.isfinite(z)]
+        mass = np.abs(q).sum() + 2.0 * options.z_loss * abs(lse)
+        size = abs(sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
+    if case.bad[row]:
+        loss = np.nan
+    return Worked(
+        row, x, z, float(lse), np.exp(-distance), -distance, q, cost, float(q.sum()), float(z_term), sample,
+        float(loss), size,
+    )  # fmt: skip
+
+
+def _distances(z):
+    """lse, and lse - z as two terms that are not negative, so that no digit cancels: see `crossent.cross_entropy`."""
+    top = int(z.argmax())
+    peak = z[top] if np.isfinite(z[top]) else np.nan
+    others = np.exp(z - peak)
+    others[top] = 0.0
+    rest = np.log1p(others.sum())
+    return peak + rest, rest + (peak - z)
+
+
+def _target_weights(case, row):
+    """q_c = w_c ((1 - smoothing) t_c + smoothing / C)."""
+    t, smoothing = case.row_target(row), case.options.label_smoothing
+    weight = np.ones(case.classes) if case.weight is None else case.weight
+    if case.labels is not None and not smoothing:
+        return np.where(t == 0.0, 0.0, weight)  # other classes take no part, whatever their weights are
+    if not case.keep[row]:
+        return np.zeros(case.classes)
+    return weight * ((1.0 - smoothing) * t + smoothing / case.classes)
+
+
+def _times(q, values):
+    """q * values, 0 where q is, even at an infinity."""
+    return np.where(q == 0.0, 0.0, q * values)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,12 +58,13 @@ def calls(draw, name):
         options["dim"] = dim
     if name == "cross_entropy" and draw(st.booleans()):
         target = held(rng.random(shape) * (rng.random(shape) < 0.7), dtype)
+        np.moveaxis(target, axis, -1)[..., -1] = 0.25  # the reference takes a target of nothing for a loss of 0
     else:
         options["ignore_index"] = draw(st.sampled_from([-100, -1, 0, 10**6]))
         target = np.where(rng.random(rest) < 0.2, options["ignore_index"], rng.integers(0, classes, rest))
         target = np.asarray(target, np.int64)
     if draw(st.booleans()):
-        options["weight"] = rng.integers(0, 17, classes) / 8
+        options["weight"] = np.append(rng.integers(0, 17, classes - 1), 8) / 8
     if draw(st.booleans()):
         options["sample_weight"] = np.asarray(rng.integers(0, 9, rest) / 4)
     if options["reduction"] == "mean" and draw(st.booleans()):
@@ -159,3 +161,189 @@ def test_the_pieces_of_the_head_add_up(library, data):
         losses = np.asarray(crossent.linear_cross_entropy(*arrays, **passed))
         np.testing.assert_allclose(values(every, "loss"), losses.reshape(-1), rtol=1e-10, atol=1e-12)
         np.testing.assert_array_equal(found.losses, losses)
+
+
+FIRST, LABELS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0], [5.0, 0.0, 0.0]]), np.array([0, 2, 1, 0])
+EXAMPLE = """\
+cross_entropy: mean 0.8568 over 3 rows of 3 classes, float64
+lse = log sum exp(x)   loss = s (-w[y] log p[y])
+
+row 0   label y = 0   lse = 2.4076   w[y] = 1.0000   s = 2.0000   loss = 0.8152
+  class                        y=0        1        2
+  x                         2.0000   1.0000        0
+  p = exp(x) / sum exp(x)   0.6652   0.2447   0.0900
+  log p = x - lse          -0.4076  -1.4076  -2.4076
+  -w[y] log p[y]            0.4076
+
+row 1   label y = 2   lse = 3.1698   w[y] = 0.5000   s = 1.0000   loss = 1.0849
+  class                          0        1      y=2
+  x                              0   3.0000   1.0000
+  p = exp(x) / sum exp(x)   0.0420   0.8438   0.1142
+  log p = x - lse          -3.1698  -0.1698  -2.1698
+  -w[y] log p[y]                              1.0849
+
+row 2   label y = 1   lse = 2.0986   w[y] = 1.0000   s = 1.0000   loss = 1.0986
+  class                          0      y=1        2
+  x                         1.0000   1.0000   1.0000
+  p = exp(x) / sum exp(x)   0.3333   0.3333   0.3333
+  log p = x - lse          -1.0986  -1.0986  -1.0986
+  -w[y] log p[y]                     1.0986
+
+row 3   label y = 0   ignored   lse = 5.0134
+  class                          0        1        2
+  x                         5.0000        0        0
+  p = exp(x) / sum exp(x)   0.9867   0.0066   0.0066
+  log p = x - lse          -0.0134  -5.0134  -5.0134
+
+mean = sum of the losses / sum of s w[y] = 2.99875 / 3.5 = 0.8568
+"""
+
+
+def test_text():
+    found = crossent.explain(FIRST, LABELS, np.array([1, 1, 0.5]), sample_weight=np.array([2.0, 1, 1, 0]))
+    assert str(found).startswith(EXAMPLE), str(found)
+    assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_rows():
+    def positions(*args, **kwargs):
+        return [row.position for row in crossent.explain(*args, **kwargs).rows]
+
+    logits, labels = np.zeros((40, 3), np.float32), np.zeros(40, np.int64)
+    logits[7, 0], logits[[20, 31], 0], logits[4] = 9.0, [-9.0, -5.0], np.nan
+    labels[2] = 3
+    assert positions(logits, labels) == [2, 4, 7, 20]
+    assert positions(logits, labels, rows=[-1, 5]) == [39, 5]
+    assert positions(logits.reshape(4, 10, 3), labels.reshape(4, 10), dim=-1) == [(0, 2), (0, 4), (0, 7), (2, 0)]
+    assert positions(logits.reshape(4, 10, 3), labels.reshape(4, 10), dim=2, rows=[(-1, 3), 12]) == [(3, 3), (1, 2)]
+    assert positions(logits[0], labels[0]) == [0]
+    assert positions(logits[:0], labels[:0]) == []
+    assert positions(logits, labels * 0 - 100) == [0]
+
+
+def test_classes():
+    logits = np.arange(200.0).reshape(2, 100) % 100
+    logits[1, 40] = np.nan
+    found = crossent.explain(logits, np.array([17, 3]))
+    assert [row.classes for row in found.rows] == [(17, 96, 97, 98, 99), (3, 40, 97, 98, 99)]
+    step = next(step for step in found.steps if step.name == "softmax")
+    np.testing.assert_allclose(sum(step.values[0]) + step.others[0], 1.0)
+    target = np.zeros((2, 100))
+    target[:, [5, 50]] = 0.5
+    assert crossent.explain(logits, target).rows[0].classes == (0, 5, 50, 98, 99)
+
+
+def test_bad_labels_are_left_out():
+    labels = np.array([0, 7, 1, -1])
+    found = crossent.explain(FIRST, labels)
+    assert found.result == crossent.cross_entropy(FIRST[[0, 2]], labels[[0, 2]])
+    assert [row.state for row in found.rows] == ["counts", "bad label", "counts", "bad label"]
+    assert found.summary["bad_labels"] == 2 and found.summary["counted"] == 2
+    np.testing.assert_array_equal(labels, [0, 7, 1, -1])
+    unsigned = crossent.explain(torch.tensor(FIRST), torch.tensor([0, 200, 1, 2], dtype=torch.uint8))
+    assert unsigned.findings[0].name == "bad_labels" and unsigned.findings[0].rows == (1,)
+    hidden = np.ones((2, 3, 4), np.float32)
+    shifted = crossent.explain(
+        hidden,
+        np.ones((5, 4), np.float32),
+        np.array([[9, 1, 2], [0, 9, 1]]),
+        function=crossent.linear_cross_entropy,
+        shift=1,
+    )
+    assert shifted.findings[0].rows == ((1, 0),) and shifted.summary["rows"] == 4
+
+
+def test_what_autograd_records_is_left_alone():
+    logits = torch.tensor(FIRST, requires_grad=True)
+    found = crossent.explain(logits, torch.tensor(LABELS), inplace_backward=True)
+    assert logits.grad is None and found.plan.reasons and "written over" in str(found.plan)
+    np.testing.assert_array_equal(logits.detach(), FIRST)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((FIRST, LABELS[:3]), {}, ValueError, "wrong shape"),
+        ((FIRST.astype(int), LABELS), {}, TypeError, "float16"),
+        ((FIRST.tolist(), LABELS), {}, TypeError, "list"),
+        ((FIRST, LABELS), {"dim": 2}, IndexError, "dim"),
+        ((FIRST, LABELS), {"label_smoothing": 2.0}, ValueError, "label_smoothing"),
+        ((FIRST, LABELS), {"reduction": "max"}, ValueError, "reduction"),
+        ((FIRST, LABELS), {"function": crossent.softmax}, TypeError, "function must be one of cross_entropy, nll_loss"),
+        ((FIRST,), {}, TypeError, "target"),
+        ((FIRST, LABELS), {"rows": [4]}, IndexError, "rows must be between -4 and 3, got 4"),
+        ((FIRST, LABELS), {"rows": [(0, 0)]}, IndexError, "rows"),
+        ((FIRST, LABELS), {"rows": ["first"]}, TypeError, "rows must hold"),
+        ((FIRST[:, :0], LABELS * 0 - 100), {}, ValueError, "class"),
+        ((FIRST, LABELS + 5), {"dim": 5}, IndexError, "dim"),
+    ],
+)
+def test_errors(args, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        crossent.explain(*args, **kwargs)
+
+
+def test_deprecated_arguments_warn_at_the_caller():
+    with pytest.warns(UserWarning, match="deprecated") as caught:
+        found = crossent.explain(FIRST, LABELS, size_average=False)
+    assert found.reduction == "sum" and len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_dict_and_json():
+    logits = FIRST.copy()
+    logits[1, 2] = -np.inf
+    found = crossent.explain(logits, LABELS)
+    parsed = json.loads(found.to_json())
+    assert parsed == json.loads(json.dumps(found.to_dict()))
+    assert (
+        parsed["result"] == "inf"
+        and parsed["rows"][1]["loss"] == "inf"
+        and parsed["steps"][0]["values"][1][2] == "-inf"
+    )
+    assert parsed["findings"][0]["rows"] == [1] and parsed["plan"]["path"] == "kernels"
+    assert set(parsed) == {f for f in found.__dataclass_fields__ if f != "losses"}
+    assert repr(found) == "<Explanation of cross_entropy: 4 rows, 3 classes, 1 finding>"
+
+
+def test_html():
+    found = crossent.explain(FIRST, LABELS + 1)
+    page = found.to_html()
+    assert page.startswith("<!DOCTYPE html>") and found._repr_html_() in page
+    for outside in ("http", "src=", "url(", "<script"):
+        assert outside not in page
+    assert "error" in page and "cross_entropy: mean" in page
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_plot(rows, tmp_path):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(rows, 4)), rng.integers(0, 4, rows)
+    logits[1, labels[1]] = -np.inf
+    found = crossent.explain(logits, labels)
+    figure = found.plot(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    left, middle, right = figure.axes
+    assert [len(axes.patches) for axes in (left, middle)] == [len(found.rows)] * 2  # the picked entries
+    picked = [(round(p.get_x() + 0.47), round(p.get_y() + 0.46)) for p in left.patches]
+    assert picked == [(row.label, i) for i, row in enumerate(found.rows)]
+    shown = [text.get_text() for text in middle.texts]
+    assert any(shown) and "loss" in right.get_title()
+    assert len(crossent.explain(logits - 9, labels, function=crossent.nll_loss).plot().axes) == 2
+
+
+def test_print(capsys):
+    found = crossent.explain(FIRST, LABELS)
+    found.print()
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert [line.rstrip() for line in printed.rstrip("\n").splitlines()] == str(found).splitlines()
+
+
+def test_memory():
+    logits, labels = np.zeros((2000, 5000), np.float32), np.arange(2000)
+    crossent.explain(logits[:8], labels[:8])
+    tracemalloc.start()
+    crossent.explain(logits, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < logits.nbytes / 5

@@ -44,6 +44,8 @@ ONE_BASED = np.arange(N) % C + 1
 FULL = np.full(N, -100)
 SEQUENCE = RNG.integers(0, 12, (8, 12))  # batch, time; as many classes as times
 TARGETS = softmax(RNG.normal(size=(4, 6, C)))  # batch, time, classes
+with np.errstate(divide="ignore"):
+    HALVES = np.log(0.5 * np.eye(C) + 0.5 * np.eye(C)[::-1])
 RARE = np.where(np.arange(N) % 16 == 0, 7, np.arange(N) % 7)
 
 # name: severity, the fault, its healthy twin, what the sentence has to name
@@ -109,7 +111,8 @@ CASES = {
         call(changed(LOGITS, (4, 1), np.inf), LABELS, softcap=30.0), ("Row 4", "class 1", "inf"),
     ),
     "infinite_logits, float16": (
-        "error", call(changed(LOGITS * 1000, (4, 1), 1e5).astype(np.float16), LABELS), call((LOGITS * 1000).astype(np.float16), LABELS),
+        "error", call(changed(LOGITS.astype(np.float16), (4, 1), np.inf), LABELS),
+        call(LOGITS.astype(np.float16), LABELS),
         ("float16 ends at 65504", "float32"),
     ),
     "nothing_left": (
@@ -122,8 +125,8 @@ CASES = {
         call(changed(LOGITS, (8, (LABELS[8] + 1) % C), -np.inf), LABELS), ("Row 8", f"{LABELS[8]}", "mask"),
     ),
     "target_at_minus_infinity, log-probabilities": (
-        "error", call(np.log(np.eye(C) * 0.5 + 0.5 * np.eye(C)[::-1]), np.array([0, 1, 1, 3, 4, 5, 6, 7]), **NLL),
-        call(np.log(np.eye(C) * 0.5 + 0.5 * np.eye(C)[::-1]), np.arange(C), **NLL), ("Row 2", "1"),
+        "error", call(HALVES, np.array([0, 1, 1, 3, 4, 5, 6, 7]), **NLL),
+        call(HALVES, np.arange(C), **NLL), ("Row 2", "1"),
     ),
     "target_at_minus_infinity, smoothing": (
         "error", call(changed(LOGITS, (8, (LABELS[8] + 1) % C), -np.inf), LABELS, label_smoothing=0.1),

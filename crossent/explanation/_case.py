@@ -59,6 +59,11 @@ class Case:
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
         self._weigh(targets)
 
+    @property
+    def spread(self):
+        """Whether a target is more than one class."""
+        return self.soft or bool(self.options.label_smoothing)
+
     def _head_shape(self):
         a, target = self.arguments, self.arguments["target"]
         bias = a["linear_bias"]

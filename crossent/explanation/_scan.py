@@ -9,7 +9,8 @@ import numpy as np
 class Scan:
     """Of each row of logits the largest and smallest, their sum, lse, and the class of the largest.
 
-    `masked` says that the target has a share of a class whose logit is -inf. `target_low` and `target_total` are the smallest and the sum of a soft target's probabilities, None for labels.
+    `masked` says that the target has a share of a class whose logit is -inf. `target_low` and `target_total` are the
+    smallest and the sum of a soft target's probabilities, None for labels.
     """
 
     high: np.ndarray

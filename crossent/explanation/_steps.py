@@ -64,15 +64,10 @@ class _Table:
         note = "The logarithm of the softmax, without the detour that loses digits."
         self.by_class("log-softmax", f"log p = {z} - lse", "log_p", note)
 
-    @property
-    def spread(self):
-        """Whether the target is more than one class."""
-        return self.case.soft or bool(self.case.options.label_smoothing)
-
     def target(self):
         case, smoothing = self.case, self.case.options.label_smoothing
         weighted = case.weight is not None
-        if not self.spread:
+        if not case.spread:
             log_p = "x[y]" if case.picks else "log p[y]"
             self.formula = f"-w[y] {log_p}" if weighted else f"-{log_p}"
             note = "The label y picks one entry of its row."

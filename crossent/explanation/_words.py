@@ -40,11 +40,6 @@ def number(value):
     return f"{value:.{4 if size < 100 else 3 if size < 1000 else 2}f}"
 
 
-def count(value):
-    """A whole number as such."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else number(value)
-
-
 def headline(explanation):
     """What was called, and what came of it."""
     e, counted = explanation, explanation.summary["counted"]
@@ -59,9 +54,9 @@ def reduction(explanation):
     steps = {step.name: step for step in explanation.steps if step.level == "call"}
     if "mean" in steps:
         by, total = steps["divisor"], steps["sum"].values
-        numbers = f"{number(total)} / {count(by.values)} = {number(steps['mean'].values)}"
+        numbers = f"{total:.6g} / {by.values:.6g} = {number(steps['mean'].values)}"
         return f"mean = sum of the losses / {by.formula} = {numbers}"
-    return f"sum of the losses = {number(steps['sum'].values)}" if steps else None
+    return f"sum of the losses = {steps['sum'].values:.6g}" if steps else None
 
 
 def summary(explanation):

@@ -35,6 +35,8 @@ def work(case, row):
         cost = _times(q, -z if case.picks else distance)
         z_term = options.z_loss * lse * lse if options.z_loss else 0.0
         loss = sample * (cost.sum() + z_term) if sample else 0.0
+        if sample and case.spread and np.isnan(lse):
+            loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
         finite = z[np.isfinite(z)]
         mass = np.abs(q).sum() + 2.0 * options.z_loss * abs(lse)
         size = abs(sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
@@ -60,7 +62,7 @@ def _target_weights(case, row):
     """q_c = w_c ((1 - smoothing) t_c + smoothing / C)."""
     t, smoothing = case.row_target(row), case.options.label_smoothing
     weight = np.ones(case.classes) if case.weight is None else case.weight
-    if case.labels is not None and not smoothing:
+    if not case.spread:
         return np.where(t == 0.0, 0.0, weight)  # other classes take no part, whatever their weights are
     if not case.keep[row]:
         return np.zeros(case.classes)

@@ -253,6 +253,45 @@ def test_bad_labels_are_left_out():
     assert shifted.findings[0].rows == ((1, 0),) and shifted.summary["rows"] == 4
 
 
+def test_byte_order_and_strides():
+    swapped = crossent.explain(FIRST.astype(">f4")[::-1], LABELS[::-1].astype(">i4"))
+    plain = crossent.explain(FIRST.astype(np.float32)[::-1].copy(), LABELS[::-1].copy())
+    assert swapped.to_dict() == plain.to_dict() | {"plan": swapped.to_dict()["plan"]} and swapped.dtype == "float32"
+
+
+def test_products_of_the_head_that_overflow():
+    hidden, weight = np.full((2, 4), 1e30, np.float32), np.full((3, 4), 1e30, np.float32)
+    with np.errstate(over="ignore"):
+        found = crossent.explain(hidden, weight, np.array([0, 1]), function=crossent.linear_cross_entropy)
+    (finding,) = found.findings
+    assert finding.name == "infinite_logits" and "products are too large for float32" in finding.sentence
+    assert not all(check.passed for check in found.checks)  # by hand, in float64, there is a loss
+
+
+def test_a_target_of_nothing_has_no_loss_without_a_normaliser():
+    found = crossent.explain(np.array([[np.nan, 0.0], [1.0, 2.0]]), np.zeros((2, 2)))
+    assert all(check.passed for check in found.checks)
+    np.testing.assert_array_equal(values(found, "loss"), [np.nan, 0.0])
+
+
+def test_bad_labels_of_weight_0_are_ignored():
+    logits, labels = np.zeros((20, 20)), np.arange(20)
+    labels[3] = 99
+    found = crossent.explain(logits, labels, sample_weight=(np.arange(20) != 3).astype(float))
+    assert not found.faulty and found.rows[0].state == "counts" and found.summary["ignored"] == 1
+
+
+def test_summary():
+    logits, labels = FIRST.copy(), np.array([0, 2, -100, 1])
+    logits[3, 1] = -np.inf
+    found = crossent.explain(logits, labels)
+    losses = crossent.cross_entropy(FIRST[:2], labels[:2], reduction="none")
+    assert found.summary == {
+        "rows": 4, "counted": 3, "ignored": 1, "bad_labels": 0, "not_finite": 1, "smallest": losses.min(),
+        "median": np.median(losses), "mean": losses.mean(), "largest": losses.max(), "accuracy": 1 / 3,
+    }  # fmt: skip
+
+
 def test_what_autograd_records_is_left_alone():
     logits = torch.tensor(FIRST, requires_grad=True)
     found = crossent.explain(logits, torch.tensor(LABELS), inplace_backward=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from crossent import cross_entropy, plan
 from crossent._options import loss_options
-from crossent.explanation._case import Case, as_numpy, bind, detached
+from crossent.explanation._case import Case, as_numpy, bind, detached, dtype_of
 from crossent.explanation._checks import checks_of
 from crossent.explanation._choice import choose, row_of
 from crossent.explanation._explanation import (
@@ -60,7 +60,7 @@ def explain(
     ['x', 'lse = log sum exp(x)', 'p = exp(x) / sum exp(x)', 'log p = x - lse']
     >>> for finding in found.findings:
     ...     print(finding.severity, finding.rows, finding.classes, finding.sentence)
-    error (1,) (2,) Row 1: the logit of the label's class, 2 in the first, is -inf, so that the loss is inf. A mask has
+    error (1,) (2,) Row 1: the logit of the label's class, 2, is -inf, so that the loss is inf. A mask has
     removed the right answer: unmask it, or ignore the row.
     >>> [check.passed for check in found.checks]
     [True, True, True, True]
@@ -98,7 +98,7 @@ def _called(function, arguments, options):
 
 
 def _explanation(case, wanted, losses, result, mistake, planned):
-    dtype, losses = str(losses.dtype).removeprefix("torch."), as_numpy(losses).reshape(-1)
+    dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
     chosen = choose(case, losses, wanted)
     worked = [work(case, row) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
@@ -121,15 +121,16 @@ def _explanation(case, wanted, losses, result, mistake, planned):
 
 
 def _summary(facts):
-    """How many rows there are, and the losses of those that count."""
+    """How many rows there are, and the finite losses of those that count."""
     case = facts.case
     counted, bad = int(case.keep.sum()), int(case.bad.sum())
     found = {"rows": case.rows, "counted": counted, "ignored": case.rows - counted - bad, "bad_labels": bad}
     losses = facts.losses[case.keep]
-    if counted:
-        with np.errstate(all="ignore"):
-            found |= {"smallest": float(losses.min()), "median": float(np.median(losses))}
-            found |= {"mean": float(losses.mean(dtype=np.float64)), "largest": float(losses.max())}
-        if case.labels is not None:
-            found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
+    finite = losses[np.isfinite(losses)]
+    found["not_finite"] = counted - len(finite)
+    if len(finite):
+        found |= {"smallest": float(finite.min()), "median": float(np.median(finite))}
+        found |= {"mean": float(finite.mean(dtype=np.float64)), "largest": float(finite.max())}
+    if counted and case.labels is not None:
+        found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
     return found

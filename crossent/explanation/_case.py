@@ -27,12 +27,17 @@ def bind(function, args, kwargs):
     return bound.arguments
 
 
+def dtype_of(array):
+    """Its name, whatever the byte order."""
+    return getattr(array.dtype, "name", str(array.dtype).removeprefix("torch."))
+
+
 def as_numpy(array) -> Any:
     """The values of a tensor or array, 16 bits widened to 32."""
     if not isinstance(array, np.ndarray | np.generic):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() and array.itemsize == 2 else array).numpy()
-    return array.astype(np.float32) if array.dtype == np.float16 else np.asarray(array)
+    return array.astype(np.float32) if dtype_of(array) == "float16" else np.asarray(array)
 
 
 class Case:
@@ -42,7 +47,7 @@ class Case:
         a = arguments
         self.name, self.arguments, self.options = function.__name__, a, options
         self.input, self.head, self.picks = a["input"], function is linear_cross_entropy, function is nll_loss
-        self.dtype = str(self.input.dtype).removeprefix("torch.")
+        self.dtype = dtype_of(self.input)
         self.shift = a["shift"].__index__() if self.head else 0
         self.sparse = isinstance(a["target"], SparseTarget)
         if self.head:
@@ -115,6 +120,10 @@ class Case:
     def _later(self, array):
         """Without the first targets of a sequence, which with a shift belong to no row."""
         return array[..., self.shift :] if self.shift else array
+
+    def index(self, row):
+        """Of a row, among the rows' axes."""
+        return tuple(int(i) for i in np.unravel_index(row, self.row_shape)) if self.row_shape else ()
 
     def position(self, row):
         """As the caller counts: one number, or one for each axis."""
@@ -206,20 +215,17 @@ class Case:
     def counts(self):
         """What each row adds to the divisor of the mean."""
         counts = self.keep.astype(np.float64)
-        if self.samples is not None:
-            counts[self.keep] *= self.samples[self.keep]
-        if self.labels is not None and self.weight is not None:
-            counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
+        with np.errstate(all="ignore"):
+            if self.samples is not None:
+                counts[self.keep] *= self.samples[self.keep]
+            if self.labels is not None and self.weight is not None:
+                counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
         return counts
 
     def _split(self, block):
         """The index of a head's input, and that of its weight, from one of the losses."""
         full = self._full(block)
         return full[: self.axis], (slice(None), *full[self.axis :])
-
-    def index(self, row):
-        """Of a row, among the rows' axes."""
-        return tuple(int(i) for i in np.unravel_index(row, self.row_shape)) if self.row_shape else ()
 
     def _full(self, block):
         rest = (slice(size) for size in self.row_shape[len(block) :])

@@ -75,7 +75,7 @@ def _reduced(facts):
     value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * magnitude
     if case.options.reduction == "mean":
         by = np.float64(divisor(case))
-        counted = abs(by) if case.arguments["denominator"] is not None else np.abs(case.counts()).sum()
+        counted = abs(by) if case.arguments["denominator"] is not None else total(np.abs(case.counts()))
         with np.errstate(all="ignore"):  # by 0 too, as arrays divide
             value, allowed = float(value / by), allowed / abs(by)
             allowed += _ULPS * arithmetic * abs(value) * counted / abs(by)

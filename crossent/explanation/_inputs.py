@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from crossent import cross_entropy
-from crossent.explanation._case import as_numpy
+from crossent.explanation._case import as_numpy, dtype_of
 from crossent.explanation._checks import EPS
 from crossent.explanation._explanation import Finding
-from crossent.explanation._words import first, rows
+from crossent.explanation._words import first, in_first, rows
 
 _ENOUGH = 16  # rows, before a share of them says something
 
@@ -56,16 +56,14 @@ def softmax_twice(facts):
     That is at most 1 / C, and close to it where one class has next to nothing, in most rows of a classifier.
     """
     scan, case = facts.scan, facts.case
-    if not _are_log_probabilities(facts) or case.keep.sum() < _ENOUGH // 2:
+    if not _are_log_probabilities(facts) or case.keep.sum() < _ENOUGH:
         return None
     at = case.keep & np.isfinite(scan.low)
     above = scan.total[at] - case.classes * scan.low[at]  # C * (mean - smallest)
     slack = 16 * EPS[case.dtype] * case.classes
     if not len(above) or above.max() > 1.0 + slack or np.mean(above >= 0.9) < 0.5 or slack > 0.1:
         return None
-    sentence = (
-        "The input looks like log_softmax of probabilities: no class is more than a factor of e more likely than "
-    )
+    sentence = "The input looks like log_softmax of probabilities: no class is more than e times as likely as "
     sentence += "another. A softmax was applied to what had been through one: pass log_softmax of the logits."
     return Finding("softmax_twice", "error", sentence)
 
@@ -77,10 +75,10 @@ def logits_to_nll_loss(facts):
         return None
     at = np.flatnonzero(facts.case.keep & np.isfinite(facts.scan.lse))
     worst = at[np.abs(facts.scan.lse[at]).argmax()]
-    sentence = (
-        f"nll_loss takes log-probabilities, whose exponentials sum to 1; in {rows(facts.case, [worst])} they sum "
-    )
-    sentence += f"to {_exp(float(facts.scan.lse[worst]))}. Call cross_entropy for logits, or pass their log_softmax."
+    total = _exp(float(facts.scan.lse[worst]))
+    sentence = "nll_loss takes log-probabilities, whose exponentials sum to 1; "
+    sentence += f"in {rows(facts.case, [worst])} they sum to {total}. "
+    sentence += "Call cross_entropy for logits, or pass their log_softmax."
     severity = "error" if facts.scan.high[at].max() > 0.0 else "warning"
     return Finding("logits_to_nll_loss", severity, sentence, first(facts.case, [worst]))
 
@@ -128,21 +126,20 @@ def _fits_better(facts, axis):
     """Whether the loss along this axis is far below chance, and below half of the call's own."""
     case, shape = facts.case, tuple(facts.case.input.shape)
     if shape[:axis] + shape[axis + 1 :] != case.row_shape or case.keep.sum() < _ENOUGH or shape[axis] < 3:
-        return None
-    function = cross_entropy  # of log-probabilities too
-    losses = as_numpy(function(
-        case.input, case.arguments["target"], ignore_index=case.options.ignore_index, dim=axis, reduction="none"
-    )).reshape(-1)[case.keep]  # fmt: skip
-    own = as_numpy(function(
-        case.input, case.arguments["target"], ignore_index=case.options.ignore_index, dim=case.axis, reduction="none"
-    )).reshape(-1)[case.keep]  # fmt: skip
-    there = losses.mean(dtype=np.float64)
-    return there < 0.5 * math.log(case.classes) and there < 0.5 * own.mean(dtype=np.float64)
+        return False
+    a = case.arguments
+
+    def mean(axis):  # of log-probabilities too
+        weighed = {"ignore_index": case.options.ignore_index, "sample_weight": a["sample_weight"]}
+        return float(cross_entropy(case.input, a["target"], dim=axis, **weighed))
+
+    there = mean(axis)
+    return there < 0.5 * math.log(case.classes) and there < 0.5 * mean(case.axis)
 
 
 def _tolerance(facts):
-    dtype = str(facts.case.arguments["target"].dtype).removeprefix("torch.") if not facts.case.sparse else "float16"
-    return max(1e-3, 2 * EPS[dtype])
+    target = facts.case.arguments["target"]
+    return max(1e-3, 2 * EPS[dtype_of(target.probs if facts.case.sparse else target)])
 
 
 def _sums_off(facts):
@@ -159,6 +156,6 @@ def target_sums(facts):
         return None
     one = numbers[0]
     problem = f"sum to {scan.target_total[one]:.4g}" if scan.target_low[one] >= 0.0 else "are partly negative"
-    sentence = f"{rows(case, numbers).capitalize()}: the target's probabilities {problem} (in the first of them). "
+    sentence = f"{rows(case, numbers).capitalize()}: the target's probabilities {problem}{in_first(numbers)}. "
     sentence += "The loss is then no cross entropy: divide by their sum, or weigh rows with sample_weight."
     return Finding("target_sums", "warning", sentence, first(case, numbers))

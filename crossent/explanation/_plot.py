@@ -54,7 +54,7 @@ def _heat(axes, e, step):
     axes.set_yticks(range(len(e.rows)), [f"row {row.position}" for row in e.rows])
     axes.set_xticks(range(columns), [f"class {c}" for c in range(columns)] if all_shown else [])
     axes.tick_params(length=0)
-    axes.set_title(step.formula, fontsize=10)
+    axes.set_title(f"{step.name}, {step.formula}", fontsize=10)
 
 
 def _frame(j, i):
@@ -85,7 +85,11 @@ def _curve(axes, e):
         if math.isfinite(row.loss):
             at = 100.0 * np.searchsorted(-finite, -row.loss) / max(1, len(finite) - 1)
             axes.plot(at, row.loss, "o", color="#e0521f")
-            axes.annotate(f"row {row.position}", (at, row.loss), (6, 3), textcoords="offset points", fontsize=8)
+            side, align = (7, "left") if at < 50.0 else (-7, "right")
+            name = f"row {row.position}"
+            axes.annotate(
+                name, (at, row.loss), (side, 0), textcoords="offset points", fontsize=8, ha=align, va="center"
+            )
     lost = len(losses) - len(finite)
     axes.set_title("losses, the largest first" + (f"; {lost} not finite" if lost else ""), fontsize=10)
     axes.set_xlabel("% of the rows")

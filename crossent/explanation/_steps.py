@@ -20,13 +20,13 @@ def steps_of(case, rows, worked, losses, result):
 def divisor(case):
     """What the mean divides by."""
     given = case.arguments["denominator"]
-    return float(case.counts().sum()) if given is None else float(given)
+    return total(case.counts()) if given is None else float(given)
 
 
-def total(losses):
-    """The sum of the losses that the function gave the rows, in float64."""
+def total(array):
+    """Its sum in float64, whatever is in it."""
     with np.errstate(all="ignore"):
-        return float(losses.sum(dtype=np.float64))
+        return float(array.sum(dtype=np.float64))
 
 
 class _Table:
@@ -41,7 +41,7 @@ class _Table:
             there = [not of_target or worked.q[c] != 0.0 for c in row.classes]
             values.append(tuple(float(full[c]) if has else None for c, has in zip(row.classes, there)))
             hidden = np.delete(full, row.classes)
-            others.append(float(hidden.sum()) if sums and len(hidden) else None)
+            others.append(total(hidden) if sums and len(hidden) else None)
         self.steps.append(Step(name, formula, "class", tuple(values), note, tuple(others), of_target))
 
     def by_row(self, name, formula, attribute, note):

@@ -8,7 +8,7 @@ from crossent.explanation._case import as_numpy
 from crossent.explanation._checks import LARGEST
 from crossent.explanation._explanation import Finding
 from crossent.explanation._steps import divisor, total
-from crossent.explanation._words import classes, first, rows
+from crossent.explanation._words import classes, few, first, in_first, rows
 
 
 def bad_labels(facts):
@@ -63,7 +63,7 @@ def weights_not_finite(facts):
     if not found:
         return None
     sentence = f"Not finite: {' and '.join(found)}. Correct these before the loss."
-    return Finding("weights_not_finite", "error", sentence, first(case, numbers), tuple(int(c) for c in where[:5]))
+    return Finding("weights_not_finite", "error", sentence, first(case, numbers), few(where))
 
 
 def _strange(facts):
@@ -88,12 +88,15 @@ def _from_above(facts, name, chosen, test, word):
         return Finding(name, "error", f"{sentence} Look for the first step whose gradient is not finite.")
     where = np.flatnonzero(test(case.logits(case.index(numbers[0]))))
     what = "log-probability" if case.picks else "logit"
-    sentence = f"{rows(case, numbers).capitalize()}: the {what} of {classes(where)} is {word}, and so the loss is lost."
-    if word == "inf" and case.dtype in ("float16", "bfloat16"):
+    sentence = f"{rows(case, numbers).capitalize()}: the {what} of {classes(where)}{in_first(numbers)} is {word}, "
+    sentence += "and so the loss is lost."
+    if case.head:
+        sentence += f" Input and linear_weight are finite: the products are too large for {case.dtype}."
+    elif word == "inf" and case.dtype in ("float16", "bfloat16"):
         sentence += f" {case.dtype} ends at {LARGEST[case.dtype]:g}: compute the last layer in float32, or scale it."
     else:
         sentence += " It came in with the input: look at the layer before the loss."
-    return Finding(name, "error", sentence, first(case, numbers), tuple(int(c) for c in where[:5]))
+    return Finding(name, "error", sentence, first(case, numbers), few(where))
 
 
 def _head_source(case, numbers):
@@ -127,18 +130,20 @@ def target_at_minus_infinity(facts):
     x = case.logits(case.index(numbers[0]))
     label = None if case.labels is None else int(case.labels[numbers[0]])
     if label is not None and x[label] == -np.inf:
-        what, where = f"the label's class, {label} in the first, is -inf", (label,)
+        what, where = f"the label's class, {label}{in_first(numbers)}, is -inf", [label]
         advice = "A mask has removed the right answer: unmask it, or ignore the row."
     elif case.options.label_smoothing:
-        where = tuple(int(c) for c in np.flatnonzero(x == -np.inf)[:5])
-        what = f"{classes(where)} is -inf, and label_smoothing gives every class a share of the target"
+        where = np.flatnonzero(x == -np.inf)
+        what = (
+            f"{classes(where)}{in_first(numbers)} is -inf, and label_smoothing gives every class a share of the target"
+        )
         advice = "Smooth only what is not masked, by probabilities as target, or mask with a large negative number."
     else:
-        where = tuple(int(c) for c in np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))[:5])
-        what = f"{classes(where)} is -inf and has a probability in the target"
+        where = np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))
+        what = f"{classes(where)}{in_first(numbers)} is -inf and has a probability in the target"
         advice = "Give masked classes probability 0."
     sentence = f"{rows(case, numbers).capitalize()}: the logit of {what}, so that the loss is inf. {advice}"
-    return Finding("target_at_minus_infinity", "error", sentence, first(case, numbers), where)
+    return Finding("target_at_minus_infinity", "error", sentence, first(case, numbers), few(where))
 
 
 def overflow(facts):

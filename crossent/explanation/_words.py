@@ -15,7 +15,17 @@ def rows(case, numbers):
 
 
 def classes(numbers):
-    return _listed("class", "classes", [int(number) for number in numbers[:_FIRST]], len(numbers))
+    return _listed("class", "classes", few(numbers), len(numbers))
+
+
+def few(numbers):
+    """The first of these classes."""
+    return tuple(int(number) for number in numbers[:_FIRST])
+
+
+def in_first(numbers):
+    """Where something was looked up in one row only."""
+    return "" if len(numbers) == 1 else " in the first of them"
 
 
 def _listed(noun, plural, some, count):
@@ -37,7 +47,7 @@ def number(value):
         return f"{value:g}".removeprefix("-") if size == 0.0 else str(value)
     if not 1e-4 <= size < 1e4:
         return f"{value:.1e}"
-    return f"{value:.{4 if size < 100 else 3 if size < 1000 else 2}f}"
+    return f"{value:.{4 if size < 99.99 else 3 if size < 999.9 else 2}f}"
 
 
 def headline(explanation):
@@ -62,11 +72,10 @@ def reduction(explanation):
 def summary(explanation):
     """All losses in one sentence."""
     s = explanation.summary
-    left_out = [
-        f"{s[key]} {word}" for key, word in (("ignored", "ignored"), ("bad_labels", "with bad labels")) if s[key]
-    ]
-    sentence = f"{s['counted']} of {s['rows']} rows count" + (f" ({', '.join(left_out)})" if left_out else "")
-    if s["counted"]:
+    others = {"ignored": "ignored", "bad_labels": "with bad labels", "not_finite": "with a loss that is not finite"}
+    some = [f"{s[key]} {word}" for key, word in others.items() if s[key]]
+    sentence = f"{s['counted']} of {s['rows']} rows count" + (f" ({', '.join(some)})" if some else "")
+    if "mean" in s:
         losses = [f"{key} {number(s[key])}" for key in ("smallest", "median", "mean", "largest")]
         sentence += f"; losses: {', '.join(losses)}"
     if "accuracy" in s:

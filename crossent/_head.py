@@ -10,13 +10,14 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     wide(a)                            the storage type of sums
-    columns(dlogits, eps)              the numbers of the columns with a root mean square above eps, the others' norm
+    column_sums(dlogits, sums)         as `_problem.column_sums`
+    numbers(chosen)                    of the columns that are chosen
     dense(classes, probs, out)         write probabilities between zeros
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
     tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
     token_results(rows, x)             room for their results
-    buffer(shape, x), losses(shape, x)                                 new arrays
+    buffer(shape, x), zeros(shape, x)                                  new arrays, the latter for sums
     empty_like(a, unscaled), zeros_like(a, unscaled), accumulator(a)   new gradients, of which those that are still to
                                                                        be divided by a mean's divisor may be wider
 """
@@ -65,7 +66,7 @@ class Head:
 
     def losses(self):
         """The loss of every target, 0 for those that do not count."""
-        losses, options = self.lib.losses(self.shape.targets, self.x), replace(self.options, reduction="none")
+        losses, options = self.lib.zeros(self.shape.targets, self.x), replace(self.options, reduction="none")
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
             flat[targets] = self._problem(targets, options)[2].forward(None)[0]
@@ -154,51 +155,62 @@ class Head:
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above.
         later, dloss = (dloss, None) if eps else (None, dloss)
         dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
-        columns = lib.columns(logits, eps * abs(self.scale)) if eps else None
+        filtered = self._filtered(logits) if eps else None
         if later is not None:
             for array in (problem.x, dtarget):
                 if array is not None:
                     array *= later[:, None]
+            filtered = filtered[0], self._column_sums(logits)
         if wanted[3]:
             gradients[3][targets] = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
-        self._add_products(gradients, targets, x, logits, columns)
+        self._add_products(gradients, targets, x, logits, filtered)
         return losses
 
-    def _add_products(self, gradients, targets, x, dlogits, columns=None):
-        """From the gradient of the logits, with `columns` from some of its columns."""
+    def _column_sums(self, dlogits):
+        sums = self.lib.zeros((2, len(self.weight)), self.x)
+        self.lib.column_sums(dlogits, sums)
+        return sums
+
+    def _filtered(self, dlogits):
+        """Which columns a filter leaves, and the sums of all."""
+        sums = self._column_sums(dlogits)
+        return sums[1] > (self.how.filter_eps * self.scale) ** 2 * len(dlogits), sums
+
+    def _add_products(self, gradients, targets, x, dlogits, filtered=None):
+        """From the gradient of the logits."""
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
-        if columns is not None:
-            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, *columns)
+        if filtered is not None:
+            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, *filtered)
             return
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
-    def _add_columns(self, dx, dweight, rows, x, dlogits, columns, left_out):
-        """From some columns as they are, and from the others, whose norm is `left_out`, by their sums."""
-        lib = self.lib
-        by_row, by_class = lib.losses((len(x),), x), lib.losses((len(self.weight),), x)
+    def _add_columns(self, dx, dweight, rows, x, dlogits, chosen, sums):
+        """From the chosen columns as they are, and from the others by their sums."""
+        lib, columns = self.lib, self.lib.numbers(chosen)
         total = None if dx is None else lib.accumulator(x)
+        by_row, by_row_chosen = lib.zeros((2, len(x)), x)
         lib.to_bias(by_row, dlogits.T)
-        lib.to_bias(by_class, dlogits)
-        by_class[columns] = 0.0
         for lo in range(0, len(columns), _COLUMNS):
-            chosen = columns[lo : lo + _COLUMNS]
-            some = dlogits[:, chosen]
-            lib.to_bias(by_row, -some.T)
+            some = columns[lo : lo + _COLUMNS]
+            dsome = dlogits[:, some]
+            lib.to_bias(by_row_chosen, dsome.T)
             if dx is not None:
-                total += lib.to_input(some, self.weight[chosen])
+                total += lib.to_input(dsome, self.weight[some])
             if dweight is not None:
-                part = dweight[chosen]
-                lib.to_weight(part, some, x)
-                dweight[chosen] = part
-        whole = float(by_row.sum())
+                part = dweight[some]
+                lib.to_weight(part, dsome, x)
+                dweight[some] = part
+        by_row -= by_row_chosen
+        sums[:, chosen] = 0.0
+        whole, left_out = float(by_row.sum()), float(sums[1].sum()) ** 0.5
         # Sums that cancel each other could make the product much larger than what it stands for.
-        if 2.0 * abs(whole) * left_out >= _norm(by_row) * _norm(by_class) > 0.0:
-            by_row, by_class = by_row[None], by_class[None] / whole
+        if 2.0 * abs(whole) * left_out >= _norm(by_row) * _norm(sums[0]) > 0.0:
+            by_row, by_class = by_row[None], sums[:1] / whole
             if dx is not None:
                 lib.to_weight(total, by_row, lib.to_input(by_class, self.weight))
             if dweight is not None:

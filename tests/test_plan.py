@@ -24,7 +24,8 @@ def calls_of_kernels(monkeypatch, call):
 
         return wrapper
 
-    monkeypatch.setattr(_problem.Problem, "forward", counted(_problem.Problem.forward))
+    for way in ("forward", "backward"):
+        monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
     monkeypatch.setattr(frontend, "softmax_forward", counted(frontend.softmax_forward))
     call()
     return count[0]
@@ -51,6 +52,17 @@ def test_path(call, options, path, monkeypatch):
     if call[1].device.type == "cpu":
         kernels = calls_of_kernels(monkeypatch, lambda: call[0](*call[1:], **options))
         assert (kernels > 0) == (path == "kernels")
+
+
+@pytest.mark.parametrize("rows", [10, 100_000])
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"inplace_backward": True}, {"denominator": 2.0}])
+def test_says_where_the_gradient_is_made(rows, options, monkeypatch):
+    logits, labels = torch.randn(rows, 7, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
+    planned = crossent.plan(crossent.cross_entropy, logits, labels, **options)
+    calls, backward = [], _problem.Problem.backward
+    monkeypatch.setattr(_problem.Problem, "backward", lambda *args: calls.append(args) or backward(*args))
+    crossent.cross_entropy(logits, labels, **options)
+    assert bool(calls) == (rows == 10 and not options) == ("made in the forward pass" in str(planned))
 
 
 def test_transforms_count():

@@ -13,7 +13,8 @@ KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
 
 
-def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place):
+def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=False, at_once=False):
+    """`at_once` says that the gradient of few logits is made in the forward pass."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, name == "cross_entropy")
     arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(input.shape)
     if out_of_kernels:
@@ -33,6 +34,8 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place):
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
+        if at_once and layout.small:
+            reasons.append("the gradient is made in the forward pass, since the logits are few")
     if in_place:
         reasons.append("the gradient is written over input")
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))

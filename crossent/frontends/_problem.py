@@ -186,6 +186,12 @@ def _token_call(lib, logits, target, options, results):
     return plan, tuple(lib.address(array) for array in (logits, target, *results))
 
 
+def column_sums(lib, matrix, sums):
+    """Add what the rows hold in each column to sums[0], and the squares to sums[1]."""
+    changing = lib.address(matrix), lib.strides(matrix)[0], len(matrix), *(lib.address(row) for row in sums)
+    kernels.column_sums(matrix.shape[1], lib.storage(matrix))(changing, lib.threads, (matrix, sums))
+
+
 def softmax_forward(lib, x, axis, log):
     x, layout = _laid_out(lib, x, axis)
     out = lib.empty(layout, x)

@@ -14,6 +14,7 @@ from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
     broadcast_samples,
+    column_sums,
     compute_storage,
     problem_of,
     token_backward,
@@ -57,7 +58,7 @@ class TorchHead(TORCH):
         return frontend.new_tensor(shape, _arithmetic(x.dtype))
 
     @staticmethod
-    def losses(shape, x):
+    def zeros(shape, x):
         return torch.zeros(shape, dtype=frontend.compute_dtype(x.dtype))
 
     @staticmethod
@@ -98,11 +99,13 @@ class TorchHead(TORCH):
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
+    @classmethod
+    def column_sums(cls, *call):
+        column_sums(cls, *call)
+
     @staticmethod
-    def columns(dlogits, eps):
-        norms = torch.linalg.vector_norm(dlogits, dim=0, dtype=frontend.compute_dtype(dlogits.dtype))
-        chosen = norms > eps * len(dlogits) ** 0.5
-        return chosen.nonzero()[:, 0], norms.masked_fill(chosen, 0.0).norm().item()
+    def numbers(chosen):
+        return chosen.nonzero()[:, 0]
 
     @staticmethod
     def dense(classes, probs, out):

@@ -234,4 +234,4 @@ def plan(name, arguments, options, how):
         return _plans.of_softmax(NUMPY, name, x, False, ())
     if how is not None:
         return _numpy_head.plan(name, a, options, how)
-    return _plans.of_loss(NUMPY, name, input, readable("target", a["target"]), a["dim"], options, (), False)
+    return _plans.of_loss(NUMPY, name, input, readable("target", a["target"]), a["dim"], options, ())

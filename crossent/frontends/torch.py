@@ -112,7 +112,7 @@ def _saved(ctx):
     return input, target, *(weights or _NO_WEIGHTS)
 
 
-def _common(input, target):
+def is_common(input, target):
     """What most calls bring and the kernels take as it is: full-precision logits and labels."""
     return (
         type(input) is _Tensor
@@ -315,11 +315,11 @@ _apply_small_cross_entropy = _applier(_SmallCrossEntropy)
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
-    if weight is None and sample_weight is None and denominator is None and _common(input, target):
+    if weight is None and sample_weight is None and denominator is None and is_common(input, target):
         problem = problem_of(TORCH, input, target, None, None, dim, options)
         if input.requires_grad and _grad_enabled():
             call = None, None, dim, None, input.dtype, inplace_backward
-            if problem.plan.layout.small and not inplace_backward and options.reduction != "none":
+            if problem.plan.layout.small and options.reduction != "none" and not inplace_backward:
                 return _apply_small_cross_entropy(input, target, problem, call)
             return _apply_cross_entropy(input, target, problem, call)
         return result(problem.forward(None)[0], input.dtype)

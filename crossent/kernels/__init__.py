@@ -17,6 +17,8 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)
     plan.backward((x, target, logprob, lse, entropy, rank, dlogprob, dlse, dentropy, dx), threads, owners)
 
+    column_sums(classes, storage)((x, row_stride, rows, totals, squares), threads, owners)      # added to both
+
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`
 says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room for

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _inner, _last, _pick, _softmax, _tokens
+from crossent.kernels import _columns, _inner, _last, _pick, _softmax, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
@@ -27,6 +27,7 @@ TOKENS = Fields(
     (*_GEOMETRY, *strides("x"), *strides("target"), *strides("dx"), "ignore_index", "cap"),
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
+COLUMNS = Fields(("x", "x_outer", "rows", "totals", "squares"), (), ("classes",))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
 
@@ -99,6 +100,13 @@ class TokenPlan:
             TOKENS, (_tokens.forward, _tokens.backward), layout, storage, 0, *layout.strides, *target_strides,
             *layout.strides, options.ignore_index, options.softcap or 0.0,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def column_sums(classes, storage):
+    """The call that adds up the columns of matrices with so many."""
+    blocks = -(-classes // _columns.BLOCK)
+    return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, 0, (classes,)).run
 
 
 token_plan = lru_cache(maxsize=4096)(TokenPlan)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -18,7 +17,10 @@ from rich.progress import Progress
 
 from benchmarks import report
 from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
-from benchmarks.machine import machine, versions
+from crossent.bench.child import last_line
+from crossent.bench.machine import machine, versions
+
+PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 
 
 def arguments() -> argparse.Namespace:
@@ -32,12 +34,7 @@ def arguments() -> argparse.Namespace:
 
 
 def child(module: str, *parameters: str, **environment: str) -> str:
-    """The last line that the program prints."""
-    # One compiler process: idle ones would share the cores with what is timed.
-    variables = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | environment
-    command = [sys.executable, "-m", f"benchmarks.{module}", *parameters]
-    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.splitlines()[-1]
+    return last_line(f"benchmarks.{module}", *parameters, **environment)
 
 
 def measure_times(name: str, quick: bool, huge_pages: bool) -> list[dict]:
@@ -91,7 +88,7 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "errors": [],
     } | {group: [] for group in ("times", "memory", "head", "head_memory", "start", "memory_rates")}
     wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]

@@ -1,14 +1,14 @@
 """What is measured, and the targets: how many times faster than a rival crossent has to be."""
 
 from dataclasses import dataclass, field
-from math import prod
+
+from crossent.bench import cases
 
 MODES = {
     "step": "forward, backward, free the gradient",
     "forward": "forward of logits that require a gradient, as in training",
     "evaluation": "forward under no_grad",
 }
-ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
 LARGE = 64e6  # bytes of logits
 LARGE_WITH_HUGE_PAGES = 1.5  # over the better of eager and compile
 NOWHERE_BELOW = 0.95
@@ -17,23 +17,11 @@ COMPILED_FROM = 1e6
 
 
 @dataclass(frozen=True)
-class Case:
-    name: str
-    shape: tuple[int, ...]
+class Case(cases.Case):
     step: dict[str, float] = field(default_factory=dict)  # rival -> target
     forward: dict[str, float] = field(default_factory=dict)
-    function: str = "cross_entropy"
-    dtype: str = "float32"
-    soft_targets: bool = False
-    class_weights: bool = False
-    options: dict[str, float] = field(default_factory=dict)
     arrays: str = "torch"
     modes: tuple[str, ...] = tuple(MODES)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the logits."""
-        return prod(self.shape) * ITEM_SIZES[self.dtype]
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -92,8 +80,8 @@ CASES = [
     Case("512 x 32000, float64", (512, 32000), {"eager": 3}, {"eager": 3}, dtype="float64"),
     Case("1 x 4 x 96 x 96 x 96", (1, 4, 96, 96, 96), {"eager": 3}, {"eager": 3}),
     *(
-        Case(f"{function}, {' x '.join(map(str, shape))}", shape, {"eager": target}, {"eager": target}, function)
-        for function in ("softmax", "log_softmax")
+        Case(f"{name}, {' x '.join(map(str, shape))}", shape, {"eager": target}, {"eager": target}, function=name)
+        for name in ("softmax", "log_softmax")
         for shape, target in (((2048, 32000), 2), (SEGMENTATION, 2), ((32, 10), 0.95))
     ),
     Case("NumPy, 2048 x 32000", (2048, 32000), {}, {"scipy": 5}, arrays="numpy", modes=("evaluation",)),

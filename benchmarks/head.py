@@ -14,6 +14,8 @@ import torch
 
 import crossent
 from benchmarks.cases import HEAD_CASES, HeadCase
+from crossent.bench.calls import torch_arrays
+from crossent.bench.cases import HEAD, Case
 
 CHUNKS = (512, 1024, 2048, 4096)
 
@@ -27,11 +29,9 @@ class Head:
             hidden, weight, self.labels = trained(case.trained)
             self.hidden, self.weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
             return
-        torch.manual_seed(0)
-        dtype = getattr(torch, case.dtype)
-        self.hidden = torch.randn(case.tokens, case.features, dtype=dtype, requires_grad=True)
-        self.weight = (torch.randn(case.classes, case.features) / case.features**0.5).to(dtype).requires_grad_()
-        self.all_labels = torch.randint(case.classes, (case.tokens,))
+        shape = case.tokens, case.features, case.classes
+        arrays = torch_arrays(Case(case.name, shape, function=HEAD, dtype=case.dtype))
+        self.hidden, self.weight, self.all_labels = arrays
         self.labels = self.all_labels.masked_fill(torch.rand(case.tokens) < case.ignored, -100)
 
     def step(self, labels: torch.Tensor, function: Callable, **options) -> None:

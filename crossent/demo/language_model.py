@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from crossent.demo import memory
-from crossent.demo.memory import in_megabytes
+from crossent.bench import memory
+from crossent.bench.memory import in_megabytes
 from crossent.demo.transformer import DEMO, HEADS, Settings, seeded_model, tokenized, train
 
 # After so many seconds no further step is begun: a slow machine trains less, not longer.

@@ -15,8 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 import crossent.nn.functional
-from crossent.demo import memory
-from crossent.demo.memory import in_megabytes
+from crossent.bench import memory
+from crossent.bench.memory import in_megabytes
 
 STEPS = {
     "torch": torch.nn.functional.cross_entropy,

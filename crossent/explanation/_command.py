@@ -1,13 +1,12 @@
 """`crossent explain`: an explanation of stored logits and labels, or of the worked example."""
 
-import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from crossent._files import check_file, replacing
 from crossent.explanation import Explanation, explain
 
 # torch.manual_seed(42); torch.randn(3, 4), exactly
@@ -41,6 +40,9 @@ def run(files: list[Path], rows: list[int], html: Path | None, plot: Path | None
 
     Raises ValueError, with one line that says what, for input that cannot be explained.
     """
+    for path, option in ((html, "--html"), (plot, "--plot")):
+        if path is not None:
+            check_file(path, option)
     found = _explained(files, rows, options)
     for path, write in ((html, _write_html), (plot, _write_plot)):
         if path is not None:
@@ -71,20 +73,10 @@ def _loaded(path: Path) -> np.ndarray:
 
 
 def _write_html(found: Explanation, path: Path) -> None:
-    _replace(path, lambda part: part.write_text(found.to_html(), encoding="utf-8"))
+    with replacing(path) as part:
+        part.write_text(found.to_html(), encoding="utf-8")
 
 
 def _write_plot(found: Explanation, path: Path) -> None:
-    _replace(path, found.plot)
-
-
-def _replace(path: Path, write) -> None:
-    """Have the file written beside its place, so that there is never half of one."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            write(part)
-            os.replace(part, path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path}: {reason}") from error
+    with replacing(path) as part:
+        found.plot(part)

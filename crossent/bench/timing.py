@@ -4,6 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from statistics import median, quantiles
 
 SAMPLE_SECONDS = 5e-3
 # OpenMP's threads spin after a parallel region; a sample waits until the one before has let go of the cores.
@@ -25,6 +26,13 @@ def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds
         order.reverse()
     gc.enable()
     return samples
+
+
+def compared(mine: list[float], theirs: list[float]) -> dict:
+    """Medians of the seconds, and of the rounds' ratios theirs / mine with their quartiles."""
+    low, ratio, high = quantiles((rival / own for own, rival in zip(mine, theirs, strict=True)), n=4)
+    times = {"ours": median(mine), "seconds": median(theirs)}
+    return times | {"ratio": ratio, "quartiles": [low, high], "rounds": len(mine)}
 
 
 def _sample(call: Callable[[], object], loops: int) -> float:

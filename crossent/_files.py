@@ -1,0 +1,30 @@
+"""Files that are there as a whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_file(path: Path, option: str) -> None:
+    """Before the work whose results are to go there."""
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ValueError(f"{option} must be a file to write, got {path}: {wrong}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside it to write to, with the same ending, which takes its place when all went well.
+
+    Raises ValueError, with the path and what is wrong, where it cannot be written.
+    """
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{path}: {reason}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""What this process takes and what the machine has left, in bytes."""
+
+import ctypes
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import crossent
+
+RESET_PEAK = "/proc/self/clear_refs"
+SETTLE_SECONDS = 0.05  # JAX frees what is gone by and by
+
+
+def peak() -> int:
+    """Of this process. On Linux not by getrusage, whose count starts from the parent's peak."""
+    return _of_this_process("VmHWM") or _highest_by_getrusage()
+
+
+def resident() -> int:
+    """Of this process, now; its peak where the system does not say."""
+    return _of_this_process("VmRSS") or _highest_by_getrusage()
+
+
+def available() -> int:
+    """What can be had without swapping; half of all memory where the system does not say."""
+    found = re.search(r"MemAvailable:\s+(\d+)", text_of("/proc/meminfo"))
+    free = 1024 * int(found[1]) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = text_of("/sys/fs/cgroup/memory.max").strip(), text_of("/sys/fs/cgroup/memory.current").strip()
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def extra_peak(call: Callable[[], object], device: str = "cpu") -> int | None:
+    """What the call takes at its peak, after one that loads what there is to; None where the system does not say."""
+    if device != "cpu":
+        return _extra_peak_of_gpu(call)
+    if not os.access(RESET_PEAK, os.W_OK):
+        return None
+    call()
+    time.sleep(SETTLE_SECONDS)
+    crossent.empty_cache()  # what waits there for this call would not be counted,
+    _trim()  # nor what the C library holds
+    Path(RESET_PEAK).write_text("5")  # the peak starts again from what is resident now
+    before = peak()
+    call()
+    return peak() - before
+
+
+def _extra_peak_of_gpu(call: Callable[[], object]) -> int:
+    import torch
+
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _trim() -> None:
+    """Has the GNU C library give its free pages back; others have no such function, and keep little."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def in_megabytes(size: float) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _of_this_process(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+)", text_of("/proc/self/status"))
+    return 1024 * int(found[1]) if found else 0
+
+
+def _highest_by_getrusage() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def text_of(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""

@@ -1,0 +1,358 @@
+"""`crossent bench`: what is measured, what is said of what is not, and the files."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from math import isclose
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import crossent
+from crossent import cli
+from crossent.bench import calls, child, command, memory, plot, report, runner, worker
+from crossent.bench.cases import HEAD, Case, case_of
+from crossent.bench.rivals import RIVALS, Rival
+from crossent.bench.timing import compared, interleaved
+
+LOSS = case_of((64, 50), "float32", "cross_entropy", "cpu")
+IMAGES = case_of((2, 5, 3, 4), "float32", "cross_entropy", "cpu")
+FUSED = case_of((32, 8, 50), "float32", HEAD, "cpu")
+MEASURED = {"ours", "seconds", "ratio", "quartiles", "rounds", "bytes", "our_bytes", "mode"}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(worker, "SECONDS", 0.0)
+
+
+def stub(build, refuses=lambda case: "", module="torch", arrays="torch"):
+    return Rival("a stub", module, "stub-package", build, refuses, arrays)
+
+
+def torch_loss(case):
+    return torch.nn.functional.cross_entropy
+
+
+def run(cases, rivals, measure=None):
+    in_this_process = measure or (lambda case, name, rounds: worker.measure(case, rivals[name], rounds))
+    return runner.run(cases, 2, Console(file=io.StringIO()), rivals, in_this_process)
+
+
+def shown(results, width, rivals=RIVALS):
+    console = Console(file=io.StringIO(), width=width)
+    report.show(console, results, rivals)
+    return console.file.getvalue()
+
+
+def why_not(name, case):
+    return RIVALS[name].why_not(case)
+
+
+def in_dtype(case, dtype):
+    return case_of(case.shape, dtype, case.function, "cpu")
+
+
+COMPARED = [
+    (name, case)
+    for case in [in_dtype(LOSS, "bfloat16"), in_dtype(LOSS, "float64"), LOSS, IMAGES, FUSED]
+    for name, rival in RIVALS.items()
+    if name != "compile" and not rival.why_not(case)
+]
+
+
+@pytest.mark.parametrize(("name", "case"), COMPARED, ids=lambda value: getattr(value, "name", value))
+def test_rivals_have_the_loss_of_crossent(name, case):
+    mine, theirs = worker.sides(case, RIVALS[name])
+    assert isclose(mine.loss(), theirs.loss(), rel_tol=1e-2 if case.dtype == "bfloat16" else 1e-5)
+    call = theirs.call(RIVALS[name].modes[-1], "cpu")
+    call()
+    assert all(getattr(array, "grad", None) is None for array in theirs.arrays), "gradients are freed"
+
+
+def test_sides_are_of_the_same_numbers():
+    optax = Rival("", "torch", "", lambda case: lambda *arrays: arrays, arrays="jax")
+    pytest.importorskip("jax")
+    mine, theirs = worker.sides(FUSED, optax)
+    for own, other in zip(mine.arrays, theirs.arrays, strict=True):
+        np.testing.assert_array_equal(own.detach().numpy(), np.asarray(other))
+
+
+def test_a_real_run_of_torch_and_scipy_in_processes_of_their_own():
+    rivals = {name: RIVALS[name] for name in ("eager", "scipy", "chunked")}
+    results = runner.run([LOSS], 2, Console(file=io.StringIO()), rivals)
+    assert [(row["rival"], row["mode"]) for row in results["results"]] == [
+        ("eager", "evaluation"), ("eager", "step"), ("scipy", "evaluation"),
+    ]  # fmt: skip
+    for row in results["results"]:
+        assert row.keys() == MEASURED | {"case", "rival"}, row
+        assert row["seconds"] > 0 and row["ours"] > 0 and row["rounds"] >= 2
+        low, high = row["quartiles"]
+        assert low <= row["ratio"] <= high
+    assert results["not_measured"] == [{"case": LOSS.name, "rival": "chunked", "reason": "has the fused head alone"}]
+    assert results["versions"]["torch"] == torch.__version__ and results["versions"]["numpy"] == np.__version__
+    assert results["machine"]["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(results)) == json.loads(json.dumps(results | {"interrupted": False}))
+
+
+def test_interleaved_takes_turns_and_compared_is_of_pairs():
+    order = []
+    names = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    samples = interleaved(names, 4, 0.0)
+    assert {len(found) for found in samples.values()} == {4} and order.count("a") > 4
+    found = compared([1.0, 2.0, 4.0], [3.0, 4.0, 4.0])
+    assert found["ratio"] == 2.0 and found["ours"] == 2.0 and found["seconds"] == 4.0 and found["rounds"] == 3
+
+
+@pytest.mark.skipif(memory.extra_peak(lambda: None) is None, reason="the system does not say")
+@pytest.mark.parametrize("megabytes", [4, 48])
+def test_extra_peak_is_what_the_call_takes(megabytes):
+    found = memory.extra_peak(lambda: np.ones(megabytes * 10**6, np.int8))
+    assert megabytes * 1e6 * 0.95 <= found <= megabytes * 1e6 + 2e6
+    assert memory.extra_peak(lambda: None) < 1e6
+
+
+def test_extra_peak_where_the_system_does_not_say(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "RESET_PEAK", str(tmp_path / "none"))
+    assert memory.extra_peak(lambda: None) is None
+    results = run([LOSS], {"stub": stub(torch_loss)})
+    assert [row["bytes"] for row in results["results"]] == [None, None]
+    assert " - " in shown(results, 80, {"stub": stub(torch_loss)})
+    plot.draw(tmp_path / "plot.png", results, {"stub": stub(torch_loss)})
+
+
+def broken(case):
+    raise RuntimeError("\nit is\nbroken")
+
+
+@pytest.mark.parametrize(
+    ("build", "error"),
+    [
+        (broken, "RuntimeError: it is"),
+        (lambda case: lambda logits, labels: 2 * torch_loss(case)(logits, labels), "ValueError: a loss of "),
+        (lambda case: lambda logits, labels: torch_loss(case)(logits, labels) * float("nan"), "a loss of nan where"),
+    ],
+)
+def test_a_rival_that_fails_is_reported_and_the_rest_goes_on(build, error):
+    rivals = {"bad": stub(build), "good": stub(torch_loss)}
+    results = run([LOSS], rivals)
+    bad = [row for row in results["results"] if row["rival"] == "bad"]
+    assert [row["mode"] for row in bad] == ["evaluation", "step"] and all(error in row["error"] for row in bad)
+    assert [row.keys() for row in results["results"][2:]] == [MEASURED | {"case", "rival"}] * 2
+    assert "Failed: a stub, 64 x 50, float32, step:" in shown(results, 120, rivals)
+
+
+def dies(how):
+    def last_line(*_, **__):
+        raise how
+
+    return last_line
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        (subprocess.CalledProcessError(-signal.SIGKILL, "", stderr=""), "killed by signal 9"),
+        (subprocess.CalledProcessError(1, "", stderr="a\nNo memory\n\n"), "ended with status 1: No memory"),
+        (subprocess.TimeoutExpired("", 300), "not done after 300 seconds"),
+    ],
+)
+def test_a_process_that_dies(how, error, monkeypatch):
+    monkeypatch.setattr(runner, "last_line", dies(how))
+    assert runner.in_a_process(LOSS, "eager", 2) == [{"error": error}]
+    results = run([LOSS], {"eager": RIVALS["eager"]}, runner.in_a_process)
+    assert f"Failed: torch, eager, 64 x 50, float32: {error}" in shown(results, 120)
+
+
+def test_a_child_says_its_last_line():
+    assert child.last_line("this", quiet=True).endswith(
+        "Namespaces are one honking great idea -- let's do more of those!"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as found:
+        child.last_line("no_such_module_at_all", quiet=True)
+    assert "no_such_module_at_all" in found.value.stderr
+
+
+def test_interrupted_runs_say_what_they_had():
+    done = []
+
+    def measure(case, name, rounds):
+        if done:
+            raise KeyboardInterrupt
+        done.append(name)
+        return [{"mode": "step", "error": "none"}]
+
+    results = run([LOSS], {"first": stub(torch_loss), "second": stub(torch_loss)}, measure)
+    assert results["interrupted"] and [row["rival"] for row in results["results"]] == ["first"]
+    assert results["not_measured"] == [{"case": LOSS.name, "rival": "second", "reason": "interrupted"}]
+
+
+def test_what_cannot_be_measured_is_listed_with_the_reason(monkeypatch):
+    rivals = {
+        "absent": stub(broken, module="no_such_module_at_all"),
+        "picky": stub(broken, lambda case: "takes no such thing" if case.head else "takes nothing"),
+        "large": stub(torch_loss),
+    }
+    monkeypatch.setattr(runner, "available", lambda: 6 * LOSS.size - 1)
+    results = run([LOSS, FUSED], rivals, lambda *_: [])
+    reasons = {(row["rival"], row["case"]): row["reason"] for row in results["not_measured"]}
+    assert reasons == {
+        ("absent", LOSS.name): "not installed: pip install stub-package",
+        ("absent", FUSED.name): "not installed: pip install stub-package",
+        ("picky", LOSS.name): "takes nothing",
+        ("picky", FUSED.name): "takes no such thing",
+        ("large", LOSS.name): "takes about 0.0 GB of memory, and 0.0 GB are free",
+    }
+    text = shown(results, 120, rivals)
+    assert "all cases" in text and "takes no such thing" in text
+
+
+def on_gpu(case):
+    return case_of(case.shape, case.dtype, case.function, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "reason"),
+    [
+        ("chunked", LOSS, "has the fused head alone"),
+        ("scipy", FUSED, "has no fused head"),
+        ("sklearn", FUSED, "has no fused head"),
+        ("scipy", in_dtype(LOSS, "bfloat16"), "NumPy has no bfloat16"),
+        ("sklearn", IMAGES, "takes probabilities with two axes alone"),
+        ("scipy", on_gpu(LOSS), "measured on the CPU alone"),
+        ("optax", on_gpu(LOSS), "measured on the CPU alone"),
+        ("liger", LOSS, "runs on a GPU"),
+        ("cce", FUSED, "runs on a GPU"),
+        ("liger", on_gpu(IMAGES), "takes logits with two axes alone"),
+        ("cce", on_gpu(LOSS), "has the fused head alone"),
+        ("eager", on_gpu(FUSED), ""),
+        ("compile", LOSS, ""),
+    ],
+)
+def test_reasons(name, case, reason):
+    found = why_not(name, case)
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_old_pytorch_has_no_chunked_head(monkeypatch):
+    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+    assert "has no chunked linear_cross_entropy" in why_not("chunked", FUSED)
+
+
+def test_cases():
+    found = command.cases(["8x5", "8x5", "2x5x3"], ["8x4X6"], ["float32", "bfloat16"], "cpu")
+    assert [(case.name, case.shape, case.function, case.dtype) for case in found] == [
+        ("8 x 5, float32", (8, 5), "cross_entropy", "float32"),
+        ("8 x 5, bfloat16", (8, 5), "cross_entropy", "bfloat16"),
+        ("2 x 5 x 3, float32", (2, 5, 3), "cross_entropy", "float32"),
+        ("2 x 5 x 3, bfloat16", (2, 5, 3), "cross_entropy", "bfloat16"),
+        ("head, 8 x 4 x 6, float32", (8, 4, 6), HEAD, "float32"),
+        ("head, 8 x 4 x 6, bfloat16", (8, 4, 6), HEAD, "bfloat16"),
+    ]
+    assert [case.size for case in found] == [160, 80, 120, 60, 192, 96]
+    default = command.cases([], [], ["float32"], "cpu")
+    assert {case.function for case in default} == {"cross_entropy", HEAD}
+    assert command.cases([], ["8x4x6"], ["float32"], "cpu")[0].function == HEAD
+
+
+def test_arrays_take_every_option():
+    case = Case("", (6, 5, 2), class_weights=True, soft_targets=True)
+    logits, target, weight = calls.torch_arrays(case)
+    assert logits.requires_grad and not target.requires_grad and target.shape == (6, 5, 2) and weight.shape == (5,)
+    torch.testing.assert_close(target.sum(1), torch.ones(6, 2))
+    assert [array.shape for array in calls.torch_arrays(Case("", (6, 5), function="softmax"))] == [(6, 5)]
+    call = calls.of_arrays(
+        lambda x: crossent.softmax(x, 1), "step", calls.torch_arrays(Case("", (6, 5), function="softmax"))
+    )
+    call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "8"], "--shape must have rows and classes"),
+        (["--shape", "8x0"], "--shape must have rows and classes, at least one of each, got 8x0"),
+        (["--shape", "8xa"], "--shape must be whole numbers with an x between them, such as 2048x32000, got '8xa'"),
+        (["--shape", "-8x5"], "got '-8x5'"),
+        (["--head", "8x5"], "--head must be tokens x features x classes as whole numbers"),
+        (["--dtype", "int8"], "--dtype must be one of float16, bfloat16, float32, float64, got 'int8'"),
+        (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
+        (["--plot", "plot.txt"], "--plot must end in one of"),
+        (["--plot", "no/such/plot.png"], "--plot must be a file to write, got no/such/plot.png: there is no folder"),
+        (["--save", "."], "--save must be a file to write, got .: it is a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capfd):
+    result = CliRunner().invoke(cli._application(), ["bench", *arguments])
+    assert result.exit_code == 2 and not result.stdout
+    assert result.stderr.startswith("crossent: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu():
+    with pytest.raises(ValueError, match="PyTorch finds no GPU"):
+        command.cases([], [], ["float32"], "cuda")
+
+
+def fake(monkeypatch):
+    """Every rival on every case, without measuring."""
+    row = {"ours": 1e-3, "seconds": 2e-3, "ratio": 2.0, "quartiles": [1.9, 2.1], "rounds": 5, "bytes": 10**8}
+    rows = [row | {"mode": "evaluation", "our_bytes": 0}, row | {"mode": "step", "ratio": 0.5, "our_bytes": 10**6}]
+    monkeypatch.setattr(runner.run, "__defaults__", (RIVALS, lambda case, name, rounds: rows))
+
+
+def test_files_and_json(monkeypatch, tmp_path):
+    fake(monkeypatch)
+    saved, drawn = tmp_path / "results.json", tmp_path / "bars.png"
+    arguments = ["bench", "--shape", "8x5", "--head", "4x3x5", "--save", str(saved), "--plot", str(drawn), "--json"]
+    result = CliRunner().invoke(cli._application(), arguments)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads(saved.read_text())
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bars.png", "results.json"]
+
+
+def test_a_plot_that_fails_leaves_the_old_one(monkeypatch, tmp_path):
+    old = tmp_path / "bars.png"
+    old.write_text("old")
+
+    def fails(self, file, dpi):
+        file.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(plot.FigureCanvasAgg, "print_figure", fails)
+    results = run([LOSS], {"stub": stub(torch_loss)}, lambda *_: [])
+    with pytest.raises(ValueError, match="bars.png: disk full"):
+        plot.draw(old, results, {"stub": stub(torch_loss)})
+    assert [path.name for path in tmp_path.iterdir()] == ["bars.png"] and old.read_text() == "old"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit(width, monkeypatch):
+    fake(monkeypatch)
+    shape, head = command.SHAPES[0], command.HEADS[0]
+    results = runner.run(command.cases([shape], [head], ["float32"], "cpu"), 5, Console(file=io.StringIO()))
+    text = shown(results, width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    for name in ("torch, eager", "torch, compiled", "torch, chunked", "2.0 x", "0.50 x", "100 MB", "1.0 MB"):
+        assert name in text, name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.50 s"), (0.1234, "123 ms"), (2e-3, "2.00 ms"), (3.456e-5, "34.6 µs"), (250.0, "250 s")],
+)
+def test_times_are_readable(seconds, text):
+    assert report.in_time(seconds) == text
+
+
+def test_help_is_quick_to_load():
+    source = "import sys\nfrom crossent import cli\nsys.argv = ['crossent', 'bench', '--help']\n"
+    source += "try:\n    cli.main()\nfinally:\n    assert not {'torch', 'numba', 'matplotlib'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0 and "--shape" in done.stdout, done.stderr

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from crossent.functional import (
     Plan,
+    PredictionStats,
     SparseTarget,
     TokenStats,
     cross_entropy,
@@ -14,6 +15,7 @@ from crossent.functional import (
     log_softmax,
     nll_loss,
     plan,
+    prediction_stats,
     softmax,
     value_and_grad,
 )
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Plan",
+    "PredictionStats",
     "SparseTarget",
     "TokenStats",
     "cross_entropy",
@@ -32,6 +35,7 @@ __all__ = [
     "log_softmax",
     "nll_loss",
     "plan",
+    "prediction_stats",
     "softmax",
     "value_and_grad",
 ]

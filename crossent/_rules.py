@@ -59,3 +59,8 @@ def entropy_of(log_total, dot, total):
 def token_grad(p, log_p, entropy, dlogprob, dlse, dentropy):
     """d / d z_c of the label's log-probability, of lse and of the entropy, but for the label's own share dlogprob."""
     return p * (dlse - dlogprob - dentropy * (log_p + entropy))
+
+
+def brier(others, squares, total):
+    """sum_c (p_c - t_c)**2 of a label, from the sums of the exponentials and of their squares over the others."""
+    return (others * others + squares) / (total * total)

@@ -11,6 +11,7 @@ NEEDED = {
     "bench": ("typer", "rich", "torch", "matplotlib"),
     "demo": ("typer", "rich", "torch", "sklearn", "matplotlib", "tokenizers"),
     "explain": ("typer", "rich", "jinja2", "matplotlib"),
+    "score": ("typer", "rich", "jinja2", "matplotlib"),
 }
 
 
@@ -54,7 +55,9 @@ def _application():
 
     @application.command()
     def explain(
-        files: Annotated[list[Path] | None, typer.Argument(metavar="LOGITS LABELS", help=".npy or .npz.")] = None,
+        files: Annotated[list[Path] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
+        key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
+        labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
         row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given more than once.")] = None,
         ignore_index: Annotated[int, typer.Option(help="The label of rows that count for nothing.")] = -100,
         label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
@@ -75,7 +78,7 @@ def _application():
             "ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction, "dim": dim,
         }  # fmt: skip
         with _bad_input():
-            status = run(files or [], row or [], html, plot, json, options)
+            status = run(files or [], (key, labels_key), row or [], html, plot, json, options)
         raise typer.Exit(status)
 
     @application.command()
@@ -153,6 +156,37 @@ def _application():
         with _bad_input():
             planned = _plan_of_shapes.plan_of(function, given, dtype, library, option or [], gradient)
         _plan_of_shapes.show(planned, json)
+
+    @application.command()
+    def score(
+        logits: Annotated[str, typer.Argument(help="Logits of shape (rows, classes).", show_default=False)],
+        labels: Annotated[str, typer.Argument(help="Integer labels of shape (rows,).", show_default=False)],
+        key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
+        labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
+        ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+        top: Annotated[int, typer.Option(min=0, help="How many of the worst classes and rows are shown.")] = 10,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
+        html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
+    ) -> None:
+        """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
+
+        Files are .npy, .npz, .safetensors, .pt, .csv or .parquet. A pattern in
+        quotes, as in 'logits-*.npy', stands for shards, which are read in the
+        order of their numbers. Files may be larger than memory.
+
+        Exit status 0: all is well.
+        Exit status 2: the files cannot be scored, or the command line is wrong.
+        Exit status 130: interrupted, after the score of the rows so far.
+        """
+        _require("score", NEEDED["score"])
+        from crossent.score.command import run
+
+        raise typer.Exit(
+            run(
+                logits, labels, as_json=as_json, html=html, top=top, key=key, labels_key=labels_key,
+                ignore_index=ignore_index,
+            )
+        )  # fmt: skip
 
     return application
 

@@ -447,6 +447,68 @@ def linear_token_stats(
     )
 
 
+class PredictionStats(NamedTuple):
+    """What `prediction_stats` returns: five arrays of the targets' shape."""
+
+    logprob: Any
+    rank: Any
+    prediction: Any
+    confidence: Any
+    brier: Any
+
+
+def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_index: int = -100) -> PredictionStats:
+    """What the usual metrics need of every row of logits, from one pass over them.
+
+    For a row of logits z_1 to z_C with its label y and p = softmax(z):
+
+        logprob    = log p_y
+        rank       = how many c have z_c > z_y
+        prediction = the c with the largest z_c, the first of equal ones
+        confidence = p_prediction
+        brier      = sum_c (p_c - 1[c == y])**2
+
+    From these follow the mean NLL, -mean logprob; the perplexity, exp of that; the accuracy, prediction == y; the top-k
+    accuracy, rank < k; the calibration error, which compares confidence and accuracy; and the mean Brier score.
+    PyTorch has no such function.
+
+    Args:
+        input: logits of C classes, of shape (C,), (N, C) or (N, C, d1, ..., dK), or with the class axis at `dim`;
+            tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64, any strides. Where the
+            numbers of a row do not lie side by side, they are copied first.
+        target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
+        dim: the class axis, as in `crossent.cross_entropy`.
+        ignore_index: the label of rows that are not looked at.
+
+    The arithmetic is in float64 for float64 and in float32 for all others. logprob is in nats; confidence and brier
+    have no unit, and brier is between 0 and 2. No digits are lost where the label's probability is near 1.
+
+    Returns a `PredictionStats` of arrays of the labels' shape: floats of the arithmetic's dtype, int64 for rank and
+    prediction. Where the label is `ignore_index` floats are 0 and integers -1. Where the input has nan or inf, or only
+    -inf, the floats are nan, and rank and prediction mean nothing.
+
+    Raises IndexError, with the label, its position and the valid range, for a label that is neither a class nor
+    `ignore_index`; ValueError for shapes that do not fit; TypeError for dtypes and kinds of arrays other than those
+    above; IndexError or TypeError for `dim`.
+
+    Differentiates nothing: the results have no graph.
+
+    The Brier score is that of Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather
+    Review 78 (1950), the sum over all classes.
+
+    >>> import numpy as np
+    >>> import crossent
+    >>> logits = np.log([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]])
+    >>> stats = crossent.prediction_stats(logits, np.array([0, 2]))
+    >>> stats.logprob.round(4), stats.prediction, stats.rank
+    (array([-0.6931, -2.0794]), array([0, 1]), array([0, 1]))
+    >>> stats.brier
+    array([0.375  , 1.34375])
+    """
+    options = loss_options(None, None, "none", ignore_index)
+    return PredictionStats(*frontends[type(input)].prediction_stats(input, target, dim, options))
+
+
 def value_and_grad(function: Callable[..., ArrayT]) -> Callable[..., tuple[ArrayT, ArrayT]]:
     """A function that returns a loss together with its gradient for the first argument.
 

@@ -1,69 +1,63 @@
-"""A page as headless Chromium sees it: its final DOM, what it wrote to the console, and what it asked for."""
+"""A page as headless Chromium sees it, through its DevTools protocol on a pipe."""
 
-import contextlib
 import functools
 import http.server
 import json
-import re
+import os
 import shutil
 import subprocess
 import tempfile
 import threading
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urldefrag
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pytest
 
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=5000 --dump-dom"
-).split()
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Visit:
-    dom: str
-    console: tuple[str, ...]  # errors, and all else that was logged
-    requests: tuple[str, ...]  # what the page asked for after itself, over the network
-    failed: tuple[str, ...]  # those that were refused or not found
+@dataclass
+class Page:
+    """What opening the page brought about, and what can be asked of it while it is open."""
+
+    send: object
+    requests: list[str] = field(default_factory=list)  # addresses
+    errors: list[str] = field(default_factory=list)  # of the console: scripts, styles, requests that failed
+
+    def evaluate(self, expression):
+        """The value of a JavaScript expression."""
+        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
 
-def visit(url: str, width: int = 1300, dark: bool = False) -> Visit:
-    """Opens the page with a fresh profile. No other host than 127.0.0.1 can be reached."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "requests.json")
-        options = [f"--user-data-dir={folder}/profile", f"--log-net-log={log}", f"--window-size={width},1000"]
-        options += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        options += ["--blink-settings=preferredColorScheme=0"] if dark else []
-        done = subprocess.run(
-            [CHROMIUM, *FLAGS, *options, url], capture_output=True, text=True, timeout=120, check=True
+@contextmanager
+def opened(address, width=1200, dark=False):
+    """A loaded `Page` in a browser of its own, with a fresh profile."""
+    to_browser, ours_out = os.pipe()
+    ours_in, from_browser = os.pipe()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        # Chromium reads from descriptor 3 and writes to 4.
+        script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        command = ["bash", "-c", script, "bash", CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
+        process = subprocess.Popen(
+            command, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        requests, failed = _requests(json.loads(log.read_text(encoding="utf-8")))
-    console = re.findall(r"CONSOLE[:\d]*\] (.*)", done.stderr)
-    return Visit(done.stdout, tuple(console), requests, failed)
+        os.close(to_browser)
+        os.close(from_browser)
+        try:
+            with open(ours_out, "wb", buffering=0) as out, open(ours_in, "rb", buffering=0) as into:
+                yield _load(_Connection(out, into), address, width, dark)
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _requests(log):
-    """The addresses, without fragments, that the page asked for, and those of them that it did not get."""
-    ended, aborted = log["constants"]["logEventTypes"]["REQUEST_ALIVE"], -3  # as the page itself does at times
-    addresses, failed = {}, {}
-    for event in log["events"]:
-        about, source = event.get("params", {}), event["source"]["id"]
-        # The browser's own requests, and the page itself, come from no origin.
-        if about.get("initiator", "not an origin") != "not an origin" and about.get("url", "").startswith("http"):
-            addresses[source] = urldefrag(about["url"]).url
-        status = re.match(r"HTTP/[\d.]+ (\d+)", (about.get("headers") or [""])[0])
-        broken = event["type"] == ended and about.get("net_error", 0) not in (0, aborted)
-        if source in addresses and (broken or (status and int(status[1]) >= 400)):
-            failed[addresses[source]] = None
-    return tuple(dict.fromkeys(addresses.values())), tuple(failed)
-
-
-@contextlib.contextmanager
-def serve(folder: Path):
+@contextmanager
+def serve(folder):
     """The folder on a free port of 127.0.0.1, as the address of its root."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -79,3 +73,62 @@ def serve(folder: Path):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Connection:
+    """Commands, answers and events: JSON between zero bytes."""
+
+    def __init__(self, out, into):
+        self.out, self.into, self.rest, self.number, self.session, self.page = out, into, b"", 0, {}, None
+
+    def receive(self):
+        while b"\0" not in self.rest:
+            piece = self.into.read(2**16)
+            if not piece:
+                raise RuntimeError("chromium ended")
+            self.rest += piece
+        message, _, self.rest = self.rest.partition(b"\0")
+        message = json.loads(message)
+        if self.page is not None:
+            _note(self.page, message.get("method"), message.get("params", {}))
+        return message
+
+    def send(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params} | self.session
+        self.out.write(json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.number:
+            pass
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+
+def _note(page, method, params):
+    if method == "Network.requestWillBeSent":
+        page.requests.append(params["request"]["url"])
+    elif method == "Network.loadingFailed":
+        page.errors.append(params["errorText"])
+    elif method == "Runtime.exceptionThrown":
+        page.errors.append(params["exceptionDetails"]["text"])
+    elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+        page.errors.append(str(params["args"]))
+    elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+        page.errors.append(params["entry"]["text"])
+
+
+def _load(connection, address, width, dark):
+    send = connection.send
+    target = send("Target.createTarget", url="about:blank")["targetId"]
+    connection.session = {"sessionId": send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+    connection.page = Page(send)
+    for domain in ("Page", "Runtime", "Log", "Network"):
+        send(f"{domain}.enable")
+    send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    send(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    )
+    send("Page.navigate", url=address)
+    while connection.receive().get("method") != "Page.loadEventFired":
+        pass
+    return connection.page

@@ -36,7 +36,9 @@ def check_composite():
     """What the plain tensor operations compute, in a moment."""
     from harness import check
     from test_contract import NLL_OPTIONS, OPTIONS, make
+    from test_prediction_stats import check_values
 
+    check_values("composite", "float64", 5)
     for options in OPTIONS.values():
         logits, target, keywords = make((6, 5), None, **options)
         check("composite", "cross_entropy", logits, target, dtype="float64", **keywords)

@@ -17,7 +17,7 @@ from pathlib import Path
 import docstrings
 import plots
 import pytest
-from browser import needs_browser, serve, visit
+from browser import needs_chromium, opened, serve
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -239,20 +239,18 @@ def test_plots_show_the_numbers_of_the_readme():
         assert f"| {value:.2f} x the logits |" in text
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_start_page_in_a_browser(site, dark):
-    with serve(site) as root:
-        seen = visit(f"{root}/index.html", dark=dark)
-    assert not seen.console + seen.failed
-    assert all(url.startswith(f"{root}/") for url in seen.requests)
-    assert f"{root}/plots/steps-{'dark' if dark else 'light'}.svg" in seen.requests
-    assert ('data-md-color-scheme="slate"' in seen.dom.partition("<header")[0]) == dark
+    with serve(site) as root, opened(f"{root}/index.html", dark=dark) as page:
+        assert not page.errors and page.requests
+        assert all(url.startswith((f"{root}/", "data:")) for url in page.requests)
+        assert f"{root}/plots/steps-{'dark' if dark else 'light'}.svg" in page.requests
+        assert page.evaluate("document.body.dataset.mdColorScheme") == ("slate" if dark else "default")
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("page", ["performance.html", "notebooks/lesson.zh.html", "functions/losses.html"])
 def test_other_pages_in_a_browser(site, page):
-    with serve(site) as root:
-        seen = visit(f"{root}/{page}", width=480)
-    assert not seen.console + seen.failed and all(url.startswith(f"{root}/") for url in seen.requests)
+    with serve(site) as root, opened(f"{root}/{page}", width=480) as seen:
+        assert not seen.errors and all(url.startswith((f"{root}/", "data:")) for url in seen.requests)

@@ -78,11 +78,11 @@ def broken(tmp_path, files):
     two = tmp_path / "two.npz"
     return {
         "one file": ([logits], "expected LOGITS and LABELS"),
-        "missing": ([tmp_path / "none.npy", labels], "none.npy: No such file"),
+        "missing": ([tmp_path / "none.npy", labels], "none.npy: there is no such file"),
         "truncated": ([truncated, labels], "cut.npy: "),
         "text": ([text, labels], "text.npy: "),
         "pickle": ([objects, labels], "objects.npy: "),
-        "two arrays": ([two, labels], "two.npz: expected one array, got a, b"),
+        "two arrays": ([two, labels], "two.npz: holds 2 entries, name one of them as its key: a, b"),
         "half an archive": ([logits, tmp_path / "half.npz"], "half.npz: "),
         "shapes": ([logits, logits.with_name("short.npy")], "wrong shape"),
         "row": ([logits, labels, "--row", "9"], "rows must be between -9 and 8"),
@@ -144,3 +144,15 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_format_that_score_reads(tmp_path):
+    torch.save({"x": torch.from_numpy(LOGITS).bfloat16(), "y": torch.from_numpy(LABELS)}, tmp_path / "both.pt")
+    np.savetxt(tmp_path / "labels.csv", LABELS, fmt="%d")
+    both = tmp_path / "both.pt"
+    for arguments in ([both, both, "--labels-key", "y"], [both, tmp_path / "labels.csv"]):
+        done = run(*arguments, "--key", "x", "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        expected = crossent.cross_entropy(torch.from_numpy(LOGITS).bfloat16(), torch.from_numpy(LABELS))
+        assert found["dtype"] == "bfloat16" and found["result"] == float(expected)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from crossent.kernels import _compile, _inner, _last, _math, _simd
-from crossent.kernels.numba import LOSS
+from crossent.kernels import _compile, _inner, _last, _math, _scores, _simd
+from crossent.kernels.numba import LOSS, SCORES
 
 FLOATS = [np.float32, np.float64]
 
@@ -18,12 +18,20 @@ def not_cached(function):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
-@pytest.mark.parametrize("module", [_last, _inner])
-@pytest.mark.parametrize("name", ["forward", "backward"])
-def test_hot_loops_are_vectors(module, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("fields", "function"),
+    [
+        (LOSS, _last.forward),
+        (LOSS, _last.backward),
+        (LOSS, _inner.forward),
+        (LOSS, _inner.backward),
+        (SCORES, _scores.forward),
+    ],
+)
+def test_hot_loops_are_vectors(fields, function, monkeypatch):
     """The polynomial of exp is multiplied and added in registers of at least 256 bits, never one number at a time."""
     monkeypatch.setattr(_compile, "_SourceCache", not_cached)
-    kernel = LOSS.kernel.__wrapped__(LOSS, getattr(module, name), "float32")
+    kernel = fields.kernel.__wrapped__(fields, function, "float32")
     fused = re.findall(r"vfn?m(?:add|sub)\d+([ps])s\s+.*%([xyz])mm\d+$", kernel._library.get_asm_str(), re.MULTILINE)
     wide = sum(kind == "p" and register in "yz" for kind, register in fused)
     assert wide > 20 and not any(kind == "s" for kind, _ in fused)

@@ -1,13 +1,13 @@
 """`crossent explain`: an explanation of stored logits and labels, or of the worked example."""
 
-import zipfile
-import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crossent._files import check_file, replacing
 from crossent.explanation import Explanation, explain
+from crossent.score.readers import whole
 
 # torch.manual_seed(42); torch.randn(3, 4), exactly
 _LOGITS = [
@@ -23,27 +23,23 @@ def worked_example() -> tuple[np.ndarray, np.ndarray]:
     return np.array(_LOGITS, np.float32), np.array(_LABELS)
 
 
-def load(path: Path) -> np.ndarray:
-    """The array in a .npy file, memory-mapped, or the only one in an .npz file."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
-    if not zipped:
-        return np.lib.format.open_memmap(path, mode="r")
-    with np.load(path, allow_pickle=False) as arrays:
-        if len(arrays.files) != 1:
-            raise ValueError(f"expected one array, got {', '.join(arrays.files) or 'none'}")
-        return arrays[arrays.files[0]]
-
-
-def run(files: list[Path], rows: list[int], html: Path | None, plot: Path | None, json: bool, options: dict) -> int:
+def run(
+    files: list[Path],
+    keys: tuple[str | None, str | None],
+    rows: list[int],
+    html: Path | None,
+    plot: Path | None,
+    json: bool,
+    options: dict,
+) -> int:
     """Print the explanation and write the files asked for. Returns the exit status, 1 where something is wrong.
 
-    Raises ValueError, with one line that says what, for input that cannot be explained.
+    Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
     """
     for path, option in ((html, "--html"), (plot, "--plot")):
         if path is not None:
             check_file(path, option)
-    found = _explained(files, rows, options)
+    found = _explained(files, keys, rows, options)
     for path, write in ((html, _write_html), (plot, _write_plot)):
         if path is not None:
             write(found, path)
@@ -54,22 +50,21 @@ def run(files: list[Path], rows: list[int], html: Path | None, plot: Path | None
     return 1 if found.faulty else 0
 
 
-def _explained(files: list[Path], rows: list[int], options: dict) -> Explanation:
+def _explained(files: list[Path], keys: tuple[str | None, str | None], rows: list[int], options: dict) -> Explanation:
     if len(files) not in (0, 2):
         raise ValueError(f"expected LOGITS and LABELS, or no file for the worked example, got {len(files)} file")
-    logits, labels = [_loaded(path) for path in files] or worked_example()
-    try:
-        return explain(logits, labels, rows=rows or None, **options)
-    except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(str(error)) from error
+    logits, labels = _loaded(files[0], files[1], *keys) if files else worked_example()
+    return explain(logits, labels, rows=rows or None, **options)
 
 
-def _loaded(path: Path) -> np.ndarray:
-    try:
-        return load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path}: {reason}") from error
+def _loaded(logits: Path, labels: Path, key: str | None, labels_key: str | None) -> tuple[Any, Any]:
+    """Two arrays of NumPy, or two tensors where one of them is."""
+    found = whole(logits, key), whole(labels, labels_key, integers=True)
+    if all(isinstance(array, np.ndarray) for array in found):
+        return found
+    import torch
+
+    return torch.as_tensor(found[0]), torch.as_tensor(found[1])
 
 
 def _write_html(found: Explanation, path: Path) -> None:

@@ -90,11 +90,6 @@ class Problem:
     def _address(self, array):
         return 0 if array is None else self.lib.address(array)
 
-    def _label_error(self, bad):
-        layout = self.layout
-        label = self.lib.item(self.target, bad.row)
-        return _rows.label_error(label, bad.row, layout.row_shape, layout.classes, self.options.ignore_index)
-
     def new_stats(self):
         """Room for what backward needs of forward, or None."""
         return self.lib.new((self.plan.stats, self.layout.rows), self.compute) if self.plan.stats else None
@@ -108,7 +103,7 @@ class Problem:
         try:
             losses, weights = self.plan.forward(changing, lib.threads, self.owners)
         except BadLabel as bad:
-            raise self._label_error(bad) from None
+            raise _label_error(lib, self.target, bad.row, self.layout, self.options) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
     def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
@@ -126,7 +121,7 @@ class Problem:
         try:
             losses, weights = self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
-            raise self._label_error(bad) from None
+            raise _label_error(lib, self.target, bad.row, self.plan.layout, self.options) from None
         return dtarget, losses, weights
 
 
@@ -152,11 +147,19 @@ def _copied(lib, input, target, dim, options, picks):
         if layout.strides_of(target.shape, lib.strides(target)) is None:
             target = lib.copied(layout, target)
         return input, target
+    return input, _labels(lib, target, layout, options)
+
+
+def _labels(lib, target, layout, options):
+    """As int64, with strides that the layout has."""
     labels, bad_row = lib.labels(target)
     if bad_row is not None:
-        label = lib.item(target, bad_row)
-        raise _rows.label_error(label, bad_row, layout.row_shape, layout.classes, options.ignore_index)
-    return input, labels if layout.label_strides_of(lib.strides(labels)) else lib.contiguous(labels)
+        raise _label_error(lib, target, bad_row, layout, options)
+    return labels if layout.label_strides_of(lib.strides(labels)) else lib.contiguous(labels)
+
+
+def _label_error(lib, target, row, layout, options):
+    return _rows.label_error(lib.item(target, row), row, layout.row_shape, layout.classes, options.ignore_index)
 
 
 def broadcast_samples(lib, sample_weight, row_shape):
@@ -190,6 +193,33 @@ def column_sums(lib, matrix, sums):
     """Add what the rows hold in each column to sums[0], and the squares to sums[1]."""
     changing = lib.address(matrix), lib.strides(matrix)[0], len(matrix), *(lib.address(row) for row in sums)
     kernels.column_sums(matrix.shape[1], lib.storage(matrix))(changing, lib.threads, (matrix, sums))
+
+
+def prediction_stats(lib, input, target, dim, options):
+    """What metrics need of every row: logprob, rank, prediction, confidence, brier."""
+    axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, False)
+    storage, last = lib.storage(input), input.ndim - 1
+    if storage is None:
+        raise _rows.dtype_error("input", input.dtype)
+    _rows.check_target_dtype(False, False, lib.is_integer(target), target.dtype)
+    for a in range(axis, last):
+        input = input.swapaxes(a, a + 1)
+    input, layout = _laid_out(lib, input, last)
+    if not layout.last:
+        input, layout = _laid_out(lib, lib.contiguous(input), last)
+    labels = _labels(lib, target, layout, options)
+    plan = kernels.score_plan(layout, storage, layout.label_strides_of(lib.strides(labels)), options.ignore_index)
+    compute = compute_storage(storage)
+    kinds = (compute, 0.0), ("int64", -1), ("int64", -1), (compute, 0.0), (compute, 0.0)
+    results = tuple(lib.new(layout.row_shape, kind) for kind, _ in kinds)
+    for result, (_, ignored) in zip(results, kinds):
+        result[...] = ignored
+    changing = tuple(lib.address(array) for array in (input, labels, *results))
+    try:
+        plan.forward(changing, lib.threads, (input, labels, results))
+    except BadLabel as bad:
+        raise _label_error(lib, labels, bad.row, layout, options) from None
+    return results
 
 
 def softmax_forward(lib, x, axis, log):

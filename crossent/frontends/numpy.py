@@ -7,7 +7,7 @@ import numpy as np
 
 from crossent import _rows
 from crossent._options import number
-from crossent.frontends import _plans
+from crossent.frontends import _plans, _problem
 from crossent.frontends._memory import block
 from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
@@ -182,6 +182,10 @@ def softmax(input, dim, dtype, log, stacklevel):
     if not x.ndim:
         return softmax(x[None], 0, None, log, stacklevel)[0]
     return softmax_forward(NUMPY, x, axis, log)
+
+
+def prediction_stats(input, target, dim, options):
+    return _problem.prediction_stats(NUMPY, readable("input", input), readable("target", target), dim, options)
 
 
 def linear_cross_entropy(*arguments):

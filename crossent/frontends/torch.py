@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _dispatch, _rows
 from crossent._options import number
+from crossent.frontends import _problem
 from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import broadcast_samples, problem_of, softmax_backward, softmax_forward
 from crossent.kernels import array
@@ -509,6 +510,23 @@ def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, 
     axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, False)
     rows = array.picked_losses(torch, input.to(keep.dtype), target, weight, keep, axis)
     return reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+
+
+# Metrics
+
+
+def prediction_stats(input, target, dim, options):
+    if has_torch_function((input, target)):
+        return handle_torch_function(
+            _dispatch.public("prediction_stats"), (input, target), input, target, dim=dim,
+            ignore_index=options.ignore_index,
+        )  # fmt: skip
+    check_tensors(input=input, target=target)
+    input = input.detach()
+    if not _compiling() and ordinary(input, target):
+        return _problem.prediction_stats(TORCH, input, target, dim, options)
+    axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False)
+    return array.prediction_stats(torch, input.to(keep.dtype), target, keep, axis)
 
 
 # Softmax

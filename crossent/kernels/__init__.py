@@ -17,6 +17,9 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)
     plan.backward((x, target, logprob, lse, entropy, rank, dlogprob, dlse, dentropy, dx), threads, owners)
 
+    plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows along their classes
+    plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)
+
     column_sums(classes, storage)((x, row_stride, rows, totals, squares), threads, owners)      # added to both
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored

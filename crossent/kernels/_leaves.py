@@ -21,6 +21,7 @@ from crossent.kernels._simd import (
     stream,
 )
 
+brier = inline(_rules.brier)
 class_grad = inline(_rules.class_grad)
 entropy_of = inline(_rules.entropy_of)
 label_grad = inline(_rules.label_grad)

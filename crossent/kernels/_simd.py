@@ -234,6 +234,18 @@ sum_of_lanes = _across(lambda b, x, y: b.fadd(x, y))
 max_of_lanes = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 
+@intrinsic
+def first_of(typing, mask):
+    """The number of the first lane in the mask, that of lanes if there is none."""
+
+    def generate(context, builder, sig, args):
+        bits = ir.IntType(mask.lanes)
+        zeros = builder.cttz(builder.bitcast(args[0], bits), ir.Constant(_I1, 0))
+        return builder.zext(zeros, _I64)
+
+    return types.intp(mask), generate
+
+
 # The bits of floats, for exponentials and logarithms.
 
 

@@ -33,21 +33,31 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     return xp.where(keep != 0, loss, 0.0)
 
 
+def _at_label(xp, target, keep, axis, shape):
+    """Where the class is the row's label; `shape` has 1 everywhere but along the classes."""
+    classes = xp.reshape(xp.arange(shape[axis], device=target.device), shape)
+    return (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+
+
+def _nll(xp, own, others):
+    """The label's negative log-probability and the log of all exponentials, of whom `others` are not the label's."""
+    own_exp = xp.exp(own)
+    log_total = xp.log(others + own_exp)
+    confident = others <= own_exp
+    share = xp.where(confident, others, 0.0) / xp.where(confident, own_exp, 1.0)
+    return xp.where(confident, xp.log1p(share), log_total - own), log_total
+
+
 def _soft_parts(xp, z, target, w, keep, options, axis, shape):
     target = xp.where(xp.unsqueeze(keep != 0, axis), target, 0.0)
     return 0.0, 0.0, xp.log(xp.sum(xp.exp(z), axis=axis)), target
 
 
 def _label_parts(xp, z, target, w, keep, options, axis, shape):
-    classes = xp.reshape(xp.arange(z.shape[axis], device=target.device), shape)
-    at_label = (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+    at_label = _at_label(xp, target, keep, axis, shape)
     own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
-    own_exp = xp.exp(own)
     others = xp.sum(xp.where(at_label, 0.0, xp.exp(z)), axis=axis)
-    log_total = xp.log(others + own_exp)
-    confident = others <= own_exp
-    share = xp.where(confident, others, 0.0) / xp.where(confident, own_exp, 1.0)
-    nll = xp.where(confident, xp.log1p(share), log_total - own)
+    nll, log_total = _nll(xp, own, others)
     own_weight = xp.sum(xp.where(at_label, w + xp.zeros_like(z), 0.0), axis=axis)
     label_mass = _rules.label_weight(own_weight, keep, options.label_smoothing)
     return xp.where(label_mass == 0, 0.0, nll), label_mass, log_total, 0.0
@@ -57,8 +67,7 @@ def picked_losses(xp, logits, target, weight, keep, axis):
     """The rows' losses of log-probabilities."""
     shape = [1] * logits.ndim
     shape[axis] = logits.shape[axis]
-    classes = xp.reshape(xp.arange(logits.shape[axis], device=target.device), shape)
-    at_label = (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+    at_label = _at_label(xp, target, keep, axis, shape)
     w = 1.0 if weight is None else xp.reshape(weight, shape)
     mass = _rules.label_weight(w, xp.unsqueeze(keep, axis), 0.0) + xp.zeros_like(at_label, dtype=keep.dtype)
     counted = at_label & (mass != 0)
@@ -87,3 +96,22 @@ def token_stats(xp, logits, target, keep, options, axis):
     rank = xp.sum(z > xp.gather(z, axis, label), axis=axis)
     logprob, lse, entropy = (xp.where(keep != 0, value, 0.0) for value in (logprob, lse, entropy))
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
+
+
+def prediction_stats(xp, logits, target, keep, axis):
+    """Log-probability and rank of the label, most likely class, its probability and the Brier score of each row."""
+    shape = [1] * logits.ndim
+    shape[axis] = logits.shape[axis]
+    z = xp.where(xp.unsqueeze(keep != 0, axis), logits, 0.0)
+    peak = xp.amax(z, axis=axis, keepdims=True)
+    z = z - xp.where(peak == -float("inf"), 0.0, peak)
+    at_label, e = _at_label(xp, target, keep, axis, shape), xp.exp(z)
+    own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
+    rest = xp.where(at_label, 0.0, e)
+    others, total = xp.sum(rest, axis=axis), xp.sum(e, axis=axis)
+    logprob, rank = -_nll(xp, own, others)[0], xp.sum(z > xp.unsqueeze(own, axis), axis=axis)
+    confidence = xp.amax(e, axis=axis) / total
+    brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
+    logprob, confidence, brier = (xp.where(keep != 0, value, 0.0) for value in (logprob, confidence, brier))
+    rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, xp.argmax(z, axis=axis)))
+    return logprob, rank, prediction, confidence, brier

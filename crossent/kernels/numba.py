@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _columns, _inner, _last, _pick, _softmax, _tokens
+from crossent.kernels import _columns, _inner, _last, _pick, _scores, _softmax, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
@@ -26,6 +26,11 @@ TOKENS = Fields(
     ("dlogprob", "dlse", "dentropy", "dx"),
     (*_GEOMETRY, *strides("x"), *strides("target"), *strides("dx"), "ignore_index", "cap"),
 )
+SCORES = Fields(
+    ("x", "target", "logprob", "rank", "prediction", "confidence", "brier"),
+    (),
+    (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
+)
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
 COLUMNS = Fields(("x", "x_outer", "rows", "totals", "squares"), (), ("classes",))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -39,7 +44,7 @@ def available_threads():
 
 
 def _calls(fields, kernels, layout, storage, buffers, *fixed):
-    """The calls of a forward and a backward kernel.
+    """The calls of a forward and, where there is one, a backward kernel.
 
     Their units are rows, or with memory for `buffers` tiles of logits the tiles.
     """
@@ -109,6 +114,19 @@ def column_sums(classes, storage):
     return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, 0, (classes,)).run
 
 
+class ScorePlan:
+    """As LossPlan, for what rows along their classes say of a prediction, which has no backward."""
+
+    __slots__ = ("forward", "layout")
+
+    def __init__(self, layout, storage, target_strides, ignore_index):
+        self.layout = layout
+        (self.forward,) = _calls(
+            SCORES, (_scores.forward,), layout, storage, 0, *layout.strides, *target_strides, ignore_index
+        )
+
+
+score_plan = lru_cache(maxsize=4096)(ScorePlan)
 token_plan = lru_cache(maxsize=4096)(TokenPlan)
 loss_plan = lru_cache(maxsize=4096)(LossPlan)
 softmax_plan = lru_cache(maxsize=4096)(SoftmaxPlan)

@@ -1,0 +1,107 @@
+"""Time and memory of scoring a large .npy file, beside NumPy's sum of it: `python -m benchmarks.score`.
+
+The file is read once before anything is timed, so that it lies in the page cache. The first score is not counted
+either: it compiles the kernel, or loads it. Memory is the peak of what is resident and belongs to no file.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine, versions
+from crossent.score import score
+
+ROWS, CLASSES = 200_000, 1_000
+RATIO_AT_MOST, MEGABYTES_AT_MOST = 1.5, 300
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description="crossent score beside numpy.sum")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--output", type=Path, default=Path("bench-output"), help="folder for score.json")
+    return parser.parse_args()
+
+
+def write(folder: Path, rows: int) -> tuple[str, str]:
+    generator = np.random.default_rng(0)
+    logits = np.lib.format.open_memmap(folder / "logits.npy", "w+", np.float32, (rows, CLASSES))
+    for block in np.array_split(logits, max(1, rows // 10_000)):
+        block[...] = generator.standard_normal(block.shape, dtype=np.float32)
+    np.save(folder / "labels.npy", generator.integers(CLASSES, size=rows))
+    return str(folder / "logits.npy"), str(folder / "labels.npy")
+
+
+def measure(logits: str, labels: str, rounds: int) -> dict[str, list[float]]:
+    calls = {"sum": lambda: np.load(logits, mmap_mode="r").sum(), "score": lambda: score(logits, labels)}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            samples[name].append(time.perf_counter() - start)
+    return {name: seconds[1:] for name, seconds in samples.items()}
+
+
+def resident() -> int:
+    """Bytes of this process in memory that are not those of a file."""
+    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def extra_memory(logits: str, labels: str) -> int:
+    """The peak over that of the process before, by looking every millisecond."""
+    before, peak, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(1e-3):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    score(logits, labels)
+    done.set()
+    watcher.join()
+    return max(0, peak - before)
+
+
+def main() -> None:
+    chosen = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        files = write(Path(folder), chosen.rows)
+        memory = extra_memory(*files)
+        samples = measure(*files, chosen.rounds)
+    ratio = median(ours / theirs for ours, theirs in zip(samples["score"], samples["sum"]))
+    results = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "shape": [chosen.rows, CLASSES],
+        "seconds": {name: median(seconds) for name, seconds in samples.items()},
+        "ratio": {"value": ratio, "at_most": RATIO_AT_MOST},
+        "extra_megabytes": {"value": memory / 1e6, "at_most": MEGABYTES_AT_MOST},
+    }
+    table = Table("", "measured", "at most", title=f"float32 .npy of {chosen.rows:,} x {CLASSES:,}")
+    for name, seconds in results["seconds"].items():
+        table.add_row(name, f"{seconds * 1e3:.1f} ms", "")
+    table.add_row("score / sum", f"{ratio:.2f}", f"{RATIO_AT_MOST}")
+    table.add_row("extra memory", f"{memory / 1e6:.0f} MB", f"{MEGABYTES_AT_MOST} MB")
+    Console(highlight=False).print(table)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    (chosen.output / "score.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

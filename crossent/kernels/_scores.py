@@ -1,0 +1,128 @@
+"""What metrics need of a row: its label's log-probability and rank, the most likely class, the Brier score.
+
+Rows lie along their classes and are read from memory once, as in `_last`. The headroom is smaller, since exponentials
+are squared here.
+"""
+
+import math
+
+import numpy as np
+
+from crossent.kernels._compile import inline
+from crossent.kernels._last import first_maximum, some_logits
+from crossent.kernels._leaves import LABELS, OK, brier, finish, finite_peak, load_within, negative_log
+from crossent.kernels._math import exp
+from crossent.kernels._simd import (
+    all_lanes_but,
+    at,
+    first_lanes,
+    first_of,
+    fma,
+    get,
+    lanes,
+    larger,
+    lift,
+    load,
+    max_of_lanes,
+    prefetch,
+    put,
+    same,
+    select,
+    sum_of_lanes,
+)
+
+_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
+_HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
+
+
+@inline
+def _scan(like, row, lo, hi, own, peak, others, squares, above, best, best_at):
+    """Add the classes lo to hi, which fill their vectors, to what `_walk` sums."""
+    zero, one = lift(like, 0.0), lift(like, 1.0)
+    while lo < hi:
+        stop = min(lo + _BLOCK, hi)
+        part, part_squares, top = zero, zero, lift(like, -np.inf)
+        for j in range(lo, stop, lanes(like)):
+            prefetch(like, row, j)
+            z = load(like, row, j)
+            top = larger(z, top)
+            above = above + select(z > own, one, zero)
+            e = exp(like, z - peak)
+            part = part + e
+            part_squares = fma(e, e, part_squares)
+        others, squares = others + part, squares + part_squares
+        highest = np.float64(max_of_lanes(top))
+        if highest > best:
+            best, best_at = highest, lo
+        lo = stop
+    return others, squares, above, best, best_at
+
+
+@inline
+def _walk(like, row, classes, label, own, peak):
+    """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of z > own; the
+    largest z of all, and where the block starts that has it first."""
+    width, zero, one = lanes(like), lift(like, 0.0), lift(like, 1.0)
+    full, special = classes // width * width, label // width * width
+    others, squares, above, best, best_at = zero, zero, zero, -np.inf, 0
+    lo, hi, apart = 0, min(special, full), special
+    for _ in range(2):
+        others, squares, above, best, best_at = _scan(
+            like, row, lo, hi, own, peak, others, squares, above, best, best_at
+        )
+        if apart < classes:  # the label's vector, and after it one that is not full
+            z = some_logits(like, row, apart, first_lanes(like, classes - apart), 0.0)
+            e = select(all_lanes_but(like, label - apart), exp(like, z - peak), zero)
+            others, squares, above = others + e, fma(e, e, squares), above + select(z > own, one, zero)
+            highest = np.float64(max_of_lanes(z))
+            if highest > best:
+                best, best_at = highest, apart
+        if special == full:
+            break
+        lo, hi, apart = special + width, full, full
+    return (
+        np.float64(sum_of_lanes(others)), np.float64(sum_of_lanes(squares)), np.float64(sum_of_lanes(above)), best,
+        best_at,
+    )  # fmt: skip
+
+
+@inline
+def _position(like, row, classes, value, start):
+    """The first class from `start` on with this logit; some class for nan."""
+    width, wanted = lanes(like), lift(like, value)
+    j, lane = start, lanes(like)
+    while lane == width and j + width <= classes:
+        lane = first_of(same(load(like, row, j), wanted))
+        j += width
+    if lane < width:
+        return j - width + lane
+    return min(j + first_of(same(load_within(like, row, j, classes), wanted)), classes - 1)
+
+
+def forward(call, scratch, lo, hi, sums):
+    """Rows lo to hi; nothing is written for those that are ignored."""
+    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
+    for r in range(lo, hi):
+        o = r // inner
+        i = r - o * inner
+        label = get(LABELS, call.target, o * call.target_outer + i * call.target_inner)
+        if label == call.ignore_index:
+            continue
+        if label < 0 or label >= classes:
+            return finish(sums, r, 0.0, 0.0)
+        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
+        own = np.float64(get(like, row, label))
+        own_lanes = lift(like, get(like, row, label))
+        peak = finite_peak(max(own, first_maximum(like, row, classes, 0.0)))
+        others, squares, above, best, best_at = _walk(like, row, classes, label, own_lanes, peak)
+        if best > peak + _HEADROOM:
+            peak = best
+            others, squares, above, best, best_at = _walk(like, row, classes, label, own_lanes, peak)
+        own_exp = math.exp(own - peak)
+        total = others + own_exp
+        put(weight_like, call.logprob, r, -negative_log(others, own_exp, peak - own))
+        put(LABELS, call.rank, r, np.int64(above))
+        put(LABELS, call.prediction, r, _position(like, row, classes, best, best_at))
+        put(weight_like, call.confidence, r, math.exp(best - peak) / total)
+        put(weight_like, call.brier, r, brier(others, squares, total))
+    return finish(sums, OK, 0.0, 0.0)

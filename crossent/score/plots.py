@@ -1,0 +1,95 @@
+"""The plots of the page, as SVG that takes its ink from the page around it."""
+
+import io
+import re
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from crossent.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
+
+_INK = "#010203"  # stands for the page's text colour until the SVG is made
+_BLUE, _ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
+_BARS = 60  # at most, of the histogram and of the classes
+
+
+def reliability(metrics: Metrics) -> str:
+    """Accuracy over confidence, bin by bin, and the gap to the diagonal of perfect calibration."""
+    bins: Calibration = metrics.calibration
+    used = bins.rows > 0
+    middle, accuracy, confidence = (np.arange(BINS) + 0.5) / BINS, bins.accuracy, bins.confidence
+    with _figure() as figure:
+        axes = figure.add_subplot()
+        axes.bar(middle[used], accuracy[used], 0.92 / BINS, color=_BLUE, label="accuracy")
+        gap = (confidence - accuracy)[used]
+        axes.bar(middle[used], gap, 0.5 / BINS, accuracy[used], color=_ORANGE, alpha=0.7, label="gap to confidence")
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        _legend(axes)
+        return _svg(figure, "reliability")
+
+
+def losses(metrics: Metrics) -> str:
+    """How many rows have which loss, on a logarithmic scale; the last bar has all that is larger."""
+    counts = metrics.losses
+    last = int(np.flatnonzero(counts)[-1]) + 1
+    step = -(-last // _BARS)
+    bars = np.add.reduceat(counts[:last], np.arange(0, last, step))
+    with _figure() as figure:
+        axes = figure.add_subplot()
+        edges = np.arange(len(bars)) * step * LOSS_STEP
+        axes.bar(edges, bars, step * LOSS_STEP * 0.92, align="edge", color=_BLUE)
+        axes.axvline(min(metrics.nll, last * LOSS_STEP), color=_ORANGE, linewidth=1.2, label=f"mean {metrics.nll:.4g}")
+        axes.set(yscale="log", ylim=(0.7, None), xlim=(0, None), xlabel="NLL in nats", ylabel="rows")
+        _legend(axes)
+        return _svg(figure, "losses")
+
+
+def classes(metrics: Metrics) -> str:
+    """The recall of every class, or of the worst where there are many."""
+    found = metrics.by_class
+    known = np.flatnonzero(found.rows)
+    chosen = known[np.lexsort((known, found.recall[known]))[:_BARS]]
+    if len(known) <= _BARS:
+        chosen = known
+    with _figure() as figure:
+        axes = figure.add_subplot()
+        place = np.arange(len(chosen))
+        axes.bar(place, found.recall[chosen], 0.8, color=_BLUE)
+        axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
+        shown = place[:: -(-len(place) // 12)]
+        axes.set_xticks(shown, [str(label) for label in chosen[shown]], rotation=90 if chosen.max() > 99 else 0)
+        axes.set(ylim=(0, 1), ylabel="recall", xlabel="class" if len(chosen) == len(known) else "classes, worst first")
+        _legend(axes)
+        return _svg(figure, "classes")
+
+
+@contextmanager
+def _figure():
+    """A figure in the page's colours."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "axes.edgecolor": _INK,
+        "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
+        "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "crossent",
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        yield Figure((4.4, 3.1), layout="constrained")
+
+
+def _legend(axes) -> None:
+    """Above the axes, where there are no bars."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+
+
+def _svg(figure, name: str) -> str:
+    """The same for the same numbers, with ids that no other plot of the page has."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r"\b(id=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)

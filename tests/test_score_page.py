@@ -1,0 +1,173 @@
+"""The page of `crossent score`: whole or not there, with its plots in it, and on good terms with a browser."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+from score_files import example, write
+
+from crossent.score import score
+from crossent.score.command import run
+from crossent.score.report import page
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The path of a page, and the score that it shows."""
+    folder = tmp_path_factory.mktemp("page")
+    logits, labels = example(rows=2000, classes=12)
+    files = write(folder / "x.npy", "npy", logits), write(folder / "y.npy", "npy", labels)
+    path = folder / "report.html"
+    assert run(*files, as_json=False, html=path, top=10) == 0
+    return path, score(*files)
+
+
+class Outline(HTMLParser):
+    """Tags, ids and all addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.addresses = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+                self.addresses.append(value)
+
+
+def test_the_page_is_one_file(report):
+    text = report[0].read_text()
+    outline = Outline(text)
+    assert outline.tags.count("svg") == 3 and "script" not in outline.tags and "img" not in outline.tags
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert len(set(outline.ids)) == len(outline.ids)
+    referred = {address[1:] for address in outline.addresses if address.startswith("#")}
+    assert referred <= set(outline.ids)
+    assert "@import" not in text and "#010203" not in text
+
+
+def test_the_page_shows_the_numbers(report):
+    text, m = report[0].read_text(), report[1].metrics
+    for number in (
+        f"{m.nll:.4f}",
+        f"{m.accuracy:.2%}",
+        f"{m.top5:.2%}",
+        f"{m.brier:.4f}",
+        f"{m.calibration.error:.4f}",
+    ):
+        assert f"<b>{number}</b>" in text
+    assert f"<td>{m.worst['row'][0]}<td>" in text and "2,000 rows of 12 classes" in text
+
+
+def test_the_page_is_the_same_each_time(report):
+    assert page(report[1], 10) == report[0].read_text()
+
+
+@pytest.mark.parametrize("classes", [2, 200])
+def test_few_and_many_classes_and_no_errors(tmp_path, classes):
+    labels = np.arange(classes).repeat(2)
+    logits = 900 * np.eye(classes, dtype=np.float32)[labels]
+    found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels), top=0)
+    text = page(found, 0)
+    assert text.count("<svg") == 3 and "with the most errors" not in text and "largest loss" not in text
+
+
+def test_infinite_losses(tmp_path):
+    logits, labels = example()
+    logits[0, labels[0]] = -np.inf
+    found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels))
+    assert "probability 0" in page(found, 5)
+
+
+def test_names_of_files_are_escaped(tmp_path):
+    logits, labels = example()
+    name = write(tmp_path / "<script>alert(1)<&.npy", "npy", logits)
+    text = page(score(name, write(tmp_path / "y.npy", "npy", labels)), 5)
+    assert "<script" not in text and "&lt;script&gt;alert(1)&lt;&amp;.npy" in text
+
+
+KILLED_AT = {
+    "the plots": "crossent.score.plots.losses = kill",
+    "half of the file": "Path.write_text = lambda path, text, **_: (open(path, 'w').write(text[:99]), kill())",
+    "the end": "os.replace = kill",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+@pytest.mark.parametrize("before", [None, "the old report"])
+def test_kill_leaves_the_old_report_or_none(tmp_path, moment, before):
+    logits, labels = example()
+    files = write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)
+    path = tmp_path / "report.html"
+    if before is not None:
+        path.write_text(before)
+    source = f"""
+        import os, signal
+        import crossent.score.plots
+        from pathlib import Path
+        from crossent.score.command import run
+        def kill(*_):
+            os.kill(os.getpid(), signal.SIGKILL)
+        {KILLED_AT[moment]}
+        run({files[0]!r}, {files[1]!r}, as_json=True, html=Path({str(path)!r}), top=3)
+    """
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert (path.read_text() if path.exists() else None) == before
+    assert run(*files, as_json=True, html=path, top=3) == 0 and path.read_text().endswith("</html>")
+
+
+def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    logits, labels = example()
+    files = write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)
+    assert run(*files, as_json=True, html=tmp_path / "nowhere" / "r.html", top=3) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert run(*files, as_json=True, html=tmp_path / "r.html", top=3) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "No space left" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "y.npy"}
+
+
+@browser.needs_chromium
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1200, True)])
+def test_in_a_browser(report, width, dark):
+    path, _ = report
+    with browser.opened(path.as_uri(), width, dark) as page:
+        assert page.errors == [] and page.requests == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        sizes = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)")
+        assert len(sizes) == 3 and min(sizes) > 250
+        bars = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.querySelectorAll('path').length)")
+        assert min(bars) > 10
+        paper, ink = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+        paper, ink = (sum(map(int, colour[4:-1].split(","))) for colour in (paper, ink))
+        assert (paper < 200 and ink > 600) if dark else (paper > 700 and ink < 150)
+
+
+@browser.needs_chromium
+def test_the_browser_sees_errors_and_requests(tmp_path):
+    """What the test above relies on."""
+    file = tmp_path / "bad.html"
+    file.write_text('<script>console.error("seen"); nothing()</script><img src="http://127.0.0.1:9/x.png">')
+    with browser.opened(file.as_uri()) as page:
+        assert any("seen" in error for error in page.errors) and any("Uncaught" in error for error in page.errors)
+        assert "http://127.0.0.1:9/x.png" in page.requests

@@ -25,7 +25,9 @@ PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="crossent beside its rivals")
-    parser.add_argument("--case", action="append", help="part of a case's name, 'memory' or 'start'; may be repeated")
+    parser.add_argument(
+        "--case", action="append", help="part of a case's name, 'memory', 'score' or 'start'; may be repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that everything runs")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-output"), help="folder for results.json and table.md"
@@ -66,6 +68,10 @@ def measure_head_memory(dtype: str, variant: str) -> list[dict]:
     return [{"name": f"{dtype}, {variant}", "value": value, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
 
 
+def measure_score(quick: bool) -> list[dict]:
+    return json.loads(child("score", "3" if quick else "11"))
+
+
 def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
     """What there is to run: the group of its results, its name, and a call that returns them."""
     for case in CASES:
@@ -78,6 +84,7 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
         yield "head", case.name, partial(measure_head, case.name, quick)
     for dtype, variant in HEAD_MEMORY:
         yield "head_memory", f"memory: head, {dtype}, {variant}", partial(measure_head_memory, dtype, variant)
+    yield "score", "score", partial(measure_score, quick)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)
     yield "memory_rates", "rates of memory", lambda: [json.loads(child("machine"))]
@@ -90,7 +97,7 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
         "machine": machine(),
         "versions": versions(PACKAGES),
         "errors": [],
-    } | {group: [] for group in ("times", "memory", "head", "head_memory", "start", "memory_rates")}
+    } | {group: [] for group in ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")}
     wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
     # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:

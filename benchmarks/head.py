@@ -67,6 +67,7 @@ def calls(case: HeadCase) -> tuple[Head, dict[str, Callable]]:
     own = crossent.linear_cross_entropy
     found = {
         "step": lambda: head.step(head.labels, own, **head.options),
+        "step in chunks of 512 MB": lambda: head.step(head.labels, own, chunk_bytes=2**29, **head.options),
         "forward": lambda: head.forward(own),
         "token stats": lambda: head.forward(crossent.linear_token_stats),
     }

@@ -71,6 +71,7 @@ def _others(results: dict) -> list[tuple[str, ...]]:
         rows.append((f"extra memory, {row['mode']}, {row['library']}", _value(row, "x the logits")))
     for row in results["head_memory"]:
         rows.append((f"extra memory of the head, {HEAD_MEMORY_SHAPE}, {row['name']}", _value(row, "MB")))
+    rows += [(f"crossent score, {row['name']}", _value(row, row["unit"]).strip()) for row in results["score"]]
     rows += [(row["name"], _value(row, "s")) for row in results["start"]]
     rates = [rate for row in results["memory_rates"] for rate in row.items()]
     return rows + [(f"{name} rate of memory", f"{rate:.1f} GB/s") for name, rate in rates]

@@ -14,7 +14,7 @@ from crossent._shapes import ITEM_SIZES, check_dtype, shape_of
 
 SOFTMAX, LOSSES, HEADS = (
     ("softmax", "log_softmax"),
-    ("nll_loss", "cross_entropy"),
+    ("nll_loss", "cross_entropy", "prediction_stats"),
     ("linear_cross_entropy", "linear_token_stats"),
 )
 LABELS = "int64"

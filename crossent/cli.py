@@ -138,7 +138,8 @@ def _application():
     ) -> None:
         """Say what a call with arrays of these shapes would do, without doing it: the code, the memory and the reasons.
 
-        FUNCTION is softmax, log_softmax, nll_loss, cross_entropy, linear_cross_entropy or linear_token_stats.
+        FUNCTION is softmax, log_softmax, nll_loss, cross_entropy, prediction_stats, linear_cross_entropy or
+        linear_token_stats.
         """
         shapes = {
             "input": shape,

@@ -597,7 +597,10 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     return frontends[type(a["input"])].plan(name, a, options, how)
 
 
-_PLANNED = ("softmax", "log_softmax", "nll_loss", "cross_entropy", "linear_cross_entropy", "linear_token_stats")
+_PLANNED = (
+    "softmax", "log_softmax", "nll_loss", "cross_entropy", "prediction_stats", "linear_cross_entropy",
+    "linear_token_stats",
+)  # fmt: skip
 
 
 def empty_cache() -> None:

@@ -26,6 +26,7 @@ def calls_of_kernels(monkeypatch, call):
 
     for way in ("forward", "backward"):
         monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
+    monkeypatch.setattr(_problem, "prediction_stats", counted(_problem.prediction_stats))
     monkeypatch.setattr(frontend, "softmax_forward", counted(frontend.softmax_forward))
     call()
     return count[0]
@@ -42,6 +43,8 @@ def calls_of_kernels(monkeypatch, call):
         ((crossent.softmax, LOGITS, 1), {}, "PyTorch's own"),
         ((crossent.log_softmax, torch.randn(3, 100), 1), {}, "kernels"),
         ((crossent.softmax, LOGITS, 0), {}, "kernels"),
+        ((crossent.prediction_stats, LOGITS, LABELS), {}, "kernels"),
+        ((crossent.prediction_stats, LOGITS.to("meta"), LABELS.to("meta")), {}, "plain operations"),
         (HEADS[0], {}, "kernels"),
         (HEADS[0], {"sample_weight": torch.rand(2, 5, requires_grad=True)}, "plain operations"),
     ],
@@ -123,3 +126,15 @@ def test_errors_are_those_of_the_call():
         crossent.plan(torch.nn.functional.cross_entropy, LOGITS, LABELS)
     with pytest.raises(TypeError, match="missing"):
         crossent.plan(crossent.cross_entropy, LOGITS)
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+@pytest.mark.parametrize(
+    ("shape", "dim", "copied"), [((6, 7), None, False), ((2, 7, 3), None, True), ((2, 3, 7), -1, False)]
+)
+def test_copies_of_predictions(library, shape, dim, copied):
+    logits = np.zeros(shape, np.float32)
+    labels = np.zeros(np.delete(shape, 1 if dim is None else dim), np.int64)
+    if library == "torch":
+        logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
+    assert crossent.plan(crossent.prediction_stats, logits, labels, dim=dim).extra_bytes == 168 * copied

@@ -41,6 +41,20 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
 
 
+def of_prediction(lib, name, input, target, dim, out_of_kernels):
+    shape, strides = tuple(input.shape), tuple(lib.strides(input))
+    axis, _ = _rows.target_kind(shape, tuple(target.shape), dim, False)
+    arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(shape)
+    if out_of_kernels:
+        return Plan(name, PLAIN, arithmetic, _PLAIN_ARRAYS * numbers * _size(arithmetic), reasons=out_of_kernels)
+    shape, strides = ((*of[:axis], *of[axis + 1 :], of[axis]) for of in (shape, strides))
+    layout = _rows.layout_of(shape, strides, len(shape) - 1)
+    if layout is not None and layout.last:
+        return Plan(name, KERNELS, arithmetic, 0, reasons=("vectors run along the classes",))
+    reasons = ("input is copied, so that the classes of a row lie side by side",)
+    return Plan(name, KERNELS, arithmetic, numbers * input.itemsize, reasons=reasons)
+
+
 def of_softmax(lib, name, x, native, reasons):
     path, arithmetic = NATIVE if native else KERNELS, compute_storage(lib.storage(x))
     return Plan(name, path, arithmetic, 0, reasons=reasons)

@@ -12,6 +12,10 @@ def plan(name, arguments, options, how):
     a = arguments
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
+    if name == "prediction_stats":
+        frontend.check_tensors(input=a["input"], target=a["target"])
+        obstacles = frontend.obstacles((a["input"], a["target"]), False)
+        return _plans.of_prediction(TORCH, name, a["input"], a["target"], a["dim"], obstacles)
     weights = a.get("weight"), a.get("sample_weight")
     divisor = None
     if name != "linear_token_stats":

@@ -238,4 +238,6 @@ def plan(name, arguments, options, how):
         return _plans.of_softmax(NUMPY, name, x, False, ())
     if how is not None:
         return _numpy_head.plan(name, a, options, how)
+    if name == "prediction_stats":
+        return _plans.of_prediction(NUMPY, name, input, readable("target", a["target"]), a["dim"], ())
     return _plans.of_loss(NUMPY, name, input, readable("target", a["target"]), a["dim"], options, ())

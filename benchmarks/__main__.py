@@ -63,9 +63,9 @@ def measure_head(name: str, quick: bool) -> list[dict]:
     return json.loads(child("head", name, "1" if quick else "3"))
 
 
-def measure_head_memory(dtype: str, variant: str) -> list[dict]:
-    value = float(child("memory", "head", dtype, variant)) / 1e6
-    return [{"name": f"{dtype}, {variant}", "value": value, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
+def measure_head_memory(name: str) -> list[dict]:
+    value = float(child("memory", "head", name)) / 1e6
+    return [{"name": name, "value": value, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
 
 
 def measure_score(quick: bool) -> list[dict]:
@@ -82,8 +82,8 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
         yield "memory", f"memory: {library}, {mode}", partial(measure_memory, library, mode)
     for case in HEAD_CASES:
         yield "head", case.name, partial(measure_head, case.name, quick)
-    for dtype, variant in HEAD_MEMORY:
-        yield "head_memory", f"memory: head, {dtype}, {variant}", partial(measure_head_memory, dtype, variant)
+    for name in HEAD_MEMORY:
+        yield "head_memory", f"memory: head, {name}", partial(measure_head_memory, name)
     yield "score", "score", partial(measure_score, quick)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)

@@ -134,6 +134,7 @@ def _head_limits(dtype: str) -> dict[str, dict[str, float]]:
     }
 
 
+LARGEST_HEAD = (16384, 256, 128256)  # its logits alone are 8.4 GB
 HEAD_CASES = [
     *(
         HeadCase(*shape, dtype, _head_limits(dtype))
@@ -151,13 +152,16 @@ HEAD_CASES = [
         trained=100,
         filter_eps=1e-5,
     ),
-    HeadCase(16384, 256, 128256, "float32", {"step / products": {}}),  # its logits alone are 8.4 GB
+    HeadCase(*LARGEST_HEAD, "float32", {"step / products": {}}),
 ]
 
 # Bytes beside inputs, gradients and accumulator: the default chunk and 16 MB.
-HEAD_MEMORY_SHAPE = (4096, 256, 50304)
 HEAD_MEMORY_AT_MOST = 2**26 + 16e6
-HEAD_MEMORY = [
-    *(("float32", variant) for variant in ("mean", "sum", "none", "smoothing", "soft targets")),
-    ("bfloat16", "mean"),
-]
+HEAD_MEMORY = {
+    f"{' x '.join(map(str, shape))}, {dtype}, {variant}": (shape, dtype, variant)
+    for shape, dtype, variant in (
+        *(((4096, 256, 50304), "float32", what) for what in ("mean", "sum", "none", "smoothing", "soft targets")),
+        ((4096, 256, 50304), "bfloat16", "mean"),
+        (LARGEST_HEAD, "float32", "mean"),
+    )
+}

@@ -9,7 +9,7 @@ import sys
 import torch
 
 import crossent
-from benchmarks.cases import HEAD_MEMORY_SHAPE, MEMORY_SHAPE
+from benchmarks.cases import HEAD_MEMORY, MEMORY_SHAPE
 from crossent.bench.calls import grad_mode, torch_arrays
 from crossent.bench.cases import HEAD, Case
 from crossent.bench.memory import extra_peak
@@ -32,8 +32,9 @@ def of_cross_entropy(library: str, mode: str) -> float:
     return extra_peak(call) / logits.nbytes
 
 
-def of_the_head(dtype: str, variant: str) -> float:
-    hidden, weight, target = torch_arrays(Case("memory", HEAD_MEMORY_SHAPE, function=HEAD, dtype=dtype))
+def of_the_head(name: str) -> float:
+    shape, dtype, variant = HEAD_MEMORY[name]
+    hidden, weight, target = torch_arrays(Case("memory", shape, function=HEAD, dtype=dtype))
     if variant == "soft targets":
         target = torch.rand(len(hidden), len(weight), dtype=hidden.dtype).div_(len(weight))
     options: dict = {"label_smoothing": 0.1} if variant == "smoothing" else {}

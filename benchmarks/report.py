@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import HEAD_MEMORY_SHAPE
-
 RATIOS = ("eager", "compile", "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
 
@@ -70,7 +68,7 @@ def _others(results: dict) -> list[tuple[str, ...]]:
     for row in results["memory"]:
         rows.append((f"extra memory, {row['mode']}, {row['library']}", _value(row, "x the logits")))
     for row in results["head_memory"]:
-        rows.append((f"extra memory of the head, {HEAD_MEMORY_SHAPE}, {row['name']}", _value(row, "MB")))
+        rows.append((f"extra memory of the head, {row['name']}", _value(row, "MB")))
     rows += [(f"crossent score, {row['name']}", _value(row, row["unit"]).strip()) for row in results["score"]]
     rows += [(row["name"], _value(row, "s")) for row in results["start"]]
     rates = [rate for row in results["memory_rates"] for rate in row.items()]

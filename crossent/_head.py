@@ -22,6 +22,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
                                                                        be divided by a mean's divisor may be wider
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -151,18 +152,26 @@ class Head:
 
     def _differentiate(self, gradients, wanted, targets, x, logits, problem, dloss):
         """Write over the logits, and add to the gradients, those of some targets; the sum of their losses."""
-        lib, eps = self.lib, self.how.filter_eps
-        # What a filter leaves out depends on the rows' own derivatives, not on what comes from above.
-        later, dloss = (dloss, None) if eps else (None, dloss)
-        dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
-        filtered = self._filtered(logits) if eps else None
-        if later is not None:
-            for array in (problem.x, dtarget):
-                if array is not None:
-                    array *= later[:, None]
-            filtered = filtered[0], self._column_sums(logits)
+        lib, filtered = self.lib, None
+        if self._filters(dloss):
+            # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares
+            # of derivatives that are scaled far up or down could leave the range of numbers.
+            unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
+            dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
+            sums, rest = self._column_sums(logits), self.scale / unit
+            chosen = ~(sums[1] <= (self.how.filter_eps * unit) ** 2 * len(logits))  # nan among them
+            if dloss is not None:
+                top = float(abs(dloss).max()) or 1.0
+                _multiply((problem.x, dtarget), dloss[:, None] / top)
+                sums, rest = self._column_sums(logits), rest * top
+            if rest != 1.0:
+                _multiply((problem.x, dtarget), rest)
+            filtered = chosen, sums, rest
+        else:
+            dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
         if wanted[3]:
-            gradients[3][targets] = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
+            dtarget = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
+            gradients[3][targets] = lib.cast(dtarget, lib.storage(gradients[3]))
         self._add_products(gradients, targets, x, logits, filtered)
         return losses
 
@@ -171,10 +180,10 @@ class Head:
         self.lib.column_sums(dlogits, sums)
         return sums
 
-    def _filtered(self, dlogits):
-        """Which columns a filter leaves, and the sums of all."""
-        sums = self._column_sums(dlogits)
-        return sums[1] > (self.how.filter_eps * self.scale) ** 2 * len(dlogits), sums
+    def _filters(self, dloss):
+        """With what is not finite nothing is left out, so that it is seen."""
+        above = 1.0 if dloss is None else float(dloss.sum())
+        return self.how.filter_eps and self.scale and math.isfinite(self.scale * above)
 
     def _add_products(self, gradients, targets, x, dlogits, filtered=None):
         """From the gradient of the logits."""
@@ -189,8 +198,8 @@ class Head:
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
-    def _add_columns(self, dx, dweight, rows, x, dlogits, chosen, sums):
-        """From the chosen columns as they are, and from the others by their sums."""
+    def _add_columns(self, dx, dweight, rows, x, dlogits, chosen, sums, scale):
+        """From the chosen columns as they are, and from the others by their sums, of which `sums` lack the scale."""
         lib, columns = self.lib, self.lib.numbers(chosen)
         total = None if dx is None else lib.accumulator(x)
         by_row, by_row_chosen = lib.zeros((2, len(x)), x)
@@ -207,9 +216,10 @@ class Head:
                 dweight[some] = part
         by_row -= by_row_chosen
         sums[:, chosen] = 0.0
-        whole, left_out = float(by_row.sum()), float(sums[1].sum()) ** 0.5
+        plain = by_row / scale
+        whole, left_out = float(plain.sum()), float(sums[1].sum()) ** 0.5
         # Sums that cancel each other could make the product much larger than what it stands for.
-        if 2.0 * abs(whole) * left_out >= _norm(by_row) * _norm(sums[0]) > 0.0:
+        if 2.0 * abs(whole) * left_out >= _norm(plain) * _norm(sums[0]) > 0.0:
             by_row, by_class = by_row[None], sums[:1] / whole
             if dx is not None:
                 lib.to_weight(total, by_row, lib.to_input(by_class, self.weight))
@@ -217,6 +227,12 @@ class Head:
                 lib.to_weight(dweight, by_class, lib.to_input(by_row, x))
         if dx is not None:
             dx[rows] = lib.cast(total, lib.storage(dx))
+
+
+def _multiply(arrays, factor):
+    for array in arrays:
+        if array is not None:
+            array *= factor
 
 
 def _norm(vector):

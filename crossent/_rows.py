@@ -103,7 +103,9 @@ def layout_of(shape, strides, axis):
     for split in dict.fromkeys((axis, *range(len(shape) - 1, -1, -1))):  # the first of equals: the class axis
         found = _collapsed(shape, strides, axis, split)
         if found is not None and (found[1] == 1 or found[2] == 1):
-            usable.append(Layout(shape, found, axis, split, contiguous))
+            layout = Layout(shape, found, axis, split, contiguous)
+            sliding = found[1] == found[2] == 1 < min(layout.classes, layout.inner)  # windows that share memory
+            usable += [] if sliding else [layout]
     return max(usable, key=lambda layout: (layout.last, layout.inner), default=None)
 
 

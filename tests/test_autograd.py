@@ -302,6 +302,13 @@ def test_gradient_made_in_forward(monkeypatch, shape, ignored, reduction, upstre
     torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
+def test_upstream_near_the_end_of_float32():
+    x, labels = torch.zeros(8, 3, requires_grad=True), torch.full((8,), -100)
+    labels[0] = 1
+    (gradient,) = torch.autograd.grad(crossent.cross_entropy(x, labels), x, torch.tensor(1e38))
+    assert gradient.isfinite().all() and not gradient[1:].any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_second_backward(name):
     x = logits_of(4, 5)

@@ -21,6 +21,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import crossent
+from crossent.frontends import _problem, torch as torch_frontend
 
 F = torch.nn.functional
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -404,6 +405,67 @@ def test_filter_of_everything_and_of_frozen_parts():
         wanted = [t.requires_grad_() for name, t in (("x", x), ("matrix", matrix)) if name != frozen]
         loss = crossent.linear_cross_entropy(x, matrix, torch.zeros(4, dtype=torch.int64), filter_eps=0.99)
         assert all((g == 0).all() for g in torch.autograd.grad(loss, wanted))
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+@pytest.mark.parametrize("where", ["hidden", "denominator"])
+def test_a_filter_leaves_what_is_not_finite_to_be_seen(library, where):
+    case = case_of((8,), "labels", None, classes=99, features=4)
+    x, how = case["x"].astype(np.float32), {"filter_eps": 1e-6}
+    if where == "hidden":
+        x[2] = np.nan
+    else:
+        how["denominator"] = 0.0
+    matrix, target = case["matrix"].astype(np.float32), case["target"]
+    if library == "numpy":
+        dx, dweight = crossent.value_and_grad(crossent.linear_cross_entropy)(x, matrix, target, **how)[1][:2]
+    else:
+        leaves = torch.from_numpy(x).requires_grad_(), torch.from_numpy(matrix).requires_grad_()
+        loss = crossent.linear_cross_entropy(*leaves, torch.from_numpy(target), **how)
+        dx, dweight = (g.numpy() for g in torch.autograd.grad(loss, leaves))
+    broken = ~np.isfinite(dx).all(1)
+    assert (broken == ((np.arange(8) == 2) if where == "hidden" else True)).all() and not np.isfinite(dweight).all()
+
+
+@pytest.mark.parametrize("denominator", [1e-20, 1e19, 1e22, 1e24])
+def test_a_filter_does_not_depend_on_the_scale(denominator):
+    case = case_of((8,), "labels", None, classes=99, features=4)
+    x, matrix = (torch.tensor(case[name], dtype=torch.float32, requires_grad=True) for name in ("x", "matrix"))
+
+    def gradients(by):
+        loss = crossent.linear_cross_entropy(
+            x, matrix, torch.from_numpy(case["target"]), filter_eps=0.02, denominator=by
+        )
+        return [by * g.double() for g in torch.autograd.grad(loss, (x, matrix))]
+
+    torch.testing.assert_close(gradients(denominator), gradients(8.0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_filter_under_an_infinite_upstream_gradient():
+    matrix, x = torch.randn(5, 2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    target, upstream = torch.zeros(4, 2, dtype=torch.int64), torch.ones(4, 2)
+    target[0, 0], upstream[0, 0] = -100, math.inf
+    loss = crossent.linear_cross_entropy(x, matrix, target, reduction="none", filter_eps=1e-9)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, matrix), upstream))
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_column_sums_of_many_rows_keep_their_digits(dtype):
+    chunk = torch.rand(50_000, 130, generator=torch.Generator().manual_seed(0)).to(TORCH_DTYPES[dtype])[:, :129]
+    sums = torch.zeros(2, 129, dtype=torch.float64 if dtype == "float64" else torch.float32)
+    _problem.column_sums(torch_frontend.TORCH, chunk, sums)
+    wide = chunk.double()
+    torch.testing.assert_close(sums.double(), torch.stack([wide.sum(0), (wide * wide).sum(0)]), rtol=3e-6, atol=0)
+
+
+def test_float16_soft_targets_get_their_gradient_where_rows_are_left_out():
+    probabilities = torch.rand(4, 5).half().requires_grad_()
+    counted = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    loss = crossent.linear_cross_entropy(
+        torch.randn(4, 3).half(), torch.randn(5, 3).half(), probabilities, sample_weight=counted
+    )
+    (gradient,) = torch.autograd.grad(loss, probabilities)
+    assert gradient.dtype == torch.float16 and (gradient.any(1) == (counted > 0)).all()
 
 
 # PyTorch's own samples

@@ -617,3 +617,33 @@ def test_same_bits_from_numpy(case):
     argument = target.numpy() if isinstance(target, torch.Tensor) else target
     ours = np.asarray(getattr(crossent, name)(logits.numpy(), argument, **arrays))
     assert ours.tobytes() == getattr(crossent, name)(logits, target, **options).numpy().tobytes()
+
+
+# Memory that several logits share, or that is read with another sign
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (0, 1), (1, 0)])
+@pytest.mark.parametrize("classes", [5, 70])
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_windows_that_slide_over_each_other(library, classes, strides):
+    source = numbers(classes + 8).astype(np.float32)
+    windows = np.lib.stride_tricks.as_strided(source, (8, classes), [4 * stride for stride in strides])
+    labels = labels_of(8, classes=classes)
+    if library == "numpy":
+        gradient = crossent.value_and_grad(crossent.cross_entropy)(windows, labels)[1]
+    else:
+        x = torch.from_numpy(source).as_strided((8, classes), strides).requires_grad_()
+        (gradient,) = torch.autograd.grad(crossent.cross_entropy(x, torch.from_numpy(labels)), x)
+    x = torch.tensor(np.ascontiguousarray(windows), requires_grad=True)
+    (theirs,) = torch.autograd.grad(F.cross_entropy(x, torch.from_numpy(labels)), x)
+    np.testing.assert_allclose(np.asarray(gradient), theirs.numpy(), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "softmax", "log_softmax"])
+def test_negative_views(name):
+    x = torch.complex(torch.zeros(4, 40), torch.from_numpy(numbers(4, 40)).float()).conj().imag
+    assert x.is_neg()
+    arguments = (torch.tensor([0, 1, 2, 0]),) if name == "cross_entropy" else (1,)
+    for leaf in (x, x.detach().requires_grad_()):
+        ours, theirs = getattr(crossent, name)(leaf, *arguments), getattr(F, name)(leaf, *arguments)
+        torch.testing.assert_close(ours, theirs)

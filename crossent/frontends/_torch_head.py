@@ -23,7 +23,7 @@ from crossent.frontends._problem import (
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 
-_BLOCK = 2**22  # bytes of what products that cannot be added in place need beside the chunk
+_BLOCK = 2**21  # bytes of what products that cannot be added in place need beside the chunk
 _EMULATED = {torch.float16}  # whose products a CPU makes number by number
 
 

@@ -42,6 +42,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
 _SMALL = LARGE_FROM // 8  # numbers
+_FINITE = 3e38  # below it a number is, in float32 too
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
 _NO_WEIGHTS = None, None
@@ -63,7 +64,9 @@ def _force_composite():
 def ordinary(*tensors):
     """Whether these are CPU tensors that a kernel may read, with no transform in the way."""
     for tensor in tensors:
-        if tensor is not None and not (type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided):
+        if tensor is not None and not (
+            type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
+        ):
             return False
     return not transformed()
 
@@ -123,6 +126,7 @@ def is_common(input, target):
         and input.is_cpu
         and target.is_cpu
         and input.layout is _STRIDED
+        and not input.is_neg()
         and not _compiling()
         and not has_torch_function((input, target))
         and not transformed()
@@ -265,13 +269,13 @@ class _SmallCrossEntropy(_CrossEntropy):
 
     @staticmethod
     def backward(ctx, dloss):
+        dx, ctx.dx = ctx.dx, None
         input, target = ctx.saved_tensors
         if needs_composite(dloss):
             return _CrossEntropy.backward(ctx, dloss)
         factor = ctx.factor * float(dloss)
-        if not math.isfinite(factor):  # ignored rows get zeros also for infinity times nothing
+        if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
             return _CrossEntropy.backward(ctx, dloss)
-        dx, ctx.dx = ctx.dx, None
         if dx is None:
             problem = problem_of(TORCH, input, target, None, None, ctx.kept[1][0], ctx.kept[0])
             dx = _empty(problem.plan.layout, input)

@@ -111,7 +111,8 @@ class TokenPlan:
 def column_sums(classes, storage):
     """The call that adds up the columns of matrices with so many."""
     blocks = -(-classes // _columns.BLOCK)
-    return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, 0, (classes,)).run
+    scratch = 2 * _columns.BLOCK * max(4, _BYTES[storage])
+    return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, scratch, (classes,)).run
 
 
 class ScorePlan:

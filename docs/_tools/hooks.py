@@ -9,6 +9,7 @@ def on_files(files, config):
     for name in plots.PLOTS:
         for scheme in plots.COLOURS:
             files.append(File.generated(config, f"plots/{name}-{scheme}.svg", content=plots.svg(name, scheme)))
+    files.append(File.generated(config, "plots/explanation.svg", content=plots.explanation()))
     for path in notebooks.NOTEBOOKS.values():
         page, images = notebooks.page(path)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))

@@ -1,4 +1,4 @@
-"""The plots of the performance pages, drawn from the tables in the README whenever the pages are built."""
+"""The plots of the pages, drawn whenever these are built: of the tables in the README, and an explanation's own."""
 
 import io
 import re
@@ -84,4 +84,17 @@ def svg(name: str, scheme: str) -> bytes:
         ax.spines[["top", "right"]].set_visible(False)
         written = io.BytesIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return written.getvalue()
+
+
+def explanation() -> bytes:
+    """What `crossent explain --plot` draws of the worked example."""
+    from matplotlib import rc_context
+
+    import crossent
+    from crossent.explanation._command import worked_example
+
+    written = io.BytesIO()
+    with rc_context({"svg.hashsalt": "explanation"}):
+        crossent.explain(*worked_example()).plot().savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()

@@ -259,6 +259,22 @@ print(f"{F.nll_loss(p, labels):.4f}")
 # probabilities. The second has no logarithm in it, and is negative, which a negative log likelihood of probabilities
 # can never be.
 #
+# `crossent.explain` takes what the losses take and goes through all of the steps above with the numbers of the call. It
+# also says what looks like a mistake, such as these two:
+
+# %% [markdown] lang="zh"
+# 第一种做了两遍 softmax：`cross_entropy` 要的是 logits。这样也能训练，只是很慢，学到的概率也不对。
+# 第二种根本没取对数，结果还是负的；而概率的负对数似然绝不可能为负。
+#
+# `crossent.explain` 的参数和损失函数一样，它用这次调用的真实数字把上面每一步都走一遍，还会指出看起来像错误的地方，
+# 比如这两种：
+
+# %%
+for function in (F.cross_entropy, F.nll_loss):
+    for finding in crossent.explain(p, labels, function=function).findings:
+        print(f"{function.__name__}, {finding.severity}:", finding.sentence.replace(". ", ".\n    "))
+
+# %% [markdown] lang="en"
 # ## 6. H(p, q): targets that are distributions
 #
 # Where the name comes from: the cross entropy of two distributions. Textbooks write H(p, q) with p for the truth and q
@@ -273,9 +289,6 @@ print(f"{F.nll_loss(p, labels):.4f}")
 # A label is the distribution that is 1 at one class. Then only one term is left, and H is the negative log likelihood.
 
 # %% [markdown] lang="zh"
-# 第一种做了两遍 softmax：`cross_entropy` 要的是 logits。这样也能训练，只是很慢，学到的概率也不对。
-# 第二种根本没取对数，结果还是负的；而概率的负对数似然绝不可能为负。
-#
 # ## 6. H(p, q)：目标也可以是一个分布
 #
 # “交叉熵”这个名字说的是两个分布之间的量。教科书用 p 表示真实分布、q 表示模型，写作

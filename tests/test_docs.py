@@ -323,7 +323,9 @@ def test_start_page_in_a_browser(site, dark):
 
 
 @needs_chromium
-@pytest.mark.parametrize("page", ["performance.html", "notebooks/lesson.zh.html", "functions/losses.html"])
+@pytest.mark.parametrize(
+    "page", ["performance.html", "notebooks/lesson.zh.html", "functions/losses.html", "explain.html"]
+)
 def test_other_pages_in_a_browser(site, page):
     with serve(site) as root, opened(f"{root}/{page}", width=480) as seen:
         assert not seen.errors and all(url.startswith((f"{root}/", "data:")) for url in seen.requests)

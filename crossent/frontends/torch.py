@@ -126,8 +126,8 @@ def is_common(input, target):
         and input.is_cpu
         and target.is_cpu
         and input.layout is _STRIDED
-        and not input.is_neg()
         and not _compiling()
+        and not input.is_neg()  # which torch.compile cannot trace
         and not has_torch_function((input, target))
         and not transformed()
     )

@@ -9,7 +9,6 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_input(dlogits, weight)          dlogits @ weight
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
-    wide(a)                            the storage type of sums
     column_sums(dlogits, sums)         as `_problem.column_sums`
     numbers(chosen)                    of the columns that are chosen
     dense(classes, probs, out)         write probabilities between zeros

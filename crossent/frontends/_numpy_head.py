@@ -95,10 +95,6 @@ class NumPyHead(NUMPY):
         return np.take_along_axis(dense, classes, 1)
 
     @staticmethod
-    def wide(array):
-        return compute_storage(NUMPY.storage(array))
-
-    @staticmethod
     def token_results(rows, x):
         return *np.zeros((3, rows), _compute(x)), np.full(rows, -1)
 

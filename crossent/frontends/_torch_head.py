@@ -15,7 +15,6 @@ from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
     broadcast_samples,
     column_sums,
-    compute_storage,
     problem_of,
     token_backward,
     token_forward,
@@ -114,10 +113,6 @@ class TorchHead(TORCH):
     @staticmethod
     def picked(dense, classes):
         return dense.gather(1, classes)
-
-    @staticmethod
-    def wide(array):
-        return compute_storage(TORCH.storage(array))
 
     @staticmethod
     def token_results(rows, x):

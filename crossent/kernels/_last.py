@@ -58,7 +58,7 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
+BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
 _LOOKED_AT = 64  # numbers that a first guess of the maximum is made of
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
@@ -86,7 +86,7 @@ def first_maximum(like, row, classes, cap):
 @inline
 def _scan(like, row, lo, hi, peak, cap, total, top):
     while lo < hi:
-        stop = min(lo + _BLOCK, hi)
+        stop = min(lo + BLOCK, hi)
         part = lift(like, 0.0)
         for j in range(lo, stop, lanes(like)):
             prefetch(like, row, j)
@@ -164,9 +164,9 @@ def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap,
     zero = lift(like, 0.0)
     total, mass, dot, top = zero, zero, zero, lift(like, -np.inf)
     full = classes // lanes(like) * lanes(like)
-    for block in range(0, full, _BLOCK):
+    for block in range(0, full, BLOCK):
         total, mass, dot, top = _scan_dense(
-            like, weight_like, row, soft, weight, block, min(block + _BLOCK, full), True, label, peak, cap, smoothing,
+            like, weight_like, row, soft, weight, block, min(block + BLOCK, full), True, label, peak, cap, smoothing,
             classes, total, mass, dot, top,
         )  # fmt: skip
     if full < classes:

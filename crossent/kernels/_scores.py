@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from crossent.kernels._compile import inline
-from crossent.kernels._last import first_maximum, some_logits
+from crossent.kernels._last import BLOCK, first_maximum, some_logits
 from crossent.kernels._leaves import LABELS, OK, brier, finish, finite_peak, load_within, negative_log
 from crossent.kernels._math import exp
 from crossent.kernels._simd import (
@@ -31,7 +31,6 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
 _HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
 
 
@@ -40,7 +39,7 @@ def _scan(like, row, lo, hi, own, peak, others, squares, above, best, best_at):
     """Add the classes lo to hi, which fill their vectors, to what `_walk` sums."""
     zero, one = lift(like, 0.0), lift(like, 1.0)
     while lo < hi:
-        stop = min(lo + _BLOCK, hi)
+        stop = min(lo + BLOCK, hi)
         part, part_squares, top = zero, zero, lift(like, -np.inf)
         for j in range(lo, stop, lanes(like)):
             prefetch(like, row, j)

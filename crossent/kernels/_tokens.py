@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from crossent.kernels._compile import inline
-from crossent.kernels._last import first_maximum, out_of_headroom, some_logits
+from crossent.kernels._last import BLOCK, first_maximum, out_of_headroom, some_logits
 from crossent.kernels._leaves import (
     LABELS,
     OK,
@@ -40,8 +40,6 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-_BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
-
 
 @inline
 def _scan(like, row, lo, hi, whole, label, own, peak, cap, others, dot, above, top):
@@ -69,9 +67,9 @@ def _walk(like, row, classes, label, own, peak, cap):
     zero = lift(like, 0.0)
     others, dot, above, top = zero, zero, zero, lift(like, -np.inf)
     full = classes // lanes(like) * lanes(like)
-    for block in range(0, full, _BLOCK):
+    for block in range(0, full, BLOCK):
         others, dot, above, top = _scan(
-            like, row, block, min(block + _BLOCK, full), True, label, own, peak, cap, others, dot, above, top
+            like, row, block, min(block + BLOCK, full), True, label, own, peak, cap, others, dot, above, top
         )
     if full < classes:
         others, dot, above, top = _scan(like, row, full, classes, False, label, own, peak, cap, others, dot, above, top)

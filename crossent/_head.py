@@ -115,12 +115,19 @@ class Head:
     def _chunks(self, wanted):
         """The targets of one chunk after the other."""
         step, count = max(1, self.chunk(wanted)[0]), self._count
-        self._buffer = self.lib.buffer((step, len(self.weight)), self.x)
-        self._dense = None if self.classes is None else self.lib.buffer(self._buffer.shape, self.x)
+        self._buffer = self._new_buffer(step)
+        self._dense = None if self.classes is None else self._new_buffer(step)
         for lo in range(0, count, step):
             hi = min(lo + step, count)
             yield slice(lo, hi) if isinstance(self.kept, slice) else self.kept[lo:hi]
         self._buffer = self._dense = None
+
+    def _new_buffer(self, rows):
+        """Room for logits, whose rows begin at multiples of a cache line, but not of a page: pages share few places."""
+        classes = len(self.weight)
+        line = 64 // self.lib.logits_bytes(self.x)
+        lines = -(-classes // line)
+        return self.lib.buffer((rows, (lines | 1) * line), self.x)[:, :classes]
 
     def _rows(self, targets):
         return targets if isinstance(targets, slice) else targets - self.how.shift

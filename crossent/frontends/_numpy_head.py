@@ -1,25 +1,13 @@
-"""NumPy's side of the fused head. float16, which no matrix product has, is computed in float32, block by block."""
+"""NumPy's side of the fused head."""
 
 import numpy as np
 
 from crossent import _rows
 from crossent._head import Head
 from crossent.frontends._plans import of_head
-from crossent.frontends._problem import broadcast_samples, column_sums, compute_storage, problem_of, token_forward
+from crossent.frontends._problem import broadcast_samples, column_sums, compute_storage, multiply, problem_of, token_forward
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
-
-_BLOCK = 2**22  # bytes of what a product needs beside the chunk
-
-
-def _blocks(rows, dtype, whole=True):
-    """Slices of the rows of a matrix, and those rows in the dtype; all at once if they may be and need no copy."""
-    step = max(1, _BLOCK // max(1, rows.shape[1] * np.dtype(dtype).itemsize))
-    if whole and rows.dtype == dtype:
-        step = max(1, len(rows))
-    for lo in range(0, len(rows), step):
-        yield slice(lo, lo + step), rows[lo : lo + step].astype(dtype, copy=False)
-
 
 def _compute(array):
     return np.dtype(compute_storage(NUMPY.storage(array)))
@@ -54,23 +42,21 @@ class NumPyHead(NUMPY):
     def accumulator(array):
         return np.zeros(array.shape, _compute(array))
 
-    @staticmethod
-    def logits(x, weight, bias, out):
-        x = x.astype(out.dtype, copy=False)
-        for block, some in _blocks(weight, out.dtype):
-            np.matmul(x, some.T, out=out[:, block])
+    @classmethod
+    def logits(cls, x, weight, bias, out):
         if bias is not None:
-            out += bias
+            out[...] = bias
+        multiply(cls, x.astype(out.dtype, copy=False), weight.T, out, adds=bias is not None)
 
-    @staticmethod
-    def to_input(dlogits, weight):
-        return sum(dlogits[:, block] @ some for block, some in _blocks(weight, dlogits.dtype))
+    @classmethod
+    def to_input(cls, dlogits, weight):
+        total = np.empty((len(dlogits), weight.shape[1]), dlogits.dtype)
+        multiply(cls, dlogits, weight, total)
+        return total
 
-    @staticmethod
-    def to_weight(dweight, dlogits, x):
-        x = x.astype(dlogits.dtype, copy=False)
-        for block, some in _blocks(dweight, dweight.dtype, whole=False):
-            some += dlogits[:, block].T @ x
+    @classmethod
+    def to_weight(cls, dweight, dlogits, x):
+        multiply(cls, dlogits.T, x, dweight, adds=True)
 
     @staticmethod
     def to_bias(dbias, dlogits):

@@ -195,6 +195,28 @@ def column_sums(lib, matrix, sums):
     kernels.column_sums(matrix.shape[1], lib.storage(matrix))(changing, lib.threads, (matrix, sums))
 
 
+def multiply(lib, a, b, c, adds=False):
+    """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits."""
+    (rows, columns), depth = c.shape, a.shape[1]
+    if not depth:
+        if not adds:
+            c[...] = 0
+        return
+    kind = "ab"
+    if _along(lib, a.T) and not _along(lib, a):
+        kind, a = "a.T b", a.T
+    elif _along(lib, b.T) and not _along(lib, b):
+        kind, b = "a b.T", b.T
+    a, b = (m if _along(lib, m) else lib.contiguous(m) for m in (a, b))
+    strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
+    run = kernels.product(kind, lib.storage(b), strides, rows, columns, depth, threads)
+    run((*map(lib.address, (a, b, c)), adds), lib.threads, (a, b, c))
+
+
+def _along(lib, matrix):
+    return lib.strides(matrix)[1] == 1 or matrix.shape[1] == 1
+
+
 def prediction_stats(lib, input, target, dim, options):
     """What metrics need of every row: logprob, rank, prediction, confidence, brier."""
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, False)

@@ -15,26 +15,32 @@ from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
     broadcast_samples,
     column_sums,
+    multiply,
     problem_of,
     token_backward,
     token_forward,
 )
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
+from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
 _BLOCK = 2**21  # bytes of what products that cannot be added in place need beside the chunk
-_EMULATED = {torch.float16}  # whose products a CPU makes number by number
 
 
 def _blocks(matrix):
-    """Slices of its rows. What is not in 32 bits already, products copy or cannot be added to."""
+    """Slices of its rows."""
     step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
     return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
 
 
+def _native(dtype):
+    """Whether products are left to PyTorch: of 16 bits that the processor multiplies itself."""
+    return dtype is torch.bfloat16 and MULTIPLIES_BFLOAT16
+
+
 def _arithmetic(dtype):
-    """The dtype of logits and products: 16 bits where there are instructions for it."""
-    return torch.float32 if dtype in _EMULATED else dtype
+    """The dtype of logits and products."""
+    return dtype if _native(dtype) else frontend.compute_dtype(dtype)
 
 
 class TorchHead(TORCH):
@@ -64,35 +70,35 @@ class TorchHead(TORCH):
     def accumulator(array):
         return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype)).zero_()
 
-    @staticmethod
-    def logits(x, weight, bias, out):
-        if x.itemsize > 2:
-            if bias is None:
-                torch.mm(x, weight.t(), out=out)
-            else:
-                torch.addmm(bias, x, weight.t(), out=out)
+    @classmethod
+    def logits(cls, x, weight, bias, out):
+        if _native(x.dtype):
+            torch.mm(x, weight.t(), out=out)
+            if bias is not None:
+                out += bias
             return
-        for block in _blocks(weight):
-            torch.mm(x.to(out.dtype), weight[block].to(out.dtype).t(), out=out[:, block])
         if bias is not None:
-            out += bias
+            out.copy_(bias)
+        multiply(cls, x.to(out.dtype), weight.t(), out, adds=bias is not None)
 
-    @staticmethod
-    def to_input(dlogits, weight):
-        if weight.itemsize > 2:
-            return torch.mm(dlogits, weight)
-        total = torch.zeros(len(dlogits), weight.shape[1])
-        for block in _blocks(weight):
-            total += torch.mm(dlogits[:, block], weight[block].to(dlogits.dtype))
+    @classmethod
+    def to_input(cls, dlogits, weight):
+        if _native(weight.dtype):
+            total = torch.zeros(len(dlogits), weight.shape[1])
+            for block in _blocks(weight):
+                total += torch.mm(dlogits[:, block], weight[block])
+            return total
+        total = torch.empty(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
+        multiply(cls, dlogits, weight, total)
         return total
 
-    @staticmethod
-    def to_weight(dweight, dlogits, x):
-        if dweight.dtype == dlogits.dtype:
-            dweight.addmm_(dlogits.t(), x.to(dlogits.dtype))
-            return
-        for block in _blocks(dweight):
-            dweight[block] += torch.mm(dlogits[:, block].t(), x)
+    @classmethod
+    def to_weight(cls, dweight, dlogits, x):
+        if _native(x.dtype):
+            for block in _blocks(dweight):
+                dweight[block] += torch.mm(dlogits[:, block].t(), x)
+        else:
+            multiply(cls, dlogits.t(), x, dweight, adds=True)
 
     @staticmethod
     def to_bias(dbias, dlogits):
@@ -187,7 +193,7 @@ def head_of(tensors, call):
     everything = not call.how.shift and bool(counts.all())
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
     # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
-    later = scale if input.dtype in _EMULATED and bool(counts.any()) else 1.0
+    later = scale if input.dtype is torch.float16 and bool(counts.any()) else 1.0
     head = Head(
         lib=TorchHead,
         shape=shape,

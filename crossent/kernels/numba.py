@@ -3,9 +3,10 @@
 import os
 from functools import lru_cache
 
+import llvmlite.binding as llvm
 from numba import config
 
-from crossent.kernels import _columns, _inner, _last, _pick, _scores, _softmax, _tokens
+from crossent.kernels import _columns, _inner, _last, _pick, _products, _scores, _softmax, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
@@ -33,6 +34,17 @@ SCORES = Fields(
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
 COLUMNS = Fields(("x", "x_outer", "rows", "totals", "squares"), (), ("classes",))
+PRODUCTS = Fields(
+    ("a", "b", "c", "adds"),
+    (),
+    ("a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns", "blocks"),
+)
+_PRODUCTS = {
+    "ab": _products.product,
+    "a.T b": _products.product_of_columns,
+    "a b.T": _products.product_by_rows,
+}
+MULTIPLIES_BFLOAT16 = any(llvm.get_host_cpu_features().get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
 
@@ -113,6 +125,29 @@ def column_sums(classes, storage):
     blocks = -(-classes // _columns.BLOCK)
     scratch = 2 * _columns.BLOCK * max(4, _BYTES[storage])
     return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, scratch, (classes,)).run
+
+
+def _even(count, at_most, multiple):
+    """The size of even parts."""
+    return max(multiple, -(-count // (-(-count // at_most) * multiple)) * multiple)
+
+
+_ROWS_AT_ONCE = 512  # that share the packing of the other factor
+
+
+@lru_cache(maxsize=4096)
+def product(kind, storage, strides, rows, columns, depth, threads):
+    """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller."""
+    itemsize = max(4, _BYTES[storage])
+    block_columns = _even(columns, _products.COLUMNS, _products.panel_width(itemsize))
+    blocks, at_once = -(-columns // block_columns), _ROWS_AT_ONCE
+    if blocks < 4 * threads:
+        at_once = min(at_once, -(-rows // threads))
+    block_rows = _even(rows, at_once, _products.HEIGHT)
+    units = blocks * -(-rows // block_rows)
+    fixed = *strides, rows, columns, depth, block_rows, block_columns, blocks
+    scratch = _products.scratch_numbers(itemsize) * itemsize
+    return Calls(PRODUCTS, _PRODUCTS[kind], PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
 
 
 class ScorePlan:

@@ -1,0 +1,83 @@
+"""A tile of a matrix product, summed in registers: HEIGHT rows of the one factor by WIDTH columns of the other."""
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from crossent.kernels._simd import _I64, _broadcast, _call, _float_name, _pointer, compute_type, vector_of
+
+# Sums enough to keep two multiply-adds a cycle busy for the four or five that each takes, in 16 registers of 256 bits
+# (a vector is two of them) or 32 of 512.
+HEIGHT, VECTORS = (8, 2) if llvm.get_host_cpu_features().get("avx512f") else (6, 1)
+
+
+@intrinsic
+def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
+    """Write to c, or add, what the first rows of a tile hold; b holds a row of the tile's width for each of `depth`.
+
+    `a` moves on by a_step for each of them. The order of each sum does not depend on the shape of the tile.
+    """
+    vector = vector_of(compute_type(like))
+    width = VECTORS * vector.lanes
+
+    def generate(context, builder, sig, args):
+        _, a, a_row, a_step, b, depth, c, c_row, rows, adds = args
+        element = context.get_value_type(vector.dtype)
+        kind = ir.VectorType(element, vector.lanes)
+        zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), ir.Constant(kind, [0.0] * vector.lanes)
+        # Rows that are not there are the last one again.
+        last = builder.sub(rows, one)
+        starts = [_smaller(builder, ir.Constant(_I64, i), last) for i in range(HEIGHT)]
+        starts = [builder.ptrtoint(_pointer(builder, a, builder.mul(i, a_row), element, element), _I64) for i in starts]
+
+        before, loop, after = builder.block, builder.append_basic_block("sum"), builder.append_basic_block("write")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step, a_offset, b_offset = (builder.phi(_I64) for _ in range(3))
+        sums = [[builder.phi(kind) for _ in range(VECTORS)] for _ in starts]
+        columns = [
+            builder.load(_pointer(builder, b, _plus(builder, b_offset, j * vector.lanes), element, kind), align=64)
+            for j in range(VECTORS)
+        ]
+        new_sums = []
+        for start, row in zip(starts, sums):
+            factor = _broadcast(
+                builder, builder.load(_pointer(builder, start, a_offset, element, element)), vector.lanes
+            )
+            new_sums.append(
+                [_call(builder, f"llvm.fma.{_float_name(kind)}", kind, [factor, *pair]) for pair in zip(columns, row)]
+            )
+        new_step, new_a = builder.add(step, one), builder.add(a_offset, a_step)
+        new_b = _plus(builder, b_offset, width)
+        for old, new in ((step, new_step), (a_offset, new_a), (b_offset, new_b)):
+            old.add_incoming(zero, before)
+            old.add_incoming(new, loop)
+        for old, new in zip(sum(sums, []), sum(new_sums, [])):
+            old.add_incoming(nothing, before)
+            old.add_incoming(new, loop)
+        builder.cbranch(builder.icmp_signed("<", new_step, depth), loop, after)
+
+        builder.position_at_end(after)
+        for i, row in enumerate(new_sums):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, i), rows), likely=True):
+                start = builder.mul(c_row, ir.Constant(_I64, i))
+                for j, value in enumerate(row):
+                    pointer = _pointer(builder, c, _plus(builder, start, j * vector.lanes), element, kind)
+                    align = element.get_abi_size(context.target_data)
+                    with builder.if_else(builder.icmp_signed("!=", adds, zero)) as (add, write):
+                        with add:
+                            builder.store(builder.fadd(builder.load(pointer, align=align), value), pointer, align=align)
+                        with write:
+                            builder.store(value, pointer, align=align)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.intp] * 9), generate
+
+
+def _smaller(builder, x, y):
+    return builder.select(builder.icmp_signed("<", x, y), x, y)
+
+
+def _plus(builder, value, number):
+    return builder.add(value, ir.Constant(_I64, number))

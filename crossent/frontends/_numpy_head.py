@@ -5,9 +5,17 @@ import numpy as np
 from crossent import _rows
 from crossent._head import Head
 from crossent.frontends._plans import of_head
-from crossent.frontends._problem import broadcast_samples, column_sums, compute_storage, multiply, problem_of, token_forward
+from crossent.frontends._problem import (
+    broadcast_samples,
+    column_sums,
+    compute_storage,
+    multiply,
+    problem_of,
+    token_forward,
+)
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
+
 
 def _compute(array):
     return np.dtype(compute_storage(NUMPY.storage(array)))

@@ -24,7 +24,7 @@ def panel_width(itemsize):
 
 def scratch_numbers(itemsize):
     """Room for a block, its panels and one tile."""
-    return (ROWS + 2*HEIGHT + COLUMNS + HEIGHT) * DEPTH + HEIGHT * panel_width(itemsize)
+    return (ROWS + 2 * HEIGHT + COLUMNS + HEIGHT) * DEPTH + HEIGHT * panel_width(itemsize)
 
 
 @inline
@@ -75,7 +75,10 @@ def _product(call, scratch, lo, hi, sums, a_along, b_along):
     """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
     storage, like, depth = call.like, call.weight_like, call.depth
     width = VECTORS * lanes(like)
-    panels, tile = at(like, scratch, (ROWS + 2*HEIGHT) * DEPTH), at(like, scratch, (ROWS + COLUMNS + 3 * HEIGHT) * DEPTH)
+    panels, tile = (
+        at(like, scratch, (ROWS + 2 * HEIGHT) * DEPTH),
+        at(like, scratch, (ROWS + COLUMNS + 3 * HEIGHT) * DEPTH),
+    )
     cuts = max(1, -(-depth // DEPTH))
     step = max(1, -(-depth // cuts))
     for unit in range(lo, hi):
@@ -108,8 +111,8 @@ def _product(call, scratch, lo, hi, sums, a_along, b_along):
                         else:
                             a = at(like, block, (i - top) // HEIGHT * _tile_numbers(like, some))
                         c = at(like, call.c, i * call.c_row + first_column + j)
-                        if j + width <= columns:
-                            multiply(like, a, a_row, a_step, panel, some, c, call.c_row, rows, adds)
+                        if j + width <= columns and rows == HEIGHT:
+                            multiply(like, a, a_row, a_step, panel, some, c, call.c_row, HEIGHT, adds)
                         else:
                             multiply(like, a, a_row, a_step, panel, some, tile, width, rows, 0)
                             _add_part(like, tile, width, c, call.c_row, rows, columns - j, adds)

@@ -59,17 +59,23 @@ def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
         builder.cbranch(builder.icmp_signed("<", new_step, depth), loop, after)
 
         builder.position_at_end(after)
-        for i, row in enumerate(new_sums):
-            with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, i), rows), likely=True):
-                start = builder.mul(c_row, ir.Constant(_I64, i))
-                for j, value in enumerate(row):
-                    pointer = _pointer(builder, c, _plus(builder, start, j * vector.lanes), element, kind)
-                    align = element.get_abi_size(context.target_data)
-                    with builder.if_else(builder.icmp_signed("!=", adds, zero)) as (add, write):
-                        with add:
-                            builder.store(builder.fadd(builder.load(pointer, align=align), value), pointer, align=align)
-                        with write:
-                            builder.store(value, pointer, align=align)
+        align = element.get_abi_size(context.target_data)
+
+        def write(added):
+            for i, row in enumerate(new_sums):
+                with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, i), rows), likely=True):
+                    start = builder.mul(c_row, ir.Constant(_I64, i))
+                    for j, value in enumerate(row):
+                        pointer = _pointer(builder, c, _plus(builder, start, j * vector.lanes), element, kind)
+                        if added:
+                            value = builder.fadd(builder.load(pointer, align=align), value)
+                        builder.store(value, pointer, align=align)
+
+        with builder.if_else(builder.icmp_signed("!=", adds, zero)) as (add, replace):
+            with add:
+                write(True)
+            with replace:
+                write(False)
         return context.get_dummy_value()
 
     return types.void(like, *[types.intp] * 9), generate

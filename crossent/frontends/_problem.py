@@ -198,7 +198,7 @@ def column_sums(lib, matrix, sums):
 def multiply(lib, a, b, c, adds=False):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits."""
     (rows, columns), depth = c.shape, a.shape[1]
-    if not depth:
+    if not (rows and columns and depth):
         if not adds:
             c[...] = 0
         return

@@ -71,60 +71,61 @@ def _pack_along(source_like, like, packed, b, b_row, columns, depth):
 
 
 @inline
+def _tiles(like, block, a_row, a_step, tiles_at, panels, depth, c, c_row, rows, columns, adds, spare):
+    """A block of the product: `rows` of a, which lie in `block`, by columns that lie in panels."""
+    width = VECTORS * lanes(like)
+    for j in range(0, columns, width):
+        panel = at(like, panels, j * depth)
+        for i in range(0, rows, HEIGHT):
+            a, tile = at(like, block, i // HEIGHT * tiles_at), at(like, c, i * c_row + j)
+            if i + HEIGHT <= rows and j + width <= columns:
+                multiply(like, a, a_row, a_step, panel, depth, tile, c_row, HEIGHT, adds)
+            else:
+                within = min(HEIGHT, rows - i)
+                multiply(like, a, a_row, a_step, panel, depth, spare, width, within, 0)
+                _write_part(like, spare, width, tile, c_row, within, min(width, columns - j), adds)
+
+
+@inline
 def _product(call, scratch, lo, hi, sums, a_along, b_along):
     """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
     storage, like, depth = call.like, call.weight_like, call.depth
-    width = VECTORS * lanes(like)
-    panels, tile = (
-        at(like, scratch, (ROWS + 2 * HEIGHT) * DEPTH),
-        at(like, scratch, (ROWS + COLUMNS + 3 * HEIGHT) * DEPTH),
-    )
-    cuts = max(1, -(-depth // DEPTH))
-    step = max(1, -(-depth // cuts))
+    a_row, b_row = call.a_row, call.b_row
+    panels = at(like, scratch, (ROWS + 2 * HEIGHT) * DEPTH)
+    spare = at(like, panels, (COLUMNS + HEIGHT) * DEPTH)
+    step = -(-depth // -(-depth // DEPTH))
     for unit in range(lo, hi):
         first_row = unit // call.blocks * call.block_rows
         first_column = unit % call.blocks * call.block_columns
         last_row = min(first_row + call.block_rows, call.rows)
         columns = min(call.block_columns, call.columns - first_column)
         for k in range(0, depth, step):
-            some = min(step, depth - k)
+            some, adds = min(step, depth - k), 1 if k > 0 else call.adds
             if b_along:
-                b = at(storage, call.b, first_column * call.b_row + k)
-                _pack_along(storage, like, panels, b, call.b_row, columns, some)
+                _pack_along(storage, like, panels, at(storage, call.b, first_column * b_row + k), b_row, columns, some)
             else:
-                b = at(storage, call.b, k * call.b_row + first_column)
-                _pack_across(storage, like, panels, b, call.b_row, columns, some)
-            adds = 1 if k > 0 else call.adds
+                _pack_across(storage, like, panels, at(storage, call.b, k * b_row + first_column), b_row, columns, some)
             for top in range(first_row, last_row, ROWS):
-                bottom = min(top + ROWS, last_row)
+                rows = min(ROWS, last_row - top)
+                c = at(like, call.c, top * call.c_row + first_column)
                 if a_along:
-                    block, a_row, a_step = at(like, call.a, top * call.a_row + k), call.a_row, 1
+                    block = at(like, call.a, top * a_row + k)
+                    _tiles(
+                        like, block, a_row, 1, HEIGHT * a_row, panels, some, c, call.c_row, rows, columns, adds, spare
+                    )
                 else:
-                    block, a_row, a_step = scratch, 1, HEIGHT
-                    _pack_columns(like, block, at(like, call.a, k * call.a_row + top), call.a_row, bottom - top, some)
-                for j in range(0, columns, width):
-                    panel = at(like, panels, j * some)
-                    for i in range(top, bottom, HEIGHT):
-                        rows = min(HEIGHT, bottom - i)
-                        if a_along:
-                            a = at(like, block, (i - top) * a_row)
-                        else:
-                            a = at(like, block, (i - top) // HEIGHT * _tile_numbers(like, some))
-                        c = at(like, call.c, i * call.c_row + first_column + j)
-                        if j + width <= columns and rows == HEIGHT:
-                            multiply(like, a, a_row, a_step, panel, some, c, call.c_row, HEIGHT, adds)
-                        else:
-                            multiply(like, a, a_row, a_step, panel, some, tile, width, rows, 0)
-                            _add_part(like, tile, width, c, call.c_row, rows, columns - j, adds)
+                    _pack_columns(like, scratch, at(like, call.a, k * a_row + top), a_row, rows, some)
+                    _tiles(like, scratch, 1, HEIGHT, _tile_numbers(like, some), panels, some, c, call.c_row, rows,
+                           columns, adds, spare)  # fmt: skip
     return finish(sums, OK, 0.0, 0.0)
 
 
 @inline
-def _add_part(like, tile, width, c, c_row, rows, columns, adds):
+def _write_part(like, tile, width, c, c_row, rows, columns, adds):
     """What of a tile lies within the product."""
     for i in range(rows):
         for j in range(columns):
-            before = get(like, c, i * c_row + j) if adds else like
+            before = get(like, c, i * c_row + j) if adds != 0 else like
             put(like, c, i * c_row + j, before + get(like, tile, i * width + j))
 
 

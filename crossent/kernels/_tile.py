@@ -14,9 +14,10 @@ HEIGHT, VECTORS = (8, 2) if llvm.get_host_cpu_features().get("avx512f") else (6,
 
 @intrinsic
 def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
-    """Write to c, or add, what the first rows of a tile hold; b holds a row of the tile's width for each of `depth`.
+    """Write a tile to c, or add it. Of `a` there are so many rows; what the others get has no meaning.
 
-    `a` moves on by a_step for each of them. The order of each sum does not depend on the shape of the tile.
+    For each of `depth` steps b has a row of WIDTH, and a moves on by a_step. The order of the sums does not depend on
+    the shape of the tile.
     """
     vector = vector_of(compute_type(like))
     width = VECTORS * vector.lanes
@@ -26,7 +27,7 @@ def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
         element = context.get_value_type(vector.dtype)
         kind = ir.VectorType(element, vector.lanes)
         zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), ir.Constant(kind, [0.0] * vector.lanes)
-        # Rows that are not there are the last one again.
+        # Rows that are not there are the last one again, so that nothing is read behind it.
         last = builder.sub(rows, one)
         starts = [_smaller(builder, ir.Constant(_I64, i), last) for i in range(HEIGHT)]
         starts = [builder.ptrtoint(_pointer(builder, a, builder.mul(i, a_row), element, element), _I64) for i in starts]
@@ -63,13 +64,12 @@ def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
 
         def write(added):
             for i, row in enumerate(new_sums):
-                with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, i), rows), likely=True):
-                    start = builder.mul(c_row, ir.Constant(_I64, i))
-                    for j, value in enumerate(row):
-                        pointer = _pointer(builder, c, _plus(builder, start, j * vector.lanes), element, kind)
-                        if added:
-                            value = builder.fadd(builder.load(pointer, align=align), value)
-                        builder.store(value, pointer, align=align)
+                start = builder.mul(c_row, ir.Constant(_I64, i))
+                for j, value in enumerate(row):
+                    pointer = _pointer(builder, c, _plus(builder, start, j * vector.lanes), element, kind)
+                    if added:
+                        value = builder.fadd(builder.load(pointer, align=align), value)
+                    builder.store(value, pointer, align=align)
 
         with builder.if_else(builder.icmp_signed("!=", adds, zero)) as (add, replace):
             with add:

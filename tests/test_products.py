@@ -1,0 +1,133 @@
+"""The matrix products of the fused head, beside float64: every side, edge, stride and storage type."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from crossent.frontends._problem import multiply
+from crossent.frontends.numpy import NUMPY
+from crossent.frontends.torch import TORCH
+from crossent.kernels import _products, _tile
+
+SIDES = (1, 2, 5, 7, 16, 33, 97, 257, 1030)
+AGAINST = {"ab": (False, False), "a.T b": (True, False), "a b.T": (False, True)}
+
+
+def matrix(rows, columns, turned, dtype=np.float32):
+    shape = (columns, rows) if turned else (rows, columns)
+    numbers = np.random.default_rng(rows * 1031 + columns).standard_normal(shape).astype(dtype)
+    return numbers.T if turned else numbers
+
+
+def check(rows, columns, depth, kind, adds, dtype, lib=NUMPY, like=lambda a: a):
+    turned_a, turned_b = AGAINST[kind]
+    wide = np.float64 if dtype == np.float64 else np.float32
+    a, b = matrix(rows, depth, turned_a, wide), matrix(depth, columns, turned_b, dtype)
+    whole = np.full((rows, columns + 3), np.nan, wide)
+    c = whole[:, :columns]
+    if adds:
+        c[...] = matrix(rows, columns, False, wide)
+    expected = a.astype(np.longdouble) @ b.astype(np.longdouble) + (c if adds else 0)
+    multiply(lib, like(a), like(b), like(c), adds)
+    bound = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64) + 1
+    assert (np.abs(c - expected) <= 8 * np.finfo(wide).eps * bound).all()
+    assert np.isnan(whole[:, columns:]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(list(AGAINST)),
+    st.booleans(), st.sampled_from([np.float16, np.float32, np.float64]),
+)  # fmt: skip
+def test_products(rows, columns, depth, kind, adds, dtype):
+    check(rows, columns, depth, kind, adds, dtype)
+
+
+@pytest.mark.parametrize("kind", AGAINST)
+def test_pytorch_has_the_same_bits(kind):
+    results = []
+    for lib, like in ((NUMPY, lambda a: a), (TORCH, torch.from_numpy)):
+        turned_a, turned_b = AGAINST[kind]
+        c = np.empty((70, 300), np.float32)
+        multiply(lib, like(matrix(70, 600, turned_a)), like(matrix(600, 300, turned_b)), like(c))
+        results.append(c)
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("kind", AGAINST)
+def test_threads_and_neighbours_change_no_bit(kind):
+    a, b = matrix(1200, 300, AGAINST[kind][0]), matrix(300, 1100, AGAINST[kind][1])
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            c = torch.empty(1200, 1100)
+            multiply(TORCH, torch.from_numpy(a), torch.from_numpy(b), c)
+            results.append(c)
+    finally:
+        torch.set_num_threads(before)
+    some = torch.empty(7, 1100)
+    multiply(TORCH, torch.from_numpy(a)[5:12], torch.from_numpy(b), some)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert torch.equal(results[0][5:12], some)
+
+
+def test_bfloat16_is_widened_exactly():
+    a, b = torch.from_numpy(matrix(40, 90, False)), torch.from_numpy(matrix(90, 50, True)).bfloat16()
+    results = torch.empty(2, 40, 50)
+    multiply(TORCH, a, b, results[0])
+    multiply(TORCH, a, b.float(), results[1])
+    assert torch.equal(*results)
+
+
+def test_any_strides():
+    a, b, c = matrix(18, 40, False), matrix(80, 30, False), np.empty((9, 15), np.float32)
+    multiply(NUMPY, a[::-2], b[::2, ::2], c)
+    np.testing.assert_allclose(c, a[::-2] @ b[::2, ::2], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_to_sum():
+    c = np.ones((3, 4), np.float32)
+    multiply(NUMPY, np.empty((3, 0), np.float32), np.empty((0, 4), np.float32), c, adds=True)
+    assert (c == 1).all()
+    multiply(NUMPY, np.empty((3, 0), np.float32), np.empty((0, 4), np.float32), c)
+    assert (c == 0).all()
+    multiply(NUMPY, np.empty((0, 5), np.float32), np.empty((5, 4), np.float32), np.empty((0, 4), np.float32))
+
+
+def test_rows_that_are_not_there_are_not_read():
+    """A row beside the block is nan: what is computed for it goes nowhere."""
+    a = matrix(13, 40, False)
+    a[11:] = np.nan
+    c, b = np.empty((11, 20), np.float32), matrix(40, 20, False)
+    multiply(NUMPY, a[:11], b, c)
+    np.testing.assert_allclose(c, a[:11] @ b, rtol=1e-5, atol=1e-5)
+
+
+OTHER_TILE = """
+import crossent.kernels._tile as tile
+tile.HEIGHT, tile.VECTORS = {shape}
+from tests.test_products import AGAINST, SIDES, check
+import numpy as np
+for rows, columns, depth in zip(SIDES, SIDES[3:] + SIDES[:3], SIDES[5:] + SIDES[:5]):
+    for kind in AGAINST:
+        check(rows, columns, depth, kind, True, np.float32)
+        check(rows, columns, depth, kind, False, np.float16)
+"""
+
+
+def test_the_other_tile(tmp_path):
+    """Of processors that have 32 registers of 512 bits, or have not."""
+    shape = (6, 1) if _tile.HEIGHT == 8 else (8, 2)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OTHER_TILE.format(shape=shape)], check=True, env=environment)
+
+
+def test_blocks_fit_their_scratch():
+    assert _products.ROWS % _tile.HEIGHT == 0
+    assert _products.COLUMNS % _products.panel_width(4) == _products.COLUMNS % _products.panel_width(8) == 0

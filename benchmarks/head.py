@@ -16,8 +16,10 @@ import crossent
 from benchmarks.cases import HEAD_CASES, HeadCase
 from crossent.bench.calls import torch_arrays
 from crossent.bench.cases import HEAD, Case
+from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
 CHUNKS = (512, 1024, 2048, 4096)
+LONG = 5.0  # seconds; what takes longer is measured once
 
 
 class Head:
@@ -62,8 +64,7 @@ def _seconds(call: Callable) -> float:
     return time.perf_counter() - start
 
 
-def calls(case: HeadCase) -> tuple[Head, dict[str, Callable]]:
-    head = Head(case)
+def calls(case: HeadCase, head: Head, sizes: list[int]) -> dict[str, Callable]:
     own = crossent.linear_cross_entropy
     found = {
         "step": lambda: head.step(head.labels, own, **head.options),
@@ -77,9 +78,8 @@ def calls(case: HeadCase) -> tuple[Head, dict[str, Callable]]:
     if theirs and any("torch" in name for name in case.limits):
         options = torch.nn.LinearCrossEntropyOptions
         found |= _torch(head, case, theirs, {"reference": None, "chunked, default": options()})
-        sizes = [rows for rows in CHUNKS if rows <= case.tokens]
         found |= _torch(head, case, theirs, {f"chunked, {r}": options(batch_chunk_size=r) for r in sizes})
-    return head, found
+    return found
 
 
 def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dict[str, Callable]:
@@ -96,21 +96,24 @@ def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dic
 
 
 def measure(case: HeadCase, rounds: int) -> list[dict]:
-    """Rounds in which everything has its turn, after one that is not counted."""
-    head, functions = calls(case)
+    """Rounds in which everything has its turn, after one that does not count for what is quick."""
+    head = Head(case)
+    sizes = [rows for rows in CHUNKS if rows <= case.tokens and rows * case.classes < 2**29]
+    if case.dtype == "bfloat16" and not MULTIPLIES_BFLOAT16:
+        sizes = sizes[:1]  # number by number they take minutes, in any chunks
+    functions = calls(case, head, sizes)
     functions = {name: call for name, call in functions.items() if name.startswith("torch") or _asked(name, case)}
     rounds = 1 if case.tokens * case.classes > 2**30 else rounds
-    for rows in CHUNKS:
-        if rows <= case.tokens and rows * case.classes < 2**29:
-            functions |= {f"products, {rows}, {part}": call for part, call in enumerate(head.products(rows))}
+    for rows in sizes:
+        functions |= {f"products, {rows}, {part}": call for part, call in enumerate(head.products(rows))}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, call in functions.items():
-            if name.startswith("torch") and len(samples[name]) > 1:  # the slow ones: one that counts is enough
+            taken = samples[name]
+            if taken and (taken[0] > LONG or (name.startswith("torch") and len(taken) > 1)):
                 continue
-            samples[name].append(_seconds(call))
-    times = {name: median(values[1:]) for name, values in samples.items()}
-    sizes = {name.split(", ")[1] for name in times if name.startswith("products")}
+            taken.append(_seconds(call))
+    times = {name: median(values[1:] or values) for name, values in samples.items()}
     times["products"], times["product"] = min(
         (sum(times[f"products, {rows}, {part}"] for part in range(3)), times[f"products, {rows}, 0"]) for rows in sizes
     )

@@ -11,6 +11,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     column_sums(dlogits, sums)         as `_problem.column_sums`
     numbers(chosen)                    of the columns that are chosen
+    columns(dlogits, numbers)          a copy of those columns
     dense(classes, probs, out)         write probabilities between zeros
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
@@ -212,7 +213,7 @@ class Head:
         lib.to_bias(by_row, dlogits.T)
         for lo in range(0, len(columns), _COLUMNS):
             some = columns[lo : lo + _COLUMNS]
-            dsome = dlogits[:, some]
+            dsome = lib.columns(dlogits, some)
             lib.to_bias(by_row_chosen, dsome.T)
             if dx is not None:
                 total += lib.to_input(dsome, self.weight[some])

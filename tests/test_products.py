@@ -18,7 +18,7 @@ SIDES = (1, 2, 5, 7, 16, 33, 97, 257, 1030)
 AGAINST = {"ab": (False, False), "a.T b": (True, False), "a b.T": (False, True)}
 
 
-def matrix(rows, columns, turned, dtype=np.float32):
+def matrix(rows, columns, turned, dtype: type = np.float32):
     shape = (columns, rows) if turned else (rows, columns)
     numbers = np.random.default_rng(rows * 1031 + columns).standard_normal(shape).astype(dtype)
     return numbers.T if turned else numbers

@@ -79,6 +79,10 @@ class NumPyHead(NUMPY):
         return np.flatnonzero(chosen)
 
     @staticmethod
+    def columns(matrix, numbers):
+        return matrix[:, numbers]
+
+    @staticmethod
     def dense(classes, probs, out):
         out[...] = 0
         np.add.at(out, (np.arange(len(classes))[:, None], classes), probs)

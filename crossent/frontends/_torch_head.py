@@ -113,6 +113,10 @@ class TorchHead(TORCH):
         return chosen.nonzero()[:, 0]
 
     @staticmethod
+    def columns(matrix, numbers):
+        return matrix.gather(1, numbers.expand(len(matrix), -1))  # several times faster than an index
+
+    @staticmethod
     def dense(classes, probs, out):
         return out.zero_().scatter_add_(1, classes, probs.to(out.dtype))
 

@@ -337,8 +337,7 @@ def linear_cross_entropy(
         shift: the target of a row is that of `shift` rows later along the last axis before the features: with 1 a
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
-        chunk_bytes: the memory for a chunk of logits, 64 MB unless given. More makes the products a little faster, to a
-            point.
+        chunk_bytes: the memory for a chunk of logits, 64 MB unless given. More pays where only few rows fit.
         filter_eps: leave out of the gradients' products, chunk by chunk, each class for which the derivatives of the
             rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing. What is left out is
             replaced by the matrix of rank one that has its sums over rows and over classes, unless that is more than
@@ -349,8 +348,8 @@ def linear_cross_entropy(
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
 
-    The products are in the input's dtype (float32 for float16 on a CPU); the loss, and every sum over chunks, is in
-    float32, for float64 in float64. Losses are in nats.
+    All of it is computed in float32, for float64 in float64; only on other devices than the CPU, and on processors that
+    multiply bfloat16 themselves, the logits and products have the input's dtype. Losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
     input's dtype; float16 and bfloat16 give float32 under torch.autocast.
@@ -420,8 +419,7 @@ def linear_token_stats(
 
     Args: as those of `crossent.linear_cross_entropy`, with labels for targets and a linear_weight of shape (C, D).
 
-    The products are in the input's dtype (float32 for float16 on a CPU), all else in float32, for float64 in float64.
-    lse, logprob and entropy are in nats.
+    The arithmetic is that of `crossent.linear_cross_entropy`; lse, logprob and entropy are in nats.
 
     Returns a `TokenStats` of arrays of the labels' shape, without the first `shift` along the last axis: floats of the
     arithmetic's dtype, and int64 ranks. Where the label is `ignore_index` all are 0, and the rank -1.

@@ -202,7 +202,7 @@ def multiply(lib, a, b, c, adds=False):
         if not adds:
             c[...] = 0
         return
-    kind = "ab"
+    kind = "a b"
     if _along(lib, a.T) and not _along(lib, a):
         kind, a = "a.T b", a.T
     elif _along(lib, b.T) and not _along(lib, b):

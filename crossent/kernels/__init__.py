@@ -20,6 +20,9 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows along their classes
     plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)
 
+    product(kind, storage, row_strides, rows, columns, depth, threads)((a, b, c, adds), threads, owners)
+        # of "a b", "a.T b" or "a b.T", written to c or added; only b may be stored in 16 bits
+
     column_sums(classes, storage)((x, row_stride, rows, totals, squares), threads, owners)      # added to both
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored

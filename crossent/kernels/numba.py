@@ -40,7 +40,7 @@ PRODUCTS = Fields(
     ("a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns", "blocks"),
 )
 _PRODUCTS = {
-    "ab": _products.product,
+    "a b": _products.product,
     "a.T b": _products.product_of_columns,
     "a b.T": _products.product_by_rows,
 }

@@ -295,11 +295,65 @@ def test_gradient_made_in_forward(monkeypatch, shape, ignored, reduction, upstre
         return loss, *(torch.autograd.grad(loss, x, above, retain_graph=True)[0] for above in upstreams)
 
     loss, first, second = gradients()
-    monkeypatch.setattr(frontend, "_apply_small_cross_entropy", frontend._apply_cross_entropy)
+    monkeypatch.setattr(frontend, "is_common", lambda *_: False)
     expected_loss, expected, _ = gradients()
     assert torch.equal(loss, expected_loss) or loss.isnan() and expected_loss.isnan()
     assert torch.equal(first, second) or first.isnan().any()
     torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (2, 5, 4)])
+def test_gradient_made_in_forward_can_be_differentiated(shape):
+    """To the third order, also after an ordinary backward pass has been handed the gradient."""
+    labels = labels_of(8).reshape(shape[:1] + shape[2:])
+    labels.view(-1)[0] = -100
+    found = []
+    for module in (crossent, F):
+        x = logits_of(*shape)
+        loss = module.cross_entropy(x, labels)
+        orders = [torch.autograd.grad(loss, x, retain_graph=True)[0]]
+        derived = loss * loss
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(derived, x, create_graph=True)
+            orders.append(gradient)
+            derived = gradient.pow(2).sum()
+        found.append([*orders, torch.autograd.grad(loss, x)[0]])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_made_in_forward_is_the_callers():
+    """A caller may change what is handed out; the next backward pass makes another, of logits that must be the same."""
+    leaf, labels = logits_of(8, 5), labels_of(8)
+    x = leaf * 1
+    loss = crossent.cross_entropy(x, labels)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    kept = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(second, kept)
+    with torch.no_grad():
+        x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
+def test_gradient_made_in_forward_is_freed():
+    """With the graph, or by the backward pass while the loss lives on."""
+    gc.disable()
+    try:
+        for backward in (False, True):
+            x, labels = logits_of(8, 5), labels_of(8)
+            loss = crossent.cross_entropy(x, labels)
+            alive = weakref.ref(loss.grad_fn.made[0])
+            if backward:
+                loss.backward()
+                x.grad = None
+            else:
+                del loss
+            assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_upstream_near_the_end_of_float32():

@@ -125,6 +125,20 @@ class Problem:
         return dtarget, losses, weights
 
 
+def few_sums(lib, plan, options, input, target, unit=1.0, dx=None):
+    """The sums of losses and their weights of a plan's call in which nothing weighs classes or rows.
+
+    With `dx` the gradient as well, which takes each loss for `unit`. For few logits a `Problem` costs too much.
+    """
+    changing = plan.layout.classes, lib.address(input), lib.address(target), 0, 0, 0, 0
+    try:
+        if dx is None:
+            return plan.forward(changing, lib.threads, (input, target))
+        return plan.backward((*changing, 0, unit, True, lib.address(dx), 0), lib.threads, (input, target, dx))
+    except BadLabel as bad:
+        raise _label_error(lib, target, bad.row, plan.layout, options) from None
+
+
 def _laid_out(lib, array, axis):
     """The array, or a copy that a kernel can walk, and its layout."""
     layout = _rows.layout_of(array.shape, lib.strides(array), axis)

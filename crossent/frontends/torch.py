@@ -20,7 +20,14 @@ from crossent import _dispatch, _rows
 from crossent._options import number
 from crossent.frontends import _problem
 from crossent.frontends._memory import LARGE_FROM, block
-from crossent.frontends._problem import broadcast_samples, problem_of, softmax_backward, softmax_forward
+from crossent.frontends._problem import (
+    broadcast_samples,
+    few_sums,
+    problem_of,
+    ready_plan,
+    softmax_backward,
+    softmax_forward,
+)
 from crossent.kernels import array
 from crossent.kernels._threads import use_openmp
 
@@ -39,6 +46,8 @@ _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_has_storage = torch._C._has_storage
+_stride = torch.Tensor.stride
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
 _SMALL = LARGE_FROM // 8  # numbers
@@ -98,9 +107,7 @@ def needs_composite(gradient):
 
     `is_grads_batched` runs it under the older vmap, which nothing else gives away.
     """
-    return (
-        torch.is_grad_enabled() or type(gradient) is not _Tensor or transformed() or not torch._C._has_storage(gradient)
-    )
+    return _grad_enabled() or type(gradient) is not _Tensor or transformed() or not _has_storage(gradient)
 
 
 def _save(ctx, input, target, call):
@@ -258,36 +265,34 @@ class _SmallCrossEntropy(_CrossEntropy):
     """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out."""
 
     @staticmethod
-    def forward(ctx, input, target, problem, call):
-        ctx.dx = _empty(problem.plan.layout, input)
-        losses, weights, unit = _step(problem, ctx.dx)
-        loss, scale = _rows.reduced(problem.options.reduction, losses, weights, None)
-        ctx.factor = 1.0 if scale == unit else scale / unit  # where rows are ignored the mean is of fewer
+    def forward(ctx, input, target, plan, call):
+        options = call[0]
+        dx, losses, weights, unit = _step(plan, options, input, target)
+        loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
-        ctx.kept = problem.options, call[2:], None, scale
-        return result(loss, call[4])
+        ctx.plan, ctx.kept = plan, (*call, None, scale)
+        ctx.made = dx, 1.0 if scale == unit else scale / unit  # where rows are ignored the mean is of fewer
+        return torch.scalar_tensor(loss, dtype=input.dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        dx, ctx.dx = ctx.dx, None
+        (dx, factor), ctx.made = ctx.made, (None, ctx.made[1])
         input, target = ctx.saved_tensors
         if needs_composite(dloss):
             return _CrossEntropy.backward(ctx, dloss)
-        factor = ctx.factor * float(dloss)
+        factor *= dloss.item()
         if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
             return _CrossEntropy.backward(ctx, dloss)
         if dx is None:
-            problem = problem_of(TORCH, input, target, None, None, ctx.kept[1][0], ctx.kept[0])
-            dx = _empty(problem.plan.layout, input)
-            _step(problem, dx)
+            dx = _step(ctx.plan, ctx.kept[0], input, target)[0]
         return dx if factor == 1.0 else dx.mul_(factor), None, None, None
 
 
-def _step(problem, dx):
-    """Forward and backward in one: the sums of losses and weights, and the derivative that `dx` takes each loss for."""
-    unit = 1.0 / problem.plan.layout.rows if problem.options.reduction == "mean" else 1.0
-    _, losses, weights = problem.backward(None, None, unit, dx, False, True)
-    return losses, weights, unit
+def _step(plan, options, input, target):
+    """Forward and backward in one: gradient, sums of losses and weights, and what the gradient takes each loss for."""
+    unit = 1.0 / plan.layout.rows if options.reduction == "mean" else 1.0
+    dx = _empty(plan.layout, input)
+    return dx, *few_sums(TORCH, plan, options, input, target, unit, dx), unit
 
 
 def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
@@ -321,13 +326,21 @@ _apply_small_cross_entropy = _applier(_SmallCrossEntropy)
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is None and sample_weight is None and denominator is None and is_common(input, target):
+        dtype, differentiated = input.dtype, input.requires_grad and _grad_enabled()
+        shape, target_shape = input.shape, target.shape
+        plan = ready_plan(
+            TORCH, shape, _stride(input), dtype, target_shape, _stride(target), _LABELS, dim, options, False
+        )
+        if plan is not None and plan.layout.small and options.reduction != "none":
+            if differentiated and not inplace_backward:
+                return _apply_small_cross_entropy(input, target, plan, (options, (dim, None, dtype, False)))
+            if not differentiated:
+                sums = few_sums(TORCH, plan, options, input, target)
+                return torch.scalar_tensor(_rows.reduced(options.reduction, *sums, None)[0], dtype=dtype)
         problem = problem_of(TORCH, input, target, None, None, dim, options)
-        if input.requires_grad and _grad_enabled():
-            call = None, None, dim, None, input.dtype, inplace_backward
-            if problem.plan.layout.small and options.reduction != "none" and not inplace_backward:
-                return _apply_small_cross_entropy(input, target, problem, call)
-            return _apply_cross_entropy(input, target, problem, call)
-        return result(problem.forward(None)[0], input.dtype)
+        if differentiated:
+            return _apply_cross_entropy(input, target, problem, (None, None, dim, None, dtype, inplace_backward))
+        return result(problem.forward(None)[0], dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -565,17 +578,15 @@ def _softmax_grad(out, dout, axis, log):
 
 def is_short(input, dim):
     """Whether PyTorch's own row loop leaves nothing to gain."""
-    return (
-        input.dtype in _FULL_PRECISION
-        and input.ndim > 0
-        and input.size(dim) <= _NATIVE_SOFTMAX_UP_TO
-        and input.stride(dim) == 1
-    )
+    try:
+        return input.dtype in _FULL_PRECISION and input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and _stride(input)[dim] == 1
+    except IndexError:  # a single number, or a dim that is none, of which the caller tells
+        return False
 
 
 def softmax(input, dim, dtype, log, stacklevel):
     if dtype is None and type(dim) is int and type(input) is _Tensor and is_short(input, dim):
-        return torch.log_softmax(input, dim) if log else torch.softmax(input, dim)
+        return input.log_softmax(dim) if log else input.softmax(dim)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)

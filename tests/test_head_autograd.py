@@ -590,3 +590,115 @@ def test_subclasses():
     parameter = torch.nn.Parameter(matrix.detach().clone())
     head(x, parameter, linear_bias).backward()
     torch.testing.assert_close(parameter.grad, torch.autograd.grad(head(x, matrix, linear_bias), matrix)[0])
+
+
+class Classifier(torch.nn.Module):
+    """A layer, and what a function of the head makes of its output."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.linear, self.head = torch.nn.Linear(6, 6), head
+        self.weight, self.bias = torch.nn.Parameter(torch.randn(40, 6)), torch.nn.Parameter(torch.randn(40))
+
+    def forward(self, x, labels):
+        return self.head(self.linear(x), self.weight, labels, self.bias)
+
+
+class Module(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.loss = torch.nn.Linear(6, 6), crossent.nn.LinearCrossEntropyLoss(6, 40)
+
+    def forward(self, x, labels):
+        return self.loss(self.linear(x), labels)
+
+
+def sparse_loss(x, matrix, labels, linear_bias):
+    classes = torch.stack([labels.clamp(min=0), (labels + 1).remainder(40)], -1)
+    target = crossent.SparseTarget(classes, torch.full_like(classes, 0.5, dtype=x.dtype))
+    return crossent.linear_cross_entropy(x, matrix, target, linear_bias=linear_bias)
+
+
+TRACED = {
+    "loss": lambda x, matrix, y, bias: crossent.linear_cross_entropy(x, matrix, y, linear_bias=bias, chunk_bytes=400),
+    "none": lambda x, matrix, y, bias: crossent.linear_cross_entropy(
+        x[None], matrix, y[None], linear_bias=bias, reduction="none", shift=1
+    ),
+    "everything": lambda x, matrix, y, bias: crossent.linear_cross_entropy(
+        x, matrix, y, linear_bias=bias, weight=torch.linspace(1, 2, 40), sample_weight=torch.ones(x.shape[0]),
+        **OPTIONS["everything"],
+    ),
+    "sparse": sparse_loss,
+    "tokens": lambda x, matrix, y, bias: crossent.linear_token_stats(x, matrix, y, linear_bias=bias, chunk_bytes=400),
+    "shifted tokens": lambda x, matrix, y, bias: crossent.linear_token_stats(
+        x[None], matrix, y[None], linear_bias=bias, softcap=3.0, shift=1
+    ),
+}  # fmt: skip
+MODELS = {name: lambda head=head: Classifier(head) for name, head in TRACED.items()} | {"module": Module}
+
+
+def agree(traced, model, x, labels):
+    """Results and gradients."""
+    found = []
+    for function in (traced, model):
+        out = function(x, labels)
+        out = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+        weighted = sum((i + 1) * part.sum() for i, part in enumerate(out) if part.requires_grad)
+        parameters = [parameter for _, parameter in sorted(function.named_parameters())]
+        found.append((out, torch.autograd.grad(weighted, parameters, allow_unused=True)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_export(name, enabled, dynamic):
+    """One operator, for any number of rows, with its derivative also where none was wanted when exporting."""
+    torch.manual_seed(0)
+    model, rows = MODELS[name](), torch.export.Dim("rows", min=3, max=64)
+    x, labels = torch.randn(8, 6), labels_of(8, classes=40)
+    with torch.set_grad_enabled(enabled):
+        program = torch.export.export(
+            model, (x, labels), dynamic_shapes={"x": {0: rows}, "labels": {0: rows}} if dynamic else None
+        )
+    operators = [str(node.target) for node in program.graph.nodes if "crossent" in str(node.target)]
+    assert operators == ["crossent.tokens.default" if "tokens" in name else "crossent.head.default"]
+    agree(program.module(), model, x, labels)
+    if dynamic:
+        for count in (3, 30):
+            agree(program.module(), model, torch.randn(count, 6), labels_of(count, classes=40))
+
+
+def test_exported_head_refuses_bad_labels():
+    x, labels = torch.randn(8, 6), labels_of(8, classes=40)
+    for name in ("loss", "tokens"):
+        program = torch.export.export(MODELS[name](), (x, labels)).module()
+        with pytest.raises(IndexError, match=r"40 .* 4\b"):
+            program(x, labels.index_fill(0, torch.tensor([4]), 40))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_compile(name, dynamic):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for count in [8, 5, 30] if dynamic else [8]:
+        x, labels = torch.randn(count, 6), labels_of(count, classes=40)
+        agree(compiled, model, x, labels)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, labels), model(x, labels))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_operators_are_as_announced(reduction):
+    """Shapes, derivative and no aliases, by PyTorch's own checks."""
+    from crossent.frontends import _torch_operators  # noqa: F401 - defines them
+
+    x, matrix, bias, _ = leaves_of(dtype=torch.float32)
+    labels = labels_of(5)
+    loss = 1, 2**20, None, 0.0, reduction, -100, 0.1, None, 0.0
+    torch.library.opcheck(torch.ops.crossent.head, (x, matrix, bias, labels, None, None, None, [False] * 4, *loss))
+    torch.library.opcheck(torch.ops.crossent.tokens, (x, matrix, bias, labels, 1, 2**20, -100, 3.0))

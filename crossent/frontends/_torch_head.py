@@ -457,6 +457,10 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     _rows.check_tokens(call.shape)
     arguments = input, linear_weight, linear_bias, target, call
+    if torch.compiler.is_compiling() and input.is_cpu:
+        from crossent.frontends import _torch_operators
+
+        return tuple(_losses(result, call) for result in _torch_operators.tokens(arguments[:4], options, how))
     if torch.compiler.is_compiling() or not frontend.ordinary(*arguments[:4]):
         return _composite_tokens(arguments[:4], call)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:3]):

@@ -5,6 +5,8 @@ The reduction to a mean stays in the operator, since it needs the sums; rounding
 denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`.
 """
 
+import math
+
 import torch
 
 from crossent import _rows
@@ -172,6 +174,7 @@ _HEAD_INPUTS = (
     "Tensor? classes"
 )
 _library.define(f"head({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_library.define(f"head_alone({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 _library.define(f"head_backward(Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
 
 
@@ -189,6 +192,7 @@ def _tensors_of(made, tensors):
 
 
 @torch.library.impl(_library, "head", "CPU")
+@torch.library.impl(_library, "head_alone", "CPU")
 def _head(
     input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
     filter_eps, *values,
@@ -218,6 +222,7 @@ def _fake_gradients(tensors, wanted):
 
 
 @torch.library.register_fake("crossent::head", lib=_library)
+@torch.library.register_fake("crossent::head_alone", lib=_library)
 def _fake_head(
     input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
     filter_eps, reduction, *values,
@@ -240,7 +245,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         wanted, reduction = arguments[7], arguments[12]
-        loss, *gradients = torch.ops.crossent.head(*arguments)
+        loss, *gradients = torch.ops.crossent.head_alone(*arguments)
         ctx.wanted, ctx.reduction, ctx.values = wanted, reduction, arguments[7:]
         ctx.save_for_backward(*(arguments[:7] if reduction == "none" else gradients))
         return loss
@@ -255,15 +260,98 @@ class _Head(torch.autograd.Function):
         return *gradients, *(None for _ in range(3 + len(ctx.values)))
 
 
+def _setup_head(ctx, inputs, output):
+    ctx.values = inputs[8:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate_head(ctx, dloss, *_):
+    wanted = list(ctx.needs_input_grad[:4])
+    gradients = torch.ops.crossent.head_backward(dloss, *ctx.saved_tensors, wanted, *ctx.values)
+    gradients = [gradient if want else None for gradient, want in zip(gradients, wanted)]
+    return *gradients, *(None for _ in range(4 + len(ctx.values)))
+
+
+torch.library.register_autograd("crossent::head", _differentiate_head, setup_context=_setup_head, lib=_library)
+
+
 def head_loss(
     input, linear_weight, linear_bias, target, weight, sample_weight, classes, divisor, options, how, out_dtype
 ):  # fmt: skip
     """`linear_cross_entropy` for the compiler."""
     differentiated = input, linear_weight, linear_bias, target
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in differentiated]
-    reduction = "sum" if divisor is not None else options.reduction
-    loss = _Head.apply(
-        *differentiated, weight, sample_weight, classes, wanted, how.shift, how.chunk_bytes, how.chunk_rows,
-        how.filter_eps, reduction, options.ignore_index, options.label_smoothing, options.softcap, options.z_loss,
+    # An exported program may be trained or not, whatever was exported: its gradients are made in backward.
+    exporting = torch.compiler.is_exporting()
+    arguments = (
+        *differentiated, weight, sample_weight, classes, [False] * 4 if exporting else wanted, how.shift,
+        how.chunk_bytes, how.chunk_rows, how.filter_eps, "sum" if divisor is not None else options.reduction,
+        options.ignore_index, options.label_smoothing, options.softcap, options.z_loss,
     )  # fmt: skip
+    loss = torch.ops.crossent.head(*arguments)[0] if exporting else _Head.apply(*arguments)
     return (loss if divisor is None else loss / divisor).to(out_dtype)
+
+
+# What the head says of every token, before targets that belong to no row are left out.
+
+_TOKEN_INPUTS = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
+_TOKEN_OPTIONS = "int shift, int chunk_bytes, int ignore_index, float? softcap"
+_library.define(f"tokens({_TOKEN_INPUTS}, {_TOKEN_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    f"tokens_backward(Tensor[] upstream, Tensor[] results, {_TOKEN_INPUTS}, bool[] wanted, {_TOKEN_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _token_head(tensors, shift, chunk_bytes, ignore_index, softcap):
+    options = loss_options(ignore_index=ignore_index, softcap=softcap)
+    input, linear_weight, linear_bias, target = tensors
+    how = HeadOptions(shift, chunk_bytes)
+    call = _torch_head.call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
+    return _torch_head.head_of((*tensors, None, None), call)[0]
+
+
+@torch.library.impl(_library, "tokens", "CPU")
+def _tokens(input, linear_weight, linear_bias, target, *values):
+    results = _token_head((input, linear_weight, linear_bias, target), *values).tokens()
+    return tuple(result.clone() for result in results)  # which lie in one tensor
+
+
+@torch.library.impl(_library, "tokens_backward", "CPU")
+def _tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *values):
+    tensors = input, linear_weight, linear_bias, target
+    upstream = [above.contiguous() for above in upstream]
+    gradients = _token_head(tensors, *values).token_gradients((*wanted, False), results, upstream)
+    return tuple(_tensors_of((gradients[:3], 1.0), tensors))
+
+
+@torch.library.register_fake("crossent::tokens", lib=_library)
+def _fake_tokens(input, *_):
+    shape, dtype = [math.prod(input.shape[:-1])], frontend.compute_dtype(input.dtype)
+    return *(input.new_empty(shape, dtype=dtype) for _ in range(3)), input.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("crossent::tokens_backward", lib=_library)
+def _fake_tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *_):
+    return tuple(_fake_gradients((input, linear_weight, linear_bias), wanted))
+
+
+def _setup_tokens(ctx, inputs, output):
+    ctx.values = inputs[4:]
+    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.mark_non_differentiable(output[3])
+
+
+def _differentiate_tokens(ctx, *upstream):
+    tensors, results, wanted = ctx.saved_tensors[:4], ctx.saved_tensors[4:], list(ctx.needs_input_grad[:3])
+    gradients = torch.ops.crossent.tokens_backward(list(upstream[:3]), results, *tensors, wanted, *ctx.values)
+    return *(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * (1 + len(ctx.values))
+
+
+torch.library.register_autograd("crossent::tokens", _differentiate_tokens, setup_context=_setup_tokens, lib=_library)
+
+
+def tokens(tensors, options, how):
+    """`linear_token_stats` for the compiler, a number for every target."""
+    return torch.ops.crossent.tokens(*tensors, how.shift, how.chunk_bytes, options.ignore_index, options.softcap)

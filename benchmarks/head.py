@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -19,7 +20,8 @@ from crossent.bench.cases import HEAD, Case
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
 CHUNKS = (512, 1024, 2048, 4096)
-LONG = 5.0  # seconds; what takes longer is measured once
+RIVALS = ("torch", "products")
+LONG = 5.0  # seconds; what takes a rival longer is measured once
 
 
 class Head:
@@ -64,7 +66,7 @@ def _seconds(call: Callable) -> float:
     return time.perf_counter() - start
 
 
-def calls(case: HeadCase, head: Head, sizes: list[int]) -> dict[str, Callable]:
+def own_calls(case: HeadCase, head: Head) -> dict[str, Callable]:
     own = crossent.linear_cross_entropy
     found = {
         "step": lambda: head.step(head.labels, own, **head.options),
@@ -74,12 +76,16 @@ def calls(case: HeadCase, head: Head, sizes: list[int]) -> dict[str, Callable]:
     }
     if case.ignored:
         found["step without"] = lambda: head.step(head.all_labels, own)
+    return {name: call for name, call in found.items() if _asked(name, case)}
+
+
+def rival_calls(case: HeadCase, head: Head, sizes: list[int]) -> dict[str, Callable]:
     theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
     if theirs and any("torch" in name for name in case.limits):
         options = torch.nn.LinearCrossEntropyOptions
-        found |= _torch(head, case, theirs, {"reference": None, "chunked, default": options()})
-        found |= _torch(head, case, theirs, {f"chunked, {r}": options(batch_chunk_size=r) for r in sizes})
-    return found
+        ways = {"reference": None, "chunked, default": options()}
+        return _torch(head, case, theirs, ways | {f"chunked, {r}": options(batch_chunk_size=r) for r in sizes})
+    return {}
 
 
 def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dict[str, Callable]:
@@ -97,23 +103,26 @@ def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dic
 
 def measure(case: HeadCase, rounds: int) -> list[dict]:
     """Rounds in which everything has its turn, after one that does not count for what is quick."""
-    head = Head(case)
-    sizes = [rows for rows in CHUNKS if rows <= case.tokens and rows * case.classes < 2**29]
+    head = rivals_head = Head(case)
     if case.dtype == "bfloat16" and not MULTIPLIES_BFLOAT16:
-        sizes = sizes[:1]  # number by number they take minutes, in any chunks
-    functions = calls(case, head, sizes)
-    functions = {name: call for name, call in functions.items() if name.startswith("torch") or _asked(name, case)}
+        # PyTorch takes minutes there, number by number: what it takes for some of the rows stands for all of them.
+        rivals_head = Head(replace(case, tokens=CHUNKS[0]))
+    share = len(rivals_head.labels) / case.tokens
+    sizes = [rows for rows in CHUNKS if rows <= len(rivals_head.labels) and rows * case.classes < 2**29]
+    functions = own_calls(case, head) | rival_calls(case, rivals_head, sizes)
     rounds = 1 if case.tokens * case.classes > 2**30 else rounds
     for rows in sizes:
-        functions |= {f"products, {rows}, {part}": call for part, call in enumerate(head.products(rows))}
+        functions |= {f"products, {rows}, {part}": call for part, call in enumerate(rivals_head.products(rows))}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, call in functions.items():
             taken = samples[name]
-            if taken and (taken[0] > LONG or (name.startswith("torch") and len(taken) > 1)):
+            rival = name.startswith(RIVALS)
+            if rival and taken and (taken[0] > LONG or (name.startswith("torch") and len(taken) > 1)):
                 continue
             taken.append(_seconds(call))
     times = {name: median(values[1:] or values) for name, values in samples.items()}
+    times |= {name: seconds / share for name, seconds in times.items() if name.startswith(RIVALS)}
     times["products"], times["product"] = min(
         (sum(times[f"products, {rows}, {part}"] for part in range(3)), times[f"products, {rows}, 0"]) for rows in sizes
     )

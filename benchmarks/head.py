@@ -28,9 +28,10 @@ class Head:
     def __init__(self, case: HeadCase):
         self.options = {"filter_eps": case.filter_eps} if case.filter_eps else {}
         if case.trained:
-            from crossent.demo.transformer import trained
+            from crossent.demo.transformer import DEMO, trained
 
-            hidden, weight, self.labels = trained(case.trained)
+            settings = replace(DEMO, batch=case.tokens // DEMO.length)
+            hidden, weight, self.labels = trained(case.trained, settings)
             self.hidden, self.weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
             return
         shape = case.tokens, case.features, case.classes

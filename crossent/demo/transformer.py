@@ -27,9 +27,9 @@ class Settings:
     features: int = 128
     layers: int = 2
     attention_heads: int = 4
-    batch: int = 8
+    batch: int = 4
     length: int = 256  # predictions a sequence, which is a token longer
-    steps: int = 120
+    steps: int = 250
     learning_rate: float = 2e-3
     warm_up: int = 20  # steps until the learning rate is reached
 
@@ -146,8 +146,8 @@ def seeded_model(settings: Settings) -> Transformer:
 def trained(steps: int, settings: Settings = DEMO) -> tuple[Tensor, Tensor, Tensor]:
     """What the head gets after so many steps of training, for a batch that the training has not seen.
 
-    Returns hidden (N, D), weight (V, D) and labels (N,), without a graph; N = batch * length. By default N is 2048, D
-    128 and V 32,000, and on two cores a step takes about half a second, after five seconds for the tokens.
+    Returns hidden (N, D), weight (V, D) and labels (N,), without a graph; N = batch * length. By default N is 1024, D
+    128 and V 32,000.
     """
     settings = replace(settings, steps=steps)
     _, tokens = tokenized(settings)

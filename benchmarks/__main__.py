@@ -98,7 +98,12 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
         "versions": versions(PACKAGES),
         "errors": [],
     } | {group: [] for group in ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")}
-    wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
+    wanted = [
+        job
+        for job in jobs(chosen.quick)
+        if (not chosen.case or any(part in job[1] for part in chosen.case))
+        and not any(part in job[1] for part in chosen.without)
+    ]
     # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(wanted))

@@ -21,7 +21,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import crossent
-from crossent.frontends import _problem, torch as torch_frontend
+from crossent.frontends import _problem, _torch_head, torch as torch_frontend
 
 F = torch.nn.functional
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -235,6 +235,22 @@ def test_chunks_do_not_matter(frontend, dtype, reduction, kind):
         check(frontend, case, dtype, **how)
 
 
+@pytest.fixture(params=["own", "PyTorch's"])
+def products_of_bfloat16(request, monkeypatch):
+    """Those of processors that cannot multiply bfloat16, and of those that can."""
+    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", request.param != "own")
+
+
+@pytest.mark.usefixtures("products_of_bfloat16")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_bfloat16_by_either_products(reduction, kind):
+    case = case_of((9,), kind, "everything", "bfloat16", classes=37, reduction=reduction)
+    check("torch", case, "bfloat16")
+    check("torch", case, "bfloat16", options=Chunks(batch_chunk_size=4))
+
+
+@pytest.mark.usefixtures("products_of_bfloat16")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("frontend", ["torch", "composite"])
 def test_many_chunks_in_bfloat16(frontend, reduction):
@@ -383,6 +399,7 @@ def _rms(columns):
     return np.sqrt((columns**2).mean(0))
 
 
+@pytest.mark.usefixtures("products_of_bfloat16")
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_filter_is_by_the_derivative_of_each_rows_loss(dtype):
     """Whatever the losses are multiplied by later: leaving out less than half of a mean's gradients is no choice."""

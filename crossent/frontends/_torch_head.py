@@ -24,11 +24,11 @@ from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
-_BLOCK = 2**21  # bytes of what products that cannot be added in place need beside the chunk
+_BLOCK = 2**21  # bytes of what PyTorch's products of 16 bits need beside the chunk
 
 
 def _blocks(matrix):
-    """Slices of its rows."""
+    """Slices of its rows: those products copy what they get, and cannot be added to 32 bits."""
     step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
     return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
 
@@ -72,8 +72,9 @@ class TorchHead(TORCH):
 
     @classmethod
     def logits(cls, x, weight, bias, out):
-        if _native(x.dtype):
-            torch.mm(x, weight.t(), out=out)
+        if _native(out.dtype):
+            for block in _blocks(weight):
+                torch.mm(x, weight[block].t(), out=out[:, block])
             if bias is not None:
                 out += bias
             return
@@ -83,7 +84,7 @@ class TorchHead(TORCH):
 
     @classmethod
     def to_input(cls, dlogits, weight):
-        if _native(weight.dtype):
+        if _native(dlogits.dtype):
             total = torch.zeros(len(dlogits), weight.shape[1])
             for block in _blocks(weight):
                 total += torch.mm(dlogits[:, block], weight[block])
@@ -94,7 +95,7 @@ class TorchHead(TORCH):
 
     @classmethod
     def to_weight(cls, dweight, dlogits, x):
-        if _native(x.dtype):
+        if _native(dlogits.dtype):
             for block in _blocks(dweight):
                 dweight[block] += torch.mm(dlogits[:, block].t(), x)
         else:

@@ -1,4 +1,4 @@
-"""A tile of a matrix product, summed in registers: HEIGHT rows of the one factor by WIDTH columns of the other."""
+"""A tile of a matrix product, summed in registers: HEIGHT rows of the one factor by VECTORS of columns of the other."""
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -14,10 +14,10 @@ HEIGHT, VECTORS = (8, 2) if llvm.get_host_cpu_features().get("avx512f") else (6,
 
 @intrinsic
 def multiply(typing, like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
-    """Write a tile to c, or add it. Of `a` there are so many rows; what the others get has no meaning.
+    """Write a tile to c, or add it. `a` has so many `rows`; what the tile's others get has no meaning.
 
-    For each of `depth` steps b has a row of WIDTH, and a moves on by a_step. The order of the sums does not depend on
-    the shape of the tile.
+    For each of `depth` steps b has a row of the tile's width, and a moves on by a_step. The order of the sums does not
+    depend on the shape of the tile.
     """
     vector = vector_of(compute_type(like))
     width = VECTORS * vector.lanes

@@ -28,7 +28,7 @@ demo: $(VENV)/ready-demo
 	@$(VENV)/bin/crossent demo
 
 test: lint
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(VENV)/ready-bench
 	@$(RUN) -m benchmarks

@@ -28,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--case", action="append", help="part of a case's name, 'memory', 'score' or 'start'; may be repeated"
     )
+    parser.add_argument("--without", action="append", default=[], help="part of the name of what is left out")
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that everything runs")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-output"), help="folder for results.json and table.md"

@@ -28,7 +28,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--case", action="append", help="part of a case's name, 'memory', 'score' or 'start'; may be repeated"
     )
-    parser.add_argument("--without", action="append", default=[], help="part of the name of what is left out")
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that everything runs")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-output"), help="folder for results.json and table.md"
@@ -99,12 +98,7 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
         "versions": versions(PACKAGES),
         "errors": [],
     } | {group: [] for group in ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")}
-    wanted = [
-        job
-        for job in jobs(chosen.quick)
-        if (not chosen.case or any(part in job[1] for part in chosen.case))
-        and not any(part in job[1] for part in chosen.without)
-    ]
+    wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
     # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(wanted))

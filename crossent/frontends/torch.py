@@ -21,6 +21,7 @@ from crossent._options import number
 from crossent.frontends import _problem
 from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import (
+    Problem,
     broadcast_samples,
     few_sums,
     problem_of,
@@ -337,7 +338,10 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             if not differentiated:
                 sums = few_sums(TORCH, plan, options, input, target)
                 return torch.scalar_tensor(_rows.reduced(options.reduction, *sums, None)[0], dtype=dtype)
-        problem = problem_of(TORCH, input, target, None, None, dim, options)
+        if plan is None:
+            problem = problem_of(TORCH, input, target, None, None, dim, options)
+        else:
+            problem = Problem(TORCH, plan, options, input, target)
         if differentiated:
             return _apply_cross_entropy(input, target, problem, (None, None, dim, None, dtype, inplace_backward))
         return result(problem.forward(None)[0], dtype)

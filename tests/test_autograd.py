@@ -51,7 +51,7 @@ OPTIONS = {
     "everything": {"label_smoothing": 0.2, "softcap": 2.0, "z_loss": 0.1, "denominator": 3.0, "ignore_index": 2},
     "everything none": {"label_smoothing": 0.2, "softcap": 2.0, "z_loss": 0.1, "reduction": "none"},
 }
-SHAPES = [((5,), None), ((4, 5), None), ((2, 5, 3), None), ((2, 3, 5), -1)]
+SHAPES = [((3,), None), ((4, 3), None), ((2, 3, 2), None), ((2, 2, 3), -1)]  # the time grows with their squares
 
 
 def without(shape, dim):
@@ -68,10 +68,10 @@ def test_derivatives_of_cross_entropy(shape, options, soft):
     shape = shape[0]
     rows = without(shape, options["dim"])
     x = logits_of(*shape)
-    target = logits_of(*shape, seed=2).detach().exp().requires_grad_() if soft else labels_of(*rows)
+    target = logits_of(*shape, seed=2).detach().exp().requires_grad_() if soft else labels_of(*rows, classes=3)
     if soft:
         options.pop("ignore_index", None)
-    weight = (1 + torch.rand(5, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))).requires_grad_()
+    weight = (1 + torch.rand(3, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))).requires_grad_()
     sample_weight = (1 + torch.rand(rows, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))).requires_grad_()
 
     def loss(x, target, weight, sample_weight):
@@ -88,11 +88,11 @@ def test_derivatives_of_cross_entropy(shape, options, soft):
 def test_derivatives_of_nll_loss(shape, reduction):
     shape, dim = shape
     rows = without(shape, dim)
-    weight = (1 + torch.rand(5, dtype=DOUBLE)).requires_grad_()
+    weight = (1 + torch.rand(3, dtype=DOUBLE)).requires_grad_()
     sample_weight = (1 + torch.rand(rows, dtype=DOUBLE)).requires_grad_()
 
     def loss(x, weight, sample_weight):
-        target = labels_of(*rows)
+        target = labels_of(*rows, classes=3)
         return crossent.nll_loss(x, target, weight, reduction=reduction, dim=dim, sample_weight=sample_weight)
 
     for inputs in [(logits_of(*shape), None, None), (logits_of(*shape), weight, sample_weight)]:
@@ -752,7 +752,9 @@ def test_compile(name, backend):
                 torch.testing.assert_close(out, expected)
                 out.backward()
                 expected.backward()
-                torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-6)
+                # Numbers of the gradient may be small differences of large ones: their errors are those of the large.
+                atol = 1e-6 * max(1.0, float(y.grad.abs().max()))
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=atol)
                 with torch.no_grad():
                     torch.testing.assert_close(compiled(x, labels), expected)
 

@@ -6,10 +6,10 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
 
     logits_bytes(x)                    the size of a logit
     logits(x, weight, bias, out)       write x @ weight.T + bias
-    to_input(dlogits, weight)          dlogits @ weight
-    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight
+    to_input(dlogits, weight, numbers)     dlogits @ weight, or those rows of it
+    to_weight(dweight, dlogits, x, numbers)    add dlogits.T @ x to dweight, or those rows of it
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
-    column_sums(dlogits, sums)         as `_problem.column_sums`
+    sums(dlogits)                      as `_problem.sums`: by column, of its squares, by row
     numbers(chosen)                    of the columns that are chosen
     columns(dlogits, numbers)          a copy of those columns
     dense(classes, probs, out)         write probabilities between zeros
@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-_COLUMNS = 2048  # of those that a filter leaves, gathered at a time
+from crossent._head_filter import FilteredProducts
 
 
 @dataclass
@@ -58,11 +58,10 @@ class Head:
         """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
         total, gradients, options = 0.0, self._new_gradients(wanted), replace(self.options, reduction="sum")
         for targets in self._chunks(wanted):
-            x, logits, problem = self._problem(targets, options)
             if any(wanted):
-                total += self._differentiate(gradients, wanted, targets, x, logits, problem, None)
+                total += self._differentiate(gradients, wanted, targets, options, None)
             else:
-                total += problem.forward(None)[0]
+                total += self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
         return total, gradients
 
     def losses(self):
@@ -70,7 +69,7 @@ class Head:
         losses, options = self.lib.zeros(self.shape.targets, self.x), replace(self.options, reduction="none")
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
-            flat[targets] = self._problem(targets, options)[2].forward(None)[0]
+            flat[targets] = self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
         return losses
 
     def gradients(self, wanted, upstream):
@@ -78,7 +77,7 @@ class Head:
         gradients, options = self._new_gradients(wanted), replace(self.options, reduction="none")
         for targets in self._chunks(wanted):
             dloss = None if upstream is None else upstream[targets]
-            self._differentiate(gradients, wanted, targets, *self._problem(targets, options), dloss)
+            self._differentiate(gradients, wanted, targets, options, dloss)
         return gradients
 
     def tokens(self):
@@ -139,13 +138,12 @@ class Head:
         self.lib.logits(x, self.weight, self.bias, logits)
         return x, logits
 
-    def _problem(self, targets, options):
-        x, logits = self._logits(targets)
-        by_class = logits.reshape(len(x), self.shape.classes, *self.shape.out)
+    def _problem(self, targets, logits, options):
+        by_class = logits.reshape(len(logits), self.shape.classes, *self.shape.out)
         target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
         if self.classes is not None:
-            target = self.lib.dense(self.classes[targets], target, self._dense[: len(x)])
-        return x, logits, self.lib.problem(by_class, target, self.class_weight, samples, options)
+            target = self.lib.dense(self.classes[targets], target, self._dense[: len(logits)])
+        return self.lib.problem(by_class, target, self.class_weight, samples, options)
 
     def _new_gradients(self, wanted):
         lib = self.lib
@@ -157,90 +155,72 @@ class Head:
         ]
         return [dx, *(summed or (None, None)), dtarget]
 
-    def _differentiate(self, gradients, wanted, targets, x, logits, problem, dloss):
-        """Write over the logits, and add to the gradients, those of some targets; the sum of their losses."""
-        lib, filtered = self.lib, None
+    def _differentiate(self, gradients, wanted, targets, options, dloss):
+        """Add to the gradients those of a chunk of targets; the sum of their losses."""
+        x, logits = self._logits(targets)
         if self._filters(dloss):
-            # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares
-            # of derivatives that are scaled far up or down could leave the range of numbers.
-            unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
-            dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
-            sums, rest = self._column_sums(logits), self.scale / unit
-            chosen = ~(sums[1] <= (self.how.filter_eps * unit) ** 2 * len(logits))  # nan among them
-            if dloss is not None:
-                top = float(abs(dloss).max()) or 1.0
-                _multiply((problem.x, dtarget), dloss[:, None] / top)
-                sums, rest = self._column_sums(logits), rest * top
-            if rest != 1.0:
-                _multiply((problem.x, dtarget), rest)
-            filtered = chosen, sums, rest
-        else:
-            dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
-        if wanted[3]:
-            dtarget = dtarget if self.classes is None else lib.picked(dtarget, self.classes[targets])
-            gradients[3][targets] = lib.cast(dtarget, lib.storage(gradients[3]))
-        self._add_products(gradients, targets, x, logits, filtered)
+            return self._differentiate_filtered(gradients, wanted, targets, options, dloss, x, logits)
+        problem = self._problem(targets, logits, options)
+        dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
+        self._keep(gradients[3], targets, dtarget)
+        self._add_products(gradients, targets, x, logits)
         return losses
 
-    def _column_sums(self, dlogits):
-        sums = self.lib.zeros((2, len(self.weight)), self.x)
-        self.lib.column_sums(dlogits, sums)
-        return sums
+    def _differentiate_filtered(self, gradients, wanted, targets, options, dloss, x, logits):
+        lib, (dx, dweight, dbias, dtarget) = self.lib, gradients
+        # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares of
+        # derivatives that are scaled far up or down could leave the range of numbers.
+        unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
+        products = FilteredProducts(lib, self.weight, dweight, x, dx is not None)
+        losses = 0.0
+        for number, (lo, hi) in enumerate(products.groups):
+            some, dlogits, rest = _part(targets, lo, hi), logits[lo:hi], self.scale / unit
+            problem = self._problem(some, dlogits, options)
+            made, loss, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
+            losses += loss
+            sums = lib.sums(dlogits)
+            chosen = ~(sums[1] <= (self.how.filter_eps * unit) ** 2 * (hi - lo))  # nan among them
+            if dloss is not None:
+                top = float(abs(dloss[lo:hi]).max()) or 1.0
+                _multiply((problem.x, made), dloss[lo:hi][:, None] / top)
+                sums, rest = lib.sums(dlogits), rest * top
+            if rest != 1.0:
+                _multiply((problem.x, made), rest)
+            products.add(number, dlogits, chosen, sums, rest)
+            self._keep(dtarget, some, made)
+        dinput = products.finish()
+        if dbias is not None:
+            lib.to_bias(dbias, logits)
+        if dx is not None:
+            dx[self._rows(targets)] = lib.cast(dinput, lib.storage(dx))
+        return losses
+
+    def _keep(self, dtarget, targets, made):
+        if dtarget is not None:
+            made = made if self.classes is None else self.lib.picked(made, self.classes[targets])
+            dtarget[targets] = self.lib.cast(made, self.lib.storage(dtarget))
 
     def _filters(self, dloss):
         """With what is not finite nothing is left out, so that it is seen."""
         above = 1.0 if dloss is None else float(dloss.sum())
         return self.how.filter_eps and self.scale and math.isfinite(self.scale * above)
 
-    def _add_products(self, gradients, targets, x, dlogits, filtered=None):
+    def _add_products(self, gradients, targets, x, dlogits):
         """From the gradient of the logits."""
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
-        if filtered is not None:
-            self._add_columns(dx, dweight, self._rows(targets), x, dlogits, *filtered)
-            return
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
-    def _add_columns(self, dx, dweight, rows, x, dlogits, chosen, sums, scale):
-        """From the chosen columns as they are, and from the others by their sums, of which `sums` lack the scale."""
-        lib, columns = self.lib, self.lib.numbers(chosen)
-        total = None if dx is None else lib.accumulator(x)
-        by_row, by_row_chosen = lib.zeros((2, len(x)), x)
-        lib.to_bias(by_row, dlogits.T)
-        for lo in range(0, len(columns), _COLUMNS):
-            some = columns[lo : lo + _COLUMNS]
-            dsome = lib.columns(dlogits, some)
-            lib.to_bias(by_row_chosen, dsome.T)
-            if dx is not None:
-                total += lib.to_input(dsome, self.weight[some])
-            if dweight is not None:
-                part = dweight[some]
-                lib.to_weight(part, dsome, x)
-                dweight[some] = part
-        by_row -= by_row_chosen
-        sums[:, chosen] = 0.0
-        plain = by_row / scale
-        whole, left_out = float(plain.sum()), float(sums[1].sum()) ** 0.5
-        # Sums that cancel each other could make the product much larger than what it stands for.
-        if 2.0 * abs(whole) * left_out >= _norm(plain) * _norm(sums[0]) > 0.0:
-            by_row, by_class = by_row[None], sums[:1] / whole
-            if dx is not None:
-                lib.to_weight(total, by_row, lib.to_input(by_class, self.weight))
-            if dweight is not None:
-                lib.to_weight(dweight, by_class, lib.to_input(by_row, x))
-        if dx is not None:
-            dx[rows] = lib.cast(total, lib.storage(dx))
+
+def _part(targets, lo, hi):
+    return slice(targets.start + lo, targets.start + hi) if isinstance(targets, slice) else targets[lo:hi]
 
 
 def _multiply(arrays, factor):
     for array in arrays:
         if array is not None:
             array *= factor
-
-
-def _norm(vector):
-    return float((vector * vector).sum()) ** 0.5

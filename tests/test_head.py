@@ -21,6 +21,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import crossent
+from crossent import _head_filter
 from crossent.frontends import _problem, _torch_head, torch as torch_frontend
 
 F = torch.nn.functional
@@ -362,20 +363,22 @@ def test_nothing_counts(frontend, dtype, smoothing, reduction, how):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("classes", [200, 5000])
 @pytest.mark.parametrize("frontend", ["torch", "numpy"])
-def test_filter(frontend, classes, reduction):
-    """The bound that the docstring gives, with the classes that it says are left out of each chunk, and no others, and
-    the matrix of rank one in their place.
+@pytest.mark.parametrize("chunk", [5, 20])
+def test_filter(chunk, frontend, classes, reduction, monkeypatch):
+    """The bound that the docstring gives, with the classes that it says each group of rows leaves out, and no others,
+    and the matrix of rank one in their place.
     """
-    rows, size = 12, 5
+    rows, size = 12, min(chunk, 6)
+    monkeypatch.setattr(_head_filter, "_ROWS", size)
     case = case_of((rows,), "labels", "bias", classes=classes, features=16, reduction=reduction)
     factor = 1 / rows if reduction == "mean" else 1.0
     dlogits = np.asarray(exact_head(**case)[2], np.float64) / factor
     eps = float(np.quantile(_rms(dlogits[:size]), 0.4))
-    how = {"dtype": "float64", "options": Chunks(batch_chunk_size=size)}
+    how = {"dtype": "float64", "options": Chunks(batch_chunk_size=chunk)}
     plain = run(frontend, **case, **how)
     zero = run(frontend, **case, filter_eps=0.0, **how)
     loss, (dx, dweight, dbias, _) = run(frontend, **case, filter_eps=eps, **how)
-    assert zero[0] == plain[0] == loss and (dbias == plain[1][2]).all()
+    assert zero[0] == plain[0] == pytest.approx(loss, rel=1e-14) and (dbias == plain[1][2]).all()
     assert all((a == b).all() for a, b in zip(zero[1][:3], plain[1][:3]))
     expected = np.zeros_like(dweight)
     for lo in range(0, rows, size):
@@ -467,12 +470,16 @@ def test_a_filter_under_an_infinite_upstream_gradient():
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-def test_column_sums_of_many_rows_keep_their_digits(dtype):
-    chunk = torch.rand(50_000, 130, generator=torch.Generator().manual_seed(0)).to(TORCH_DTYPES[dtype])[:, :129]
-    sums = torch.zeros(2, 129, dtype=torch.float64 if dtype == "float64" else torch.float32)
-    _problem.column_sums(torch_frontend.TORCH, chunk, sums)
+@pytest.mark.parametrize("shape", [(50_001, 129), (6, 3000)])
+def test_sums_keep_their_digits(dtype, shape):
+    rows, columns = shape
+    numbers = torch.rand(rows, columns + 1, generator=torch.Generator().manual_seed(0))
+    chunk = numbers.to(TORCH_DTYPES[dtype])[:, :columns]
     wide = chunk.double()
-    torch.testing.assert_close(sums.double(), torch.stack([wide.sum(0), (wide * wide).sum(0)]), rtol=3e-6, atol=0)
+    for ours, exact in zip(
+        _problem.sums(torch_frontend.TORCH, chunk), (wide.sum(0), (wide * wide).sum(0), wide.sum(1))
+    ):
+        torch.testing.assert_close(ours.double(), exact, rtol=3e-6, atol=0)
 
 
 def test_float16_soft_targets_get_their_gradient_where_rows_are_left_out():

@@ -32,7 +32,14 @@ MAY_IMPORT = {
     "crossent._plan": (),
     "crossent._dispatch": ("crossent.frontends",),  # inside functions, as test_import_loads_no_array_library shows
     "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
-    "crossent._head": ("crossent.kernels", "crossent._rules", "crossent._options", "crossent._rows"),
+    "crossent._head_filter": (),
+    "crossent._head": (
+        "crossent._head_filter",
+        "crossent.kernels",
+        "crossent._rules",
+        "crossent._options",
+        "crossent._rows",
+    ),
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),

@@ -48,6 +48,26 @@ def test_products(rows, columns, depth, kind, adds, dtype):
     check(rows, columns, depth, kind, adds, dtype)
 
 
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("lib", "like"), [(NUMPY, np.asarray), (TORCH, torch.from_numpy)])
+def test_products_of_some_rows(lib, like, dtype, adds):
+    """Those of b, or those of the product; the others keep what they hold."""
+    wide = np.float64 if dtype == np.float64 else np.float32
+    numbers = np.random.default_rng(0).permutation(900)[:311]
+    a, b = matrix(33, 311, False, wide), matrix(900, 70, False, dtype)
+    c, same = np.ones((33, 70), wide), np.ones((33, 70), wide)
+    multiply(lib, like(a), like(b), like(c), adds, b_rows=like(numbers))
+    multiply(lib, like(a), like(b[numbers]), like(same), adds)
+    assert np.array_equal(c, same)
+    turned, b = matrix(311, 33, True, wide), matrix(33, 70, False, dtype)
+    c, same = np.ones((900, 70), wide), np.ones((311, 70), wide)
+    multiply(lib, like(turned), like(b), like(c), adds, c_rows=like(numbers))
+    multiply(lib, like(turned), like(b), like(same), adds)
+    assert np.array_equal(c[numbers], same)
+    assert (np.delete(c, numbers, 0) == 1).all()
+
+
 @pytest.mark.parametrize("kind", AGAINST)
 def test_pytorch_has_the_same_bits(kind):
     results = []

@@ -7,10 +7,10 @@ from crossent._head import Head
 from crossent.frontends._plans import of_head
 from crossent.frontends._problem import (
     broadcast_samples,
-    column_sums,
     compute_storage,
     multiply,
     problem_of,
+    sums,
     token_forward,
 )
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
@@ -57,22 +57,22 @@ class NumPyHead(NUMPY):
         multiply(cls, x.astype(out.dtype, copy=False), weight.T, out, adds=bias is not None)
 
     @classmethod
-    def to_input(cls, dlogits, weight):
+    def to_input(cls, dlogits, weight, numbers=None):
         total = np.empty((len(dlogits), weight.shape[1]), dlogits.dtype)
-        multiply(cls, dlogits, weight, total)
+        multiply(cls, dlogits, weight, total, b_rows=numbers)
         return total
 
     @classmethod
-    def to_weight(cls, dweight, dlogits, x):
-        multiply(cls, dlogits.T, x, dweight, adds=True)
+    def to_weight(cls, dweight, dlogits, x, numbers=None):
+        multiply(cls, dlogits.T, x, dweight, adds=True, c_rows=numbers)
 
     @staticmethod
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @classmethod
-    def column_sums(cls, *call):
-        column_sums(cls, *call)
+    def sums(cls, matrix):
+        return sums(cls, matrix)
 
     @staticmethod
     def numbers(chosen):

@@ -203,15 +203,24 @@ def _token_call(lib, logits, target, options, results):
     return plan, tuple(lib.address(array) for array in (logits, target, *results))
 
 
-def column_sums(lib, matrix, sums):
-    """Add what the rows hold in each column to sums[0], and the squares to sums[1]."""
-    changing = lib.address(matrix), lib.strides(matrix)[0], len(matrix), *(lib.address(row) for row in sums)
-    kernels.column_sums(matrix.shape[1], lib.storage(matrix))(changing, lib.threads, (matrix, sums))
+def sums(lib, matrix):
+    """What the rows hold in each column, its squares, and what each row holds."""
+    rows, columns = matrix.shape
+    storage = lib.storage(matrix)
+    blocks = -(-columns // kernels.BLOCK_OF_SUMS)
+    by_column, by_row = (lib.new(shape, compute_storage(storage)) for shape in ((2, columns), (blocks, rows)))
+    by_column[...] = 0
+    changing = lib.address(matrix), lib.strides(matrix)[0], rows, *map(lib.address, (*by_column, by_row))
+    kernels.sums(columns, storage)(changing, lib.threads, (matrix, by_column, by_row))
+    return *by_column, by_row.sum(0)
 
 
-def multiply(lib, a, b, c, adds=False):
-    """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits."""
-    (rows, columns), depth = c.shape, a.shape[1]
+def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
+    """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
+
+    With the numbers of some rows of b or c these stand for it; then b's rows lie along memory too.
+    """
+    rows, columns, depth = a.shape[0], b.shape[1], a.shape[1]
     if not (rows and columns and depth):
         if not adds:
             c[...] = 0
@@ -224,7 +233,8 @@ def multiply(lib, a, b, c, adds=False):
     a, b = (m if _along(lib, m) else lib.contiguous(m) for m in (a, b))
     strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
     run = kernels.product(kind, lib.storage(b), strides, rows, columns, depth, threads)
-    run((*map(lib.address, (a, b, c)), adds), lib.threads, (a, b, c))
+    numbers = (0 if some is None else lib.address(some) for some in (b_rows, c_rows))
+    run((*map(lib.address, (a, b, c)), adds, *numbers), lib.threads, (a, b, c, b_rows, c_rows))
 
 
 def _along(lib, matrix):

@@ -14,9 +14,9 @@ from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
     broadcast_samples,
-    column_sums,
     multiply,
     problem_of,
+    sums,
     token_backward,
     token_forward,
 )
@@ -83,31 +83,34 @@ class TorchHead(TORCH):
         multiply(cls, x.to(out.dtype), weight.t(), out, adds=bias is not None)
 
     @classmethod
-    def to_input(cls, dlogits, weight):
+    def to_input(cls, dlogits, weight, numbers=None):
         if _native(dlogits.dtype):
+            weight = weight if numbers is None else weight[numbers]
             total = torch.zeros(len(dlogits), weight.shape[1])
             for block in _blocks(weight):
                 total += torch.mm(dlogits[:, block], weight[block])
             return total
         total = torch.empty(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
-        multiply(cls, dlogits, weight, total)
+        multiply(cls, dlogits, weight, total, b_rows=numbers)
         return total
 
     @classmethod
-    def to_weight(cls, dweight, dlogits, x):
-        if _native(dlogits.dtype):
+    def to_weight(cls, dweight, dlogits, x, numbers=None):
+        if not _native(dlogits.dtype):
+            multiply(cls, dlogits.t(), x, dweight, adds=True, c_rows=numbers)
+        elif numbers is not None:
+            dweight.index_add_(0, numbers, torch.mm(dlogits.t(), x).to(dweight.dtype))
+        else:
             for block in _blocks(dweight):
                 dweight[block] += torch.mm(dlogits[:, block].t(), x)
-        else:
-            multiply(cls, dlogits.t(), x, dweight, adds=True)
 
     @staticmethod
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @classmethod
-    def column_sums(cls, *call):
-        column_sums(cls, *call)
+    def sums(cls, matrix):
+        return sums(cls, matrix)
 
     @staticmethod
     def numbers(chosen):

@@ -1,15 +1,17 @@
 """Rows whose classes lie side by side: vectors run along a row, one row after the other.
 
-The logits are read from memory once. The sum of exponentials is taken relative to a `peak` known before the pass (the
-larger of the label's logit and the maximum of the first few), so maximum and sum need one pass; where a later logit
-turns out more than `_HEADROOM` above the peak, which would endanger the sum, the row is passed again with the true
-maximum.
+The logits are read from memory once. Without soft targets and smoothing the sums go block by block (`_blocks`). Where
+these give every class a weight, the sums are taken relative to a `peak` known before the pass (the larger of the
+label's logit and the maximum of the first few), so maximum and sums need one pass; where a later logit turns out more
+than `_HEADROOM` above the peak, which would endanger the sums, the row is passed again with the true maximum.
 """
 
 import math
 
 import numpy as np
 
+from crossent.kernels import _blocks
+from crossent.kernels._blocks import BLOCK, some_logits
 from crossent.kernels._compile import inline
 from crossent.kernels._leaves import (
     LABELS,
@@ -58,16 +60,8 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-BLOCK = 1024  # numbers summed before they are added to the total: short sums keep their digits
 _LOOKED_AT = 64  # numbers that a first guess of the maximum is made of
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
-
-
-@inline
-def some_logits(like, row, j, within, cap):
-    """Logits in the lanes `within`, -inf in the others."""
-    nothing = lift(like, -np.inf)
-    return select(within, capped(like, load_some(like, row, j, within, nothing), cap), nothing)
 
 
 @inline
@@ -81,45 +75,6 @@ def first_maximum(like, row, classes, cap):
     if n % width:
         top = larger(some_logits(like, row, n // width * width, first_lanes(like, n % width), cap), top)
     return np.float64(max_of_lanes(top))
-
-
-@inline
-def _scan(like, row, lo, hi, peak, cap, total, top):
-    while lo < hi:
-        stop = min(lo + BLOCK, hi)
-        part = lift(like, 0.0)
-        for j in range(lo, stop, lanes(like)):
-            prefetch(like, row, j)
-            z = capped(like, load(like, row, j), cap)
-            top = larger(z, top)
-            part = part + exp(like, z - peak)
-        total = total + part
-        lo = stop
-    return total, top
-
-
-@inline
-def walk(like, row, classes, label, peak, cap):
-    """The sum of exp(z - peak) over the classes other than the label, and the largest z; label -1 for none."""
-    width = lanes(like)
-    full = classes // width * width
-    special = full if label < 0 else label // width * width
-    total, top = lift(like, 0.0), lift(like, -np.inf)
-    lo, hi = 0, min(special, full)
-    for _ in range(2):
-        total, top = _scan(like, row, lo, hi, peak, cap, total, top)
-        lo, hi = special + width, full
-    j = special
-    for _ in range(2):
-        if j < classes:
-            within = first_lanes(like, classes - j)
-            z = some_logits(like, row, j, within, cap)
-            total = total + select(all_lanes_but(like, label - j), exp(like, z - peak), lift(like, 0.0))
-            top = larger(z, top)
-        if special == full:
-            break
-        j = full
-    return np.float64(sum_of_lanes(total)), np.float64(max_of_lanes(top))
 
 
 @inline
@@ -160,7 +115,9 @@ def _scan_dense(like, weight_like, row, soft, weight, lo, hi, whole, label, peak
 
 @inline
 def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing):
-    """As `walk`, with the sums over all classes of q and of q * (z - peak) for keep = 1."""
+    """The sum of exp(z - peak) over the classes other than the label, -1 for none, those over all classes of q and of
+    q * (z - peak) for keep = 1, and the largest z.
+    """
     zero = lift(like, 0.0)
     total, mass, dot, top = zero, zero, zero, lift(like, -np.inf)
     full = classes // lanes(like) * lanes(like)
@@ -192,15 +149,13 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
     """The peak, and relative to it the others' sum, the mass and the dot of a row."""
     if classes <= lanes(like) and soft == 0 and smoothing == 0.0:
         return _short_row_sums(like, row, classes, label, cap)
+    if soft == 0 and smoothing == 0.0:
+        peak, others = _blocks.walk(like, row, 0, 0, classes, label, cap)
+        return peak, others, 0.0, 0.0
     peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
     others, mass, dot = 0.0, 0.0, 0.0
     for _ in range(2):
-        if soft != 0 or smoothing > 0.0:
-            others, mass, dot, top = _walk_dense(
-                like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing
-            )
-        else:
-            others, top = walk(like, row, classes, label, peak, cap)
+        others, mass, dot, top = _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing)
         if not out_of_headroom(top, peak):
             break
         peak = top
@@ -292,7 +247,7 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
 
 def backward(call, scratch, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
-    losses too if `with_loss` says so.
+    losses too if `with_loss` says so; given scratch, of exponentials that are kept.
     """
     like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
     is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
@@ -327,9 +282,13 @@ def backward(call, scratch, lo, hi, sums):
             peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
             mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
         else:
-            peak, others, mass, dot = _row_sums(
-                like, weight_like, row, soft, weight, classes, label, own, cap, smoothing
-            )
+            if scratch != 0:
+                peak, others = _blocks.walk(like, row, drow, scratch, classes, label, 0.0)
+                mass, dot = 0.0, 0.0
+            else:
+                peak, others, mass, dot = _row_sums(
+                    like, weight_like, row, soft, weight, classes, label, own, cap, smoothing
+                )
             excess = excess_of(others, own, peak, exponential(own, peak)) if label >= 0 else others - 1.0
             if call.with_loss != 0:
                 value, counted, _ = _row_value(call, keep, label, own, peak, others, mass, dot)
@@ -346,17 +305,20 @@ def backward(call, scratch, lo, hi, sums):
             mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
         slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
         factor = g * slope / total
-        plain = not is_soft and smoothing == 0.0 and cap == 0.0
-        full = classes // width * width if plain else 0
-        past_caches = passes_caches(call.large, drow) and drow != row
-        for j in range(0, full, width):
-            prefetch(like, row, j)
-            e = exp(like, load(like, row, j) - peak)
-            write(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)), past_caches)
-        for j in range(full, classes, width):
-            prefetch(like, row, j)
-            _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j), peak,
-                        log_total, factor, g, keep, cap, smoothing, classes)  # fmt: skip
+        if scratch != 0 and stats == 0:
+            _blocks.multiply(like, drow, scratch, classes, peak, factor)
+        else:
+            plain = not is_soft and smoothing == 0.0 and cap == 0.0
+            full = classes // width * width if plain else 0
+            past_caches = passes_caches(call.large, drow) and drow != row
+            for j in range(0, full, width):
+                prefetch(like, row, j)
+                e = exp(like, load(like, row, j) - peak)
+                write(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)), past_caches)
+            for j in range(full, classes, width):
+                prefetch(like, row, j)
+                _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j), peak,
+                            log_total, factor, g, keep, cap, smoothing, classes)  # fmt: skip
         if label >= 0:
             own_exp = exponential(own, peak)
             p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total

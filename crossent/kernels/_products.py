@@ -2,13 +2,27 @@
 
 The order of the loops is that of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008): a
 block of the one factor stays in a core's own cache, and panels of the other, packed side by side, pass by it. Two of
-the three products read the one factor where it is. Every sum is cut at the same places whatever the blocks, the
-threads and the size of a tile: a row has the same bits in every chunk.
+the three products read the one factor where it is. Rows of b, or of the product, may be some whose numbers are given.
+Every sum is cut at the same places whatever the blocks, the threads and the size of a tile: a row has the same bits in
+every chunk.
 """
 
 from crossent.kernels._compile import inline
-from crossent.kernels._leaves import OK, finish, load_within
-from crossent.kernels._simd import VECTOR_BYTES, at, get, lanes, put, store, turn
+from crossent.kernels._leaves import LABELS, OK, finish, load_within
+from crossent.kernels._simd import (
+    VECTOR_BYTES,
+    at,
+    first_lanes,
+    get,
+    lanes,
+    lift,
+    load,
+    load_some,
+    prefetch_here,
+    store,
+    store_some,
+    turn,
+)
 from crossent.kernels._tile import HEIGHT, VECTORS, multiply
 
 DEPTH = 256  # numbers summed in registers before they are added to what is in memory: short sums keep their digits
@@ -22,9 +36,19 @@ def panel_width(itemsize):
     return VECTORS * VECTOR_BYTES // itemsize
 
 
+# Where a thread's memory holds the panels and one tile, behind a block of rows.
+_PANELS_AT = (ROWS + 2 * HEIGHT) * DEPTH
+_TILE_AT = _PANELS_AT + (COLUMNS + HEIGHT) * DEPTH
+
+
 def scratch_numbers(itemsize):
-    """Room for a block, its panels and one tile."""
-    return (ROWS + 2 * HEIGHT + COLUMNS + HEIGHT) * DEPTH + HEIGHT * panel_width(itemsize)
+    return _TILE_AT + HEIGHT * panel_width(itemsize)
+
+
+@inline
+def _row_at(like, matrix, rows, i, row_stride):
+    """Row i of a matrix, or of those that are named in `rows`."""
+    return at(like, matrix, (get(LABELS, rows, i) if rows != 0 else i) * row_stride)
 
 
 @inline
@@ -44,13 +68,13 @@ def _pack_columns(like, packed, a, a_row, columns, depth):
 
 
 @inline
-def _pack_across(source_like, like, packed, b, b_row, columns, depth):
-    """Panels of columns, from rows that hold one number of each."""
+def _pack_across(source_like, like, packed, b, rows, b_row, top, first, columns, depth):
+    """Panels of columns from the `first` on, from rows from the `top` on that hold one number of each."""
     width = VECTORS * lanes(like)
     for j in range(0, columns, width):
         panel = at(like, packed, j * depth)
         for k in range(depth):
-            row = at(source_like, b, k * b_row)
+            row = at(source_like, _row_at(source_like, b, rows, top + k, b_row), first)
             for v in range(0, width, lanes(like)):
                 store(like, panel, k * width + v, load_within(source_like, row, j + v, columns))
 
@@ -71,19 +95,35 @@ def _pack_along(source_like, like, packed, b, b_row, columns, depth):
 
 
 @inline
-def _tiles(like, block, a_row, a_step, tiles_at, panels, depth, c, c_row, rows, columns, adds, spare):
-    """A block of the product: `rows` of a, which lie in `block`, by columns that lie in panels."""
+def _tiles(
+    like, block, a_row, a_step, tiles_at, panels, depth, c, c_rows, c_row, top, rows, first, columns, adds, spare
+):
+    """A block of the product: `rows` of a from the `top` on, which lie in `block`, by columns that lie in panels."""
     width = VECTORS * lanes(like)
     for j in range(0, columns, width):
         panel = at(like, panels, j * depth)
         for i in range(0, rows, HEIGHT):
-            a, tile = at(like, block, i // HEIGHT * tiles_at), at(like, c, i * c_row + j)
-            if i + HEIGHT <= rows and j + width <= columns:
+            a, within = at(like, block, i // HEIGHT * tiles_at), min(HEIGHT, rows - i)
+            for r in range(within):  # there by the time that the sums are
+                prefetch_here(like, _row_at(like, c, c_rows, top + i + r, c_row), first + j)
+            if within == HEIGHT and j + width <= columns and c_rows == 0:
+                tile = at(like, c, (top + i) * c_row + first + j)
                 multiply(like, a, a_row, a_step, panel, depth, tile, c_row, HEIGHT, adds)
             else:
-                within = min(HEIGHT, rows - i)
                 multiply(like, a, a_row, a_step, panel, depth, spare, width, within, 0)
-                _write_part(like, spare, width, tile, c_row, within, min(width, columns - j), adds)
+                for r in range(within):
+                    row = at(like, _row_at(like, c, c_rows, top + i + r, c_row), first + j)
+                    _write_row(like, at(like, spare, r * width), row, min(width, columns - j), adds)
+
+
+@inline
+def _write_row(like, source, c, columns, adds):
+    """What of a tile's row lies within the product."""
+    for j in range(0, columns, lanes(like)):
+        value, within = load(like, source, j), first_lanes(like, columns - j)
+        if adds != 0:
+            value = value + load_some(like, c, j, within, lift(like, 0.0))
+        store_some(like, c, j, within, value)
 
 
 @inline
@@ -91,8 +131,7 @@ def _product(call, scratch, lo, hi, sums, a_along, b_along):
     """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
     storage, like, depth = call.like, call.weight_like, call.depth
     a_row, b_row = call.a_row, call.b_row
-    panels = at(like, scratch, (ROWS + 2 * HEIGHT) * DEPTH)
-    spare = at(like, panels, (COLUMNS + HEIGHT) * DEPTH)
+    panels, spare = at(like, scratch, _PANELS_AT), at(like, scratch, _TILE_AT)
     step = -(-depth // -(-depth // DEPTH))
     for unit in range(lo, hi):
         first_row = unit // call.blocks * call.block_rows
@@ -104,29 +143,18 @@ def _product(call, scratch, lo, hi, sums, a_along, b_along):
             if b_along:
                 _pack_along(storage, like, panels, at(storage, call.b, first_column * b_row + k), b_row, columns, some)
             else:
-                _pack_across(storage, like, panels, at(storage, call.b, k * b_row + first_column), b_row, columns, some)
+                _pack_across(storage, like, panels, call.b, call.b_rows, b_row, k, first_column, columns, some)
             for top in range(first_row, last_row, ROWS):
                 rows = min(ROWS, last_row - top)
-                c = at(like, call.c, top * call.c_row + first_column)
                 if a_along:
                     block = at(like, call.a, top * a_row + k)
-                    _tiles(
-                        like, block, a_row, 1, HEIGHT * a_row, panels, some, c, call.c_row, rows, columns, adds, spare
-                    )
+                    _tiles(like, block, a_row, 1, HEIGHT * a_row, panels, some, call.c, call.c_rows, call.c_row, top,
+                           rows, first_column, columns, adds, spare)  # fmt: skip
                 else:
                     _pack_columns(like, scratch, at(like, call.a, k * a_row + top), a_row, rows, some)
-                    _tiles(like, scratch, 1, HEIGHT, _tile_numbers(like, some), panels, some, c, call.c_row, rows,
-                           columns, adds, spare)  # fmt: skip
+                    _tiles(like, scratch, 1, HEIGHT, _tile_numbers(like, some), panels, some, call.c, call.c_rows,
+                           call.c_row, top, rows, first_column, columns, adds, spare)  # fmt: skip
     return finish(sums, OK, 0.0, 0.0)
-
-
-@inline
-def _write_part(like, tile, width, c, c_row, rows, columns, adds):
-    """What of a tile lies within the product."""
-    for i in range(rows):
-        for j in range(columns):
-            before = get(like, c, i * c_row + j) if adds != 0 else like
-            put(like, c, i * c_row + j, before + get(like, tile, i * width + j))
 
 
 def product(call, scratch, lo, hi, sums):

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
+from crossent.kernels._blocks import BLOCK, some_logits
 from crossent.kernels._compile import inline
-from crossent.kernels._last import BLOCK, first_maximum, some_logits
+from crossent.kernels._last import first_maximum
 from crossent.kernels._leaves import LABELS, OK, brier, finish, finite_peak, load_within, negative_log
 from crossent.kernels._math import exp
 from crossent.kernels._simd import (

@@ -634,19 +634,25 @@ def any_lane(typing, mask):
     return types.boolean(mask), generate
 
 
-@intrinsic
-def prefetch(typing, like, address, index):
-    """Ask for the memory a little beyond address[index]; may lie outside the array."""
+def _asking(beyond):
+    @intrinsic
+    def ask(typing, like, address, index):
+        """Ask for the memory so many bytes beyond address[index]; may lie outside the array."""
 
-    def generate(context, builder, sig, args):
-        stored = _storage(like)
-        pointer = _pointer(builder, args[1], args[2], stored, _I8)
-        pointer = builder.gep(pointer, [ir.Constant(_I64, _LOAD_AHEAD)])
-        read, keep, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, keep, data])
-        return context.get_dummy_value()
+        def generate(context, builder, sig, args):
+            pointer = _pointer(builder, args[1], args[2], _storage(like), _I8)
+            pointer = builder.gep(pointer, [ir.Constant(_I64, beyond)])
+            read, keep, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, keep, data])
+            return context.get_dummy_value()
 
-    return types.void(like, types.intp, types.intp), generate
+        return types.void(like, types.intp, types.intp), generate
+
+    return ask
+
+
+prefetch = _asking(_LOAD_AHEAD)  # in a loop that goes through memory
+prefetch_here = _asking(0)
 
 
 @intrinsic

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from crossent.kernels._blocks import walk
 from crossent.kernels._compile import inline
-from crossent.kernels._last import first_maximum, out_of_headroom, walk
-from crossent.kernels._leaves import OK, finish, finite_peak, load_within, passes_caches, write_within
+from crossent.kernels._leaves import OK, finish, load_within, passes_caches, write_within
 from crossent.kernels._math import exp, log
 from crossent.kernels._simd import (
     at,
@@ -55,11 +55,7 @@ def forward_last(call, scratch, lo, hi, sums):
             at(like, call.x, o * call.x_outer + i * call.x_inner),
             at(like, call.out, o * call.out_outer + i * call.out_inner),
         )
-        peak = finite_peak(first_maximum(like, row, classes, 0.0))
-        total, top = walk(like, row, classes, -1, peak, 0.0)
-        if out_of_headroom(top, peak):
-            peak = top
-            total, top = walk(like, row, classes, -1, peak, 0.0)
+        peak, total = walk(like, row, 0, 0, classes, -1, 0.0)
         log_total = math.log(total) if total > 0.0 else total - np.inf
         past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, lanes(like)):

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
+from crossent.kernels._blocks import BLOCK, some_logits
 from crossent.kernels._compile import inline
-from crossent.kernels._last import BLOCK, first_maximum, out_of_headroom, some_logits
+from crossent.kernels._last import first_maximum, out_of_headroom
 from crossent.kernels._leaves import (
     LABELS,
     OK,

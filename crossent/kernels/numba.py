@@ -6,7 +6,7 @@ from functools import lru_cache
 import llvmlite.binding as llvm
 from numba import config
 
-from crossent.kernels import _columns, _inner, _last, _pick, _products, _scores, _softmax, _tokens
+from crossent.kernels import _blocks, _inner, _last, _pick, _products, _scores, _softmax, _sums, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
@@ -33,9 +33,9 @@ SCORES = Fields(
     (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
-COLUMNS = Fields(("x", "x_outer", "rows", "totals", "squares"), (), ("classes",))
+SUMS = Fields(("x", "x_outer", "rows", "totals", "squares", "by_row"), (), ("classes",))
 PRODUCTS = Fields(
-    ("a", "b", "c", "adds"),
+    ("a", "b", "c", "adds", "b_rows", "c_rows"),
     (),
     ("a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns", "blocks"),
 )
@@ -55,12 +55,12 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, kernels, layout, storage, buffers, *fixed):
+def _calls(fields, kernels, layout, storage, buffers, *fixed, scratch=0):
     """The calls of a forward and, where there is one, a backward kernel.
 
     Their units are rows, or with memory for `buffers` tiles of logits the tiles.
     """
-    units, size, tile, scratch = layout.rows, layout.classes, 0, 0
+    units, size, tile = layout.rows, layout.classes, 0
     if buffers:
         tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
         units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
@@ -84,10 +84,13 @@ class LossPlan:
         kernels = _pick if picks else _last if along_classes else _inner
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
+        plain = kernels is _last and not (soft or options.label_smoothing or options.softcap)
+        once = plain and layout.classes > _blocks.BLOCK and storage in ("float32", "float64")
+        scratch = 8 * -(-layout.classes // _blocks.BLOCK) if once else 0
         self.forward, self.backward = _calls(
             LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
             *target_strides, *layout.new_strides, layout.rows, options.ignore_index, soft, options.label_smoothing,
-            options.softcap or 0.0, options.z_loss,
+            options.softcap or 0.0, options.z_loss, scratch=scratch,
         )  # fmt: skip
 
 
@@ -119,12 +122,15 @@ class TokenPlan:
         )  # fmt: skip
 
 
+BLOCK_OF_SUMS = _sums.BLOCK
+
+
 @lru_cache(maxsize=4096)
-def column_sums(classes, storage):
-    """The call that adds up the columns of matrices with so many."""
-    blocks = -(-classes // _columns.BLOCK)
-    scratch = 2 * _columns.BLOCK * max(4, _BYTES[storage])
-    return Calls(COLUMNS, _columns.forward, COLUMNS.pack_first, storage, blocks, 1, scratch, (classes,)).run
+def sums(classes, storage):
+    """The call that adds up matrices with so many columns."""
+    blocks = -(-classes // BLOCK_OF_SUMS)
+    scratch = 3 * BLOCK_OF_SUMS * max(4, _BYTES[storage])
+    return Calls(SUMS, _sums.forward, SUMS.pack_first, storage, blocks, 1, scratch, (classes,)).run
 
 
 def _even(count, at_most, multiple):
@@ -139,11 +145,14 @@ _ROWS_AT_ONCE = 512  # that share the packing of the other factor
 def product(kind, storage, strides, rows, columns, depth, threads):
     """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller."""
     itemsize = max(4, _BYTES[storage])
-    block_columns = _even(columns, _products.COLUMNS, _products.panel_width(itemsize))
-    blocks, at_once = -(-columns // block_columns), _ROWS_AT_ONCE
+    at_most = _products.COLUMNS
+    if rows <= _products.HEIGHT:  # which cannot be shared out
+        at_most = min(at_most, -(-columns // threads))
+    block_columns = _even(columns, at_most, _products.panel_width(itemsize))
+    blocks, at_blocks = -(-columns // block_columns), _ROWS_AT_ONCE
     if blocks < 4 * threads:
-        at_once = min(at_once, -(-rows // threads))
-    block_rows = _even(rows, at_once, _products.HEIGHT)
+        at_blocks = min(at_blocks, -(-rows // threads))
+    block_rows = _even(rows, at_blocks, _products.HEIGHT)
     units = blocks * -(-rows // block_rows)
     fixed = *strides, rows, columns, depth, block_rows, block_columns, blocks
     scratch = _products.scratch_numbers(itemsize) * itemsize

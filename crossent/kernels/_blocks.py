@@ -1,0 +1,130 @@
+"""The sum of a row's exponentials, block by block: each relative to the block's own maximum, so none is ever in danger.
+
+A block stays in the core's nearest cache between its maximum and its exponentials, while the next is on its way. Where
+the gradient takes the row's place, the exponentials are written there and each block's maximum to `tops`; once the sum
+over the row is known, they need only be multiplied, and each number has passed through exp once. That is for the types
+that the arithmetic has: numbers of 16 bits would be rounded twice.
+"""
+
+import math
+
+import numpy as np
+
+from crossent.kernels._compile import inline
+from crossent.kernels._leaves import DOUBLES, class_grad, finite_peak
+from crossent.kernels._math import capped, exp
+from crossent.kernels._simd import (
+    all_lanes_but,
+    at,
+    first_lanes,
+    get,
+    lanes,
+    larger,
+    lift,
+    load,
+    load_some,
+    max_of_lanes,
+    prefetch,
+    put,
+    select,
+    store,
+    store_some,
+    sum_of_lanes,
+)
+
+BLOCK = 1024  # numbers
+
+
+@inline
+def some_logits(like, row, j, within, cap):
+    """Logits in the lanes `within`, -inf in the others."""
+    nothing = lift(like, -np.inf)
+    return select(within, capped(like, load_some(like, row, j, within, nothing), cap), nothing)
+
+
+@inline
+def _largest(like, row, n, cap):
+    full = n // lanes(like) * lanes(like)
+    top = lift(like, -np.inf)
+    for j in range(0, full, lanes(like)):
+        top = larger(capped(like, load(like, row, j), cap), top)
+    if full < n:
+        top = larger(some_logits(like, row, full, first_lanes(like, n - full), cap), top)
+    return np.float64(max_of_lanes(top))
+
+
+@inline
+def _scan(like, row, drow, lo, hi, peak, cap, total):
+    if drow == 0:
+        for j in range(lo, hi, lanes(like)):
+            prefetch(like, row, j + BLOCK)
+            total = total + exp(like, capped(like, load(like, row, j), cap) - peak)
+    else:
+        for j in range(lo, hi, lanes(like)):
+            prefetch(like, row, j + BLOCK)
+            e = exp(like, capped(like, load(like, row, j), cap) - peak)
+            store(like, drow, j, e)
+            total = total + e
+    return total
+
+
+@inline
+def _sum(like, row, drow, n, label, peak, cap):
+    """Of a block's exp(z - peak), but for the label's; they are written to drow, if there is one."""
+    width = lanes(like)
+    full = n // width * width
+    special = label // width * width if 0 <= label < full else full
+    total = _scan(like, row, drow, 0, special, peak, cap, lift(like, 0.0))
+    j = special
+    for _ in range(2):
+        if j < n:
+            within = first_lanes(like, n - j)
+            e = exp(like, some_logits(like, row, j, within, cap) - peak)
+            if drow != 0:
+                store_some(like, drow, j, within, e)
+            total = total + select(all_lanes_but(like, label - j), e, lift(like, 0.0))
+        if j == full:
+            break
+        total = _scan(like, row, drow, special + width, full, peak, cap, total)
+        j = full
+    return np.float64(sum_of_lanes(total))
+
+
+@inline
+def _share(top, peak):
+    """What an exponential relative to `top` is relative to `peak`."""
+    return 1.0 if top == peak or top == -np.inf else math.exp(top - peak)
+
+
+@inline
+def walk(like, row, drow, tops, classes, label, cap):
+    """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
+
+    The exponentials are kept in drow and tops, if these are not 0.
+    """
+    peak, others = -np.inf, 0.0
+    for lo in range(0, classes, BLOCK):
+        n, block, dblock = min(BLOCK, classes - lo), at(like, row, lo), at(like, drow, lo) if drow != 0 else 0
+        top = _largest(like, block, n, cap)
+        total = _sum(like, block, dblock, n, label - lo, finite_peak(top), cap)
+        if tops != 0:
+            put(DOUBLES, tops, lo // BLOCK, top)
+        if top > peak:
+            others, peak = others * math.exp(peak - top) + total, top
+        else:
+            others += total * _share(top, peak)
+    return finite_peak(peak), others
+
+
+@inline
+def multiply(like, drow, tops, classes, peak, factor):
+    """Make the gradient of the exponentials that are kept."""
+    width, zero = lanes(like), lift(like, 0.0)
+    for lo in range(0, classes, BLOCK):
+        n, block = min(BLOCK, classes - lo), at(like, drow, lo)
+        full, scale = n // width * width, lift(like, factor * _share(get(DOUBLES, tops, lo // BLOCK), peak))
+        for j in range(0, full, width):
+            store(like, block, j, class_grad(load(like, block, j), zero, scale))
+        if full < n:
+            within = first_lanes(like, n - full)
+            store_some(like, block, full, within, class_grad(load_some(like, block, full, within, zero), zero, scale))

@@ -54,6 +54,7 @@ from crossent.kernels._simd import (
     max_of_lanes,
     prefetch,
     put,
+    rounded,
     same,
     select,
     store_some,
@@ -294,6 +295,8 @@ def backward(call, scratch, lo, hi, sums):
                 value, counted, _ = _row_value(call, keep, label, own, peak, others, mass, dot)
                 loss_sum, loss_rest = add(loss_sum, loss_rest, value)
                 weight_sum, weight_rest = add(weight_sum, weight_rest, counted)
+            # As what is kept in memory has them: the same bits either way.
+            excess, mass = rounded(weight_like, excess), rounded(weight_like, mass)
         total, log_total = excess + 1.0, 0.0
         if z_loss > 0.0 or dsoft != 0:
             log_total = math.log1p(excess)

@@ -6,8 +6,8 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
 
     logits_bytes(x)                    the size of a logit
     logits(x, weight, bias, out)       write x @ weight.T + bias
-    to_input(dlogits, weight, numbers)     dlogits @ weight, or those rows of it
-    to_weight(dweight, dlogits, x, numbers)    add dlogits.T @ x to dweight, or those rows of it
+    to_input(dlogits, weight)          dlogits @ weight, or with `numbers` those rows of it
+    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     sums(dlogits)                      as `_problem.sums`: by column, of its squares, by row
     numbers(chosen)                    of the columns that are chosen
@@ -158,42 +158,38 @@ class Head:
     def _differentiate(self, gradients, wanted, targets, options, dloss):
         """Add to the gradients those of a chunk of targets; the sum of their losses."""
         x, logits = self._logits(targets)
-        if self._filters(dloss):
-            return self._differentiate_filtered(gradients, wanted, targets, options, dloss, x, logits)
         problem = self._problem(targets, logits, options)
-        dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
+        if self._filters(dloss):
+            dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
+        else:
+            dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
+            self._add_products(gradients, targets, x, logits)
         self._keep(gradients[3], targets, dtarget)
-        self._add_products(gradients, targets, x, logits)
         return losses
 
-    def _differentiate_filtered(self, gradients, wanted, targets, options, dloss, x, logits):
-        lib, (dx, dweight, dbias, dtarget) = self.lib, gradients
+    def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss):
+        lib, (dx, dweight, dbias, _) = self.lib, gradients
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares of
         # derivatives that are scaled far up or down could leave the range of numbers.
         unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
-        products = FilteredProducts(lib, self.weight, dweight, x, dx is not None)
-        losses = 0.0
-        for number, (lo, hi) in enumerate(products.groups):
-            some, dlogits, rest = _part(targets, lo, hi), logits[lo:hi], self.scale / unit
-            problem = self._problem(some, dlogits, options)
-            made, loss, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
-            losses += loss
-            sums = lib.sums(dlogits)
-            chosen = ~(sums[1] <= (self.how.filter_eps * unit) ** 2 * (hi - lo))  # nan among them
-            if dloss is not None:
-                top = float(abs(dloss[lo:hi]).max()) or 1.0
-                _multiply((problem.x, made), dloss[lo:hi][:, None] / top)
-                sums, rest = lib.sums(dlogits), rest * top
-            if rest != 1.0:
-                _multiply((problem.x, made), rest)
-            products.add(number, dlogits, chosen, sums, rest)
-            self._keep(dtarget, some, made)
-        dinput = products.finish()
+        dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
+        rest = self.scale / unit
+        products = FilteredProducts(lib, self.weight, x, logits)
+        products.choose(self.how.filter_eps * unit)
+        if dloss is not None:
+            top = float(abs(dloss).max()) or 1.0
+            _multiply((problem.x, dtarget), dloss[:, None] / top)
+            products.add_up()
+            rest *= top
+        if rest != 1.0:
+            _multiply((problem.x, dtarget), rest)
         if dbias is not None:
             lib.to_bias(dbias, logits)
+        total = None if dx is None else lib.accumulator(x)
+        products.add(total, dweight, rest)
         if dx is not None:
-            dx[self._rows(targets)] = lib.cast(dinput, lib.storage(dx))
-        return losses
+            dx[self._rows(targets)] = lib.cast(total, lib.storage(dx))
+        return dtarget, losses
 
     def _keep(self, dtarget, targets, made):
         if dtarget is not None:
@@ -214,10 +210,6 @@ class Head:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
-
-
-def _part(targets, lo, hi):
-    return slice(targets.start + lo, targets.start + hi) if isinstance(targets, slice) else targets[lo:hi]
 
 
 def _multiply(arrays, factor):

@@ -9,51 +9,63 @@ _COLUMNS = 2048  # of those that are chosen, gathered at a time
 
 
 class FilteredProducts:
-    """Of one chunk of rows `x`: what they add to dweight, if that is not None, and to their own gradients."""
+    """Of one chunk: rows `x`, and the derivatives of their losses by the logits."""
 
-    def __init__(self, lib, weight, dweight, x, wants_input):
-        self.groups = _groups(len(x))
-        self._lib, self._weight, self._dweight, self._x = lib, weight, dweight, x
-        self._dinput = lib.accumulator(x) if wants_input else None
-        self._by_row = lib.zeros((len(self.groups), len(x)), x)
-        self._by_class = lib.zeros((len(self.groups), len(weight)), x)
+    def __init__(self, lib, weight, x, dlogits):
+        self._lib, self._weight, self._x, self._dlogits = lib, weight, x, dlogits
+        self._groups = _groups(len(x))
+        self.add_up()
 
-    def add(self, group, dlogits, chosen, sums, scale):
-        """The products of the chosen classes of a group; `sums` lack the scale."""
-        lib, (lo, hi) = self._lib, self.groups[group]
-        by_class, squares, by_row = sums
-        columns, by_row_chosen = lib.numbers(chosen), lib.zeros(hi - lo, self._x)
+    def add_up(self):
+        self._sums = [self._lib.sums(self._dlogits[rows]) for rows in self._groups]
+
+    def choose(self, eps):
+        """The classes of each group whose root mean square is above eps, nan among them."""
+        lib = self._lib
+        self._chosen = [
+            lib.numbers(~(squares <= eps**2 * (rows.stop - rows.start)))
+            for rows, (_, squares, _) in zip(self._groups, self._sums)
+        ]
+
+    def add(self, dinput, dweight, scale):
+        """Add to what is not None; the derivatives have the scale, their sums lack it."""
+        lib, x, groups = self._lib, self._x, len(self._groups)
+        by_row, by_class = lib.zeros((groups, len(x)), x), lib.zeros((groups, len(self._weight)), x)
+        for group, (rows, columns, sums) in enumerate(zip(self._groups, self._chosen, self._sums)):
+            sum_of_chosen = self._add_chosen(dinput, dweight, rows, columns)
+            some_by_class, squares, some_by_row = sums
+            some_by_class[columns] = squares[columns] = 0.0
+            some_by_row = some_by_row - sum_of_chosen / scale
+            whole, left_out = float(some_by_row.sum()), float(squares.sum()) ** 0.5
+            # Sums that cancel each other could make the product much larger than what it stands for.
+            if 2.0 * abs(whole) * left_out >= _norm(some_by_row) * _norm(some_by_class) > 0.0:
+                by_row[group, rows] = some_by_row * scale
+                by_class[group] = some_by_class / whole
+        if dinput is not None:
+            lib.to_weight(dinput, by_row, lib.to_input(by_class, self._weight))
+        if dweight is not None:
+            lib.to_weight(dweight, by_class, lib.to_input(by_row, x))
+
+    def _add_chosen(self, dinput, dweight, rows, columns):
+        """The products of a group's chosen classes; the sum of these for each row."""
+        lib = self._lib
+        by_row = lib.zeros(rows.stop - rows.start, self._x)
         for start in range(0, len(columns), _COLUMNS):
             some = columns[start : start + _COLUMNS]
-            dsome = lib.columns(dlogits, some)
-            lib.to_bias(by_row_chosen, dsome.T)
-            if self._dinput is not None:
-                self._dinput[lo:hi] += lib.to_input(dsome, self._weight, some)
-            if self._dweight is not None:
-                lib.to_weight(self._dweight, dsome, self._x[lo:hi], some)
-        by_class[columns] = squares[columns] = 0.0
-        by_row = by_row - by_row_chosen / scale
-        whole, left_out = float(by_row.sum()), float(squares.sum()) ** 0.5
-        # Sums that cancel each other could make the product much larger than what it stands for.
-        if 2.0 * abs(whole) * left_out >= _norm(by_row) * _norm(by_class) > 0.0:
-            self._by_row[group, lo:hi] = by_row * scale
-            self._by_class[group] = by_class / whole
-
-    def finish(self):
-        """The gradients of the rows, None if nobody wants them."""
-        lib = self._lib
-        if self._dinput is not None:
-            lib.to_weight(self._dinput, self._by_row, lib.to_input(self._by_class, self._weight))
-        if self._dweight is not None:
-            lib.to_weight(self._dweight, self._by_class, lib.to_input(self._by_row, self._x))
-        return self._dinput
+            dsome = lib.columns(self._dlogits[rows], some)
+            lib.to_bias(by_row, dsome.T)
+            if dinput is not None:
+                dinput[rows] += lib.to_input(dsome, self._weight, some)
+            if dweight is not None:
+                lib.to_weight(dweight, dsome, self._x[rows], some)
+        return by_row
 
 
 def _groups(rows):
-    """(lo, hi) of even groups."""
+    """Slices of about as many."""
     count = max(1, round(rows / _ROWS))
     step = -(-rows // count)
-    return [(lo, min(lo + step, rows)) for lo in range(0, rows, step)]
+    return [slice(lo, min(lo + step, rows)) for lo in range(0, rows, step)]
 
 
 def _norm(vector):

@@ -149,10 +149,10 @@ def product(kind, storage, strides, rows, columns, depth, threads):
     if rows <= _products.HEIGHT:  # which cannot be shared out
         at_most = min(at_most, -(-columns // threads))
     block_columns = _even(columns, at_most, _products.panel_width(itemsize))
-    blocks, at_blocks = -(-columns // block_columns), _ROWS_AT_ONCE
+    blocks, at_once = -(-columns // block_columns), _ROWS_AT_ONCE
     if blocks < 4 * threads:
-        at_blocks = min(at_blocks, -(-rows // threads))
-    block_rows = _even(rows, at_blocks, _products.HEIGHT)
+        at_once = min(at_once, -(-rows // threads))
+    block_rows = _even(rows, at_once, _products.HEIGHT)
     units = blocks * -(-rows // block_rows)
     fixed = *strides, rows, columns, depth, block_rows, block_columns, blocks
     scratch = _products.scratch_numbers(itemsize) * itemsize

@@ -447,6 +447,17 @@ def test_a_filter_leaves_what_is_not_finite_to_be_seen(library, where):
     assert (broken == ((np.arange(8) == 2) if where == "hidden" else True)).all() and not np.isfinite(dweight).all()
 
 
+def test_a_filter_of_a_turned_weight():
+    x, matrix, labels = torch.randn(9, 5), torch.randn(40, 5), torch.arange(9)
+    gradients = []
+    for weight in (matrix, matrix.t().contiguous().t()):
+        leaves = x.clone().requires_grad_(), weight.requires_grad_()
+        loss = crossent.linear_cross_entropy(*leaves, labels, filter_eps=0.02)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for ours, turned in zip(*gradients):
+        assert torch.equal(ours, turned)
+
+
 @pytest.mark.parametrize("denominator", [1e-20, 1e19, 1e22, 1e24])
 def test_a_filter_does_not_depend_on_the_scale(denominator):
     case = case_of((8,), "labels", None, classes=99, features=4)

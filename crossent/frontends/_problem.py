@@ -218,8 +218,10 @@ def sums(lib, matrix):
 def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
 
-    With the numbers of some rows of b or c these stand for it; then b's rows lie along memory too.
+    With the numbers of some rows of b or c these stand for it.
     """
+    if b_rows is not None and not _along(lib, b):
+        b, b_rows = b[b_rows], None
     rows, columns, depth = a.shape[0], b.shape[1], a.shape[1]
     if not (rows and columns and depth):
         if not adds:

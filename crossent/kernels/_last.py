@@ -148,9 +148,9 @@ def _short_row_sums(like, row, classes, label, cap):
 @inline
 def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing):
     """The peak, and relative to it the others' sum, the mass and the dot of a row."""
-    if classes <= lanes(like) and soft == 0 and smoothing == 0.0:
-        return _short_row_sums(like, row, classes, label, cap)
     if soft == 0 and smoothing == 0.0:
+        if classes <= lanes(like):
+            return _short_row_sums(like, row, classes, label, cap)
         peak, others = _blocks.walk(like, row, 0, 0, classes, label, cap)
         return peak, others, 0.0, 0.0
     peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))

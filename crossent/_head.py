@@ -9,7 +9,8 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_input(dlogits, weight)          dlogits @ weight, or with `numbers` those rows of it
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
-    sums(dlogits)                      as `_problem.sums`: by column, of its squares, by row
+    sums(dlogits, parts)               as `_problem.sums`: of squares by column, by row in parts of the columns
+    stack(vectors)                     the matrix whose rows they are
     numbers(chosen)                    of the columns that are chosen
     columns(dlogits, numbers)          a copy of those columns
     dense(classes, probs, out)         write probabilities between zeros
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossent._head_filter import FilteredProducts
+
+_EVEN = 256  # rows: matrix products of multiples take less time for each
 
 
 @dataclass
@@ -105,6 +108,8 @@ class Head:
         arrays = 1 + (self.classes is not None) + any(wanted[3:])
         a_row = max(1, arrays * self.lib.logits_bytes(self.x) * len(self.weight))
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
+        if rows > _EVEN and not self.how.chunk_rows:
+            rows -= rows % _EVEN
         rows = min(rows, self._count)
         return rows, rows * a_row
 
@@ -173,20 +178,16 @@ class Head:
         # derivatives that are scaled far up or down could leave the range of numbers.
         unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
-        rest = self.scale / unit
         products = FilteredProducts(lib, self.weight, x, logits)
         products.choose(self.how.filter_eps * unit)
-        if dloss is not None:
-            top = float(abs(dloss).max()) or 1.0
-            _multiply((problem.x, dtarget), dloss[:, None] / top)
+        if dloss is not None or unit != self.scale:
+            rest = self.scale / unit
+            _multiply((problem.x, dtarget), rest if dloss is None else rest * dloss[:, None])
             products.add_up()
-            rest *= top
-        if rest != 1.0:
-            _multiply((problem.x, dtarget), rest)
         if dbias is not None:
             lib.to_bias(dbias, logits)
         total = None if dx is None else lib.accumulator(x)
-        products.add(total, dweight, rest)
+        products.add(total, dweight)
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(total, lib.storage(dx))
         return dtarget, losses

@@ -1,10 +1,14 @@
 """The products of a gradient with few of its classes as they are, and the others as a matrix of low rank.
 
-Rows pass in groups, each of which chooses classes of its own. What it leaves out is replaced by the matrix of rank one
-with the same sums over rows and over classes; those of all groups of a chunk go through the products together.
+What is left out is projected on the span of its sums over parts of the vocabulary, which come at the price of reading
+it once: its singular values fall off quickly, since rare classes have nearly the same shares in every row. A projection
+never brings a larger error than leaving everything out. The sketch is that of Halko, Martinsson and Tropp, Finding
+Structure with Randomness (2011), section 4.1, with parts of the vocabulary for its random vectors.
 """
 
-_ROWS = 256  # of a group
+import math
+
+PARTS = 8
 _COLUMNS = 2048  # of those that are chosen, gathered at a time
 
 
@@ -13,60 +17,55 @@ class FilteredProducts:
 
     def __init__(self, lib, weight, x, dlogits):
         self._lib, self._weight, self._x, self._dlogits = lib, weight, x, dlogits
-        self._groups = _groups(len(x))
         self.add_up()
 
     def add_up(self):
-        self._sums = [self._lib.sums(self._dlogits[rows]) for rows in self._groups]
+        self._squares, self._parts = self._lib.sums(self._dlogits, PARTS)
 
     def choose(self, eps):
-        """The classes of each group whose root mean square is above eps, nan among them."""
-        lib = self._lib
-        self._chosen = [
-            lib.numbers(~(squares <= eps**2 * (rows.stop - rows.start)))
-            for rows, (_, squares, _) in zip(self._groups, self._sums)
-        ]
+        """The classes whose root mean square is above eps, nan among them."""
+        self._chosen = ~(self._squares <= eps**2 * len(self._x))
 
-    def add(self, dinput, dweight, scale):
-        """Add to what is not None; the derivatives have the scale, their sums lack it."""
-        lib, x, groups = self._lib, self._x, len(self._groups)
-        by_row, by_class = lib.zeros((groups, len(x)), x), lib.zeros((groups, len(self._weight)), x)
-        for group, (rows, columns, sums) in enumerate(zip(self._groups, self._chosen, self._sums)):
-            sum_of_chosen = self._add_chosen(dinput, dweight, rows, columns)
-            some_by_class, squares, some_by_row = sums
-            some_by_class[columns] = squares[columns] = 0.0
-            some_by_row = some_by_row - sum_of_chosen / scale
-            whole, left_out = float(some_by_row.sum()), float(squares.sum()) ** 0.5
-            # Sums that cancel each other could make the product much larger than what it stands for.
-            if 2.0 * abs(whole) * left_out >= _norm(some_by_row) * _norm(some_by_class) > 0.0:
-                by_row[group, rows] = some_by_row * scale
-                by_class[group] = some_by_class / whole
+    def add(self, dinput, dweight):
+        """Add to what is not None."""
+        lib = self._lib
+        span = self._add_chosen(dinput, dweight)
+        if not math.isfinite(_norm(span)):  # then there is nothing that was not chosen
+            return
+        _make_orthonormal(span)
+        span = lib.cast(span, lib.storage(self._squares))
+        by_class = lib.to_input(span, self._dlogits)
+        by_class[:, self._chosen] = 0.0
         if dinput is not None:
-            lib.to_weight(dinput, by_row, lib.to_input(by_class, self._weight))
+            lib.to_weight(dinput, span, lib.to_input(by_class, self._weight))
         if dweight is not None:
-            lib.to_weight(dweight, by_class, lib.to_input(by_row, x))
+            lib.to_weight(dweight, by_class, lib.to_input(span, self._x))
 
-    def _add_chosen(self, dinput, dweight, rows, columns):
-        """The products of a group's chosen classes; the sum of these for each row."""
-        lib = self._lib
-        by_row = lib.zeros(rows.stop - rows.start, self._x)
-        for start in range(0, len(columns), _COLUMNS):
-            some = columns[start : start + _COLUMNS]
-            dsome = lib.columns(self._dlogits[rows], some)
-            lib.to_bias(by_row, dsome.T)
-            if dinput is not None:
-                dinput[rows] += lib.to_input(dsome, self._weight, some)
-            if dweight is not None:
-                lib.to_weight(dweight, dsome, self._x[rows], some)
-        return by_row
-
-
-def _groups(rows):
-    """Slices of about as many."""
-    count = max(1, round(rows / _ROWS))
-    step = -(-rows // count)
-    return [slice(lo, min(lo + step, rows)) for lo in range(0, rows, step)]
+    def _add_chosen(self, dinput, dweight):
+        """The products of the chosen classes; what the others sum to, for each part and row."""
+        lib, others = self._lib, []
+        for classes, sums in self._parts:
+            chosen, total = lib.numbers(self._chosen[classes]) + classes.start, lib.zeros(len(self._x), self._x)
+            for start in range(0, len(chosen), _COLUMNS):
+                some = chosen[start : start + _COLUMNS]
+                dsome = lib.columns(self._dlogits, some)
+                lib.to_bias(total, dsome.T)
+                if dinput is not None:
+                    dinput += lib.to_input(dsome, self._weight, some)
+                if dweight is not None:
+                    lib.to_weight(dweight, dsome, self._x, some)
+            others.append(sums - total)
+        return lib.cast(lib.stack(others), "float64")
 
 
-def _norm(vector):
-    return float((vector * vector).sum()) ** 0.5
+def _make_orthonormal(vectors):
+    """By Gram's and Schmidt's method, twice: what is left of a vector near the others' span is mostly rounding."""
+    for _ in range(2):
+        for i in range(len(vectors)):
+            vector, rest = vectors[i], vectors[i + 1 :]
+            vector /= _norm(vector) or 1.0
+            rest -= (rest * vector).sum(1)[:, None] * vector
+
+
+def _norm(array):
+    return float((array * array).sum()) ** 0.5

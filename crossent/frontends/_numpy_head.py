@@ -71,8 +71,12 @@ class NumPyHead(NUMPY):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @classmethod
-    def sums(cls, matrix):
-        return sums(cls, matrix)
+    def sums(cls, matrix, parts):
+        return sums(cls, matrix, parts)
+
+    @staticmethod
+    def stack(vectors):
+        return np.stack(vectors)
 
     @staticmethod
     def numbers(chosen):

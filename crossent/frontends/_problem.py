@@ -203,16 +203,18 @@ def _token_call(lib, logits, target, options, results):
     return plan, tuple(lib.address(array) for array in (logits, target, *results))
 
 
-def sums(lib, matrix):
-    """What the rows hold in each column, its squares, and what each row holds."""
+def sums(lib, matrix, parts):
+    """The sums of squares in each column; and for parts of the columns, these and what each row holds in them."""
     rows, columns = matrix.shape
-    storage = lib.storage(matrix)
-    blocks = -(-columns // kernels.BLOCK_OF_SUMS)
-    by_column, by_row = (lib.new(shape, compute_storage(storage)) for shape in ((2, columns), (blocks, rows)))
-    by_column[...] = 0
-    changing = lib.address(matrix), lib.strides(matrix)[0], rows, *map(lib.address, (*by_column, by_row))
-    kernels.sums(columns, storage)(changing, lib.threads, (matrix, by_column, by_row))
-    return *by_column, by_row.sum(0)
+    storage, step = lib.storage(matrix), kernels.BLOCK_OF_SUMS
+    blocks = -(-columns // step)
+    squares, by_block = (lib.new(shape, compute_storage(storage)) for shape in (columns, (blocks, rows)))
+    squares[...] = 0
+    changing = lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(squares), lib.address(by_block)
+    kernels.sums(columns, storage)(changing, lib.threads, (matrix, squares, by_block))
+    parts = min(parts, blocks)
+    edges = [part * blocks // parts for part in range(parts + 1)]
+    return squares, [(slice(lo * step, hi * step), by_block[lo:hi].sum(0)) for lo, hi in zip(edges, edges[1:])]
 
 
 def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):

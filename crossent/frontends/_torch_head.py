@@ -24,11 +24,11 @@ from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
-_BLOCK = 2**21  # bytes of what PyTorch's products of 16 bits need beside the chunk
+_BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
 
 
 def _blocks(matrix):
-    """Slices of its rows: those products copy what they get, and cannot be added to 32 bits."""
+    """Slices of its rows."""
     step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
     return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
 
@@ -73,8 +73,7 @@ class TorchHead(TORCH):
     @classmethod
     def logits(cls, x, weight, bias, out):
         if _native(out.dtype):
-            for block in _blocks(weight):
-                torch.mm(x, weight[block].t(), out=out[:, block])
+            torch.mm(x, weight.t(), out=out)
             if bias is not None:
                 out += bias
             return
@@ -85,11 +84,7 @@ class TorchHead(TORCH):
     @classmethod
     def to_input(cls, dlogits, weight, numbers=None):
         if _native(dlogits.dtype):
-            weight = weight if numbers is None else weight[numbers]
-            total = torch.zeros(len(dlogits), weight.shape[1])
-            for block in _blocks(weight):
-                total += torch.mm(dlogits[:, block], weight[block])
-            return total
+            return torch.mm(dlogits, weight if numbers is None else weight[numbers]).float()
         total = torch.empty(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
         multiply(cls, dlogits, weight, total, b_rows=numbers)
         return total
@@ -102,15 +97,19 @@ class TorchHead(TORCH):
             dweight.index_add_(0, numbers, torch.mm(dlogits.t(), x).to(dweight.dtype))
         else:
             for block in _blocks(dweight):
-                dweight[block] += torch.mm(dlogits[:, block].t(), x)
+                dweight[block] += torch.mm(dlogits[:, block].t(), x).float()  # far quicker than to add other types
 
     @staticmethod
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @classmethod
-    def sums(cls, matrix):
-        return sums(cls, matrix)
+    def sums(cls, matrix, parts):
+        return sums(cls, matrix, parts)
+
+    @staticmethod
+    def stack(vectors):
+        return torch.stack(vectors)
 
     @staticmethod
     def numbers(chosen):

@@ -1,9 +1,9 @@
 """The sum of a row's exponentials, block by block: each relative to the block's own maximum, so none is ever in danger.
 
 A block stays in the core's nearest cache between its maximum and its exponentials, while the next is on its way. Where
-the gradient takes the row's place, the exponentials are written there and each block's maximum to `tops`; once the sum
-over the row is known, they need only be multiplied, and each number has passed through exp once. That is for the types
-that the arithmetic has: numbers of 16 bits would be rounded twice.
+the gradient is wanted in the same pass, the exponentials are kept, in its place or, since numbers of 16 bits would be
+rounded twice, beside it, and each block's maximum in `tops`; once the sum over the row is known, they need only be
+multiplied, and each number has passed through exp once.
 """
 
 import math
@@ -54,8 +54,8 @@ def _largest(like, row, n, cap):
 
 
 @inline
-def _scan(like, row, drow, lo, hi, peak, cap, total):
-    if drow == 0:
+def _scan(like, weight_like, row, kept, lo, hi, peak, cap, total):
+    if kept == 0:
         for j in range(lo, hi, lanes(like)):
             prefetch(like, row, j + BLOCK)
             total = total + exp(like, capped(like, load(like, row, j), cap) - peak)
@@ -63,29 +63,29 @@ def _scan(like, row, drow, lo, hi, peak, cap, total):
         for j in range(lo, hi, lanes(like)):
             prefetch(like, row, j + BLOCK)
             e = exp(like, capped(like, load(like, row, j), cap) - peak)
-            store(like, drow, j, e)
+            store(weight_like, kept, j, e)
             total = total + e
     return total
 
 
 @inline
-def _sum(like, row, drow, n, label, peak, cap):
-    """Of a block's exp(z - peak), but for the label's; they are written to drow, if there is one."""
+def _sum(like, weight_like, row, kept, n, label, peak, cap):
+    """Of a block's exp(z - peak), but for the label's; they are written to `kept`, if that is not 0."""
     width = lanes(like)
     full = n // width * width
     special = label // width * width if 0 <= label < full else full
-    total = _scan(like, row, drow, 0, special, peak, cap, lift(like, 0.0))
+    total = _scan(like, weight_like, row, kept, 0, special, peak, cap, lift(like, 0.0))
     j = special
     for _ in range(2):
         if j < n:
             within = first_lanes(like, n - j)
             e = exp(like, some_logits(like, row, j, within, cap) - peak)
-            if drow != 0:
-                store_some(like, drow, j, within, e)
+            if kept != 0:
+                store_some(weight_like, kept, j, within, e)
             total = total + select(all_lanes_but(like, label - j), e, lift(like, 0.0))
         if j == full:
             break
-        total = _scan(like, row, drow, special + width, full, peak, cap, total)
+        total = _scan(like, weight_like, row, kept, special + width, full, peak, cap, total)
         j = full
     return np.float64(sum_of_lanes(total))
 
@@ -97,16 +97,17 @@ def _share(top, peak):
 
 
 @inline
-def walk(like, row, drow, tops, classes, label, cap):
+def walk(like, weight_like, row, kept, tops, classes, label, cap):
     """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
 
-    The exponentials are kept in drow and tops, if these are not 0.
+    The exponentials are written to `kept` and the blocks' maxima to `tops`, if these are not 0.
     """
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
-        n, block, dblock = min(BLOCK, classes - lo), at(like, row, lo), at(like, drow, lo) if drow != 0 else 0
+        n, block = min(BLOCK, classes - lo), at(like, row, lo)
+        kept_block = at(weight_like, kept, lo) if kept != 0 else 0
         top = _largest(like, block, n, cap)
-        total = _sum(like, block, dblock, n, label - lo, finite_peak(top), cap)
+        total = _sum(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap)
         if tops != 0:
             put(DOUBLES, tops, lo // BLOCK, top)
         if top > peak:
@@ -117,14 +118,15 @@ def walk(like, row, drow, tops, classes, label, cap):
 
 
 @inline
-def multiply(like, drow, tops, classes, peak, factor):
+def multiply(like, weight_like, kept, drow, tops, classes, peak, factor):
     """Make the gradient of the exponentials that are kept."""
     width, zero = lanes(like), lift(like, 0.0)
     for lo in range(0, classes, BLOCK):
-        n, block = min(BLOCK, classes - lo), at(like, drow, lo)
+        n, block, dblock = min(BLOCK, classes - lo), at(weight_like, kept, lo), at(like, drow, lo)
         full, scale = n // width * width, lift(like, factor * _share(get(DOUBLES, tops, lo // BLOCK), peak))
         for j in range(0, full, width):
-            store(like, block, j, class_grad(load(like, block, j), zero, scale))
+            store(like, dblock, j, class_grad(load(weight_like, block, j), zero, scale))
         if full < n:
             within = first_lanes(like, n - full)
-            store_some(like, block, full, within, class_grad(load_some(like, block, full, within, zero), zero, scale))
+            e = load_some(weight_like, block, full, within, zero)
+            store_some(like, dblock, full, within, class_grad(e, zero, scale))

@@ -42,4 +42,4 @@ def compiled(function, arguments, result=types.void):
 
 
 def inline(function):
-    return njit(forceinline=True, error_model="numpy", fastmath=False)(function)
+    return njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)

@@ -151,7 +151,7 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
     if soft == 0 and smoothing == 0.0:
         if classes <= lanes(like):
             return _short_row_sums(like, row, classes, label, cap)
-        peak, others = _blocks.walk(like, row, 0, 0, classes, label, cap)
+        peak, others = _blocks.walk(like, weight_like, row, 0, 0, classes, label, cap)
         return peak, others, 0.0, 0.0
     peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
     others, mass, dot = 0.0, 0.0, 0.0
@@ -248,7 +248,7 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
 
 def backward(call, scratch, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
-    losses too if `with_loss` says so; given scratch, of exponentials that are kept.
+    losses too if `with_loss` says so; given scratch, of exponentials that are kept: at `kept_at` in it, or in dx.
     """
     like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
     is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
@@ -284,7 +284,8 @@ def backward(call, scratch, lo, hi, sums):
             mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
         else:
             if scratch != 0:
-                peak, others = _blocks.walk(like, row, drow, scratch, classes, label, 0.0)
+                kept = drow if call.kept_at == 0 else scratch + call.kept_at
+                peak, others = _blocks.walk(like, weight_like, row, kept, scratch, classes, label, 0.0)
                 mass, dot = 0.0, 0.0
             else:
                 peak, others, mass, dot = _row_sums(
@@ -309,7 +310,8 @@ def backward(call, scratch, lo, hi, sums):
         slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
         factor = g * slope / total
         if scratch != 0 and stats == 0:
-            _blocks.multiply(like, drow, scratch, classes, peak, factor)
+            kept = drow if call.kept_at == 0 else scratch + call.kept_at
+            _blocks.multiply(like, weight_like, kept, drow, scratch, classes, peak, factor)
         else:
             plain = not is_soft and smoothing == 0.0 and cap == 0.0
             full = classes // width * width if plain else 0

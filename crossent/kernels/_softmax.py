@@ -55,7 +55,7 @@ def forward_last(call, scratch, lo, hi, sums):
             at(like, call.x, o * call.x_outer + i * call.x_inner),
             at(like, call.out, o * call.out_outer + i * call.out_inner),
         )
-        peak, total = walk(like, row, 0, 0, classes, -1, 0.0)
+        peak, total = walk(like, call.weight_like, row, 0, 0, classes, -1, 0.0)
         log_total = math.log(total) if total > 0.0 else total - np.inf
         past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, lanes(like)):

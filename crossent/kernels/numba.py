@@ -19,7 +19,7 @@ LOSS = Fields(
     ("dloss", "scale", "with_loss", "dx", "dtarget"),
     (
         *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
-        "cap", "z_loss",
+        "cap", "z_loss", "kept_at",
     ),
 )  # fmt: skip
 TOKENS = Fields(
@@ -33,7 +33,7 @@ SCORES = Fields(
     (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
-SUMS = Fields(("x", "x_outer", "rows", "totals", "squares", "by_row"), (), ("classes",))
+SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes",))
 PRODUCTS = Fields(
     ("a", "b", "c", "adds", "b_rows", "c_rows"),
     (),
@@ -85,12 +85,15 @@ class LossPlan:
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
         plain = kernels is _last and not (soft or options.label_smoothing or options.softcap)
-        once = plain and layout.classes > _blocks.BLOCK and storage in ("float32", "float64")
-        scratch = 8 * -(-layout.classes // _blocks.BLOCK) if once else 0
+        scratch = kept_at = 0
+        if plain and layout.classes > _blocks.BLOCK:
+            scratch = 8 * -(-layout.classes // _blocks.BLOCK)
+            if _BYTES[storage] == 2:
+                kept_at, scratch = scratch, scratch + 4 * layout.classes
         self.forward, self.backward = _calls(
             LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
             *target_strides, *layout.new_strides, layout.rows, options.ignore_index, soft, options.label_smoothing,
-            options.softcap or 0.0, options.z_loss, scratch=scratch,
+            options.softcap or 0.0, options.z_loss, kept_at, scratch=scratch,
         )  # fmt: skip
 
 
@@ -129,7 +132,7 @@ BLOCK_OF_SUMS = _sums.BLOCK
 def sums(classes, storage):
     """The call that adds up matrices with so many columns."""
     blocks = -(-classes // BLOCK_OF_SUMS)
-    scratch = 3 * BLOCK_OF_SUMS * max(4, _BYTES[storage])
+    scratch = 2 * BLOCK_OF_SUMS * max(4, _BYTES[storage])
     return Calls(SUMS, _sums.forward, SUMS.pack_first, storage, blocks, 1, scratch, (classes,)).run
 
 

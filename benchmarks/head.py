@@ -46,7 +46,7 @@ class Head:
     def gradients(self, **options) -> dict[str, torch.Tensor]:
         loss = crossent.linear_cross_entropy(self.hidden, self.weight, self.labels, **options)
         dinput, dweight = torch.autograd.grad(loss, (self.hidden, self.weight))
-        return {"gradients": torch.cat([dinput.flatten(), dweight.flatten()]), "input's gradient": dinput}
+        return {"input's gradient": dinput, "weight's gradient": dweight}
 
     def forward(self, function: Callable) -> None:
         with torch.no_grad():

@@ -10,6 +10,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     sums(dlogits, parts)               as `_problem.sums`: of squares by column, by row in parts of the columns
+    combinations(factors, dlogits)     factors @ dlogits, for few rows of factors
     stack(vectors)                     the matrix whose rows they are
     numbers(chosen)                    of the columns that are chosen
     columns(dlogits, numbers)          a copy of those columns

@@ -34,7 +34,7 @@ class FilteredProducts:
             return
         _make_orthonormal(span)
         span = lib.cast(span, lib.storage(self._squares))
-        by_class = lib.to_input(span, self._dlogits)
+        by_class = lib.combinations(span, self._dlogits)
         by_class[:, self._chosen] = 0.0
         if dinput is not None:
             lib.to_weight(dinput, span, lib.to_input(by_class, self._weight))

@@ -338,12 +338,13 @@ def linear_cross_entropy(
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
         chunk_bytes: the memory for a chunk of logits, 64 MB unless given. More pays where only few rows fit.
-        filter_eps: leave out of the gradients' products, for each group of about 256 rows, every class for which the
-            derivatives of the rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing.
-            What is left out is replaced by the matrix of rank one that has its sums over rows and over classes, unless
-            that is more than twice as large. So the error of the derivatives by the logits of a group's n rows has at
-            most the Frobenius norm 3 * filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a
-            mean), and the sums over rows are exact where it is replaced. The loss and the bias's gradient stay exact.
+        filter_eps: leave out of the gradients' products, for each chunk, every class for which the derivatives of the
+            rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing. What is left out is
+            replaced by its projection on the span of its sums over up to 8 parts of the vocabulary (Halko, Martinsson
+            and Tropp, Finding Structure with Randomness, 2011, section 4.1), which is never farther from it than 0 is:
+            the error of the derivatives by the logits of a chunk's n rows has at most the Frobenius norm
+            filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a mean), and for a trained
+            language model is far smaller. The loss and the bias's gradient stay exact.
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.

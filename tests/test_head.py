@@ -23,6 +23,7 @@ from torch.testing._internal.common_modules import module_db
 import crossent
 from crossent import _head_filter
 from crossent.frontends import _problem, _torch_head, torch as torch_frontend
+from crossent.kernels import numba as kernels
 
 F = torch.nn.functional
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -361,15 +362,15 @@ def test_nothing_counts(frontend, dtype, smoothing, reduction, how):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("classes", [200, 5000])
+@pytest.mark.parametrize("classes", [200, 9000, 18_000])
 @pytest.mark.parametrize("frontend", ["torch", "numpy"])
-@pytest.mark.parametrize("chunk", [5, 20])
+@pytest.mark.parametrize("chunk", [6, 20])
 def test_filter(chunk, frontend, classes, reduction, monkeypatch):
-    """The bound that the docstring gives, with the classes that it says each group of rows leaves out, and no others,
-    and the matrix of rank one in their place.
+    """The bound that the docstring gives, with the classes that it says each chunk leaves out, and no others, and in
+    their place what their sums over parts of the vocabulary span.
     """
-    rows, size = 12, min(chunk, 6)
-    monkeypatch.setattr(_head_filter, "_ROWS", size)
+    monkeypatch.setattr(_head_filter, "PARTS", 3)
+    rows, size = 12, min(chunk, 12)
     case = case_of((rows,), "labels", "bias", classes=classes, features=16, reduction=reduction)
     factor = 1 / rows if reduction == "mean" else 1.0
     dlogits = np.asarray(exact_head(**case)[2], np.float64) / factor
@@ -386,11 +387,11 @@ def test_filter(chunk, frontend, classes, reduction, monkeypatch):
         left_out = _rms(dlogits[part]) <= eps
         assert 0.2 < left_out.mean() < 0.85
         small = np.where(left_out, dlogits[part], 0)
-        by_row, by_class, whole = small.sum(1), small.sum(0), small.sum()
-        replaced = np.outer(by_row, by_class) / whole
-        if np.linalg.norm(replaced) > 2 * np.linalg.norm(small):
-            replaced[...] = 0
-        assert np.linalg.norm(replaced - small) <= 3 * eps * (small.shape[0] * left_out.sum()) ** 0.5
+        blocks = -(-classes // kernels.BLOCK_OF_SUMS)
+        edges = [i * blocks // min(3, blocks) * kernels.BLOCK_OF_SUMS for i in range(min(3, blocks))]
+        span = np.linalg.qr(np.add.reduceat(small, edges, axis=1))[0]
+        replaced = span @ (span.T @ small)
+        assert np.linalg.norm(replaced - small) <= eps * (small.shape[0] * left_out.sum()) ** 0.5
         remaining = (dlogits[part] - small + replaced) * factor
         assert not np.allclose(dx[part], plain[1][0][part], rtol=1e-6)
         np.testing.assert_allclose(dx[part], remaining @ case["matrix"], rtol=1e-8, atol=1e-11)
@@ -481,16 +482,30 @@ def test_a_filter_under_an_infinite_upstream_gradient():
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-@pytest.mark.parametrize("shape", [(50_001, 129), (6, 3000)])
+@pytest.mark.parametrize("shape", [(50_001, 129), (6, 13_000)])
 def test_sums_keep_their_digits(dtype, shape):
     rows, columns = shape
     numbers = torch.rand(rows, columns + 1, generator=torch.Generator().manual_seed(0))
     chunk = numbers.to(TORCH_DTYPES[dtype])[:, :columns]
     wide = chunk.double()
-    for ours, exact in zip(
-        _problem.sums(torch_frontend.TORCH, chunk), (wide.sum(0), (wide * wide).sum(0), wide.sum(1))
-    ):
-        torch.testing.assert_close(ours.double(), exact, rtol=3e-6, atol=0)
+    squares, parts = _problem.sums(torch_frontend.TORCH, chunk, 3)
+    torch.testing.assert_close(squares.double(), (wide * wide).sum(0), rtol=3e-6, atol=0)
+    assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
+    assert parts[0][0].start == 0 and parts[-1][0].stop >= columns and len(parts) == (3 if columns > 9000 else 1)
+    for part, by_row in parts:
+        torch.testing.assert_close(by_row.double(), wide[:, part].sum(1), rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (8, 513, 33), (2, 33, 4097), (1, 6, 9000)])
+def test_combinations_of_rows(dtype, shape):
+    count, rows, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(rows, columns + 3, generator=generator).to(TORCH_DTYPES[dtype])[:, :columns]
+    factors = torch.randn(count, rows, generator=generator, dtype=torch.promote_types(matrix.dtype, torch.float32))
+    ours = _problem.combinations(torch_frontend.TORCH, factors, matrix)
+    difference = (ours.double() - factors.double() @ matrix.double()).abs()
+    assert (difference <= 8 * torch.finfo(factors.dtype).eps * (factors.abs().double() @ matrix.abs().double())).all()
 
 
 def test_float16_soft_targets_get_their_gradient_where_rows_are_left_out():

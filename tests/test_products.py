@@ -15,7 +15,7 @@ from crossent.frontends.torch import TORCH
 from crossent.kernels import _products, _tile
 
 SIDES = (1, 2, 5, 7, 16, 33, 97, 257, 1030)
-AGAINST = {"a b": (False, False), "a.T b": (True, False), "a b.T": (False, True)}
+AGAINST = {"a b": (False, False), "a.T b": (True, False), "a b.T": (False, True), "a.T b.T": (True, True)}
 
 
 def matrix(rows, columns, turned, dtype: type = np.float32):

@@ -7,6 +7,7 @@ from crossent._head import Head
 from crossent.frontends._plans import of_head
 from crossent.frontends._problem import (
     broadcast_samples,
+    combinations,
     compute_storage,
     multiply,
     problem_of,
@@ -73,6 +74,10 @@ class NumPyHead(NUMPY):
     @classmethod
     def sums(cls, matrix, parts):
         return sums(cls, matrix, parts)
+
+    @classmethod
+    def combinations(cls, factors, matrix):
+        return combinations(cls, factors, matrix)
 
     @staticmethod
     def stack(vectors):

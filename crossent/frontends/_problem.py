@@ -217,6 +217,23 @@ def sums(lib, matrix, parts):
     return squares, [(slice(lo * step, hi * step), by_block[lo:hi].sum(0)) for lo, hi in zip(edges, edges[1:])]
 
 
+_AT_ONCE = 16  # numbers that a kernel may write beside those of a row
+
+
+def combinations(lib, factors, matrix):
+    """factors @ matrix, for few rows of factors."""
+    (count, rows), columns = factors.shape, matrix.shape[1]
+    storage = lib.storage(factors)
+    padded, result = (lib.new((count, -(-size // _AT_ONCE) * _AT_ONCE), storage) for size in (rows, columns))
+    padded[:, :rows], padded[:, rows:] = factors, 0
+    changing = (
+        lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(padded), lib.strides(padded)[0], count,
+        lib.address(result), lib.strides(result)[0],
+    )  # fmt: skip
+    kernels.combinations(columns, lib.storage(matrix))(changing, lib.threads, (matrix, padded, result))
+    return result[:, :columns]
+
+
 def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
 
@@ -229,20 +246,22 @@ def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
         if not adds:
             c[...] = 0
         return
-    kind = "a b"
-    if _along(lib, a.T) and not _along(lib, a):
-        kind, a = "a.T b", a.T
-    elif _along(lib, b.T) and not _along(lib, b):
-        kind, b = "a b.T", b.T
-    a, b = (m if _along(lib, m) else lib.contiguous(m) for m in (a, b))
+    (a, a_turned), (b, b_turned) = _with_rows_along(lib, a), _with_rows_along(lib, b)
     strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
-    run = kernels.product(kind, lib.storage(b), strides, rows, columns, depth, threads)
+    run = kernels.product(lib.storage(b), (not a_turned, b_turned), strides, rows, columns, depth, threads)
     numbers = (0 if some is None else lib.address(some) for some in (b_rows, c_rows))
     run((*map(lib.address, (a, b, c)), adds, *numbers), lib.threads, (a, b, c, b_rows, c_rows))
 
 
 def _along(lib, matrix):
     return lib.strides(matrix)[1] == 1 or matrix.shape[1] == 1
+
+
+def _with_rows_along(lib, matrix):
+    """The matrix with rows that lie along memory, and whether it is turned for that; a copy where neither will do."""
+    if _along(lib, matrix):
+        return matrix, False
+    return (matrix.T, True) if _along(lib, matrix.T) else (lib.contiguous(matrix), False)
 
 
 def prediction_stats(lib, input, target, dim, options):

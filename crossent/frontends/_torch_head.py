@@ -14,6 +14,7 @@ from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
     broadcast_samples,
+    combinations,
     multiply,
     problem_of,
     sums,
@@ -106,6 +107,10 @@ class TorchHead(TORCH):
     @classmethod
     def sums(cls, matrix, parts):
         return sums(cls, matrix, parts)
+
+    @classmethod
+    def combinations(cls, factors, matrix):
+        return combinations(cls, factors, matrix)
 
     @staticmethod
     def stack(vectors):

@@ -20,12 +20,18 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows along their classes
     plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)
 
-    product(kind, storage, row_strides, rows, columns, depth, threads)((a, b, c, adds, b_rows, c_rows), threads, owners)
-        # of "a b", "a.T b" or "a b.T", written to c or added; only b may be stored in 16 bits; the numbers of the rows
-        # of b, but for "a b.T", and of c, or 0 for all of them
+    product(storage, along, row_strides, rows, columns, depth, threads)(
+        (a, b, c, adds, b_rows, c_rows), threads, owners
+    )
+        # of a and b, written to c or added, with the sums along the rows of a, and of b, or across them; only b may be
+        # stored in 16 bits; the numbers of the rows of b, if the sums are across them, and of c, or 0 for all of them
 
-    sums(classes, storage)((x, row_stride, rows, totals, squares, by_row), threads, owners)
-        # of columns and their squares, added; by_row gets what each row has in each BLOCK_OF_SUMS columns
+    sums(classes, storage)((x, row_stride, rows, squares, by_row), threads, owners)
+        # of squares in each column, added; by_row gets what each row has in each BLOCK_OF_SUMS columns
+
+    combinations(classes, storage)(
+        (x, row_stride, rows, factors, factors_row, count, combined, combined_row), threads, owners
+    )
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`

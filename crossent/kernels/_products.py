@@ -27,9 +27,6 @@ from crossent.kernels._tile import HEIGHT, VECTORS, multiply
 
 DEPTH = 256  # numbers summed in registers before they are added to what is in memory: short sums keep their digits
 ROWS, COLUMNS = 96, 1024  # of a block: rows for the core's own cache, columns for the one that cores share
-# Whether the factors' sums run along the memory of a row.
-_ALONG = True
-_ACROSS = False
 
 
 def panel_width(itemsize):
@@ -126,8 +123,7 @@ def _write_row(like, source, c, columns, adds):
         store_some(like, c, j, within, value)
 
 
-@inline
-def _product(call, scratch, lo, hi, sums, a_along, b_along):
+def product(call, scratch, lo, hi, sums):
     """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
     storage, like, depth = call.like, call.weight_like, call.depth
     a_row, b_row = call.a_row, call.b_row
@@ -140,33 +136,17 @@ def _product(call, scratch, lo, hi, sums, a_along, b_along):
         columns = min(call.block_columns, call.columns - first_column)
         for k in range(0, depth, step):
             some, adds = min(step, depth - k), 1 if k > 0 else call.adds
-            if b_along:
+            if call.b_along != 0:
                 _pack_along(storage, like, panels, at(storage, call.b, first_column * b_row + k), b_row, columns, some)
             else:
                 _pack_across(storage, like, panels, call.b, call.b_rows, b_row, k, first_column, columns, some)
             for top in range(first_row, last_row, ROWS):
                 rows = min(ROWS, last_row - top)
-                if a_along:
-                    block = at(like, call.a, top * a_row + k)
-                    _tiles(like, block, a_row, 1, HEIGHT * a_row, panels, some, call.c, call.c_rows, call.c_row, top,
-                           rows, first_column, columns, adds, spare)  # fmt: skip
+                if call.a_along != 0:
+                    block, row, column, tile = at(like, call.a, top * a_row + k), a_row, 1, HEIGHT * a_row
                 else:
-                    _pack_columns(like, scratch, at(like, call.a, k * a_row + top), a_row, rows, some)
-                    _tiles(like, scratch, 1, HEIGHT, _tile_numbers(like, some), panels, some, call.c, call.c_rows,
-                           call.c_row, top, rows, first_column, columns, adds, spare)  # fmt: skip
+                    block, row, column, tile = scratch, 1, HEIGHT, _tile_numbers(like, some)
+                    _pack_columns(like, block, at(like, call.a, k * a_row + top), a_row, rows, some)
+                _tiles(like, block, row, column, tile, panels, some, call.c, call.c_rows, call.c_row, top, rows,
+                       first_column, columns, adds, spare)  # fmt: skip
     return finish(sums, OK, 0.0, 0.0)
-
-
-def product(call, scratch, lo, hi, sums):
-    """a @ b"""
-    return _product(call, scratch, lo, hi, sums, _ALONG, _ACROSS)
-
-
-def product_of_columns(call, scratch, lo, hi, sums):
-    """a.T @ b"""
-    return _product(call, scratch, lo, hi, sums, _ACROSS, _ACROSS)
-
-
-def product_by_rows(call, scratch, lo, hi, sums):
-    """a @ b.T"""
-    return _product(call, scratch, lo, hi, sums, _ALONG, _ALONG)

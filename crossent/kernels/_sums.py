@@ -1,10 +1,14 @@
-"""Sums over a matrix whose classes lie side by side: of the squares of each class, and of each row."""
+"""Sums over a matrix whose classes lie side by side: of the squares of each class, of each row, and of few
+combinations of rows. Every number is read once, several rows at a time.
+"""
 
 from crossent.kernels._compile import inline
 from crossent.kernels._leaves import OK, finish, load_within
 from crossent.kernels._simd import (
     at,
     first_lanes,
+    fma,
+    get,
     lanes,
     lift,
     load,
@@ -16,7 +20,8 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-BLOCK = 1024  # classes summed together: long runs of memory, and sums that stay in the cache
+BLOCK = 4096  # classes summed together: long runs of memory, and sums that stay in the core's own cache
+SCRATCH = 2 * BLOCK  # numbers
 _ROWS = 256  # summed before they are added to the total: short sums keep their digits
 
 
@@ -38,6 +43,25 @@ def _add_rows(like, weight_like, a, b, c, d, squares, n):
 
 
 @inline
+def _clear(like, address, n):
+    for j in range(0, n, lanes(like)):
+        store(like, address, j, lift(like, 0.0))
+
+
+@inline
+def _four_rows(call, r, stop, first, no_row):
+    """Where row r and the three after it hold the class `first`; rows from `stop` on are no row."""
+    like, step = call.like, call.x_outer
+    a = at(like, call.x, r * step + first)
+    return (
+        a,
+        at(like, a, step) if r + 1 < stop else no_row,
+        at(like, a, 2 * step) if r + 2 < stop else no_row,
+        at(like, a, 3 * step) if r + 3 < stop else no_row,
+    )
+
+
+@inline
 def _add_part(like, weight_like, sums, part, n):
     for j in range(0, n, lanes(like)):
         within = first_lanes(like, n - j)
@@ -47,24 +71,54 @@ def _add_part(like, weight_like, sums, part, n):
 
 def forward(call, scratch, lo, hi, sums):
     """Blocks lo to hi of the classes, added to what is in squares; by_row gets the rows' sums in each."""
-    like, weight_like, width = call.like, call.weight_like, lanes(call.like)
+    like, weight_like = call.like, call.weight_like
     part, no_row = scratch, at(weight_like, scratch, BLOCK)
-    for j in range(0, BLOCK, width):
-        store(weight_like, no_row, j, lift(like, 0.0))
+    _clear(weight_like, no_row, BLOCK)
     for block in range(lo, hi):
         first = block * BLOCK
         n = min(BLOCK, call.classes - first)
         for start in range(0, call.rows, _ROWS):
-            for j in range(0, BLOCK, width):
-                store(weight_like, part, j, lift(like, 0.0))
+            _clear(weight_like, part, BLOCK)
             stop = min(start + _ROWS, call.rows)
             for r in range(start, stop, 4):
-                a = at(like, call.x, r * call.x_outer + first)
-                b = at(like, a, call.x_outer) if r + 1 < stop else no_row
-                c = at(like, a, 2 * call.x_outer) if r + 2 < stop else no_row
-                d = at(like, a, 3 * call.x_outer) if r + 3 < stop else no_row
+                a, b, c, d = _four_rows(call, r, stop, first, no_row)
                 whole = _add_rows(like, weight_like, a, b, c, d, part, n)
                 for i in range(min(4, stop - r)):
                     put(weight_like, call.by_row, block * call.rows + r + i, whole[i])
             _add_part(like, weight_like, at(weight_like, call.squares, first), part, n)
+    return finish(sums, OK, 0.0, 0.0)
+
+
+@inline
+def _add_combinations(call, rows, factors, combined, n):
+    """Add four rows, read once, to what every combination has in n classes."""
+    like, weight_like = call.like, call.weight_like
+    a, b, c, d = rows
+    for j in range(0, n, lanes(like)):
+        x, y = load_within(like, a, j, n), load_within(like, b, j, n)
+        z, w = load_within(like, c, j, n), load_within(like, d, j, n)
+        for i in range(call.count):
+            result, f = at(weight_like, combined, i * call.combined_row), at(weight_like, factors, i * call.factors_row)
+            total = fma(x, lift(like, get(weight_like, f, 0)), load(weight_like, result, j))
+            total = fma(y, lift(like, get(weight_like, f, 1)), total)
+            total = fma(z, lift(like, get(weight_like, f, 2)), total)
+            store(weight_like, result, j, fma(w, lift(like, get(weight_like, f, 3)), total))
+
+
+def combine(call, scratch, lo, hi, sums):
+    """Blocks lo to hi of the classes of `count` combinations of the rows.
+
+    `factors` has a row for each combination, and both it and `combined` have room behind a row for as much as is dealt
+    with at once.
+    """
+    weight_like = call.weight_like
+    _clear(weight_like, scratch, BLOCK)
+    for block in range(lo, hi):
+        first = block * BLOCK
+        n, combined = min(BLOCK, call.classes - first), at(weight_like, call.combined, first)
+        for i in range(call.count):
+            _clear(weight_like, at(weight_like, combined, i * call.combined_row), n)
+        for r in range(0, call.rows, 4):
+            rows = _four_rows(call, r, call.rows, first, scratch)
+            _add_combinations(call, rows, at(weight_like, call.factors, r), combined, n)
     return finish(sums, OK, 0.0, 0.0)

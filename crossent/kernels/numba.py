@@ -34,16 +34,17 @@ SCORES = Fields(
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
 SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes",))
+COMBINATIONS = Fields(
+    ("x", "x_outer", "rows", "factors", "factors_row", "count", "combined", "combined_row"), (), ("classes",)
+)
 PRODUCTS = Fields(
     ("a", "b", "c", "adds", "b_rows", "c_rows"),
     (),
-    ("a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns", "blocks"),
-)
-_PRODUCTS = {
-    "a b": _products.product,
-    "a.T b": _products.product_of_columns,
-    "a b.T": _products.product_by_rows,
-}
+    (
+        "a_along", "b_along", "a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns",
+        "blocks",
+    ),
+)  # fmt: skip
 MULTIPLIES_BFLOAT16 = any(llvm.get_host_cpu_features().get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
@@ -131,9 +132,18 @@ BLOCK_OF_SUMS = _sums.BLOCK
 @lru_cache(maxsize=4096)
 def sums(classes, storage):
     """The call that adds up matrices with so many columns."""
-    blocks = -(-classes // BLOCK_OF_SUMS)
-    scratch = 2 * BLOCK_OF_SUMS * max(4, _BYTES[storage])
-    return Calls(SUMS, _sums.forward, SUMS.pack_first, storage, blocks, 1, scratch, (classes,)).run
+    return _blockwise(SUMS, _sums.forward, classes, storage)
+
+
+@lru_cache(maxsize=4096)
+def combinations(classes, storage):
+    """The call that multiplies matrices with so many columns by few rows."""
+    return _blockwise(COMBINATIONS, _sums.combine, classes, storage)
+
+
+def _blockwise(fields, kernel, classes, storage):
+    scratch = _sums.SCRATCH * max(4, _BYTES[storage])
+    return Calls(fields, kernel, fields.pack_first, storage, -(-classes // BLOCK_OF_SUMS), 1, scratch, (classes,)).run
 
 
 def _even(count, at_most, multiple):
@@ -145,8 +155,11 @@ _ROWS_AT_ONCE = 512  # that share the packing of the other factor
 
 
 @lru_cache(maxsize=4096)
-def product(kind, storage, strides, rows, columns, depth, threads):
-    """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller."""
+def product(storage, along, strides, rows, columns, depth, threads):
+    """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller.
+
+    `along` says of either factor whether the products are summed along its rows of memory.
+    """
     itemsize = max(4, _BYTES[storage])
     at_most = _products.COLUMNS
     if rows <= _products.HEIGHT:  # which cannot be shared out
@@ -157,9 +170,9 @@ def product(kind, storage, strides, rows, columns, depth, threads):
         at_once = min(at_once, -(-rows // threads))
     block_rows = _even(rows, at_once, _products.HEIGHT)
     units = blocks * -(-rows // block_rows)
-    fixed = *strides, rows, columns, depth, block_rows, block_columns, blocks
+    fixed = *along, *strides, rows, columns, depth, block_rows, block_columns, blocks
     scratch = _products.scratch_numbers(itemsize) * itemsize
-    return Calls(PRODUCTS, _PRODUCTS[kind], PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
+    return Calls(PRODUCTS, _products.product, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
 
 
 class ScorePlan:

@@ -35,6 +35,10 @@ def every_kernel() -> None:
         for function in (F.softmax, F.log_softmax):
             _step(function, logits, dim=1)
         _step(F.nll_loss, logits, target)
+    hidden, vocabulary = torch.randn(8, 4), torch.randn(CLASSES, 4)
+    _step(crossent.linear_cross_entropy, hidden, vocabulary.requires_grad_(), labels, filter_eps=0.1)
+    sum(crossent.linear_token_stats(hidden.requires_grad_(), vocabulary, labels)[:3]).sum().backward()
+    crossent.prediction_stats(rows, labels)
 
 
 def _step(function, logits: torch.Tensor, *arrays: torch.Tensor, **options) -> None:

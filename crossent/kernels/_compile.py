@@ -3,9 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from numba import njit, types
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 
 from crossent import _rules as rules_source
 
@@ -41,5 +42,12 @@ def compiled(function, arguments, result=types.void):
     return kernel
 
 
+class _Inline(CPUDispatcher):
+    def get_call_template(self, args, kws):
+        # Where it is inlined constants are folded all the same; numba would compile it anew for each.
+        return super().get_call_template([types.unliteral(a) for a in args], kws)
+
+
 def inline(function):
-    return njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    options = {"nopython": True, "error_model": "numpy", "forceinline": True}
+    return _Inline(function, targetoptions=options | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})

@@ -5,6 +5,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
 `_problem` asks of it, it has
 
     logits_bytes(x)                    the size of a logit
+    rows_at_once(x)                    of the products: chunks of multiples take less time for each row
     logits(x, weight, bias, out)       write x @ weight.T + bias
     to_input(dlogits, weight)          dlogits @ weight, or with `numbers` those rows of it
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
@@ -29,8 +30,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossent._head_filter import FilteredProducts
-
-_EVEN = 256  # rows: matrix products of multiples take less time for each
 
 
 @dataclass
@@ -109,8 +108,9 @@ class Head:
         arrays = 1 + (self.classes is not None) + any(wanted[3:])
         a_row = max(1, arrays * self.lib.logits_bytes(self.x) * len(self.weight))
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
-        if rows > _EVEN and not self.how.chunk_rows:
-            rows -= rows % _EVEN
+        multiple = self.lib.rows_at_once(self.x)
+        if rows > multiple and not self.how.chunk_rows:
+            rows -= rows % multiple
         rows = min(rows, self._count)
         return rows, rows * a_row
 

@@ -60,6 +60,10 @@ class TorchHead(TORCH):
         return _arithmetic(x.dtype).itemsize
 
     @staticmethod
+    def rows_at_once(x):
+        return 256 if _native(x.dtype) else 1
+
+    @staticmethod
     def buffer(shape, x):
         return frontend.new_tensor(shape, _arithmetic(x.dtype))
 

@@ -87,7 +87,7 @@ class LossPlan:
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
         plain = kernels is _last and not (soft or options.label_smoothing or options.softcap)
         scratch = kept_at = 0
-        if plain and layout.classes > _blocks.BLOCK:
+        if plain and layout.classes >= _STATS_FROM:
             scratch = 8 * -(-layout.classes // _blocks.BLOCK)
             if _BYTES[storage] == 2:
                 kept_at, scratch = scratch, scratch + 4 * layout.classes

@@ -6,13 +6,10 @@ from crossent import _rows
 from crossent._head import Head
 from crossent.frontends._plans import of_head
 from crossent.frontends._problem import (
+    HeadKernels,
     broadcast_samples,
-    combinations,
     compute_storage,
     multiply,
-    problem_of,
-    sums,
-    token_forward,
 )
 from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import array
@@ -22,7 +19,7 @@ def _compute(array):
     return np.dtype(compute_storage(NUMPY.storage(array)))
 
 
-class NumPyHead(NUMPY):
+class NumPyHead(HeadKernels, NUMPY):
     """What `_head` asks of an array library."""
 
     @staticmethod
@@ -75,14 +72,6 @@ class NumPyHead(NUMPY):
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
-    @classmethod
-    def sums(cls, matrix, parts):
-        return sums(cls, matrix, parts)
-
-    @classmethod
-    def combinations(cls, factors, matrix):
-        return combinations(cls, factors, matrix)
-
     @staticmethod
     def stack(vectors):
         return np.stack(vectors)
@@ -108,14 +97,6 @@ class NumPyHead(NUMPY):
     @staticmethod
     def token_results(rows, x):
         return *np.zeros((3, rows), _compute(x)), np.full(rows, -1)
-
-    @classmethod
-    def tokens(cls, *call):
-        token_forward(cls, *call)
-
-    @classmethod
-    def problem(cls, logits, target, weight, sample_weight, options):
-        return problem_of(cls, logits, target, weight, sample_weight, 1, options)
 
 
 def _labels(target, keep, shape, options):

@@ -313,3 +313,16 @@ def softmax_backward(lib, out, dout, axis, log):
         lib.threads, (out, dout, dx),
     )  # fmt: skip
     return dx
+
+
+class HeadKernels:
+    """What the fused head asks of every array library that has kernels."""
+
+    sums = classmethod(sums)
+    combinations = classmethod(combinations)
+    tokens = classmethod(token_forward)
+    token_gradient = classmethod(token_backward)
+
+    @classmethod
+    def problem(cls, logits, target, weight, sample_weight, options):
+        return problem_of(cls, logits, target, weight, sample_weight, 1, options)

@@ -13,13 +13,9 @@ from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._problem import (
+    HeadKernels,
     broadcast_samples,
-    combinations,
     multiply,
-    problem_of,
-    sums,
-    token_backward,
-    token_forward,
 )
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
@@ -44,7 +40,7 @@ def _arithmetic(dtype):
     return dtype if _native(dtype) else frontend.compute_dtype(dtype)
 
 
-class TorchHead(TORCH):
+class TorchHead(HeadKernels, TORCH):
     """What `_head` asks of an array library, for kernels on the CPU."""
 
     @staticmethod
@@ -108,14 +104,6 @@ class TorchHead(TORCH):
     def to_bias(dbias, dlogits):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
-    @classmethod
-    def sums(cls, matrix, parts):
-        return sums(cls, matrix, parts)
-
-    @classmethod
-    def combinations(cls, factors, matrix):
-        return combinations(cls, factors, matrix)
-
     @staticmethod
     def stack(vectors):
         return torch.stack(vectors)
@@ -140,18 +128,6 @@ class TorchHead(TORCH):
     def token_results(rows, x):
         numbers = torch.zeros(3, rows, dtype=frontend.compute_dtype(x.dtype))
         return *numbers, torch.full((rows,), -1, dtype=torch.int64)
-
-    @classmethod
-    def tokens(cls, *call):
-        token_forward(cls, *call)
-
-    @classmethod
-    def token_gradient(cls, *call):
-        token_backward(cls, *call)
-
-    @classmethod
-    def problem(cls, logits, target, weight, sample_weight, options):
-        return problem_of(cls, logits, target, weight, sample_weight, 1, options)
 
 
 @dataclass(frozen=True, eq=False)

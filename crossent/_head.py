@@ -12,7 +12,8 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
     sums(dlogits, parts)               as `_problem.sums`: of squares by column, by row in parts of the columns
     combinations(factors, dlogits)     factors @ dlogits, for few rows of factors
-    stack(vectors)                     the matrix whose rows they are
+    wide(vectors)                      a NumPy array of float64 whose rows they are
+    narrow(array, storage)             the inverse: an array of the library
     numbers(chosen)                    of the columns that are chosen
     columns(dlogits, numbers)          a copy of those columns
     dense(classes, probs, out)         write probabilities between zeros
@@ -183,7 +184,8 @@ class Head:
         products.choose(self.how.filter_eps * unit)
         if dloss is not None or unit != self.scale:
             rest = self.scale / unit
-            _multiply((problem.x, dtarget), rest if dloss is None else rest * dloss[:, None])
+            factors = lib.zeros((len(x), *self.shape.out), x) + rest if dloss is None else rest * dloss
+            _multiply((problem.x, dtarget), factors[:, None])
             products.add_up()
         if dbias is not None:
             lib.to_bias(dbias, logits)
@@ -214,7 +216,9 @@ class Head:
             lib.to_weight(dweight, dlogits, x)
 
 
-def _multiply(arrays, factor):
+def _multiply(arrays, factors):
+    """Row by row; some rows at a time, since what 16 bits are multiplied by needs 32."""
     for array in arrays:
         if array is not None:
-            array *= factor
+            for lo in range(0, len(array), 16):
+                array[lo : lo + 16] *= factors[lo : lo + 16]

@@ -6,10 +6,8 @@ never brings a larger error than leaving everything out. The sketch is that of H
 Structure with Randomness (2011), section 4.1, with parts of the vocabulary for its random vectors.
 """
 
-import math
-
 PARTS = 8
-_COLUMNS = 2048  # of those that are chosen, gathered at a time
+_AT_ONCE = 2**19  # numbers of the chosen classes, gathered at a time
 
 
 class FilteredProducts:
@@ -28,12 +26,14 @@ class FilteredProducts:
 
     def add(self, dinput, dweight):
         """Add to what is not None."""
+        if dinput is dweight is None:
+            return
         lib = self._lib
         span = self._add_chosen(dinput, dweight)
-        if not math.isfinite(_norm(span)):  # then there is nothing that was not chosen
+        if self._chosen.all():
             return
         _make_orthonormal(span)
-        span = lib.cast(span, lib.storage(self._squares))
+        span = lib.narrow(span, lib.storage(self._squares))
         by_class = lib.combinations(span, self._dlogits)
         by_class[:, self._chosen] = 0.0
         if dinput is not None:
@@ -43,11 +43,11 @@ class FilteredProducts:
 
     def _add_chosen(self, dinput, dweight):
         """The products of the chosen classes; what the others sum to, for each part and row."""
-        lib, others = self._lib, []
+        lib, others, step = self._lib, [], max(1, _AT_ONCE // len(self._x))
         for classes, sums in self._parts:
             chosen, total = lib.numbers(self._chosen[classes]) + classes.start, lib.zeros(len(self._x), self._x)
-            for start in range(0, len(chosen), _COLUMNS):
-                some = chosen[start : start + _COLUMNS]
+            for start in range(0, len(chosen), step):
+                some = chosen[start : start + step]
                 dsome = lib.columns(self._dlogits, some)
                 lib.to_bias(total, dsome.T)
                 if dinput is not None:
@@ -55,17 +55,16 @@ class FilteredProducts:
                 if dweight is not None:
                     lib.to_weight(dweight, dsome, self._x, some)
             others.append(sums - total)
-        return lib.cast(lib.stack(others), "float64")
+        return lib.wide(others)
 
 
 def _make_orthonormal(vectors):
-    """By Gram's and Schmidt's method, twice: what is left of a vector near the others' span is mostly rounding."""
-    for _ in range(2):
+    """By Gram's and Schmidt's method, twice: what is left of a vector near the others' span is mostly rounding, and of
+    one that lies in it nothing else, as the second time shows; it becomes 0.
+    """
+    for least in (0.0, 0.5):
         for i in range(len(vectors)):
             vector, rest = vectors[i], vectors[i + 1 :]
-            vector /= _norm(vector) or 1.0
+            size = float((vector * vector).sum()) ** 0.5
+            vector *= 1.0 / size if size > least else 0.0
             rest -= (rest * vector).sum(1)[:, None] * vector
-
-
-def _norm(array):
-    return float((array * array).sum()) ** 0.5

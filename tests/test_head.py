@@ -362,7 +362,7 @@ def test_nothing_counts(frontend, dtype, smoothing, reduction, how):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("classes", [200, 9000, 18_000])
+@pytest.mark.parametrize("classes", [200, 2000, 5000])
 @pytest.mark.parametrize("frontend", ["torch", "numpy"])
 @pytest.mark.parametrize("chunk", [6, 20])
 def test_filter(chunk, frontend, classes, reduction, monkeypatch):
@@ -448,8 +448,61 @@ def test_a_filter_leaves_what_is_not_finite_to_be_seen(library, where):
     assert (broken == ((np.arange(8) == 2) if where == "hidden" else True)).all() and not np.isfinite(dweight).all()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_filter_has_the_same_bits_for_any_number_of_threads(threads):
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(300, 40, generator=generator), torch.randn(9000, 40, generator=generator) / 8
+    gradients, before = [], torch.get_num_threads()
+    for some in (2, threads):
+        torch.set_num_threads(some)
+        try:
+            leaves = x.clone().requires_grad_(), matrix.clone().requires_grad_()
+            loss = crossent.linear_cross_entropy(*leaves, torch.arange(300), filter_eps=2e-4)
+            gradients.append(torch.autograd.grad(loss, leaves))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+@pytest.mark.parametrize(("rows", "kinds"), [(1, 1), (3, 3), (5, 5), (40, 2), (40, 1)])
+def test_a_filter_of_few_different_rows(library, rows, kinds):
+    """There is less to project on than there are parts of the vocabulary: nothing is left over."""
+    generator = torch.Generator().manual_seed(0)
+    same = torch.arange(rows) % kinds
+    x, matrix = torch.randn(kinds, 16, generator=generator)[same], torch.randn(9000, 16, generator=generator)
+    gradients = []
+    for eps in (0.0, 1e-3):
+        if library == "numpy":
+            arrays = x.numpy(), matrix.numpy(), same.numpy()
+            gradients.append(crossent.value_and_grad(crossent.linear_cross_entropy)(*arrays, filter_eps=eps)[1])
+        else:
+            leaves = x.clone().requires_grad_(), matrix.clone().requires_grad_()
+            loss = crossent.linear_cross_entropy(*leaves, same, filter_eps=eps)
+            gradients.append([g.numpy() for g in torch.autograd.grad(loss, leaves)])
+    for exact, ours in list(zip(*gradients))[:2]:
+        assert np.linalg.norm(ours - exact) <= 1e-5 * np.linalg.norm(exact)
+
+
+def test_a_filter_of_no_classes():
+    for eps in (0.0, 0.1):
+        x, matrix = torch.randn(3, 4, requires_grad=True), torch.randn(0, 4, requires_grad=True)
+        loss = crossent.linear_cross_entropy(x, matrix, torch.randn(3, 0), filter_eps=eps)
+        assert [tuple(g.shape) for g in torch.autograd.grad(loss, (x, matrix))] == [(3, 4), (0, 4)]
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(261, None), (200, None), (261, 261)])
+def test_chunks_where_pytorch_multiplies_are_whole_multiples(rows, asked, monkeypatch):
+    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", True)
+    how = {"chunk_bytes": 2 * 300 * rows} if asked is None else {"options": Chunks(batch_chunk_size=asked)}
+    x, matrix = torch.zeros(900, 4, dtype=torch.bfloat16), torch.zeros(300, 4, dtype=torch.bfloat16)
+    labels = torch.zeros(900, dtype=torch.int64)
+    said = str(crossent.plan(crossent.linear_cross_entropy, x, matrix, labels, **how))
+    assert f" of {asked or (256 if rows > 256 else 200)} rows" in said
+
+
 def test_a_filter_of_a_turned_weight():
-    x, matrix, labels = torch.randn(9, 5), torch.randn(40, 5), torch.arange(9)
+    x, matrix, labels = torch.randn(9, 5), torch.randn(3000, 5), torch.arange(9)
     gradients = []
     for weight in (matrix, matrix.t().contiguous().t()):
         leaves = x.clone().requires_grad_(), weight.requires_grad_()
@@ -460,8 +513,10 @@ def test_a_filter_of_a_turned_weight():
 
 
 @pytest.mark.parametrize("denominator", [1e-20, 1e19, 1e22, 1e24])
-def test_a_filter_does_not_depend_on_the_scale(denominator):
-    case = case_of((8,), "labels", None, classes=99, features=4)
+@pytest.mark.parametrize("classes", [99, 3000])
+def test_a_filter_does_not_depend_on_the_scale(denominator, classes):
+    """But for the last of several directions, if it is that of what was rounded off the sums."""
+    case = case_of((8,), "labels", None, classes=classes, features=4)
     x, matrix = (torch.tensor(case[name], dtype=torch.float32, requires_grad=True) for name in ("x", "matrix"))
 
     def gradients(by):
@@ -470,7 +525,11 @@ def test_a_filter_does_not_depend_on_the_scale(denominator):
         )
         return [by * g.double() for g in torch.autograd.grad(loss, (x, matrix))]
 
-    torch.testing.assert_close(gradients(denominator), gradients(8.0), rtol=1e-4, atol=1e-6)
+    ours, plain = gradients(denominator), gradients(8.0)
+    if classes == 99:
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+    for a, b in zip(ours, plain):
+        assert (a - b).norm() <= 1e-3 * b.norm()
 
 
 def test_a_filter_under_an_infinite_upstream_gradient():
@@ -491,7 +550,7 @@ def test_sums_keep_their_digits(dtype, shape):
     squares, parts = _problem.sums(torch_frontend.TORCH, chunk, 3)
     torch.testing.assert_close(squares.double(), (wide * wide).sum(0), rtol=3e-6, atol=0)
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
-    assert parts[0][0].start == 0 and parts[-1][0].stop >= columns and len(parts) == (3 if columns > 9000 else 1)
+    assert parts[0][0].start == 0 and parts[-1][0].stop >= columns and len(parts) == (3 if columns > 2048 else 1)
     for part, by_row in parts:
         torch.testing.assert_close(by_row.double(), wide[:, part].sum(1), rtol=3e-6, atol=0)
 

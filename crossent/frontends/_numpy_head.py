@@ -73,8 +73,12 @@ class NumPyHead(HeadKernels, NUMPY):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @staticmethod
-    def stack(vectors):
-        return np.stack(vectors)
+    def wide(vectors):
+        return np.stack(vectors).astype(np.float64)
+
+    @staticmethod
+    def narrow(array, storage):
+        return array.astype(storage)
 
     @staticmethod
     def numbers(chosen):

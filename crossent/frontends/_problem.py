@@ -211,26 +211,24 @@ def sums(lib, matrix, parts):
     squares, by_block = (lib.new(shape, compute_storage(storage)) for shape in (columns, (blocks, rows)))
     squares[...] = 0
     changing = lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(squares), lib.address(by_block)
-    kernels.sums(columns, storage)(changing, lib.threads, (matrix, squares, by_block))
-    parts = min(parts, blocks)
+    kernels.sums(columns, storage, lib.threads())(changing, lib.threads, (matrix, squares, by_block))
+    parts = max(1, min(parts, blocks))
     edges = [part * blocks // parts for part in range(parts + 1)]
     return squares, [(slice(lo * step, hi * step), by_block[lo:hi].sum(0)) for lo, hi in zip(edges, edges[1:])]
-
-
-_AT_ONCE = 16  # numbers that a kernel may write beside those of a row
 
 
 def combinations(lib, factors, matrix):
     """factors @ matrix, for few rows of factors."""
     (count, rows), columns = factors.shape, matrix.shape[1]
     storage = lib.storage(factors)
-    padded, result = (lib.new((count, -(-size // _AT_ONCE) * _AT_ONCE), storage) for size in (rows, columns))
+    room = kernels.ROOM_OF_COMBINATIONS
+    padded, result = (lib.new((count, -(-size // room) * room), storage) for size in (rows, columns))
     padded[:, :rows], padded[:, rows:] = factors, 0
     changing = (
         lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(padded), lib.strides(padded)[0], count,
         lib.address(result), lib.strides(result)[0],
     )  # fmt: skip
-    kernels.combinations(columns, lib.storage(matrix))(changing, lib.threads, (matrix, padded, result))
+    kernels.combinations(columns, lib.storage(matrix), lib.threads())(changing, lib.threads, (matrix, padded, result))
     return result[:, :columns]
 
 

@@ -105,8 +105,12 @@ class TorchHead(HeadKernels, TORCH):
         dbias += dlogits.sum(0, dtype=dbias.dtype)
 
     @staticmethod
-    def stack(vectors):
-        return torch.stack(vectors)
+    def wide(vectors):
+        return torch.stack(vectors).double().numpy()
+
+    @classmethod
+    def narrow(cls, array, storage):
+        return cls.cast(torch.from_numpy(array), storage)
 
     @staticmethod
     def numbers(chosen):

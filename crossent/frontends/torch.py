@@ -583,7 +583,7 @@ def _softmax_grad(out, dout, axis, log):
 def is_short(input, dim):
     """Whether PyTorch's own row loop leaves nothing to gain."""
     try:
-        return input.dtype in _FULL_PRECISION and input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and _stride(input)[dim] == 1
+        return input.size(dim) <= _NATIVE_SOFTMAX_UP_TO and input.stride(dim) == 1 and input.dtype in _FULL_PRECISION
     except IndexError:  # a single number, or a dim that is none, of which the caller tells
         return False
 

@@ -23,15 +23,16 @@ not change between calls is a plan, made once for each layout, storage type and 
     product(storage, along, row_strides, rows, columns, depth, threads)(
         (a, b, c, adds, b_rows, c_rows), threads, owners
     )
-        # of a and b, written to c or added, with the sums along the rows of a, and of b, or across them; only b may be
-        # stored in 16 bits; the numbers of the rows of b, if the sums are across them, and of c, or 0 for all of them
+        # a @ b, written to c or added. `along` says for a and for b whether the sums run along its rows in memory or
+        # across them. Only b may be stored in 16 bits. b_rows and c_rows are the numbers of some rows, 0 for all, of b
+        # only where the sums run across them
 
-    sums(classes, storage)((x, row_stride, rows, squares, by_row), threads, owners)
+    sums(classes, storage, threads)((x, row_stride, rows, squares, by_row), threads, owners)
         # of squares in each column, added; by_row gets what each row has in each BLOCK_OF_SUMS columns
 
-    combinations(classes, storage)(
+    combinations(classes, storage, threads)(
         (x, row_stride, rows, factors, factors_row, count, combined, combined_row), threads, owners
-    )
+    )   # factors @ x for `count` rows of factors; these and combined's have room for multiples of ROOM_OF_COMBINATIONS
 
 `inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
 like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`

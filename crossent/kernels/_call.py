@@ -72,7 +72,7 @@ class Fields:
         )
         self.fixed_at, self.size = 8 * (end + len(then)), 8 * (len(self.names) + 2)
 
-    @cache  # noqa: B019 - there are two of these, and they stay
+    @cache  # noqa: B019 - there are few of these, and they stay
     def kernel(self, function, storage):
         """The compiled kernel for logits stored so."""
         fields = np.dtype(

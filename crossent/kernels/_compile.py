@@ -43,8 +43,9 @@ def compiled(function, arguments, result=types.void):
 
 
 class _Inline(CPUDispatcher):
+    """Where a function is inlined constants are folded all the same; numba would compile it anew for each."""
+
     def get_call_template(self, args, kws):
-        # Where it is inlined constants are folded all the same; numba would compile it anew for each.
         return super().get_call_template([types.unliteral(a) for a in args], kws)
 
 

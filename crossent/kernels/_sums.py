@@ -5,6 +5,7 @@ combinations of rows. Every number is read once, several rows at a time.
 from crossent.kernels._compile import inline
 from crossent.kernels._leaves import OK, finish, load_within
 from crossent.kernels._simd import (
+    VECTOR_BYTES,
     at,
     first_lanes,
     fma,
@@ -20,8 +21,9 @@ from crossent.kernels._simd import (
     sum_of_lanes,
 )
 
-BLOCK = 4096  # classes summed together: long runs of memory, and sums that stay in the core's own cache
-SCRATCH = 2 * BLOCK  # numbers
+BLOCK = 1024  # classes summed together
+BLOCKS = 4  # at most, of a unit: long runs of memory, and sums that stay in the core's own cache
+ROOM = VECTOR_BYTES // 4  # numbers that are written at once
 _ROWS = 256  # summed before they are added to the total: short sums keep their digits
 
 
@@ -70,21 +72,24 @@ def _add_part(like, weight_like, sums, part, n):
 
 
 def forward(call, scratch, lo, hi, sums):
-    """Blocks lo to hi of the classes, added to what is in squares; by_row gets the rows' sums in each."""
-    like, weight_like = call.like, call.weight_like
-    part, no_row = scratch, at(weight_like, scratch, BLOCK)
-    _clear(weight_like, no_row, BLOCK)
-    for block in range(lo, hi):
-        first = block * BLOCK
-        n = min(BLOCK, call.classes - first)
+    """Units lo to hi of the classes, added to what is in squares; by_row gets the rows' sums in each block."""
+    like, weight_like, width = call.like, call.weight_like, call.blocks * BLOCK
+    part, no_row = scratch, at(weight_like, scratch, width)
+    _clear(weight_like, no_row, width)
+    for unit in range(lo, hi):
+        first = unit * width
+        n = min(width, call.classes - first)
         for start in range(0, call.rows, _ROWS):
-            _clear(weight_like, part, BLOCK)
+            _clear(weight_like, part, width)
             stop = min(start + _ROWS, call.rows)
             for r in range(start, stop, 4):
-                a, b, c, d = _four_rows(call, r, stop, first, no_row)
-                whole = _add_rows(like, weight_like, a, b, c, d, part, n)
-                for i in range(min(4, stop - r)):
-                    put(weight_like, call.by_row, block * call.rows + r + i, whole[i])
+                for block in range(0, n, BLOCK):
+                    a, b, c, d = _four_rows(call, r, stop, first + block, no_row)
+                    squares = at(weight_like, part, block)
+                    whole = _add_rows(like, weight_like, a, b, c, d, squares, min(BLOCK, n - block))
+                    by_row = at(weight_like, call.by_row, (first + block) // BLOCK * call.rows + r)
+                    for i in range(min(4, stop - r)):
+                        put(weight_like, by_row, i, whole[i])
             _add_part(like, weight_like, at(weight_like, call.squares, first), part, n)
     return finish(sums, OK, 0.0, 0.0)
 
@@ -106,16 +111,15 @@ def _add_combinations(call, rows, factors, combined, n):
 
 
 def combine(call, scratch, lo, hi, sums):
-    """Blocks lo to hi of the classes of `count` combinations of the rows.
+    """Units lo to hi of the classes of `count` combinations of the rows, of whose sums nobody needs the last digits.
 
-    `factors` has a row for each combination, and both it and `combined` have room behind a row for as much as is dealt
-    with at once.
+    `factors` has a row for each combination, and both it and `combined` have ROOM numbers behind a row.
     """
-    weight_like = call.weight_like
-    _clear(weight_like, scratch, BLOCK)
-    for block in range(lo, hi):
-        first = block * BLOCK
-        n, combined = min(BLOCK, call.classes - first), at(weight_like, call.combined, first)
+    weight_like, width = call.weight_like, call.blocks * BLOCK
+    _clear(weight_like, scratch, width)
+    for unit in range(lo, hi):
+        first = unit * width
+        n, combined = min(width, call.classes - first), at(weight_like, call.combined, first)
         for i in range(call.count):
             _clear(weight_like, at(weight_like, combined, i * call.combined_row), n)
         for r in range(0, call.rows, 4):

@@ -33,9 +33,9 @@ SCORES = Fields(
     (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
 )
 SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
-SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes",))
+SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes", "blocks"))
 COMBINATIONS = Fields(
-    ("x", "x_outer", "rows", "factors", "factors_row", "count", "combined", "combined_row"), (), ("classes",)
+    ("x", "x_outer", "rows", "factors", "factors_row", "count", "combined", "combined_row"), (), ("classes", "blocks")
 )
 PRODUCTS = Fields(
     ("a", "b", "c", "adds", "b_rows", "c_rows"),
@@ -56,23 +56,26 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, kernels, layout, storage, buffers, *fixed, scratch=0):
+def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0):
     """The calls of a forward and, where there is one, a backward kernel.
 
-    Their units are rows, or with memory for `buffers` tiles of logits the tiles.
+    Their units are rows, of which backward keeps so many bytes, or with memory for `buffers` tiles of logits the tiles.
     """
-    units, size, tile = layout.rows, layout.classes, 0
+    units, size, tile, scratches = layout.rows, layout.classes, 0, (0, kept)
     if buffers:
         tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
         units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
-        scratch = _inner.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage])
+        scratches = (_inner.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage]),) * 2
     step = max(1, _CHUNK // max(size, 1), units // _CHUNKS)
     if units * size < _SHARED_FROM:
         step = max(1, units)
     large = layout.rows * layout.classes * _BYTES[storage] >= _LARGE_FROM
     fixed = layout.inner, layout.classes, large, tile, *fixed
     packs = fields.pack_first, fields.pack_changing
-    return [Calls(fields, *pair, storage, units, step, scratch, fixed).run for pair in zip(kernels, packs)]
+    return [
+        Calls(fields, kernel, pack, storage, units, step, scratch, fixed).run
+        for kernel, pack, scratch in zip(kernels, packs, scratches)
+    ]
 
 
 class LossPlan:
@@ -86,15 +89,15 @@ class LossPlan:
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
         plain = kernels is _last and not (soft or options.label_smoothing or options.softcap)
-        scratch = kept_at = 0
+        kept = kept_at = 0
         if plain and layout.classes >= _STATS_FROM:
-            scratch = 8 * -(-layout.classes // _blocks.BLOCK)
+            kept = 8 * -(-layout.classes // _blocks.BLOCK)
             if _BYTES[storage] == 2:
-                kept_at, scratch = scratch, scratch + 4 * layout.classes
+                kept_at, kept = kept, kept + 4 * layout.classes
         self.forward, self.backward = _calls(
             LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
             *target_strides, *layout.new_strides, layout.rows, options.ignore_index, soft, options.label_smoothing,
-            options.softcap or 0.0, options.z_loss, kept_at, scratch=scratch,
+            options.softcap or 0.0, options.z_loss, kept_at, kept=kept,
         )  # fmt: skip
 
 
@@ -126,24 +129,27 @@ class TokenPlan:
         )  # fmt: skip
 
 
-BLOCK_OF_SUMS = _sums.BLOCK
+BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = _sums.BLOCK, _sums.ROOM
 
 
 @lru_cache(maxsize=4096)
-def sums(classes, storage):
-    """The call that adds up matrices with so many columns."""
-    return _blockwise(SUMS, _sums.forward, classes, storage)
+def sums(classes, storage, threads):
+    """The call that adds up matrices with so many columns; for more threads the units may be smaller."""
+    return _by_columns(SUMS, _sums.forward, classes, storage, threads)
 
 
 @lru_cache(maxsize=4096)
-def combinations(classes, storage):
-    """The call that multiplies matrices with so many columns by few rows."""
-    return _blockwise(COMBINATIONS, _sums.combine, classes, storage)
+def combinations(classes, storage, threads):
+    """The call that multiplies matrices with so many columns by few rows; for more threads the units may be smaller."""
+    return _by_columns(COMBINATIONS, _sums.combine, classes, storage, threads)
 
 
-def _blockwise(fields, kernel, classes, storage):
-    scratch = _sums.SCRATCH * max(4, _BYTES[storage])
-    return Calls(fields, kernel, fields.pack_first, storage, -(-classes // BLOCK_OF_SUMS), 1, scratch, (classes,)).run
+def _by_columns(fields, kernel, classes, storage, threads):
+    blocks = -(-classes // BLOCK_OF_SUMS)
+    together = max(1, min(_sums.BLOCKS, blocks // threads))
+    scratch = 2 * together * BLOCK_OF_SUMS * max(4, _BYTES[storage])
+    units = -(-blocks // together)
+    return Calls(fields, kernel, fields.pack_first, storage, units, 1, scratch, (classes, together)).run
 
 
 def _even(count, at_most, multiple):

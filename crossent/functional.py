@@ -344,7 +344,8 @@ def linear_cross_entropy(
             and Tropp, Finding Structure with Randomness, 2011, section 4.1), which is never farther from it than 0 is:
             the error of the derivatives by the logits of a chunk's n rows has at most the Frobenius norm
             filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a mean), and for a trained
-            language model is far smaller. The loss and the bias's gradient stay exact.
+            language model is far smaller. The loss and the bias's gradient stay exact. Beside the chunk it takes up to
+            ten numbers a class.
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.

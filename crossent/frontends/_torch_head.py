@@ -12,11 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import (
-    HeadKernels,
-    broadcast_samples,
-    multiply,
-)
+from crossent.frontends._problem import HeadKernels, broadcast_samples, multiply
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16

@@ -33,8 +33,9 @@ def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: 
     The arithmetic is in float64 for float64 and in float32 for all others, rounded once, at the end. Probabilities have
     no unit; the logits are in nats.
 
-    Returns an array of the input's shape and kind, in its dtype or in `dtype`. A slice of only -inf, or with an inf or
-    a nan in it, is nan throughout, as in PyTorch.
+    Returns an array of the input's shape and kind, in its dtype or in `dtype`; under torch.autocast for another device
+    than the CPU float16 and bfloat16 give float32, as in PyTorch. A slice of only -inf, or with an inf or a nan in it,
+    is nan throughout, as in PyTorch.
 
     Raises TypeError for an input that is neither a tensor nor a NumPy array, for a masked array, for a dtype other
     than these and for a `dim` that is not an integer; IndexError for a `dim` out of range.
@@ -76,8 +77,9 @@ def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dty
     The arithmetic is in float64 for float64 and in float32 for all others, rounded once, at the end. Logits and
     log-probabilities are in nats: the logarithm is the natural one.
 
-    Returns an array of the input's shape and kind, in its dtype or in `dtype`. An entry of -inf stays -inf; a slice of
-    only -inf, or with an inf or a nan in it, is nan throughout, as in PyTorch.
+    Returns an array of the input's shape and kind, in its dtype or in `dtype`; under torch.autocast for another device
+    than the CPU float16 and bfloat16 give float32, as in PyTorch. An entry of -inf stays -inf; a slice of only -inf, or
+    with an inf or a nan in it, is nan throughout, as in PyTorch.
 
     Raises TypeError for an input that is neither a tensor nor a NumPy array, for a masked array, for a dtype other
     than these and for a `dim` that is not an integer; IndexError for a `dim` out of range.
@@ -232,7 +234,8 @@ def cross_entropy(
 
     Raises:
         IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
-            range, before anything is read with it; for a `dim` out of range.
+            range, before anything is read with it; for a `dim` out of range. In a CUDA graph, and under torch.compile
+            on other devices than the CPU or with gradients for weights, such a label's loss is nan instead.
         ValueError: for shapes that do not fit, with both shapes and what was expected; for an unknown `reduction`, a
             `label_smoothing` outside 0 to 1, a `softcap` that is not positive and finite, a negative or infinite
             `z_loss`, nan for any of these; for an `ignore_index` of more than 64 bits, or of at least 0 with
@@ -361,9 +364,9 @@ def linear_cross_entropy(
 
     Differentiates, in PyTorch, input, linear_weight, linear_bias, probabilities (those of a SparseTarget as well),
     `weight`, `sample_weight` and `denominator`, to every order, in reverse and forward mode and under torch.func; what
-    is frozen costs nothing. Derivatives of derivatives make the logits again chunk by chunk; forward mode, torch.func
-    and gradients for weights hold them all at once. For NumPy arrays `crossent.value_and_grad` gives the gradients of
-    input, linear_weight and linear_bias.
+    is frozen costs nothing. Derivatives of derivatives make the logits again chunk by chunk; forward mode and
+    torch.func hold them all at once. For NumPy arrays `crossent.value_and_grad` gives the gradients of input,
+    linear_weight and linear_bias.
 
     Making the gradients in the forward pass, in chunks, is described in Hsu et al., "Liger Kernel: Efficient Triton
     Kernels for LLM Training" (2024), section 3.2; leaving out classes without influence in Wijmans et al., "Cut Your

@@ -20,7 +20,7 @@ TORCH_DTYPES = {
 EPS = {name: torch.finfo(dtype).eps for name, dtype in TORCH_DTYPES.items()}
 # numbers below the smallest normal one of the arithmetic may become 0; float16's are normal numbers in float32
 SMALLEST = {name: torch.finfo(dtype).smallest_normal for name, dtype in TORCH_DTYPES.items()} | {"float16": 2.0**-25}
-FRONTENDS = ["torch", "composite", "numpy"]
+FRONTENDS = ["torch", "composite", "numpy"]  # beside them "pytorch", the rival, and "cuda", where there is a GPU
 SOFTMAXES = ("softmax", "log_softmax")
 LAYOUTS = ["contiguous", "reversed", "classes_last", "strided", "offset", "expanded", "expanded_classes"]
 NUMPY_LAYOUTS = ["negative", "readonly", "swapped", "unaligned"]
@@ -56,11 +56,11 @@ def lay_out(x, layout, dim=None):
     if layout == "classes_last":
         return x.movedim(axis, -1).contiguous().movedim(-1, axis)
     if layout == "strided":
-        buffer = torch.full([2 * n + 3 for n in x.shape], torch.nan, dtype=x.dtype)
+        buffer = x.new_full([2 * n + 3 for n in x.shape], torch.nan)
         view = buffer[tuple(slice(1, 1 + 2 * n, 2) for n in x.shape)]
         return view.copy_(x)
     if layout == "offset":
-        buffer = torch.full((x.numel() + 9,), torch.nan, dtype=x.dtype)
+        buffer = x.new_full((x.numel() + 9,), torch.nan)
         return buffer[1 : 1 + x.numel()].view(x.shape).copy_(x)
     if layout == "expanded" and x.ndim > 1 and x.shape[0]:
         return x[:1].clone().expand(x.shape)
@@ -101,14 +101,18 @@ def bits(tensor):
 
 def to_numpy(value):
     if isinstance(value, torch.Tensor):
-        return value.detach().double().numpy()
+        return value.detach().double().cpu().numpy()
     return np.asarray(value).astype(np.float64)
+
+
+def tensor_of(array, frontend):
+    return torch.as_tensor(array, device="cuda" if frontend == "cuda" else "cpu")
 
 
 def cast(array, dtype, frontend):
     if frontend == "numpy":
         return array.astype(dtype)
-    return torch.as_tensor(array).to(TORCH_DTYPES[dtype])
+    return tensor_of(array, frontend).to(TORCH_DTYPES[dtype])
 
 
 def run(frontend, name, logits, *args, dtype, layout="contiguous", upstream=1.0, **kwargs):
@@ -132,16 +136,16 @@ def run(frontend, name, logits, *args, dtype, layout="contiguous", upstream=1.0,
         assert isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.dtype(dtype)
         assert x.tobytes() == before
         return to_numpy(value), gradient
-    torch_args = [torch.as_tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+    torch_args = [tensor_of(a, frontend) if isinstance(a, np.ndarray) else a for a in args]
     arrays = (np.ndarray, np.float32)
-    torch_kwargs = {k: torch.as_tensor(v) if isinstance(v, arrays) else v for k, v in kwargs.items()}
-    x = lay_out(torch.as_tensor(np.asarray(logits, np.float64)).to(TORCH_DTYPES[dtype]), layout, dim)
+    torch_kwargs = {k: tensor_of(v, frontend) if isinstance(v, arrays) else v for k, v in kwargs.items()}
+    x = lay_out(cast(np.asarray(logits, np.float64), dtype, frontend), layout, dim)
     x.requires_grad_()
     before = x.detach().clone()
     with composite() if frontend == "composite" else contextlib.nullcontext():
         library = torch.nn.functional if frontend == "pytorch" else crossent
         value = getattr(library, name)(x, *torch_args, **torch_kwargs)
-        up = torch.as_tensor(np.asarray(upstream, np.float64)).to(value.dtype)
+        up = tensor_of(np.asarray(upstream, np.float64), frontend).to(value.dtype)
         (gradient,) = torch.autograd.grad(value, x, up.expand(value.shape))
     assert value.dtype == gradient.dtype == x.dtype and gradient.shape == x.shape
     assert torch.equal(bits(before), bits(x))

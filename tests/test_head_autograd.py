@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 
 import crossent
+from crossent.frontends import _torch_head
 
 DOUBLE = torch.float64
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -702,3 +703,51 @@ def test_operators_are_as_announced(reduction):
     loss = 1, 2**20, None, 0.0, reduction, -100, 0.1, None, 0.0
     torch.library.opcheck(torch.ops.crossent.head, (x, matrix, bias, labels, None, None, None, [False] * 4, *loss))
     torch.library.opcheck(torch.ops.crossent.tokens, (x, matrix, bias, labels, 1, 2**20, -100, 3.0))
+
+
+# Gradients for weights, which plain operations make chunk by chunk
+
+
+def weighted(x, matrix, labels, sample_weight, **options):
+    return crossent.linear_cross_entropy(x, matrix, labels, sample_weight=sample_weight, **options)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_with_a_gradient_in_bfloat16(reduction, monkeypatch):
+    """The sums over chunks are in float32, also of products in bfloat16."""
+    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", True)
+    narrow = [random_of(*shape, dtype=torch.bfloat16, seed=n) for n, shape in enumerate([(512, 16), (64, 16)])]
+    labels = labels_of(512, classes=64)
+
+    def gradients(dtype, chunk_bytes):
+        leaves = [a.detach().to(dtype).requires_grad_() for a in narrow]
+        sample_weight = torch.linspace(0, 2, 512, dtype=DOUBLE, requires_grad=True)
+        loss = weighted(*leaves, labels, sample_weight, reduction=reduction, chunk_bytes=chunk_bytes)
+        return torch.autograd.grad(loss.sum(), (*leaves, sample_weight))
+
+    exact = gradients(DOUBLE, 2**30)
+    one, many = (
+        [float((a - b).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in zip(found, exact)]
+        for found in (gradients(torch.bfloat16, size) for size in (2**30, 1))
+    )
+    assert max(one) < 0.01 and all(b <= 1.5 * a for a, b in zip(one, many)), (one, many)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_with_a_gradient_compiled(reduction):
+    x, matrix, sample_weight = random_of(12, 6), random_of(40, 6, seed=1), random_of(12, seed=2)
+
+    def loss(x, matrix, labels, sample_weight):
+        return weighted(x, matrix, labels, sample_weight, reduction=reduction, chunk_bytes=8 * 40 * 5).sum()
+
+    torch._dynamo.reset()
+    compiled, labels = torch.compile(loss, fullgraph=True, backend="aot_eager"), labels_of(12, classes=40)
+    ours, expected = (
+        torch.autograd.grad(function(x, matrix, labels, sample_weight), (x, matrix, sample_weight))
+        for function in (compiled, loss)
+    )
+    for a, b in zip(ours, expected):
+        torch.testing.assert_close(a, b)
+    labels[3] = 40
+    assert compiled(x, matrix, labels, sample_weight).isnan(), "a bad label cannot be refused there, but is seen"
+    torch._dynamo.reset()

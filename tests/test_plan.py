@@ -106,6 +106,23 @@ def test_chunks(call, shift):
     assert f"{rows} of 10 rows count" in str(planned)
 
 
+def test_chunks_of_plain_operations():
+    weights = torch.rand(2, 5, requires_grad=True)
+
+    def planned(hidden):
+        call = crossent.linear_cross_entropy, hidden, WEIGHT, TOKENS
+        plans.append(crossent.plan(*call, sample_weight=weights, chunk_bytes=3 * 4 * 50))
+        return hidden.sum()
+
+    plans = []
+    planned(HIDDEN)
+    torch.func.grad(planned)(HIDDEN)
+    assert [(plan.path, plan.chunk_rows, plan.chunks) for plan in plans] == [
+        ("plain operations", 3, 4), ("plain operations", 10, 1),
+    ]  # fmt: skip
+    assert plans[0].extra_bytes == 6 * 3 * 4 * 50 + 4 * WEIGHT.numel() < plans[1].extra_bytes
+
+
 def test_float32_sums_are_named():
     planned = crossent.plan(crossent.linear_cross_entropy, HIDDEN.bfloat16(), WEIGHT.bfloat16(), TOKENS)
     logit = 2 if MULTIPLIES_BFLOAT16 else 4

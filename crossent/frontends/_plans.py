@@ -11,6 +11,7 @@ from crossent.frontends._problem import compute_storage, ready_plan
 
 KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
+_PLAIN_ARRAYS_OF_TOKENS = 8
 
 
 def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=False, at_once=False):
@@ -60,12 +61,14 @@ def of_softmax(lib, name, x, native, reasons):
     return Plan(name, path, arithmetic, 0, reasons=reasons)
 
 
-def of_head(name, head, wanted, arithmetic, out_of_kernels, accumulators):
-    """`accumulators` are the bytes of float32 sums for gradients of 16 bits."""
+def of_head(name, head, wanted, arithmetic, out_of_kernels, accumulators, plain_rows=0):
+    """`accumulators` are the bytes of sums beside the gradients, `plain_rows` the rows of a chunk without kernels."""
     if out_of_kernels:
-        whole = head.shape.rows * len(head.weight) * _size(arithmetic)
+        rows = min(plain_rows, head.shape.rows)
+        arrays = _PLAIN_ARRAYS_OF_TOKENS if name == "linear_token_stats" else _PLAIN_ARRAYS
+        size = arrays * rows * len(head.weight) * _size(arithmetic) + accumulators
         reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
-        return Plan(name, PLAIN, arithmetic, _PLAIN_ARRAYS * whole, reasons=reasons)
+        return Plan(name, PLAIN, arithmetic, size, rows, -(-head.shape.rows // max(1, rows)), reasons)
     rows, size = head.chunk(wanted)
     targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
     reasons = [f"{targets} of {head.shape.rows} rows count"]

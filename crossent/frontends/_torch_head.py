@@ -168,7 +168,7 @@ def _check_classes(classes, shape):
     if classes.dtype not in frontend.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
     bad = (classes < 0) | (classes >= shape.classes)
-    if bool(bad.any()):
+    if frontend.concrete(classes) is not None and bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
@@ -295,50 +295,122 @@ def _computable(x, weight, bias):
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _composite(tensors, call):
+def rows_at_once(shape, how, itemsize):
+    """Of logits in plain operations: those of a chunk, but under function transforms all."""
+    if not torch.compiler.is_compiling() and frontend.transformed():
+        return shape.rows
+    return how.chunk_rows or max(1, how.chunk_bytes // max(1, shape.classes * shape.places * itemsize))
+
+
+def _gradients(results, tensors, wanted, upstream, create_graph=False):
+    """Those of the tensors that are wanted, None for the others, given what comes from above for the results."""
+    pairs = [(result, above) for result, above in zip(results, upstream) if above is not None]
+    differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
+    results, upstream = zip(*pairs)
+    found = iter(torch.autograd.grad(results, differentiated, upstream, create_graph=create_graph, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
+
+
+def _chunks(cut, tensors):
+    """The first tensors, which all rows share, and some rows of the others."""
+    rows, step, shared = cut
+    for lo in range(0, max(1, rows), max(1, step)):
+        yield [a if a is None or i < shared else a[lo : lo + step] for i, a in enumerate(tensors)]
+
+
+def _joined(pieces):
+    return tuple(torch.cat(parts) for parts in zip(*pieces))
+
+
+def _by_checkpoints(function, cut, *tensors):
+    return _joined(checkpoint(function, *chunk, use_reentrant=False) for chunk in _chunks(cut, tensors))
+
+
+class _Chunks(torch.autograd.Function):
+    """As by checkpoints, but nothing is kept for results without a gradient, and gradients are summed up in 32 bits."""
+
+    @staticmethod
+    def forward(ctx, function, cut, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.call = function, cut
+        ctx.set_materialize_grads(False)
+        results = _joined(function(*chunk) for chunk in _chunks(cut, tensors))
+        ctx.mark_non_differentiable(*(result for result in results if not result.is_floating_point()))
+        return results
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        wanted, tensors = ctx.needs_input_grad[2:], ctx.saved_tensors
+        given = [above for above in upstream if above is not None]
+        if not given:
+            return None, None, *[None] * len(tensors)
+        if any(frontend.needs_composite(above) for above in given):
+            with torch.enable_grad():
+                results = _by_checkpoints(*ctx.call, *tensors)
+                return None, None, *_gradients(results, tensors, wanted, upstream, create_graph=True)
+        return None, None, *_summed(ctx.call, tensors, wanted, upstream)
+
+
+def _summed(call, tensors, wanted, upstream):
+    """The gradients, made of one chunk after the other."""
+    function, cut = call
+    sums = [
+        torch.zeros_like(a, dtype=frontend.compute_dtype(a.dtype) if i < cut[2] else a.dtype) if want else None
+        for i, (a, want) in enumerate(zip(tensors, wanted))
+    ]
+    by_chunk = _chunks(cut, tensors), _chunks(cut, sums), _chunks((*cut[:2], 0), upstream)
+    for chunk, totals, above in zip(*by_chunk):
+        leaves = [a if a is None else a.detach().requires_grad_(want) for a, want in zip(chunk, wanted)]
+        with torch.enable_grad(), frontend.without_autocast(tensors[0].device.type):
+            made = _gradients(function(*leaves), leaves, wanted, above)
+        for total, gradient in zip(totals, made):
+            if gradient is not None:
+                total.add_(gradient)
+    return [total if total is None else total.to(a.dtype) for total, a in zip(sums, tensors)]
+
+
+def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
+    """`function(*shared, *rows)`, of which the last has the arithmetic's dtype."""
+    if torch.compiler.is_compiling():
+        chunked = _by_checkpoints
+    elif frontend.transformed():
+        return function(*shared, *rows)
+    step = rows_at_once(call.shape, call.how, rows[-1].itemsize)
+    return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)
+
+
+def _composite(tensors, call, **how_chunked):
     """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
-    shape, how = call.shape, call.how
+    shape = call.shape
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
-    x = input.reshape(shape.rows, shape.features).roll(how.shift, 0)
+    x = input.reshape(shape.rows, shape.features).roll(call.how.shift, 0)
     x = torch.where(counts.unsqueeze(1), x, 0.0)  # nan times a gradient of 0 is nan
     x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
     matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     classes = None if call.classes is None else call.classes.reshape(shape.rows, call.classes.shape[-1]).long()
 
-    def chunk(x, matrix, bias, labels, classes, weight, keep):
+    def losses_of(matrix, bias, weight, x, labels, classes, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).reshape(len(x), shape.classes, *shape.out)
         logits = logits.to(keep.dtype)
         if classes is not None:
             labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))
         labels = labels.to(keep.dtype) if shape.soft else labels
-        return array.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, torch.Tensor.detach)
+        freeze = torch.Tensor.detach
+        return (array.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, freeze),)
 
-    if frontend.transformed():
-        losses = chunk(x, matrix, bias, labels, classes, weight, keep)
-    else:
-        step = how.chunk_rows or max(1, how.chunk_bytes // (len(matrix) * keep.itemsize))
-        pieces = [
-            checkpoint(
-                chunk, x[lo : lo + step], matrix, bias, labels[lo : lo + step],
-                None if classes is None else classes[lo : lo + step], weight, keep[lo : lo + step], use_reentrant=False,
-            )
-            for lo in range(0, shape.rows, step)
-        ]  # fmt: skip
-        losses = torch.cat(pieces) if pieces else keep
+    (losses,) = _by_row(losses_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
     if call.options.reduction == "none":
         return _losses(losses, call).to(call.out_dtype)
     return frontend.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
 
 
 def _differentiable_gradients(tensors, wanted, call, dloss):
-    differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
     with torch.enable_grad():
-        loss = _composite(tensors, call)
-        gradients = iter(torch.autograd.grad(loss, differentiated, dloss, create_graph=True))
-    return [next(gradients) if want else None for want in wanted]
+        loss = _composite(tensors, call, chunked=_by_checkpoints)
+        return _gradients([loss], tensors, wanted, [dloss], create_graph=True)
 
 
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
@@ -401,36 +473,25 @@ class _TokenStats(torch.autograd.Function):
         return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
 
 
-def _composite_tokens(tensors, call):
+def _composite_tokens(tensors, call, **how_chunked):
     input, linear_weight, linear_bias, target = tensors
     shape = call.shape
     labels, _, keep = _checked(input, target, None, None, call)
     x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
     x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
 
-    def chunk(x, labels, keep):
-        logits = torch.nn.functional.linear(x, linear_weight, linear_bias).to(keep.dtype)
+    def stats_of(matrix, bias, x, labels, keep):
+        logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
         return array.token_stats(torch, logits, labels, keep, call.options, 1)
 
-    if frontend.transformed():
-        results = chunk(x, labels, keep)
-    else:
-        step = call.how.chunk_rows or max(1, call.how.chunk_bytes // (len(linear_weight) * keep.itemsize))
-        pieces = [
-            checkpoint(chunk, *(a[lo : lo + step] for a in (x, labels, keep)), use_reentrant=False)
-            for lo in range(0, max(1, shape.rows), step)
-        ]
-        results = [torch.cat(parts) for parts in zip(*pieces)]
+    results = _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
     return tuple(_losses(result, call) for result in results)
 
 
 def _differentiable_token_gradients(tensors, wanted, call, upstream):
-    differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
     with torch.enable_grad():
-        pairs = [pair for pair in zip(_composite_tokens(tensors, call), upstream) if pair[1] is not None]
-        results, above = zip(*pairs)
-        gradients = iter(torch.autograd.grad(results, differentiated, above, create_graph=True))
-    return [next(gradients) if want else None for want in wanted[:3]]
+        results = _composite_tokens(tensors, call, chunked=_by_checkpoints)
+        return _gradients(results, tensors, wanted, upstream, create_graph=True)[:3]
 
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
@@ -460,7 +521,7 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
 def as_linear_takes_them(input, linear_weight, linear_bias):
     """Under autocast in its dtype, else in one that all three have already."""
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if frontend.autocasts(device):
         dtype = torch.get_autocast_dtype(device)
         if input.dtype is not torch.float64:
             input, linear_weight = input.to(dtype), linear_weight.to(dtype)

@@ -52,8 +52,10 @@ def _of_head(name, a, weights, divisor, options, how, by_weights):
     head, _, _ = _torch_head.head_of(tensors, call)
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
-    narrow = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and t.itemsize == 2]
+    obstacles, size = frontend.obstacles(tensors, by_weights), frontend.compute_dtype(input.dtype).itemsize
+    # What the products of all chunks are summed up in: where it is not the gradient itself, or with it a product.
+    summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (obstacles or t.itemsize == 2)]
     return _plans.of_head(
-        name, head, wanted, compute_storage(TORCH.storage(input)), frontend.obstacles(tensors, by_weights),
-        sum(4 * t.numel() for t in narrow),
+        name, head, wanted, compute_storage(TORCH.storage(input)), obstacles, sum(size * t.numel() for t in summed),
+        _torch_head.rows_at_once(call.shape, how, size),
     )  # fmt: skip

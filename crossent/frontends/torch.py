@@ -7,7 +7,7 @@ itself. Under `torch.compile` and `torch.export` the kernels are operators (`_to
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -145,14 +145,19 @@ def compute_dtype(dtype):
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def autocasts(device):
+    """Whether autocast is on there. Whether there is any is not asked where PyTorch 2.11's torch.compile cannot."""
+    return (_compiling() or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device):
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+
+
 def result_dtype(input):
     """Autocast gives losses in float32."""
-    dtype = input.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return torch.float32
-    return dtype
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and autocasts(input.device.type) else input.dtype
 
 
 def _empty(layout, like):
@@ -426,32 +431,35 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
     if soft:
         _rows.check_soft_options(options)
         return axis, soft, target, weight, keep
-    if target.dtype is torch.uint64 and _concrete(target) is not None:
-        row = TORCH.labels(_concrete(target))[1]
+    if target.dtype is torch.uint64 and concrete(target) is not None:
+        row = TORCH.labels(concrete(target))[1]
         if row is not None:
-            label = TORCH.item(_concrete(target), row)
+            label = TORCH.item(concrete(target), row)
             raise _rows.label_error(label, row, row_shape, input.shape[axis], options.ignore_index)
     target = target.to(torch.int64)
     keep = torch.where(target == options.ignore_index, 0.0, keep)
-    _check_labels(target, keep, row_shape, input.shape[axis], options.ignore_index)
+    target, keep = _checked_labels(target, keep, input.shape[axis], options.ignore_index)
     return axis, soft, target, weight, keep
 
 
-def _check_labels(target, keep, row_shape, classes, ignore_index):
-    target, keep = _concrete(target), _concrete(keep)
-    if target is None or keep is None:
-        return
+def _checked_labels(labels, keep, classes, ignore_index):
+    """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan."""
+    target, counts = concrete(labels), concrete(keep)
+    if target is None or counts is None:
+        bad = ((labels < 0) | (labels >= classes)) & (keep != 0)
+        return torch.where(bad, 0, labels), torch.where(bad, math.nan, keep)
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if keep.shape == target.shape:
-        bad = bad & (keep != 0)
+    if counts.shape == target.shape:
+        bad = bad & (counts != 0)
     if bool(bad.any()):
         row = int(bad.reshape(-1).nonzero()[0])
         raise _rows.label_error(TORCH.item(target, row), row, target.shape, classes, ignore_index)
+    return labels, keep
 
 
-def _concrete(tensor):
-    """The tensor with values under function transforms, or None where there are none."""
-    if _compiling():
+def concrete(tensor):
+    """The tensor with values under function transforms, or None where there are none, or none to wait for."""
+    if _compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
@@ -598,6 +606,8 @@ def softmax(input, dim, dtype, log, stacklevel):
         dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
+    if dtype is None and not input.is_cpu:  # where autocast gives softmax in float32
+        dtype = result_dtype(input)
     x = input if dtype is None else input.to(dtype)
     if x is not input:
         return softmax(x, dim, None, log, stacklevel)

@@ -237,19 +237,24 @@ def test_chunks_do_not_matter(frontend, dtype, reduction, kind):
         check(frontend, case, dtype, **how)
 
 
-@pytest.fixture(params=["own", "PyTorch's"])
+@pytest.fixture(params=["widened", "PyTorch's", "in pairs"])
 def products_of_bfloat16(request, monkeypatch):
-    """Those of processors that cannot multiply bfloat16, and of those that can."""
-    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", request.param != "own")
+    """Those of processors that cannot multiply bfloat16, of those that can, and of those that do it in pairs."""
+    in_pairs = request.param == "in pairs"
+    if in_pairs and not kernels.MULTIPLIES_PAIRS:
+        pytest.skip("the processor does not multiply pairs of bfloat16")
+    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", request.param != "widened")
+    monkeypatch.setattr(_torch_head, "MULTIPLIES_PAIRS", in_pairs)
 
 
 @pytest.mark.usefixtures("products_of_bfloat16")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_bfloat16_by_either_products(reduction, kind):
-    case = case_of((9,), kind, "everything", "bfloat16", classes=37, reduction=reduction)
-    check("torch", case, "bfloat16")
-    check("torch", case, "bfloat16", options=Chunks(batch_chunk_size=4))
+    for classes in (37, 38):
+        case = case_of((9,), kind, "everything", "bfloat16", classes=classes, reduction=reduction)
+        check("torch", case, "bfloat16")
+        check("torch", case, "bfloat16", options=Chunks(batch_chunk_size=4))
 
 
 @pytest.mark.usefixtures("products_of_bfloat16")

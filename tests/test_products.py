@@ -13,8 +13,11 @@ from crossent.frontends._problem import multiply
 from crossent.frontends.numpy import NUMPY
 from crossent.frontends.torch import TORCH
 from crossent.kernels import _products, _tile
+from crossent.kernels.numba import MULTIPLIES_PAIRS
 
 SIDES = (1, 2, 5, 7, 16, 33, 97, 257, 1030)
+WAYS = ("written", "added", "rounded")
+only_pairs = pytest.mark.skipif(not MULTIPLIES_PAIRS, reason="the processor does not multiply pairs of bfloat16")
 AGAINST = {"a b": (False, False), "a.T b": (True, False), "a b.T": (False, True), "a.T b.T": (True, True)}
 
 
@@ -46,6 +49,86 @@ def check(rows, columns, depth, kind, adds, dtype, lib=NUMPY, like=lambda a: a):
 )  # fmt: skip
 def test_products(rows, columns, depth, kind, adds, dtype):
     check(rows, columns, depth, kind, adds, dtype)
+
+
+def pairs(rows, columns, turned):
+    """A matrix in bfloat16 with nan behind its rows, which may or may not be whole pairs."""
+    if turned:
+        return pairs(columns, rows, False).T
+    padded = torch.full((rows, columns + 2 + rows % 2), torch.nan, dtype=torch.bfloat16)
+    padded[:, :columns] = torch.from_numpy(matrix(rows, columns, False))
+    return padded[:, :columns]
+
+
+def check_pairs(rows, columns, depth, kind, way):
+    turned_a, turned_b = AGAINST[kind]
+    a, b = pairs(rows, depth, turned_a), pairs(depth, columns, turned_b)
+    whole = torch.full((rows, columns + 3), torch.nan, dtype=torch.bfloat16 if way == "rounded" else torch.float32)
+    c = whole[:, :columns]
+    if way == "added":
+        c[...] = torch.from_numpy(matrix(rows, columns, False))
+    expected = a.double() @ b.double() + (c if way == "added" else 0)
+    multiply(TORCH, a, b, c, way == "added")
+    # Twice that of numbers that do not come in pairs: twice as many follow each other in a register.
+    error = 16 * np.finfo(np.float32).eps * (a.double().abs() @ b.double().abs() + 1)
+    if way == "rounded":
+        error += expected.abs() * 2**-8
+    assert ((c - expected).abs() <= error).all()
+    assert whole[:, columns:].isnan().all()
+
+
+@only_pairs
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(list(AGAINST)),
+    st.sampled_from(WAYS),
+)  # fmt: skip
+def test_products_of_pairs(rows, columns, depth, kind, way):
+    check_pairs(rows, columns, depth, kind, way)
+
+
+@only_pairs
+@pytest.mark.parametrize("depth", [768, 5000, 40000])
+@pytest.mark.parametrize("kind", AGAINST)
+def test_rounded_sums_are_never_cut(kind, depth):
+    """Beyond what a panel usually holds, and where all the panels' memory is too little for one."""
+    check_pairs(9, 70, depth, kind, "rounded")
+
+
+@only_pairs
+def test_products_of_pairs_for_some_rows():
+    numbers = torch.from_numpy(np.random.default_rng(0).permutation(900)[:312])
+    a, b = (torch.from_numpy(matrix(*shape, False)).bfloat16() for shape in ((33, 312), (900, 70)))
+    results = torch.empty(2, 33, 70)
+    multiply(TORCH, a, b, results[0], b_rows=numbers)
+    multiply(TORCH, a, b[numbers], results[1])
+    assert torch.equal(*results)
+    some, whole = torch.ones(312, 70), torch.ones(900, 70)
+    for c, rows in ((some, None), (whole, numbers)):
+        multiply(TORCH, a.T, b[:33], c, adds=True, c_rows=rows)
+    assert torch.equal(whole[numbers], some)
+    whole[numbers] = 1
+    assert (whole == 1).all()
+
+
+@only_pairs
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", AGAINST)
+def test_threads_and_neighbours_change_no_bit_of_pairs(kind, way):
+    turned_a, turned_b = AGAINST[kind]
+    a, b = pairs(1200, 300, turned_a), pairs(300, 1100, turned_b)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(torch.ones(1200, 1100, dtype=torch.bfloat16 if way == "rounded" else torch.float32))
+            multiply(TORCH, a, b, results[-1], way == "added")
+    finally:
+        torch.set_num_threads(before)
+    some = torch.ones_like(results[0][:7])
+    multiply(TORCH, a[5:12], b, some, way == "added")
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert torch.equal(results[0][5:12], some)
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -135,12 +218,14 @@ def test_rows_that_are_not_there_are_not_read():
 OTHER_TILE = """
 import crossent.kernels._tile as tile
 tile.HEIGHT, tile.VECTORS = {shape}
-from tests.test_products import AGAINST, SIDES, check
+from tests.test_products import AGAINST, MULTIPLIES_PAIRS, SIDES, WAYS, check, check_pairs
 import numpy as np
 for rows, columns, depth in zip(SIDES, SIDES[3:] + SIDES[:3], SIDES[5:] + SIDES[:5]):
     for kind in AGAINST:
         check(rows, columns, depth, kind, True, np.float32)
         check(rows, columns, depth, kind, False, np.float16)
+        for way in WAYS[: 3 * MULTIPLIES_PAIRS]:
+            check_pairs(rows, columns, depth, kind, way)
 """
 
 

@@ -235,31 +235,34 @@ def combinations(lib, factors, matrix):
 def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
 
-    With the numbers of some rows of b or c these stand for it.
+    With the numbers of some rows of b or c these stand for it. Where the processor multiplies pairs, a and b may both
+    be stored as bfloat16, and c too if nothing is added to it.
     """
-    if b_rows is not None and not _along(lib, b):
+    pairs, rounded = (lib.storage(m) == "bfloat16" for m in (a, c))
+    if b_rows is not None and (pairs or not _along(lib, b)):
         b, b_rows = b[b_rows], None
     rows, columns, depth = a.shape[0], b.shape[1], a.shape[1]
     if not (rows and columns and depth):
         if not adds:
             c[...] = 0
         return
-    (a, a_turned), (b, b_turned) = _with_rows_along(lib, a), _with_rows_along(lib, b)
+    a_along, b_along = _along(lib, a, pairs), not _along(lib, b) and _along(lib, b.T, pairs)
+    a, b = _rows_along(lib, a if a_along else a.T), _rows_along(lib, b.T if b_along else b)
     strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
-    run = kernels.product(lib.storage(b), (not a_turned, b_turned), strides, rows, columns, depth, threads)
+    storage = "bfloat16 pairs" if pairs else lib.storage(b)
+    run = kernels.product(storage, rounded, (a_along, b_along), strides, rows, columns, depth, threads)
     numbers = (0 if some is None else lib.address(some) for some in (b_rows, c_rows))
     run((*map(lib.address, (a, b, c)), adds, *numbers), lib.threads, (a, b, c, b_rows, c_rows))
 
 
-def _along(lib, matrix):
-    return lib.strides(matrix)[1] == 1 or matrix.shape[1] == 1
+def _along(lib, matrix, pairs=False):
+    """Whether its rows lie along memory, as whole pairs."""
+    (row, number), columns = lib.strides(matrix), matrix.shape[1]
+    return (number == 1 or columns == 1) and not (pairs and (row % 2 or columns % 2))
 
 
-def _with_rows_along(lib, matrix):
-    """The matrix with rows that lie along memory, and whether it is turned for that; a copy where neither will do."""
-    if _along(lib, matrix):
-        return matrix, False
-    return (matrix.T, True) if _along(lib, matrix.T) else (lib.contiguous(matrix), False)
+def _rows_along(lib, matrix):
+    return matrix if _along(lib, matrix) else lib.contiguous(matrix)
 
 
 def prediction_stats(lib, input, target, dim, options):

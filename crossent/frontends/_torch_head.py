@@ -15,7 +15,7 @@ from crossent.frontends import torch as frontend
 from crossent.frontends._problem import HeadKernels, broadcast_samples, multiply
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
-from crossent.kernels.numba import MULTIPLIES_BFLOAT16
+from crossent.kernels.numba import MULTIPLIES_BFLOAT16, MULTIPLIES_PAIRS
 
 _BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
 
@@ -34,6 +34,11 @@ def _native(dtype):
 def _arithmetic(dtype):
     """The dtype of logits and products."""
     return dtype if _native(dtype) else frontend.compute_dtype(dtype)
+
+
+def _in_pairs(*matrices):
+    """Whether the processor multiplies pairs, of which the rows consist: others would have to be copied."""
+    return MULTIPLIES_PAIRS and all(m.shape[1] % 2 == 0 and m.stride(0) % 2 == 0 and m.stride(1) == 1 for m in matrices)
 
 
 class TorchHead(HeadKernels, TORCH):
@@ -70,7 +75,10 @@ class TorchHead(HeadKernels, TORCH):
     @classmethod
     def logits(cls, x, weight, bias, out):
         if _native(out.dtype):
-            torch.mm(x, weight.t(), out=out)
+            if _in_pairs(x, weight):
+                multiply(cls, x, weight.t(), out)
+            else:
+                torch.mm(x, weight.t(), out=out)
             if bias is not None:
                 out += bias
             return
@@ -80,15 +88,15 @@ class TorchHead(HeadKernels, TORCH):
 
     @classmethod
     def to_input(cls, dlogits, weight, numbers=None):
-        if _native(dlogits.dtype):
+        if _native(dlogits.dtype) and not _in_pairs(dlogits):
             return torch.mm(dlogits, weight if numbers is None else weight[numbers]).float()
-        total = torch.empty(len(dlogits), weight.shape[1], dtype=dlogits.dtype)
+        total = torch.empty(len(dlogits), weight.shape[1], dtype=frontend.compute_dtype(dlogits.dtype))
         multiply(cls, dlogits, weight, total, b_rows=numbers)
         return total
 
     @classmethod
     def to_weight(cls, dweight, dlogits, x, numbers=None):
-        if not _native(dlogits.dtype):
+        if MULTIPLIES_PAIRS or not _native(dlogits.dtype):
             multiply(cls, dlogits.t(), x, dweight, adds=True, c_rows=numbers)
         elif numbers is not None:
             dweight.index_add_(0, numbers, torch.mm(dlogits.t(), x).to(dweight.dtype))

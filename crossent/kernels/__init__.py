@@ -20,12 +20,14 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows along their classes
     plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)
 
-    product(storage, along, row_strides, rows, columns, depth, threads)(
+    product(storage, rounded, along, row_strides, rows, columns, depth, threads)(
         (a, b, c, adds, b_rows, c_rows), threads, owners
     )
         # a @ b, written to c or added. `along` says for a and for b whether the sums run along its rows in memory or
         # across them. Only b may be stored in 16 bits. b_rows and c_rows are the numbers of some rows, 0 for all, of b
-        # only where the sums run across them
+        # only where the sums run across them. With storage "bfloat16 pairs", where MULTIPLIES_PAIRS, a and b are both
+        # stored in 16 bits, and if `rounded` so is c, to which nothing is added then; b_rows is 0, and rows along which
+        # sums run consist of whole pairs
 
     sums(classes, storage, threads)((x, row_stride, rows, squares, by_row), threads, owners)
         # of squares in each column, added; by_row gets what each row has in each BLOCK_OF_SUMS columns

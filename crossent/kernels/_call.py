@@ -27,6 +27,7 @@ _LIKES = {
     "float16": (np.int16, np.float32),
     "bfloat16": (np.uint16, np.float32),
     "float32": (np.float32, np.float32),
+    "bfloat16 pairs": (np.uint16, np.uint32),
     "float64": (np.float64, np.float64),
 }
 _SHARING = (

@@ -279,12 +279,14 @@ def backward(call, scratch, lo, hi, sums):
         g = upstream_of(weight_like, call.dloss, r, call.scale)
         row = at(like, call.x, o * call.x_outer + i * call.x_inner)
         own = number(like, row, label, cap) if label >= 0 else -np.inf
+        kept = 0
+        if scratch != 0 and stats == 0:
+            kept = drow if call.kept_at == 0 else scratch + call.kept_at
         if stats != 0:
             peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
             mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
         else:
-            if scratch != 0:
-                kept = drow if call.kept_at == 0 else scratch + call.kept_at
+            if kept != 0:
                 peak, others = _blocks.walk(like, weight_like, row, kept, scratch, classes, label, 0.0)
                 mass, dot = 0.0, 0.0
             else:
@@ -309,8 +311,7 @@ def backward(call, scratch, lo, hi, sums):
             mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
         slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
         factor = g * slope / total
-        if scratch != 0 and stats == 0:
-            kept = drow if call.kept_at == 0 else scratch + call.kept_at
+        if kept != 0:
             _blocks.multiply(like, weight_like, kept, drow, scratch, classes, peak, factor)
         else:
             plain = not is_soft and smoothing == 0.0 and cap == 0.0

@@ -3,6 +3,7 @@
 The order of the loops is that of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008): a
 block of the one factor stays in a core's own cache, and panels of the other, packed side by side, pass by it. Two of
 the three products read the one factor where it is. Rows of b, or of the product, may be some whose numbers are given.
+What is packed, and read from packed, are elements: numbers, or pairs of them that lie beside each other in the sum.
 Every sum is cut at the same places whatever the blocks, the threads and the size of a tile: a row has the same bits in
 every chunk.
 """
@@ -12,12 +13,15 @@ from crossent.kernels._leaves import LABELS, OK, finish, load_within
 from crossent.kernels._simd import (
     VECTOR_BYTES,
     at,
+    either,
     first_lanes,
     get,
     lanes,
     lift,
     load,
     load_some,
+    numbers_in,
+    pair,
     prefetch_here,
     store,
     store_some,
@@ -25,7 +29,7 @@ from crossent.kernels._simd import (
 )
 from crossent.kernels._tile import HEIGHT, VECTORS, multiply
 
-DEPTH = 256  # numbers summed in registers before they are added to what is in memory: short sums keep their digits
+DEPTH = 256  # elements summed in registers before they are added to what is in memory: short sums keep their digits
 ROWS, COLUMNS = 96, 1024  # of a block: rows for the core's own cache, columns for the one that cores share
 
 
@@ -33,13 +37,10 @@ def panel_width(itemsize):
     return VECTORS * VECTOR_BYTES // itemsize
 
 
-# Where a thread's memory holds the panels and one tile, behind a block of rows.
-_PANELS_AT = (ROWS + 2 * HEIGHT) * DEPTH
-_TILE_AT = _PANELS_AT + (COLUMNS + HEIGHT) * DEPTH
-
-
-def scratch_numbers(itemsize):
-    return _TILE_AT + HEIGHT * panel_width(itemsize)
+def scratch_elements(itemsize, columns, depth):
+    """Of a thread's memory, which holds a tile, panels with so many columns and a block of rows."""
+    beside = (ROWS // HEIGHT + 1) * VECTOR_BYTES // itemsize
+    return HEIGHT * panel_width(itemsize) + (columns + ROWS) * depth + beside
 
 
 @inline
@@ -55,25 +56,38 @@ def _tile_numbers(like, depth):
 
 
 @inline
-def _pack_columns(like, packed, a, a_row, columns, depth):
-    """Tiles of HEIGHT columns. What a vector writes beside a tile's row, the next row writes over."""
-    room = _tile_numbers(like, depth)
-    for k in range(depth):
-        row = at(like, a, k * a_row)
-        for i in range(0, columns, HEIGHT):
-            store(like, packed, i // HEIGHT * room + k * HEIGHT, load_within(like, row, i, columns))
+def _elements(source_like, like, row, row_stride, j, columns, rows):
+    """From column j on; of pairs, whose other numbers stand in the next row, or are 0 where that is none of `rows`."""
+    numbers = load_within(source_like, row, j, columns)
+    if numbers_in(like) == 1:
+        return numbers
+    if rows == 1:
+        return pair(numbers, lift(like, 0.0))
+    return pair(numbers, load_within(source_like, at(source_like, row, row_stride), j, columns))
 
 
 @inline
-def _pack_across(source_like, like, packed, b, rows, b_row, top, first, columns, depth):
+def _pack_columns(source_like, like, packed, a, a_row, columns, rows):
+    """Tiles of HEIGHT columns. What a vector writes beside a tile's row, the next row writes over."""
+    each = numbers_in(like)
+    room = _tile_numbers(like, -(-rows // each))
+    for k in range(0, rows, each):
+        row, tile = at(source_like, a, k * a_row), at(like, packed, k // each * HEIGHT)
+        for i in range(0, columns, HEIGHT):
+            store(like, tile, i // HEIGHT * room, _elements(source_like, like, row, a_row, i, columns, rows - k))
+
+
+@inline
+def _pack_across(source_like, like, packed, b, numbers, b_row, top, first, columns, rows):
     """Panels of columns from the `first` on, from rows from the `top` on that hold one number of each."""
-    width = VECTORS * lanes(like)
+    each, width = numbers_in(like), VECTORS * lanes(like)
     for j in range(0, columns, width):
-        panel = at(like, packed, j * depth)
-        for k in range(depth):
-            row = at(source_like, _row_at(source_like, b, rows, top + k, b_row), first)
+        panel = at(like, packed, j * -(-rows // each))
+        for k in range(0, rows, each):
+            row = at(source_like, _row_at(source_like, b, numbers, top + k, b_row), first)
             for v in range(0, width, lanes(like)):
-                store(like, panel, k * width + v, load_within(source_like, row, j + v, columns))
+                store(like, panel, k // each * width + v,
+                      _elements(source_like, like, row, b_row, j + v, columns, rows - k))  # fmt: skip
 
 
 @inline
@@ -93,8 +107,9 @@ def _pack_along(source_like, like, packed, b, b_row, columns, depth):
 
 @inline
 def _tiles(
-    like, block, a_row, a_step, tiles_at, panels, depth, c, c_rows, c_row, top, rows, first, columns, adds, spare
-):
+    like, c_like, block, a_row, a_step, tiles_at, panels, depth, c, c_rows, c_row, top, rows, first, columns, adds,
+    spare,
+):  # fmt: skip
     """A block of the product: `rows` of a from the `top` on, which lie in `block`, by columns that lie in panels."""
     width = VECTORS * lanes(like)
     for j in range(0, columns, width):
@@ -102,15 +117,15 @@ def _tiles(
         for i in range(0, rows, HEIGHT):
             a, within = at(like, block, i // HEIGHT * tiles_at), min(HEIGHT, rows - i)
             for r in range(within):  # there by the time that the sums are
-                prefetch_here(like, _row_at(like, c, c_rows, top + i + r, c_row), first + j)
+                prefetch_here(c_like, _row_at(c_like, c, c_rows, top + i + r, c_row), first + j)
             if within == HEIGHT and j + width <= columns and c_rows == 0:
-                tile = at(like, c, (top + i) * c_row + first + j)
-                multiply(like, a, a_row, a_step, panel, depth, tile, c_row, HEIGHT, adds)
+                tile = at(c_like, c, (top + i) * c_row + first + j)
+                multiply(like, c_like, a, a_row, a_step, panel, depth, tile, c_row, HEIGHT, adds)
             else:
-                multiply(like, a, a_row, a_step, panel, depth, spare, width, within, 0)
+                multiply(like, c_like, a, a_row, a_step, panel, depth, spare, width, within, 0)
                 for r in range(within):
-                    row = at(like, _row_at(like, c, c_rows, top + i + r, c_row), first + j)
-                    _write_row(like, at(like, spare, r * width), row, min(width, columns - j), adds)
+                    row = at(c_like, _row_at(c_like, c, c_rows, top + i + r, c_row), first + j)
+                    _write_row(c_like, at(c_like, spare, r * width), row, min(width, columns - j), adds)
 
 
 @inline
@@ -125,28 +140,43 @@ def _write_row(like, source, c, columns, adds):
 
 def product(call, scratch, lo, hi, sums):
     """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
+    return _product(call, call.weight_like, scratch, lo, hi, sums)
+
+
+def rounded_product(call, scratch, lo, hi, sums):
+    """As `product`, rounded to what b is stored in; the sums must not be cut."""
+    return _product(call, call.like, scratch, lo, hi, sums)
+
+
+@inline
+def _product(call, c_like, scratch, lo, hi, sums):
     storage, like, depth = call.like, call.weight_like, call.depth
+    each = numbers_in(like)
+    a_like, along_like = either(like, storage, like), either(like, like, storage)
     a_row, b_row = call.a_row, call.b_row
-    panels, spare = at(like, scratch, _PANELS_AT), at(like, scratch, _TILE_AT)
-    step = -(-depth // -(-depth // DEPTH))
+    panels = at(like, scratch, HEIGHT * VECTORS * lanes(like))
+    packed = at(like, panels, call.block_columns * -(-call.at_once // each))
     for unit in range(lo, hi):
         first_row = unit // call.blocks * call.block_rows
         first_column = unit % call.blocks * call.block_columns
         last_row = min(first_row + call.block_rows, call.rows)
         columns = min(call.block_columns, call.columns - first_column)
-        for k in range(0, depth, step):
-            some, adds = min(step, depth - k), 1 if k > 0 else call.adds
+        for k in range(0, depth, call.at_once):
+            some, adds = min(call.at_once, depth - k), 1 if k > 0 else call.adds
+            elements = -(-some // each)
             if call.b_along != 0:
-                _pack_along(storage, like, panels, at(storage, call.b, first_column * b_row + k), b_row, columns, some)
+                _pack_along(along_like, like, panels, at(storage, call.b, first_column * b_row + k), b_row // each,
+                            columns, elements)  # fmt: skip
             else:
                 _pack_across(storage, like, panels, call.b, call.b_rows, b_row, k, first_column, columns, some)
             for top in range(first_row, last_row, ROWS):
                 rows = min(ROWS, last_row - top)
                 if call.a_along != 0:
-                    block, row, column, tile = at(like, call.a, top * a_row + k), a_row, 1, HEIGHT * a_row
+                    block, row, column = at(a_like, call.a, top * a_row + k), a_row // each, 1
+                    tile = HEIGHT * row
                 else:
-                    block, row, column, tile = scratch, 1, HEIGHT, _tile_numbers(like, some)
-                    _pack_columns(like, block, at(like, call.a, k * a_row + top), a_row, rows, some)
-                _tiles(like, block, row, column, tile, panels, some, call.c, call.c_rows, call.c_row, top, rows,
-                       first_column, columns, adds, spare)  # fmt: skip
+                    block, row, column, tile = packed, 1, HEIGHT, _tile_numbers(like, elements)
+                    _pack_columns(a_like, like, block, at(a_like, call.a, k * a_row + top), a_row, rows, some)
+                _tiles(like, c_like, block, row, column, tile, panels, elements, call.c, call.c_rows, call.c_row, top,
+                       rows, first_column, columns, adds, scratch)  # fmt: skip
     return finish(sums, OK, 0.0, 0.0)

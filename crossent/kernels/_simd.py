@@ -19,6 +19,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 VECTOR_BYTES = 64
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+PAIRS = types.uint32  # the type of `like` for two numbers of bfloat16 in the place of one of float32
 _LOAD_AHEAD = 1024  # bytes; far enough to hide the memory's latency behind the exponentials
 
 
@@ -246,6 +247,38 @@ def first_of(typing, mask):
     return types.intp(mask), generate
 
 
+# Pairs of bfloat16, of which one instruction adds both products to a sum. Memory holds them as if they were float32.
+
+
+@intrinsic
+def numbers_in(typing, like):
+    """How many numbers one element holds, as a constant."""
+    count = 2 if like == PAIRS else 1
+    return types.intp(like), lambda context, builder, sig, args: ir.Constant(_I64, count)
+
+
+@intrinsic
+def either(typing, like, if_pairs, if_numbers):
+    """One of two arguments, by what `like` stands for."""
+    which = 1 if like == PAIRS else 2
+    kind = (like, if_pairs, if_numbers)[which]
+    return kind(like, if_pairs, if_numbers), lambda context, builder, sig, args: args[which]
+
+
+@intrinsic
+def pair(typing, x, y):
+    """The numbers of two vectors, which bfloat16 can hold, beside each other in pairs."""
+
+    def generate(context, builder, sig, args):
+        kind = args[0].type
+        integers, _, _ = _layout(kind)
+        low, high = (builder.bitcast(a, integers) for a in args)
+        low = builder.lshr(low, _constant(integers, [16] * kind.count))
+        return builder.bitcast(builder.or_(low, high), kind)
+
+    return x(x, y), generate
+
+
 # The bits of floats, for exponentials and logarithms.
 
 
@@ -303,6 +336,7 @@ def _storage(like):
         types.float64: ir.DoubleType(),
         types.int16: ir.IntType(16),
         types.uint16: ir.IntType(16),
+        PAIRS: ir.FloatType(),
         types.int64: _I64,
     }[like]
 

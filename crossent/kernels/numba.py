@@ -3,11 +3,11 @@
 import os
 from functools import lru_cache
 
-import llvmlite.binding as llvm
 from numba import config
 
 from crossent.kernels import _blocks, _inner, _last, _pick, _products, _scores, _softmax, _sums, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
+from crossent.kernels._tile import PROCESSOR
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
 _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
@@ -41,12 +41,16 @@ PRODUCTS = Fields(
     ("a", "b", "c", "adds", "b_rows", "c_rows"),
     (),
     (
-        "a_along", "b_along", "a_row", "b_row", "c_row", "rows", "columns", "depth", "block_rows", "block_columns",
-        "blocks",
+        "a_along", "b_along", "a_row", "b_row", "c_row", "rows", "columns", "depth", "at_once", "block_rows",
+        "block_columns", "blocks",
     ),
 )  # fmt: skip
-MULTIPLIES_BFLOAT16 = any(llvm.get_host_cpu_features().get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+MULTIPLIES_BFLOAT16 = any(PROCESSOR.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
+# Not where there is a unit for whole matrices, which is PyTorch's to use, nor where numba is told of another processor.
+MULTIPLIES_PAIRS = bool(
+    PROCESSOR.get("avx512bf16") and not (PROCESSOR.get("amx-bf16") or config.CPU_NAME or config.CPU_FEATURES)
+)
+_BYTES = {"float16": 2, "bfloat16": 2, "bfloat16 pairs": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
 
 
@@ -161,24 +165,28 @@ _ROWS_AT_ONCE = 512  # that share the packing of the other factor
 
 
 @lru_cache(maxsize=4096)
-def product(storage, along, strides, rows, columns, depth, threads):
+def product(storage, rounded, along, strides, rows, columns, depth, threads):
     """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller.
 
     `along` says of either factor whether the products are summed along its rows of memory.
     """
-    itemsize = max(4, _BYTES[storage])
-    at_most = _products.COLUMNS
+    itemsize, each = max(4, _BYTES[storage]), 2 if storage == "bfloat16 pairs" else 1
+    width, at_most = _products.panel_width(itemsize), _products.COLUMNS
+    at_once = _even(depth, each * _products.DEPTH, each)
+    if rounded and at_once < depth:  # what is rounded cannot be added to
+        at_once, at_most = depth, max(width, at_most * each * _products.DEPTH // depth // width * width)
     if rows <= _products.HEIGHT:  # which cannot be shared out
         at_most = min(at_most, -(-columns // threads))
-    block_columns = _even(columns, at_most, _products.panel_width(itemsize))
-    blocks, at_once = -(-columns // block_columns), _ROWS_AT_ONCE
+    block_columns = _even(columns, at_most, width)
+    blocks, at_most = -(-columns // block_columns), _ROWS_AT_ONCE
     if blocks < 4 * threads:
-        at_once = min(at_once, -(-rows // threads))
-    block_rows = _even(rows, at_once, _products.HEIGHT)
+        at_most = min(at_most, -(-rows // threads))
+    block_rows = _even(rows, at_most, _products.HEIGHT)
     units = blocks * -(-rows // block_rows)
-    fixed = *along, *strides, rows, columns, depth, block_rows, block_columns, blocks
-    scratch = _products.scratch_numbers(itemsize) * itemsize
-    return Calls(PRODUCTS, _products.product, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
+    fixed = *along, *strides, rows, columns, depth, at_once, block_rows, block_columns, blocks
+    scratch = _products.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize
+    kernel = _products.rounded_product if rounded else _products.product
+    return Calls(PRODUCTS, kernel, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
 
 
 class ScorePlan:

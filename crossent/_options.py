@@ -7,6 +7,7 @@ from dataclasses import dataclass
 REDUCTIONS = ("none", "mean", "sum")
 _MADE_AT_MOST = 1024
 _made = {}
+_is_traced = bool  # False, unless there is an array library that traces Python code
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,20 +31,33 @@ def loss_options(
     if size_average is not None or reduce is not None:
         reduction = _reduction_of_deprecated(size_average, reduce)
     values = reduction, ignore_index, label_smoothing, softcap, z_loss
+    if _is_traced():
+        return LossOptions(*_validated(*values))
     # Only what has exactly these types is looked up: True equals 1, but is no index.
     if type(reduction) is str and type(ignore_index) is int and type(label_smoothing) is type(z_loss) is float:
         options = _made.get(values) if softcap is None or type(softcap) is float else None
         if options is not None:
             return options
-    return _validated(*values)
+    values = _validated(*values)
+    if values not in _made:
+        if len(_made) >= _MADE_AT_MOST:
+            _made.clear()
+        _made[values] = LossOptions(*values)
+    return _made[values]
+
+
+def tell_of_tracing(is_traced):
+    """Where `is_traced()`, options are not looked up: a compiler that saw how they are kept would compile again once
+    there are more.
+    """
+    global _is_traced
+    _is_traced = is_traced
 
 
 def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of 'none', 'mean' and 'sum', got {reduction!r}")
-    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
-        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
-    ignore_index = ignore_index.__index__()
+    ignore_index = integer("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
     label_smoothing = number("label_smoothing", label_smoothing)
@@ -56,13 +70,7 @@ def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
     z_loss = number("z_loss", z_loss)
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss must be a finite number of at least 0, got {z_loss}")
-    values = reduction, ignore_index, label_smoothing, softcap, z_loss
-    options = _made.get(values)
-    if options is None:
-        if len(_made) >= _MADE_AT_MOST:
-            _made.clear()
-        options = _made[values] = LossOptions(*values)
-    return options
+    return reduction, ignore_index, label_smoothing, softcap, z_loss
 
 
 CHUNK_BYTES = 2**26
@@ -92,12 +100,18 @@ def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None)
 
 
 def whole_number(name, value, at_least):
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = value.__index__()
+    value = integer(name, value)
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
     return value
+
+
+def integer(name, value):
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return value.__index__()
 
 
 def number(name, value):

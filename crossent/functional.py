@@ -161,8 +161,9 @@ def nll_loss(
     Traceback (most recent call last):
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
+    frontend = frontends[type(input)]
     options = loss_options(size_average, reduce, reduction, ignore_index)
-    return frontends[type(input)].nll_loss(input, target, weight, sample_weight, denominator, dim, options)
+    return frontend.nll_loss(input, target, weight, sample_weight, denominator, dim, options)
 
 
 def cross_entropy(
@@ -291,10 +292,9 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
+    frontend = frontends[type(input)]
     options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss)
-    return frontends[type(input)].cross_entropy(
-        input, target, weight, sample_weight, denominator, dim, options, inplace_backward
-    )
+    return frontend.cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
 
 
 def linear_cross_entropy(
@@ -380,11 +380,12 @@ def linear_cross_entropy(
     >>> crossent.cross_entropy(hidden @ vocabulary.T, torch.tensor([0, 2]))
     tensor(0.8103)
     """
+    frontend = frontends[type(input)]
     loss = loss_options(
         None, None, reduction, -100 if ignore_index is None else ignore_index, label_smoothing, softcap, z_loss
     )
     how = head_options(shift, chunk_bytes, filter_eps, options)
-    return frontends[type(input)].linear_cross_entropy(
+    return frontend.linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
     )
 
@@ -443,11 +444,10 @@ def linear_token_stats(
     >>> stats.rank
     tensor([0, 2])
     """
+    frontend = frontends[type(input)]
     options = loss_options(None, None, "none", ignore_index, 0.0, softcap, 0.0)
     how = head_options(shift, chunk_bytes)
-    return TokenStats(
-        *frontends[type(input)].linear_token_stats(input, linear_weight, target, linear_bias, options, how)
-    )
+    return TokenStats(*frontend.linear_token_stats(input, linear_weight, target, linear_bias, options, how))
 
 
 class PredictionStats(NamedTuple):
@@ -508,8 +508,9 @@ def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_
     >>> stats.brier
     array([0.375  , 1.34375])
     """
+    frontend = frontends[type(input)]
     options = loss_options(None, None, "none", ignore_index)
-    return PredictionStats(*frontends[type(input)].prediction_stats(input, target, dim, options))
+    return PredictionStats(*frontend.prediction_stats(input, target, dim, options))
 
 
 def value_and_grad(function: Callable[..., ArrayT]) -> Callable[..., tuple[ArrayT, ArrayT]]:

@@ -804,6 +804,16 @@ def test_compiled_training_step():
     torch.testing.assert_close(gradient, model.weight.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_compiled_options_may_change():
+    """A number that differs from call to call is one to the compiled code too."""
+    x, labels = logits_of(6, 40, dtype=torch.float32), labels_of(6, classes=40)
+    with fresh_compiler():
+        compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend=BACKENDS[0])
+        for some in (1, 2, 3):
+            options = {"ignore_index": int(labels[some]), "label_smoothing": some / 10, "z_loss": some / 5}
+            torch.testing.assert_close(compiled(x, labels, **options), crossent.cross_entropy(x, labels, **options))
+
+
 LOSSES_OF = {
     "cross_entropy": [{}, {"reduction": "none"}, {"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 0.1}],
     "nll_loss": [{}, {"reduction": "none"}],

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),
     "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._plan", "crossent._rows"),
-    "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "torch"),
+    "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "crossent._dispatch", "torch"),
     "crossent.demo": (
         *PUBLIC,
         "crossent.bench",

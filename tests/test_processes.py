@@ -369,3 +369,35 @@ def test_memory_of_a_step(tmp_path):
     )
     evaluation, inplace, training = map(float, out.split())
     assert evaluation < 0.02 and inplace < 0.02 and training < 1.1
+
+
+COMPILED_ONCE = """
+    import torch
+    from torch._dynamo.testing import CompileCounter
+    import crossent.nn as nn
+    import crossent.nn.functional as F
+
+    x, target = torch.randn(6, 40, requires_grad=True), torch.arange(6)
+    counter, module = CompileCounter(), {module}
+    compiled = torch.compile({loss}, backend=counter, fullgraph=True)
+    for _ in range(3):
+        compiled(x, target).backward()
+        F.cross_entropy(x, target)
+        F.cross_entropy(x, target, label_smoothing=0.3)
+        F.softmax(torch.nn.Parameter(x.detach()), 1)
+    assert counter.frame_count == 1, counter.frame_count
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "loss"),
+    [
+        ("None", "F.cross_entropy"),
+        ("None", "lambda x, target: F.cross_entropy(x, target, label_smoothing=0.2)"),
+        ("nn.CrossEntropyLoss(label_smoothing=0.1)", "lambda x, target: module(2 * x, target)"),
+        ("None", "lambda x, target: F.nll_loss(F.log_softmax(x, 1), target)"),
+    ],
+)
+def test_what_is_compiled_first_is_compiled_once(module, loss):
+    """What the library keeps of later calls is nothing that the compiled code depends on."""
+    python(COMPILED_ONCE.format(module=module, loss=loss))

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _dispatch, _rows
-from crossent._options import number
+from crossent._options import number, tell_of_tracing
 from crossent.frontends import _problem
 from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import (
@@ -45,6 +45,7 @@ _FULL_PRECISION = {torch.float32, torch.float64}
 _Tensor, _LABELS, _STRIDED = torch.Tensor, torch.int64, torch.strided
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
+tell_of_tracing(_compiling)
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _has_storage = torch._C._has_storage
@@ -591,7 +592,9 @@ def _softmax_grad(out, dout, axis, log):
 def is_short(input, dim):
     """Whether PyTorch's own row loop leaves nothing to gain."""
     try:
-        return input.size(dim) <= _NATIVE_SOFTMAX_UP_TO and input.stride(dim) == 1 and input.dtype in _FULL_PRECISION
+        # Tuples of all axes are to be had in less time than the numbers of one.
+        short = input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and input.stride()[dim] == 1
+        return short and input.dtype in _FULL_PRECISION
     except IndexError:  # a single number, or a dim that is none, of which the caller tells
         return False
 

@@ -13,11 +13,13 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("crossent.nn needs PyTorch: pip install crossent[torch]") from None
 
+from torch import Tensor as _Tensor
 from torch.nn import *  # noqa: F403
 
 # The star brought torch's `functional` and `modules`; importing ours puts them in their place.
 import crossent.nn.functional
 import crossent.nn.modules  # noqa: F401
+from crossent._dispatch import frontends as _frontends
 from crossent.nn import _submodules as _submodules, functional as functional, modules as modules
 from crossent.nn.modules import (
     CrossEntropyLoss as CrossEntropyLoss,
@@ -26,6 +28,10 @@ from crossent.nn.modules import (
     NLLLoss as NLLLoss,
     Softmax as Softmax,
 )
+
+# Found before anything is compiled: torch.compile, if it saw how they are found, would soon compile all of it again.
+for _kind in (_Tensor, _torch_nn.Parameter):
+    _frontends[_kind]
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
 

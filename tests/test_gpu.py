@@ -568,7 +568,9 @@ def test_bench(monkeypatch):
     arguments = ["bench", "--device", DEVICE, "--head", "64x8x50", "--rounds", "2", "--json"]
     result = testing.CliRunner().invoke(cli._application(), arguments)
     assert result.exit_code == 0, result.stderr
-    rows = json.loads(result.stdout)["results"]
+    found = json.loads(result.stdout)
+    rows = found["results"]
+    assert found["machine"]["gpu"] == torch.cuda.get_device_name()
     assert [(row["rival"], row["mode"]) for row in rows] == [("eager", "evaluation"), ("eager", "step")]
     for row in rows:
         assert row["seconds"] > 0 and row["ours"] > 0 and row["our_bytes"] > 0, row

@@ -86,4 +86,5 @@ def _measured_on(results: dict) -> str:
     machine = results["machine"]
     size = f"{machine['cores']} cores, {machine['threads']} threads, {machine['memory_gb']} GB"
     numbers = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return f"{machine['cpu']}, {size}. {numbers}."
+    gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+    return f"{gpu}{machine['cpu']}, {size}. {numbers}."

@@ -38,13 +38,17 @@ def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:
         return [{"error": f"{how}{': ' + said[-1][:200] if said else ''}"}]
 
 
+def _gpu(cases: list[Case]) -> dict:
+    return {"gpu": torch.cuda.get_device_name()} if any(case.device == "cuda" for case in cases) else {}
+
+
 def run(
     cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure: Measure = in_a_process
 ) -> dict:
     """What was measured, what failed and what was not measured, with the machine and the versions."""
     found = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": torch.get_num_threads()},
+        "machine": machine() | {"threads": torch.get_num_threads()} | _gpu(cases),
         "versions": versions(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values()))),
         "cases": [asdict(case) | {"bytes": case.size} for case in cases],
         "results": [],

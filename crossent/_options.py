@@ -39,11 +39,12 @@ def loss_options(
         if options is not None:
             return options
     values = _validated(*values)
-    if values not in _made:
+    options = _made.get(values)
+    if options is None:
         if len(_made) >= _MADE_AT_MOST:
             _made.clear()
-        _made[values] = LossOptions(*values)
-    return _made[values]
+        options = _made[values] = LossOptions(*values)
+    return options
 
 
 def tell_of_tracing(is_traced):

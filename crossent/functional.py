@@ -354,7 +354,7 @@ def linear_cross_entropy(
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
 
     All of it is computed in float32, for float64 in float64; only on other devices than the CPU, and on processors that
-    multiply bfloat16 themselves, the logits and products have the input's dtype. Losses are in nats.
+    multiply bfloat16 themselves, logits are rounded to the input's dtype, and products may be. Losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
     input's dtype; float16 and bfloat16 give float32 under torch.autocast.

@@ -751,3 +751,20 @@ def test_weights_with_a_gradient_compiled(reduction):
     labels[3] = 40
     assert compiled(x, matrix, labels, sample_weight).isnan(), "a bad label cannot be refused there, but is seen"
     torch._dynamo.reset()
+
+
+def test_weights_with_a_gradient_compiled_for_a_bad_class():
+    """It cannot be refused there either: the loss is nan, and nothing is read with it."""
+    x, matrix, sample_weight = random_of(12, 6), random_of(40, 6, seed=1), random_of(12, seed=2)
+    classes, probs = torch.arange(36).reshape(12, 3), torch.rand(12, 3, dtype=DOUBLE)
+
+    def loss(classes):
+        return weighted(x, matrix, crossent.SparseTarget(classes, probs), sample_weight)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(classes), loss(classes))
+    for bad in (-1, 40):
+        classes[3, 1] = bad
+        assert compiled(classes).isnan()
+    torch._dynamo.reset()

@@ -371,6 +371,20 @@ def test_memory_of_a_step(tmp_path):
     assert evaluation < 0.02 and inplace < 0.02 and training < 1.1
 
 
+@pytest.mark.parametrize("told", ["NUMBA_ENABLE_AVX=0", "NUMBA_CPU_NAME=generic"])
+def test_numba_may_be_told_of_another_processor(told, tmp_path):
+    """No kernel then has instructions that its compiler does not know of, which would end the process."""
+    script = """
+        import torch, crossent
+        x, matrix = (torch.randn(n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (6, 10))
+        loss = crossent.linear_cross_entropy(x, matrix, torch.arange(6))
+        loss.backward()
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x @ matrix.T, torch.arange(6)))
+    """
+    name, value = told.split("=")
+    python(script, NUMBA_CACHE_DIR=str(tmp_path), **{name: value})
+
+
 COMPILED_ONCE = """
     import torch
     from torch._dynamo.testing import CompileCounter

@@ -236,6 +236,5 @@ def test_the_other_tile(tmp_path):
     subprocess.run([sys.executable, "-c", OTHER_TILE.format(shape=shape)], check=True, env=environment)
 
 
-def test_blocks_fit_their_scratch():
+def test_a_block_is_whole_tiles():
     assert _products.ROWS % _tile.HEIGHT == 0
-    assert _products.COLUMNS % _products.panel_width(4) == _products.COLUMNS % _products.panel_width(8) == 0

@@ -61,25 +61,27 @@ def of_softmax(lib, name, x, native, reasons):
     return Plan(name, path, arithmetic, 0, reasons=reasons)
 
 
-def of_head(name, head, wanted, arithmetic, out_of_kernels, accumulators, plain_rows=0):
-    """`accumulators` are the bytes of sums beside the gradients, `plain_rows` the rows of a chunk without kernels."""
+def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0):
+    """`beside` the chunk are so many bytes: of sums that are no gradients yet, and without kernels a copy of the input;
+    `plain_rows` are the rows of a chunk without kernels.
+    """
     if out_of_kernels:
         rows = min(plain_rows, head.shape.rows)
         arrays = _PLAIN_ARRAYS_OF_TOKENS if name == "linear_token_stats" else _PLAIN_ARRAYS
-        size = arrays * rows * len(head.weight) * _size(arithmetic) + accumulators
+        size = arrays * rows * len(head.weight) * _size(arithmetic) + beside
         reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
         return Plan(name, PLAIN, arithmetic, size, rows, -(-head.shape.rows // max(1, rows)), reasons)
     rows, size = head.chunk(wanted)
     targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
     reasons = [f"{targets} of {head.shape.rows} rows count"]
-    if accumulators:
-        reasons.append(f"{accumulators / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
+    if beside:
+        reasons.append(f"{beside / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
     if name == "linear_token_stats" or head.options.reduction == "none":
         reasons.append("the backward pass makes the logits again: it has to know what comes from above")
     else:
         reasons.append("the gradients are made in the forward pass, where somebody wants them")
     chunks = -(-targets // max(1, rows))
-    return Plan(name, KERNELS, arithmetic, size + accumulators, rows, chunks, tuple(reasons))
+    return Plan(name, KERNELS, arithmetic, size + beside, rows, chunks, tuple(reasons))
 
 
 def _size(storage):

@@ -181,6 +181,15 @@ def _check_classes(classes, shape):
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
 
+def _sparse(call, probs):
+    """The classes by row and their probabilities, which are nan for a bad class where none could be looked at."""
+    if call.classes is None:
+        return None, probs
+    classes = call.classes.reshape(call.shape.rows, call.classes.shape[-1]).long()
+    bad = (classes < 0) | (classes >= call.shape.classes)
+    return torch.where(bad, 0, classes), torch.where(bad, math.nan, probs)
+
+
 def head_of(tensors, call):
     """The head without the targets that count for nothing, and what its gradients are still to be multiplied by."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
@@ -303,7 +312,7 @@ def _computable(x, weight, bias):
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def rows_at_once(shape, how, itemsize):
+def plain_rows(shape, how, itemsize):
     """Of logits in plain operations: those of a chunk, but under function transforms all."""
     if not torch.compiler.is_compiling() and frontend.transformed():
         return shape.rows
@@ -353,9 +362,10 @@ class _Chunks(torch.autograd.Function):
         if not given:
             return None, None, *[None] * len(tensors)
         if any(frontend.needs_composite(above) for above in given):
+            differentiated = torch.is_grad_enabled()
             with torch.enable_grad():
                 results = _by_checkpoints(*ctx.call, *tensors)
-                return None, None, *_gradients(results, tensors, wanted, upstream, create_graph=True)
+                return None, None, *_gradients(results, tensors, wanted, upstream, differentiated)
         return None, None, *_summed(ctx.call, tensors, wanted, upstream)
 
 
@@ -374,6 +384,7 @@ def _summed(call, tensors, wanted, upstream):
         for total, gradient in zip(totals, made):
             if gradient is not None:
                 total.add_(gradient)
+        del made  # before the next are made: those of the weight are as large as it is
     return [total if total is None else total.to(a.dtype) for total, a in zip(sums, tensors)]
 
 
@@ -383,8 +394,9 @@ def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
         chunked = _by_checkpoints
     elif frontend.transformed():
         return function(*shared, *rows)
-    step = rows_at_once(call.shape, call.how, rows[-1].itemsize)
-    return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)
+    step = plain_rows(call.shape, call.how, rows[-1].itemsize)
+    with frontend.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
+        return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)
 
 
 def _composite(tensors, call, **how_chunked):
@@ -398,7 +410,7 @@ def _composite(tensors, call, **how_chunked):
     x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
     matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
     bias = None if linear_bias is None else linear_bias.reshape(-1)
-    classes = None if call.classes is None else call.classes.reshape(shape.rows, call.classes.shape[-1]).long()
+    classes, labels = _sparse(call, labels)
 
     def losses_of(matrix, bias, weight, x, labels, classes, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).reshape(len(x), shape.classes, *shape.out)

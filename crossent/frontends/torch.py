@@ -148,7 +148,8 @@ def compute_dtype(dtype):
 
 def autocasts(device):
     """Whether autocast is on there. Whether there is any is not asked where PyTorch 2.11's torch.compile cannot."""
-    return (_compiling() or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+    known = device != "meta" if _compiling() else torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device):

@@ -6,7 +6,7 @@ of every sum is fixed, so that a row has the same bits on every machine that has
 
 Memory is an address (an integer) and an element index. The storage type comes with `like`, a number handed through for
 its type: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
-float64 for float64, else in float32.
+float64 for float64, else in float32. uint32 stands for pairs of bfloat16 in the place of numbers of float32.
 """
 
 import operator
@@ -19,7 +19,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 VECTOR_BYTES = 64
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-PAIRS = types.uint32  # the type of `like` for two numbers of bfloat16 in the place of one of float32
+PAIRS = types.uint32
 _LOAD_AHEAD = 1024  # bytes; far enough to hide the memory's latency behind the exponentials
 
 

@@ -46,10 +46,9 @@ PRODUCTS = Fields(
     ),
 )  # fmt: skip
 MULTIPLIES_BFLOAT16 = any(PROCESSOR.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
-# Not where there is a unit for whole matrices, which is PyTorch's to use, nor where numba is told of another processor.
-MULTIPLIES_PAIRS = bool(
-    PROCESSOR.get("avx512bf16") and not (PROCESSOR.get("amx-bf16") or config.CPU_NAME or config.CPU_FEATURES)
-)
+_TOLD_OF_ANOTHER = not (config.ENABLE_AVX and config.CPU_NAME is config.CPU_FEATURES is None)
+# Not where there is a unit for whole matrices, which is PyTorch's to use, nor where numba is told of other processors.
+MULTIPLIES_PAIRS = bool(PROCESSOR.get("avx512bf16") and not PROCESSOR.get("amx-bf16") and not _TOLD_OF_ANOTHER)
 _BYTES = {"float16": 2, "bfloat16": 2, "bfloat16 pairs": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
 
@@ -171,17 +170,17 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
     `along` says of either factor whether the products are summed along its rows of memory.
     """
     itemsize, each = max(4, _BYTES[storage]), 2 if storage == "bfloat16 pairs" else 1
-    width, at_most = _products.panel_width(itemsize), _products.COLUMNS
+    width, columns_at_most, rows_at_most = _products.panel_width(itemsize), _products.COLUMNS, _ROWS_AT_ONCE
     at_once = _even(depth, each * _products.DEPTH, each)
     if rounded and at_once < depth:  # what is rounded cannot be added to
-        at_once, at_most = depth, max(width, at_most * each * _products.DEPTH // depth // width * width)
+        at_once, columns_at_most = depth, max(width, columns_at_most * each * _products.DEPTH // depth // width * width)
     if rows <= _products.HEIGHT:  # which cannot be shared out
-        at_most = min(at_most, -(-columns // threads))
-    block_columns = _even(columns, at_most, width)
-    blocks, at_most = -(-columns // block_columns), _ROWS_AT_ONCE
+        columns_at_most = min(columns_at_most, -(-columns // threads))
+    block_columns = _even(columns, columns_at_most, width)
+    blocks = -(-columns // block_columns)
     if blocks < 4 * threads:
-        at_most = min(at_most, -(-rows // threads))
-    block_rows = _even(rows, at_most, _products.HEIGHT)
+        rows_at_most = min(rows_at_most, -(-rows // threads))
+    block_rows = _even(rows, rows_at_most, _products.HEIGHT)
     units = blocks * -(-rows // block_rows)
     fixed = *along, *strides, rows, columns, depth, at_once, block_rows, block_columns, blocks
     scratch = _products.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize

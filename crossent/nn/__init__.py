@@ -29,7 +29,8 @@ from crossent.nn.modules import (
     Softmax as Softmax,
 )
 
-# Found before anything is compiled: torch.compile, if it saw how they are found, would soon compile all of it again.
+# Found before anything is compiled, at the price of importing numba now rather than at the first call: torch.compile,
+# if it saw how they are found, would soon compile all of it again.
 for _kind in (_Tensor, _torch_nn.Parameter):
     _frontends[_kind]
 

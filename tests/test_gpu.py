@@ -521,9 +521,7 @@ def planned_and_extra(function, *tensors, **options):
 @pytest.mark.parametrize("features", [16, 256, 2048])
 @pytest.mark.parametrize("function", [crossent.linear_cross_entropy, crossent.linear_token_stats])
 def test_memory_of_the_head(function, features, dtype):
-    """A few times a chunk, of logits that would take 32, a copy of the input, and a product or a sum beside the weight's
-    gradient.
-    """
+    """A few chunks, of 32, a copy of the input, and a product or a sum beside the weight's gradient."""
     chunk, classes = 2**24, 2**15
     hidden, weight = (logits_there(n, features, dtype=dtype) for n in (4096, classes))
     planned, extra = planned_and_extra(function, hidden, weight, labels_there(4096), chunk_bytes=chunk)

@@ -27,7 +27,7 @@ def _blocks(matrix):
 
 
 def _native(dtype):
-    """Whether products are left to PyTorch: of 16 bits that the processor multiplies itself."""
+    """Whether numbers of 16 bits are multiplied as they are: by PyTorch, or here in pairs."""
     return dtype is torch.bfloat16 and MULTIPLIES_BFLOAT16
 
 

@@ -1,0 +1,62 @@
+"""What a loss written in Python cannot go below where rows are few: its node in the autograd graph, beside PyTorch's loss.
+
+Run as `python -m benchmarks.floor`. A node that does nothing saves what it is given, makes room for a gradient and hands
+that out: a loss does at least this, in Python. Evaluation is what crossent does beside its node: it looks the call up
+and computes.
+"""
+
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+import crossent
+from crossent.bench.timing import interleaved
+
+SHAPES = ((32, 10), (128, 1000))
+ROUNDS, SECONDS = 11, 3.0
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target):
+        ctx.save_for_backward(input, target)
+        ctx.gradient = torch.empty_like(input)
+        return torch.scalar_tensor(0.0)
+
+    @staticmethod
+    def backward(ctx, *dloss):
+        input, _ = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.view(input.shape), None
+
+
+def times(rows: int, classes: int) -> dict[str, float]:
+    logits, labels = torch.randn(rows, classes), torch.randint(classes, (rows,))
+    leaf = logits.clone().requires_grad_()
+    losses = {
+        "torch": functional.cross_entropy, "crossent": crossent.cross_entropy, "a node that does nothing": Nothing.apply,
+    }  # fmt: skip
+
+    def step(loss):
+        loss(leaf, labels).backward()
+        leaf.grad = None
+
+    calls = {f"{name}, step": lambda loss=loss: step(loss) for name, loss in losses.items()}
+    calls |= {f"{name}, forward": lambda loss=loss: loss(leaf, labels) for name, loss in losses.items()}
+    calls["crossent, evaluation"] = lambda: crossent.cross_entropy(logits, labels)
+    return {name: median(samples) for name, samples in interleaved(calls, ROUNDS, SECONDS).items()}
+
+
+def main() -> None:
+    table = Table("", *(f"{rows} x {classes}" for rows, classes in SHAPES), title="Microseconds a call")
+    measured = [times(*shape) for shape in SHAPES]
+    for name in sorted(measured[0]):
+        table.add_row(name, *(f"{1e6 * found[name]:.1f}" for found in measured))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

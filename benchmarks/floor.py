@@ -1,8 +1,8 @@
-"""What a loss written in Python cannot go below where rows are few: its node in the autograd graph, beside PyTorch's loss.
+"""What a loss written in Python cannot go below where rows are few: its node in the autograd graph, beside PyTorch.
 
-Run as `python -m benchmarks.floor`. A node that does nothing saves what it is given, makes room for a gradient and hands
-that out: a loss does at least this, in Python. Evaluation is what crossent does beside its node: it looks the call up
-and computes.
+Run as `python -m benchmarks.floor`. A node that does nothing saves what it is given, makes room for a gradient and
+hands that out: a loss does at least this, in Python. Evaluation is what crossent does beside its node: it looks the
+call up and computes.
 """
 
 from statistics import median
@@ -28,17 +28,19 @@ class Nothing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *dloss):
-        input, _ = ctx.saved_tensors
+        _ = ctx.saved_tensors  # as every loss has to, to see whether they have been changed
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.view(input.shape), None
+        return gradient, None
 
 
 def times(rows: int, classes: int) -> dict[str, float]:
     logits, labels = torch.randn(rows, classes), torch.randint(classes, (rows,))
     leaf = logits.clone().requires_grad_()
     losses = {
-        "torch": functional.cross_entropy, "crossent": crossent.cross_entropy, "a node that does nothing": Nothing.apply,
-    }  # fmt: skip
+        "torch": functional.cross_entropy,
+        "crossent": crossent.cross_entropy,
+        "a node that does nothing": Nothing.apply,
+    }
 
     def step(loss):
         loss(leaf, labels).backward()
@@ -47,6 +49,8 @@ def times(rows: int, classes: int) -> dict[str, float]:
     calls = {f"{name}, step": lambda loss=loss: step(loss) for name, loss in losses.items()}
     calls |= {f"{name}, forward": lambda loss=loss: loss(leaf, labels) for name, loss in losses.items()}
     calls["crossent, evaluation"] = lambda: crossent.cross_entropy(logits, labels)
+    for call in calls.values():  # once, since a first call may take long enough to be taken for a sample
+        call()
     return {name: median(samples) for name, samples in interleaved(calls, ROUNDS, SECONDS).items()}
 
 

@@ -406,10 +406,11 @@ COMPILED_ONCE = """
 @pytest.mark.parametrize(
     ("module", "loss"),
     [
-        ("None", "F.cross_entropy"),
-        ("None", "lambda x, target: F.cross_entropy(x, target, label_smoothing=0.2)"),
         ("nn.CrossEntropyLoss(label_smoothing=0.1)", "lambda x, target: module(2 * x, target)"),
-        ("None", "lambda x, target: F.nll_loss(F.log_softmax(x, 1), target)"),
+        (
+            "None",
+            "lambda x, target: F.cross_entropy(x, target, z_loss=0.2) + F.nll_loss(F.log_softmax(x, 1), target)",
+        ),
     ],
 )
 def test_what_is_compiled_first_is_compiled_once(module, loss):

@@ -49,8 +49,6 @@ def times(rows: int, classes: int) -> dict[str, float]:
     calls = {f"{name}, step": lambda loss=loss: step(loss) for name, loss in losses.items()}
     calls |= {f"{name}, forward": lambda loss=loss: loss(leaf, labels) for name, loss in losses.items()}
     calls["crossent, evaluation"] = lambda: crossent.cross_entropy(logits, labels)
-    for call in calls.values():  # once, since a first call may take long enough to be taken for a sample
-        call()
     return {name: median(samples) for name, samples in interleaved(calls, ROUNDS, SECONDS).items()}
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from crossent._options import integer
+
 _SHORT = 64  # classes
 _SMALL = 2**17  # numbers
 
@@ -193,9 +195,7 @@ def class_axis(ndim, dim, name="dim"):
         raise ValueError("input must have a class axis, got a 0-dimensional array")
     if dim is None:
         return 1 if ndim > 1 else 0
-    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {dim!r}")
-    axis = dim.__index__()
+    axis = integer(name, dim)
     if not -ndim <= axis < ndim:
         raise IndexError(f"{name} must be between {-ndim} and {ndim - 1} for an input of {ndim} axes, got {axis}")
     return axis % ndim

@@ -43,7 +43,8 @@ def _sample(call: Callable[[], object], loops: int) -> float:
 
 
 def _loops(call: Callable[[], object]) -> int:
-    """As many calls as make a sample long enough to time."""
+    """As many calls as make a sample long enough to time, after a first one, which may load things."""
+    call()
     loops = 1
     while (taken := loops * _sample(call, loops)) < SAMPLE_SECONDS:
         loops = max(2 * loops, math.ceil(loops * SAMPLE_SECONDS / taken))

@@ -175,18 +175,22 @@ def _shifted(sample_weight, call, device):
 def _check_classes(classes, shape):
     if classes.dtype not in frontend.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
-    bad = (classes < 0) | (classes >= shape.classes)
+    bad = frontend.outside(classes, shape.classes)
     if frontend.concrete(classes) is not None and bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
 
+def _classes_by_row(call):
+    return None if call.classes is None else call.classes.reshape(call.shape.rows, call.classes.shape[-1]).long()
+
+
 def _sparse(call, probs):
     """The classes by row and their probabilities, which are nan for a bad class where none could be looked at."""
-    if call.classes is None:
+    classes = _classes_by_row(call)
+    if classes is None:
         return None, probs
-    classes = call.classes.reshape(call.shape.rows, call.classes.shape[-1]).long()
-    bad = (classes < 0) | (classes >= call.shape.classes)
+    bad = frontend.outside(classes, call.shape.classes)
     return torch.where(bad, 0, classes), torch.where(bad, math.nan, probs)
 
 
@@ -210,7 +214,7 @@ def head_of(tensors, call):
         weight=linear_weight.reshape(shape.classes * shape.places, shape.features),
         bias=None if linear_bias is None else linear_bias.reshape(-1),
         target=labels,
-        classes=None if call.classes is None else call.classes.reshape(shape.rows, call.classes.shape[-1]).long(),
+        classes=_classes_by_row(call),
         class_weight=weight,
         samples=None if sample_weight is None else keep,
         kept=slice(0, shape.rows) if everything else counts.nonzero()[:, 0],
@@ -312,9 +316,14 @@ def _computable(x, weight, bias):
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
+def _all_at_once():
+    """Whether plain operations hold the logits as a whole: function transforms see no chunks."""
+    return not torch.compiler.is_compiling() and frontend.transformed()
+
+
 def plain_rows(shape, how, itemsize):
-    """Of logits in plain operations: those of a chunk, but under function transforms all."""
-    if not torch.compiler.is_compiling() and frontend.transformed():
+    """Of logits in plain operations, that are held at a time."""
+    if _all_at_once():
         return shape.rows
     return how.chunk_rows or max(1, how.chunk_bytes // max(1, shape.classes * shape.places * itemsize))
 
@@ -390,10 +399,10 @@ def _summed(call, tensors, wanted, upstream):
 
 def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
     """`function(*shared, *rows)`, of which the last has the arithmetic's dtype."""
+    if _all_at_once():
+        return function(*shared, *rows)
     if torch.compiler.is_compiling():
         chunked = _by_checkpoints
-    elif frontend.transformed():
-        return function(*shared, *rows)
     step = plain_rows(call.shape, call.how, rows[-1].itemsize)
     with frontend.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
         return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)

@@ -444,13 +444,17 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
     return axis, soft, target, weight, keep
 
 
+def outside(labels, classes):
+    return (labels < 0) | (labels >= classes)
+
+
 def _checked_labels(labels, keep, classes, ignore_index):
     """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan."""
     target, counts = concrete(labels), concrete(keep)
     if target is None or counts is None:
-        bad = ((labels < 0) | (labels >= classes)) & (keep != 0)
+        bad = outside(labels, classes) & (keep != 0)
         return torch.where(bad, 0, labels), torch.where(bad, math.nan, keep)
-    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    bad = outside(target, classes) & (target != ignore_index)
     if counts.shape == target.shape:
         bad = bad & (counts != 0)
     if bool(bad.any()):

@@ -26,8 +26,8 @@ from crossent.kernels._simd import at, fetch_add, get, invoke, put
 _LIKES = {
     "float16": (np.int16, np.float32),
     "bfloat16": (np.uint16, np.float32),
-    "float32": (np.float32, np.float32),
     "bfloat16 pairs": (np.uint16, np.uint32),
+    "float32": (np.float32, np.float32),
     "float64": (np.float64, np.float64),
 }
 _SHARING = (

@@ -94,6 +94,7 @@ def token_stats(xp, logits, target, keep, options, axis):
     label = xp.unsqueeze(xp.where(keep != 0, target, 0), axis)
     logprob = xp.squeeze(xp.gather(log_p, axis, label), axis)
     rank = xp.sum(z > xp.gather(z, axis, label), axis=axis)
+    # A bad label that could not be refused has a keep of nan.
     logprob, lse, entropy = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, lse, entropy))
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
 
@@ -112,6 +113,7 @@ def prediction_stats(xp, logits, target, keep, axis):
     logprob, rank = -_nll(xp, own, others)[0], xp.sum(z > xp.unsqueeze(own, axis), axis=axis)
     confidence = xp.amax(e, axis=axis) / total
     brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
+    # As in `token_stats`.
     logprob, confidence, brier = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, confidence, brier))
     rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, xp.argmax(z, axis=axis)))
     return logprob, rank, prediction, confidence, brier

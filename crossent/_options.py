@@ -33,18 +33,13 @@ def loss_options(
     values = reduction, ignore_index, label_smoothing, softcap, z_loss
     if _is_traced():
         return LossOptions(*_validated(*values))
-    # Only what has exactly these types is looked up: True equals 1, but is no index.
-    if type(reduction) is str and type(ignore_index) is int and type(label_smoothing) is type(z_loss) is float:
-        options = _made.get(values) if softcap is None or type(softcap) is float else None
-        if options is not None:
-            return options
-    values = _validated(*values)
-    options = _made.get(values)
-    if options is None:
-        if len(_made) >= _MADE_AT_MOST:
-            _made.clear()
-        options = _made[values] = LossOptions(*values)
-    return options
+    try:
+        return _made[values, type(ignore_index)]  # True equals 1, but is no index
+    except (KeyError, TypeError):
+        values = _validated(*values)
+    if len(_made) >= _MADE_AT_MOST:
+        _made.clear()
+    return _made.setdefault((values, int), LossOptions(*values))
 
 
 def tell_of_tracing(is_traced):

@@ -8,6 +8,7 @@ import pytest
 from numba import njit
 
 from crossent.kernels import _compile, _inner, _last, _math, _scores, _simd
+from crossent.kernels._call import kernel_of
 from crossent.kernels.numba import LOSS, SCORES
 
 FLOATS = [np.float32, np.float64]
@@ -31,7 +32,7 @@ def not_cached(function):
 def test_hot_loops_are_vectors(fields, function, monkeypatch):
     """The polynomial of exp is multiplied and added in registers of at least 256 bits, never one number at a time."""
     monkeypatch.setattr(_compile, "_SourceCache", not_cached)
-    kernel = fields.kernel.__wrapped__(fields, function, "float32")
+    kernel = kernel_of.__wrapped__(function, "float32", fields.names)
     fused = re.findall(r"vfn?m(?:add|sub)\d+([ps])s\s+.*%([xyz])mm\d+$", kernel._library.get_asm_str(), re.MULTILINE)
     wide = sum(kind == "p" and register in "yz" for kind, register in fused)
     assert wide > 20 and not any(kind == "s" for kind, _ in fused)

@@ -35,7 +35,7 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
-        if at_once and layout.small:
+        if at_once:
             reasons.append("the gradient is made in the forward pass, since the logits are few")
     if in_place:
         reasons.append("the gradient is written over input")

@@ -56,11 +56,11 @@ def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=Fa
 class Problem:
     """Rows, targets and weights as the kernels want them, and the calls of the kernels."""
 
-    __slots__ = ("inputs", "lib", "options", "owners", "plan", "target", "x")
+    __slots__ = ("arrays", "lib", "options", "owners", "plan", "target", "weights", "x")
 
     def __init__(self, lib, plan, options, input, target):
         self.lib, self.plan, self.options, self.x, self.target = lib, plan, options, input, target
-        self.inputs = plan.layout.classes, lib.address(input), lib.address(target), 0, 0
+        self.arrays, self.weights = (lib.address(input), lib.address(target)), (plan.layout.classes, 0, 0)
         self.owners = input, target
 
     @property
@@ -74,7 +74,7 @@ class Problem:
 
     def weigh(self, weight, sample_weight):
         """Have classes and rows count as the caller says."""
-        lib, layout, (total, x, target, *_) = self.lib, self.layout, self.inputs
+        lib, layout, (total, *_) = self.lib, self.layout, self.weights
         if weight is not None:
             _rows.check_weight(weight.shape, layout.classes)
             if lib.storage(weight) is None:
@@ -84,7 +84,7 @@ class Problem:
         if sample_weight is not None:
             sample_weight = broadcast_samples(lib, sample_weight, layout.row_shape)
             sample_weight = lib.contiguous(lib.cast(sample_weight, self.compute))
-        self.inputs = total, x, target, self._address(weight), self._address(sample_weight)
+        self.weights = total, self._address(weight), self._address(sample_weight)
         self.owners = *self.owners, weight, sample_weight
 
     def _address(self, array):
@@ -99,11 +99,11 @@ class Problem:
         lib, reduction, loss = self.lib, self.options.reduction, None
         if reduction == "none":
             loss = lib.new(self.plan.layout.row_shape, self.compute)
-        changing = *self.inputs, self._address(loss), self._address(stats)
+        changing = *self.arrays, 0, *self.weights, self._address(loss), self._address(stats)
         try:
             losses, weights = self.plan.forward(changing, lib.threads, self.owners)
         except BadLabel as bad:
-            raise _label_error(lib, self.target, bad.row, self.layout, self.options) from None
+            raise label_error(lib, self.target, bad.row, self.layout, self.options) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
     def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
@@ -115,28 +115,14 @@ class Problem:
         lib = self.lib
         dtarget = lib.empty(self.plan.layout, self.target) if want_target else None
         changing = (
-            *self.inputs, 0, self._address(stats), self._address(dloss), scale, with_loss, lib.address(dx),
-            self._address(dtarget),
+            *self.arrays, lib.address(dx), *self.weights, 0, self._address(stats), self._address(dloss), scale,
+            with_loss, self._address(dtarget),
         )  # fmt: skip
         try:
             losses, weights = self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
-            raise _label_error(lib, self.target, bad.row, self.plan.layout, self.options) from None
+            raise label_error(lib, self.target, bad.row, self.plan.layout, self.options) from None
         return dtarget, losses, weights
-
-
-def few_sums(lib, plan, options, input, target, unit=1.0, dx=None):
-    """The sums of losses and their weights of a plan's call in which nothing weighs classes or rows.
-
-    With `dx` the gradient as well, which takes each loss for `unit`. For few logits a `Problem` costs too much.
-    """
-    changing = plan.layout.classes, lib.address(input), lib.address(target), 0, 0, 0, 0
-    try:
-        if dx is None:
-            return plan.forward(changing, lib.threads, (input, target))
-        return plan.backward((*changing, 0, unit, True, lib.address(dx), 0), lib.threads, (input, target, dx))
-    except BadLabel as bad:
-        raise _label_error(lib, target, bad.row, plan.layout, options) from None
 
 
 def _laid_out(lib, array, axis):
@@ -168,11 +154,11 @@ def _labels(lib, target, layout, options):
     """As int64, with strides that the layout has."""
     labels, bad_row = lib.labels(target)
     if bad_row is not None:
-        raise _label_error(lib, target, bad_row, layout, options)
+        raise label_error(lib, target, bad_row, layout, options)
     return labels if layout.label_strides_of(lib.strides(labels)) else lib.contiguous(labels)
 
 
-def _label_error(lib, target, row, layout, options):
+def label_error(lib, target, row, layout, options):
     return _rows.label_error(lib.item(target, row), row, layout.row_shape, layout.classes, options.ignore_index)
 
 
@@ -288,7 +274,7 @@ def prediction_stats(lib, input, target, dim, options):
     try:
         plan.forward(changing, lib.threads, (input, labels, results))
     except BadLabel as bad:
-        raise _label_error(lib, labels, bad.row, layout, options) from None
+        raise label_error(lib, labels, bad.row, layout, options) from None
     return results
 
 

@@ -5,9 +5,11 @@ transforms, forward-mode derivatives and derivatives of derivatives use `kernels
 itself. Under `torch.compile` and `torch.export` the kernels are operators (`_torch_operators`).
 """
 
+import ctypes
 import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,15 +23,14 @@ from crossent._options import number, tell_of_tracing
 from crossent.frontends import _problem
 from crossent.frontends._memory import LARGE_FROM, block
 from crossent.frontends._problem import (
-    Problem,
     broadcast_samples,
-    few_sums,
+    label_error,
     problem_of,
     ready_plan,
     softmax_backward,
     softmax_forward,
 )
-from crossent.kernels import array
+from crossent.kernels import BadLabel, array
 from crossent.kernels._threads import use_openmp
 
 _STORAGE = {
@@ -42,14 +43,16 @@ INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 _FULL_PRECISION = {torch.float32, torch.float64}
+_number_at = {torch.float32: ctypes.c_float.from_address, torch.float64: ctypes.c_double.from_address}
 _Tensor, _LABELS, _STRIDED = torch.Tensor, torch.int64, torch.strided
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
 tell_of_tracing(_compiling)
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 _has_storage = torch._C._has_storage
-_stride = torch.Tensor.stride
+_stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.get_num_threads
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
 _SMALL = LARGE_FROM // 8  # numbers
@@ -105,11 +108,18 @@ def _overlaps(tensor):
 
 
 def needs_composite(gradient):
-    """Whether a backward is to be differentiated itself, or runs under a transform, on something without memory.
+    """Whether a backward is to be differentiated itself, runs under a transform, or on what does not lie in memory.
 
-    `is_grads_batched` runs it under the older vmap, which nothing else gives away.
+    `is_grads_batched` runs it under the older vmap, which nothing else gives away. Imaginary parts may be stored with
+    the other sign.
     """
-    return _grad_enabled() or type(gradient) is not _Tensor or transformed() or not _has_storage(gradient)
+    return (
+        _grad_enabled()
+        or type(gradient) is not _Tensor
+        or transformed()
+        or not _has_storage(gradient)
+        or gradient.is_neg()
+    )
 
 
 def _save(ctx, input, target, call):
@@ -125,21 +135,30 @@ def _saved(ctx):
     return input, target, *(weights or _NO_WEIGHTS)
 
 
-def is_common(input, target):
-    """What most calls bring and the kernels take as it is: full-precision logits and labels."""
-    return (
+def plan_of_few(input, target, dim, options):
+    """The plan for the sum or mean over a few full-precision rows with labels, which are quick to call; else None."""
+    plain = (
         type(input) is _Tensor
         and type(target) is _Tensor
-        and target.dtype is _LABELS
-        and input.dtype in _FULL_PRECISION
         and input.is_cpu
         and target.is_cpu
         and input.layout is _STRIDED
         and not _compiling()
         and not input.is_neg()  # which torch.compile cannot trace
-        and not has_torch_function((input, target))
+        and not _function_modes()
         and not transformed()
     )
+    if not plain:
+        return None
+    return _few(input.shape, _stride(input), input.dtype, target.shape, _stride(target), target.dtype, dim, options)
+
+
+@lru_cache(maxsize=4096)
+def _few(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
+    if dtype not in _number_at:
+        return None
+    plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
+    return None if plan is None or plan.unit is None else plan
 
 
 def compute_dtype(dtype):
@@ -160,6 +179,17 @@ def result_dtype(input):
     """Autocast gives losses in float32."""
     half = input.dtype in (torch.float16, torch.bfloat16)
     return torch.float32 if half and autocasts(input.device.type) else input.dtype
+
+
+class _Numbers(dict):
+    """dtype -> a tensor of one number, made on first use: at an import a mode may be on that makes it fake."""
+
+    def __missing__(self, dtype):
+        made = self[dtype] = torch.zeros((), dtype=dtype, device="cpu")
+        return made
+
+
+_like = _Numbers()
 
 
 def _empty(layout, like):
@@ -237,6 +267,13 @@ def result(loss, dtype):
     return torch.scalar_tensor(loss, dtype=dtype) if type(loss) is float else loss.to(dtype)
 
 
+def _number(value, dtype):
+    """A tensor of one full-precision number, in less time than PyTorch takes."""
+    number = torch.empty_like(_like[dtype])
+    _number_at[dtype](_address(number)).value = value
+    return number
+
+
 def upstream(problem, dloss, scale):
     """The gradient from above, as rows or as part of the scale."""
     if dloss.ndim:
@@ -269,38 +306,44 @@ class _CrossEntropy(torch.autograd.Function):
         return dx, dtarget, None, None
 
 
-class _SmallCrossEntropy(_CrossEntropy):
+class _CrossEntropyOfFew(torch.autograd.Function):
     """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out."""
 
     @staticmethod
-    def forward(ctx, input, target, plan, call):
-        options = call[0]
-        dx, losses, weights, unit = _step(plan, options, input, target)
+    def forward(ctx, input, target, call):
+        plan, options, _ = call
+        dx, losses, weights = _step(input, target, plan)
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
-        ctx.plan, ctx.kept = plan, (*call, None, scale)
-        ctx.made = dx, 1.0 if scale == unit else scale / unit  # where rows are ignored the mean is of fewer
-        return torch.scalar_tensor(loss, dtype=input.dtype)
+        ctx.made = dx, scale, call
+        return _number(loss, input.dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        (dx, factor), ctx.made = ctx.made, (None, ctx.made[1])
+        dx, scale, call = ctx.made
+        ctx.made = None, scale, call
+        plan, options, dim = call
         input, target = ctx.saved_tensors
-        if needs_composite(dloss):
-            return _CrossEntropy.backward(ctx, dloss)
-        factor *= dloss.item()
+        factor = math.inf if needs_composite(dloss) else _number_at[dloss.dtype](_address(dloss)).value
+        if scale != plan.unit:  # where rows are ignored the mean is of fewer
+            factor *= scale / plan.unit
         if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
-            return _CrossEntropy.backward(ctx, dloss)
+            ctx.kept = options, (dim, None, input.dtype, False), None, scale
+            return _CrossEntropy.backward(ctx, dloss)[:3]
         if dx is None:
-            dx = _step(ctx.plan, ctx.kept[0], input, target)[0]
-        return dx if factor == 1.0 else dx.mul_(factor), None, None, None
+            try:
+                dx, *_ = _step(input, target, plan)
+            except BadLabel as bad:
+                raise label_error(TORCH, target, bad.row, plan.layout, options) from None
+        return dx if factor == 1.0 else dx.mul_(factor), None, None
 
 
-def _step(plan, options, input, target):
-    """Forward and backward in one: gradient, sums of losses and weights, and what the gradient takes each loss for."""
-    unit = 1.0 / plan.layout.rows if options.reduction == "mean" else 1.0
-    dx = _empty(plan.layout, input)
-    return dx, *few_sums(TORCH, plan, options, input, target, unit, dx), unit
+def _step(input, target, plan):
+    """The gradient of a few rows, in the plan's unit, and the sums of their losses and weights."""
+    dx = torch.empty_like(input) if plan.layout.contiguous else _empty(plan.layout, input)
+    addresses = _address(input), _address(target), _address(dx)
+    losses, weights = plan.few_backward(addresses, _threads, (input, target, dx))
+    return dx, losses, weights
 
 
 def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
@@ -324,34 +367,29 @@ if _OPENMP:
 
 
 def _applier(function) -> Callable:
-    """Function.apply less its checks for function transforms, which have been ruled out where it is called."""
+    """Function.apply less its checks for function transforms, which have been ruled out where it is called.
+
+    Nor does the node look for a function that is differentiated forward before it calls the one it has.
+    """
+    function._backward_cls.apply = function.backward
     return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _apply_cross_entropy = _applier(_CrossEntropy)
-_apply_small_cross_entropy = _applier(_SmallCrossEntropy)
+_apply_cross_entropy_of_few = _applier(_CrossEntropyOfFew)
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
-    if weight is None and sample_weight is None and denominator is None and is_common(input, target):
-        dtype, differentiated = input.dtype, input.requires_grad and _grad_enabled()
-        shape, target_shape = input.shape, target.shape
-        plan = ready_plan(
-            TORCH, shape, _stride(input), dtype, target_shape, _stride(target), _LABELS, dim, options, False
-        )
-        if plan is not None and plan.layout.small and options.reduction != "none":
-            if differentiated and not inplace_backward:
-                return _apply_small_cross_entropy(input, target, plan, (options, (dim, None, dtype, False)))
-            if not differentiated:
-                sums = few_sums(TORCH, plan, options, input, target)
-                return torch.scalar_tensor(_rows.reduced(options.reduction, *sums, None)[0], dtype=dtype)
-        if plan is None:
-            problem = problem_of(TORCH, input, target, None, None, dim, options)
-        else:
-            problem = Problem(TORCH, plan, options, input, target)
-        if differentiated:
-            return _apply_cross_entropy(input, target, problem, (None, None, dim, None, dtype, inplace_backward))
-        return result(problem.forward(None)[0], dtype)
+    if weight is sample_weight is denominator is None and not inplace_backward:
+        plan = plan_of_few(input, target, dim, options)
+        if plan is not None:
+            try:
+                if input.requires_grad and _grad_enabled():
+                    return _apply_cross_entropy_of_few(input, target, (plan, options, dim))
+                losses, weights = plan.few_forward((_address(input), _address(target), 0), _threads, (input, target))
+            except BadLabel as bad:
+                raise label_error(TORCH, target, bad.row, plan.layout, options) from None
+            return _number(_rows.reduced(options.reduction, losses, weights, None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(

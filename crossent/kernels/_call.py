@@ -44,6 +44,7 @@ _outcome = struct.Struct("=qdd").unpack_from
 _OUTCOME_AT, _CHANGING_AT = 8 * _BAD, 8 * _NEXT
 _CACHE_LINE = 64
 _KEPT_AT_MOST = 2**20  # bytes
+_SCRATCH_IN_A_BLOCK = 2**12
 _own = local()
 
 
@@ -65,7 +66,6 @@ class Fields:
     def __init__(self, first, then, fixed):
         self.names = *_SHARING, *first, *then, *fixed
         codes = ["d" if name in _FLOATS else "q" for name in self.names]
-        self.formats = [np.float64 if code == "d" else np.int64 for code in codes]
         end = len(_SHARING) + len(first)
         self.pack_first, self.pack_changing, self.pack_fixed = (
             struct.Struct("=" + "".join(part)).pack_into
@@ -73,18 +73,15 @@ class Fields:
         )
         self.fixed_at, self.size = 8 * (end + len(then)), 8 * (len(self.names) + 2)
 
-    @cache  # noqa: B019 - there are few of these, and they stay
-    def kernel(self, function, storage):
-        """The compiled kernel for logits stored so."""
-        fields = np.dtype(
-            {
-                "names": [*self.names, "like", "weight_like"],
-                "formats": [*self.formats, *_LIKES[storage]],
-                "offsets": range(0, self.size, 8),
-                "itemsize": self.size,
-            }
-        )
-        return compiled(function, (from_dtype(fields), *[types.intp] * 4))
+
+@cache
+def kernel_of(function, storage, names):
+    """The compiled kernel for logits stored so, told of these fields."""
+    formats = [np.float64 if name in _FLOATS else np.int64 for name in names]
+    names, formats = (*names, "like", "weight_like"), (*formats, *_LIKES[storage])
+    offsets = [8 * i for i in range(len(names))]
+    fields = np.dtype({"names": names, "formats": formats, "offsets": offsets})
+    return compiled(function, (from_dtype(fields), *[types.intp] * 4))
 
 
 def _take_part(call):
@@ -130,14 +127,15 @@ def _entry():
 
 
 class _Block:
-    """Memory and its address."""
+    """Memory, its address and, for a call that needs little scratch memory, the address of that, else 0."""
 
-    __slots__ = ("_export", "address", "memory")
+    __slots__ = ("_export", "address", "memory", "scratch")
 
-    def __init__(self, size):
-        self.memory = bytearray(size)
+    def __init__(self, size, scratch_size):
+        self.memory = bytearray(size + scratch_size + _CACHE_LINE)
         self._export = ctypes.c_char.from_buffer(self.memory)
         self.address = ctypes.addressof(self._export)
+        self.scratch = -(-(self.address + size) // _CACHE_LINE) * _CACHE_LINE if scratch_size else 0
 
 
 def _scratch(size, threads):
@@ -156,22 +154,24 @@ class Calls:
     """The calls of one kernel in a plan. How units are cut into chunks does not depend on the number of threads."""
 
     __slots__ = (
-        "_blocks", "_chunks", "_entry", "_fields", "_fixed", "_function", "_kernel", "_pack", "_scratch_size",
-        "_sharing", "_storage",
+        "_blocks", "_chunks", "_contained", "_entry", "_fields", "_fixed", "_function", "_kernel", "_pack",
+        "_scratch_size", "_sharing", "_storage",
     )  # fmt: skip
 
     def __init__(self, fields, function, pack, storage, units, step, scratch_size, fixed):
         self._fields, self._function, self._pack, self._storage, self._fixed = fields, function, pack, storage, fixed
         self._scratch_size = -(-scratch_size // _CACHE_LINE) * _CACHE_LINE
         self._chunks = max(1, -(-units // step))
+        self._contained = self._chunks == 1 and self._scratch_size <= _SCRATCH_IN_A_BLOCK
         self._sharing = self._chunks, step, units, self._scratch_size
         self._entry, self._kernel, self._blocks = _entry(), None, []
 
     def _new_block(self):
         fields = self._fields
         if self._kernel is None:  # what is never called is never compiled
-            self._kernel = fields.kernel(self._function, self._storage).address
-        block = _Block(fields.size + 8 * _SUMS_OF_A_CHUNK * self._chunks)
+            self._kernel = kernel_of(self._function, self._storage, fields.names).address
+        size = fields.size + 8 * _SUMS_OF_A_CHUNK * self._chunks
+        block = _Block(size, self._scratch_size if self._contained else 0)
         struct.pack_into("=5q", block.memory, 0, *self._sharing, block.address + fields.size)
         fields.pack_fixed(block.memory, fields.fixed_at, *self._fixed)
         return block
@@ -185,12 +185,13 @@ class Calls:
             block = self._blocks.pop()
         except IndexError:
             block = self._new_block()
-        at_once, scratch, over = 1, 0, True
-        if self._chunks > 1:
-            at_once = min(threads(), self._chunks)
-        if self._scratch_size:
-            scratch, memory = _scratch(self._scratch_size, at_once)
-            owners = owners, memory
+        at_once, scratch, over = 1, block.scratch, True
+        if not self._contained:
+            if self._chunks > 1:
+                at_once = min(threads(), self._chunks)
+            if self._scratch_size:
+                scratch, memory = _scratch(self._scratch_size, at_once)
+                owners = owners, memory
         self._pack(block.memory, _CHANGING_AT, 0, 0, 0, at_once, scratch, self._kernel, *changing)
         if at_once == 1:
             self._entry(block.address)

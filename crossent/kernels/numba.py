@@ -14,14 +14,15 @@ _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most:
 _STATS_FROM = 64  # classes; what a shorter row's backward needs is made again rather than kept
 
 _GEOMETRY = "inner", "classes", "large", "tile"
-LOSS = Fields(
-    ("weight_total", "x", "target", "weight", "samples", "loss", "stats"),
-    ("dloss", "scale", "with_loss", "dx", "dtarget"),
-    (
-        *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
-        "cap", "z_loss", "kept_at",
-    ),
+_ARRAYS, _WEIGHTS = ("x", "target", "dx"), ("weight_total", "weight", "samples")
+_KEPT, _UPSTREAM = ("loss", "stats"), ("dloss", "scale", "with_loss", "dtarget")
+_OF_A_LOSS = (
+    *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
+    "cap", "z_loss", "kept_at",
 )  # fmt: skip
+LOSS = Fields((*_ARRAYS, *_WEIGHTS, *_KEPT), _UPSTREAM, _OF_A_LOSS)
+# Where nothing weighs classes or rows, which is much less to tell a kernel of.
+LOSS_OF_FEW = Fields(_ARRAYS, (), (*_WEIGHTS, *_KEPT, *_UPSTREAM, *_OF_A_LOSS))
 TOKENS = Fields(
     ("x", "target", "logprob", "lse", "entropy", "rank"),
     ("dlogprob", "dlse", "dentropy", "dx"),
@@ -59,7 +60,7 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0):
+def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0, before=()):
     """The calls of a forward and, where there is one, a backward kernel.
 
     Their units are rows, of which backward keeps so many bytes, or with memory for `buffers` tiles of logits the tiles.
@@ -73,7 +74,7 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0):
     if units * size < _SHARED_FROM:
         step = max(1, units)
     large = layout.rows * layout.classes * _BYTES[storage] >= _LARGE_FROM
-    fixed = layout.inner, layout.classes, large, tile, *fixed
+    fixed = *before, layout.inner, layout.classes, large, tile, *fixed
     packs = fields.pack_first, fields.pack_changing
     return [
         Calls(fields, kernel, pack, storage, units, step, scratch, fixed).run
@@ -82,9 +83,12 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0):
 
 
 class LossPlan:
-    """Everything about a loss that does not change between calls with the same shapes and options."""
+    """Everything about a loss that does not change between calls with the same shapes and options.
 
-    __slots__ = ("backward", "forward", "layout", "stats")
+    For the sum or mean of few rows with labels there are calls told of addresses alone, their gradient times `unit`.
+    """
+
+    __slots__ = ("backward", "few_backward", "few_forward", "forward", "layout", "stats", "unit")
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
@@ -97,11 +101,17 @@ class LossPlan:
             kept = 8 * -(-layout.classes // _blocks.BLOCK)
             if _BYTES[storage] == 2:
                 kept_at, kept = kept, kept + 4 * layout.classes
-        self.forward, self.backward = _calls(
-            LOSS, (kernels.forward, kernels.backward), layout, storage, kernels is _inner, *layout.strides,
-            *target_strides, *layout.new_strides, layout.rows, options.ignore_index, soft, options.label_smoothing,
-            options.softcap or 0.0, options.z_loss, kept_at, kept=kept,
+        functions = kernels.forward, kernels.backward
+        fixed = (
+            layout, storage, kernels is _inner, *layout.strides, *target_strides, *layout.new_strides, layout.rows,
+            options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss, kept_at,
         )  # fmt: skip
+        self.forward, self.backward = _calls(LOSS, functions, *fixed, kept=kept)
+        self.few_forward = self.few_backward = self.unit = None
+        if layout.small and options.reduction != "none" and not (soft or picks):
+            self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
+            unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
+            self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, kept=kept, before=unweighted)
 
 
 class SoftmaxPlan:

@@ -11,6 +11,23 @@ so that a bad one cannot reach memory.
 import numpy as np
 
 from crossent.kernels._compile import inline
+from crossent.kernels._epilogue import (
+    ARRAYS,
+    DOT,
+    FACTOR,
+    KEEP,
+    LABEL_GRAD,
+    LOG_TOTAL,
+    MASS,
+    OTHERS,
+    OWN,
+    OWN_EXP,
+    PEAK,
+    WEIGHT,
+    array,
+    losses_of,
+    prepare_gradients,
+)
 from crossent.kernels._leaves import (
     LABELS,
     OK,
@@ -18,12 +35,8 @@ from crossent.kernels._leaves import (
     added,
     class_grad,
     finish,
-    label_grad,
-    label_weight,
     load_within,
-    lse_slope,
     passes_caches,
-    row_loss,
     sample_weight_of,
     softcap_slope,
     strides_of_dx,
@@ -32,7 +45,7 @@ from crossent.kernels._leaves import (
     write,
     write_within,
 )
-from crossent.kernels._math import capped, exp, log, log1p, negative_log
+from crossent.kernels._math import capped, exp
 from crossent.kernels._simd import (
     and_not,
     any_lane,
@@ -56,7 +69,6 @@ from crossent.kernels._simd import (
     store,
     store_labels,
     store_some,
-    sum_of_lanes,
     turn,
 )
 
@@ -64,8 +76,7 @@ _GROUP = 8  # classes passed together, to read and write what belongs to a row l
 _BLOCK = 64  # classes summed before they are added to the total: short sums keep their digits
 _LARGEST = 80.0  # beyond it exp comes close to overflowing; sums of what is below e**60 are safe for 2**31 classes
 _SAFE_SUM, _SAFE_OWN = 1e26, 60.0
-_ARRAYS = 11
-_PEAK, _LABEL, _KEEP, _PART, _OTHERS, _OWN, _OWN_EXP, _NLL, _FACTOR, _LABEL_GRAD, _LOG_TOTAL = range(_ARRAYS)
+_LABEL, _PART = ARRAYS, ARRAYS + 1
 
 
 def tile_rows(inner, classes, turned):
@@ -79,12 +90,12 @@ def tile_rows(inner, classes, turned):
 
 def scratch_numbers(classes, tile):
     """How many numbers of the arithmetic's type a call needs as scratch memory."""
-    return tile * (classes + _ARRAYS)
+    return tile * (classes + ARRAYS + 2)
 
 
 @inline
 def _array(like, scratch, tile, classes, which):
-    return at(like, scratch, tile * (classes + which))
+    return array(like, at(like, scratch, tile * classes), tile, which)
 
 
 @inline
@@ -128,11 +139,21 @@ def _write_back(like, weight_like, scratch, tile, n, classes, dx, dx_class, dx_i
 
 
 @inline
-def _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+def _own_weights(like, weight_like, weight, classes, labels):
+    """The class weight of each row's label, 1 for rows without."""
+    own = lift(like, 1.0)
+    if weight != 0:
+        for c in range(classes):
+            own = select(labels_are(labels, c), lift(like, get(weight_like, weight, c)), own)
+    return own
+
+
+@inline
+def _prepare(like, weight_like, scratch, tile, target, first, is_soft, weight, samples, row, n, classes, ignore_index):
     """Write what each row counts and its label, -1 where there is none; whether a label is bad."""
     zero = lift(like, 0.0)
     labels_of = _array(weight_like, scratch, tile, classes, _LABEL)
-    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
+    keeps = _array(weight_like, scratch, tile, classes, KEEP)
     bad = False
     for j in range(0, n, lanes(like)):
         within = first_lanes(like, n - j)
@@ -149,6 +170,8 @@ def _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, 
             store_labels(like, labels_of, j, narrow_labels(like, labels, kept & valid))
             bad = bad or any_lane(and_not(kept, valid))
         store(weight_like, keeps, j, keep)
+        own_weight = _own_weights(like, weight_like, weight, classes, scratch_labels(like, labels_of, j))
+        store(weight_like, _array(weight_like, scratch, tile, classes, WEIGHT), j, own_weight)
     return bad
 
 
@@ -186,11 +209,11 @@ def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_e
     """Write the sum of exp(z - peak) over the classes but the label, and the label's z - peak and exponential."""
     zero, width = lift(like, 0.0), lanes(like)
     labels_of = _array(weight_like, scratch, tile, classes, _LABEL)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    peaks = _array(weight_like, scratch, tile, classes, PEAK)
     parts = _array(weight_like, scratch, tile, classes, _PART)
-    others = _array(weight_like, scratch, tile, classes, _OTHERS)
-    owns = _array(weight_like, scratch, tile, classes, _OWN)
-    own_exps = _array(weight_like, scratch, tile, classes, _OWN_EXP)
+    others = _array(weight_like, scratch, tile, classes, OTHERS)
+    owns = _array(weight_like, scratch, tile, classes, OWN)
+    own_exps = _array(weight_like, scratch, tile, classes, OWN_EXP)
     for lo in range(0, classes, _GROUP):
         hi = min(lo + _GROUP, classes)
         for j in range(0, n, width):
@@ -221,9 +244,9 @@ def _accumulate(like, weight_like, x, x_class, scratch, tile, n, classes, keep_e
 def _sums(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap, buffered, keep_exponentials):
     """As `_accumulate`, relative to peaks that keep every sum in range; `buffered` if the logits are to be copied."""
     width, nothing, zero = lanes(like), lift(like, -np.inf), lift(like, 0.0)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
-    others = _array(weight_like, scratch, tile, classes, _OTHERS)
-    owns = _array(weight_like, scratch, tile, classes, _OWN)
+    peaks = _array(weight_like, scratch, tile, classes, PEAK)
+    others = _array(weight_like, scratch, tile, classes, OTHERS)
+    owns = _array(weight_like, scratch, tile, classes, OWN)
     for attempt in range(2):
         if buffered and (keep_exponentials or not attempt):
             _copy_logits(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap)
@@ -257,111 +280,27 @@ def _sums(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap
 
 
 @inline
-def _label_and_others(weight_like, scratch, tile, classes, j):
-    """The label's z - peak, its exponential and the sum of the others'."""
-    own = load(weight_like, _array(weight_like, scratch, tile, classes, _OWN), j)
-    own_exp = load(weight_like, _array(weight_like, scratch, tile, classes, _OWN_EXP), j)
-    return own, own_exp, load(weight_like, _array(weight_like, scratch, tile, classes, _OTHERS), j)
-
-
-@inline
-def _label_losses(like, weight_like, scratch, tile, n, classes):
-    """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
-    losses = _array(weight_like, scratch, tile, classes, _NLL)
-    for j in range(0, n, lanes(like)):
-        own, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
-        store(weight_like, losses, j, negative_log(like, others, own, own_exp))
-
-
-@inline
-def _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, soft_class, weight, is_soft, smoothing):
-    """The sums over all classes of q and of q * (z - peak), for keep = 1."""
+def _target_sums(like, weight_like, scratch, tile, n, classes, soft, soft_class, weight, is_soft, smoothing):
+    """Write the sums over all classes of q and of q * (z - peak), for keep = 1."""
     zero = lift(like, 0.0)
-    within = first_lanes(like, n - j)
-    mass, dot = zero, zero
-    for block in range(0, classes, _BLOCK):
-        part_mass, part_dot = zero, zero
-        for c in range(block, min(block + _BLOCK, classes)):
-            z = load(weight_like, scratch, c * tile + j) - peak
-            w = np.float64(get(weight_like, weight, c)) if weight != 0 else 1.0
-            t = load_some(like, soft, c * soft_class + j, within, zero) if is_soft else zero
-            q = target_weight(t, w, 1.0, smoothing, np.float64(classes))
-            part_mass = part_mass + q
-            part_dot = part_dot + select(same(q, zero), zero, q * z)
-        mass, dot = mass + part_mass, dot + part_dot
-    return mass, dot
-
-
-@inline
-def _own_weights(like, weight_like, weight, classes, labels):
-    """The class weight of each row's label, 1 for rows without."""
-    own = lift(like, 1.0)
-    if weight != 0:
-        for c in range(classes):
-            own = select(labels_are(labels, c), lift(like, get(weight_like, weight, c)), own)
-    return own
-
-
-@inline
-def _log_total(like, weight_like, scratch, tile, classes, j):
-    """log of the sum of all exponentials, relative to the peak."""
-    own, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
-    labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
-    at_peak = and_not(same(own, lift(like, 0.0)), labels_are(labels, -1))
-    excess = select(at_peak, others, others + own_exp - 1.0)
-    small = (lift(like, 0.0) <= excess) & (excess <= 1.0)
-    return select(small, log1p(like, excess), log(like, others + own_exp))
-
-
-@inline
-def _tile_losses(call, scratch, n, row, soft, general):
-    """Write losses; lane by lane their sum and that of the weights. `general` for more than the label's own part."""
-    like, weight_like, classes, tile, weight = call.like, call.weight_like, call.classes, call.tile, call.weight
-    is_soft, smoothing, zero = call.is_soft != 0, call.smoothing, lift(call.like, 0.0)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
-    label_losses = _array(weight_like, scratch, tile, classes, _NLL)
-    total_loss, total_weight = zero, zero
+    masses = _array(weight_like, scratch, tile, classes, MASS)
+    dots = _array(weight_like, scratch, tile, classes, DOT)
     for j in range(0, n, lanes(like)):
-        labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
-        keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
-        own_weight = _own_weights(like, weight_like, weight, classes, labels)
-        label_mass, mass, dot, log_total, lse, z_loss = (
-            label_weight(own_weight, keep, smoothing),
-            zero,
-            zero,
-            zero,
-            zero,
-            0.0,
-        )
-        if general:
-            z_loss, peak = call.z_loss, load(weight_like, peaks, j)
-            mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
-            if is_soft or smoothing > 0.0:
-                sums = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, call.target_class,
-                                    weight, is_soft, smoothing)  # fmt: skip
-                mass, dot = sums[0] if is_soft else mass, sums[1]
-            log_total = _log_total(like, weight_like, scratch, tile, classes, j)
-            label_mass, lse = zero if is_soft else label_mass, peak + log_total
-        nll = select(same(label_mass, zero), zero, load(weight_like, label_losses, j))
-        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, keep, z_loss)
-        value = select(keep != zero, value, zero)
-        total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
-        if call.loss != 0:
-            store_some(weight_like, call.loss, row + j, first_lanes(like, n - j), value)
-    return total_loss, total_weight
-
-
-@inline
-def _losses_of(call, scratch, n, row, soft):
-    """The sum of a tile's losses and that of their weights, from what `_sums` wrote."""
-    like, weight_like = call.like, call.weight_like
-    if call.is_soft == 0:
-        _label_losses(like, weight_like, scratch, call.tile, n, call.classes)
-    if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
-        losses, weights = _tile_losses(call, scratch, n, row, soft, True)
-    else:
-        losses, weights = _tile_losses(call, scratch, n, row, soft, False)
-    return np.float64(sum_of_lanes(losses)), np.float64(sum_of_lanes(weights))
+        within = first_lanes(like, n - j)
+        peak = load(weight_like, _array(weight_like, scratch, tile, classes, PEAK), j)
+        mass, dot = zero, zero
+        for block in range(0, classes, _BLOCK):
+            part_mass, part_dot = zero, zero
+            for c in range(block, min(block + _BLOCK, classes)):
+                z = load(weight_like, scratch, c * tile + j) - peak
+                w = np.float64(get(weight_like, weight, c)) if weight != 0 else 1.0
+                t = load_some(like, soft, c * soft_class + j, within, zero) if is_soft else zero
+                q = target_weight(t, w, 1.0, smoothing, np.float64(classes))
+                part_mass = part_mass + q
+                part_dot = part_dot + select(same(q, zero), zero, q * z)
+            mass, dot = mass + part_mass, dot + part_dot
+        store(weight_like, masses, j, mass)
+        store(weight_like, dots, j, dot)
 
 
 def forward(call, scratch, lo, hi, sums):
@@ -369,6 +308,7 @@ def forward(call, scratch, lo, hi, sums):
     like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
     is_soft, smoothing, cap = call.is_soft != 0, call.smoothing, call.cap
     x_class, target, samples, ignore_index = call.x_class, call.target, call.samples, call.ignore_index
+    weight, target_class = call.weight, call.target_class
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
     plain, x_inner = not dense and cap == 0.0, call.x_inner
@@ -379,11 +319,14 @@ def forward(call, scratch, lo, hi, sums):
         n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
         logits = at(like, call.x, o * call.x_outer + i * call.x_inner)
-        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, weight, samples, row, n, classes,
+                    ignore_index):  # fmt: skip
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, False)
-        tile_loss, tile_weight = _losses_of(call, scratch, n, row, soft)
+        if dense:
+            _target_sums(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing)
+        tile_loss, tile_weight = losses_of(call, at(weight_like, scratch, tile * classes), n, row)
         loss_sum, loss_rest = add(loss_sum, loss_rest, tile_loss)
         weight_sum, weight_rest = add(weight_sum, weight_rest, tile_weight)
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
@@ -401,9 +344,9 @@ def _plain_grad(like, weight_like, row, j, c, labels, keeps, factors, label_grad
 def _write_plain(like, weight_like, scratch, tile, n, classes, dx, dx_class, large):
     """From exponentials in the buffer: scaled, the labels' entries put in."""
     labels = _array(weight_like, scratch, tile, classes, _LABEL)
-    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
-    factors = _array(weight_like, scratch, tile, classes, _FACTOR)
-    label_grads = _array(weight_like, scratch, tile, classes, _LABEL_GRAD)
+    keeps = _array(weight_like, scratch, tile, classes, KEEP)
+    factors = _array(weight_like, scratch, tile, classes, FACTOR)
+    label_grads = _array(weight_like, scratch, tile, classes, LABEL_GRAD)
     width = lanes(like)
     full = n // width * width
     for c in range(classes):
@@ -422,12 +365,12 @@ def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_clas
                    dsoft, dsoft_class):  # fmt: skip
     """From logits in the buffer to the gradient, with everything that a loss may have."""
     zero = lift(like, 0.0)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    peaks = _array(weight_like, scratch, tile, classes, PEAK)
     labels = _array(weight_like, scratch, tile, classes, _LABEL)
-    keeps = _array(weight_like, scratch, tile, classes, _KEEP)
-    factors = _array(weight_like, scratch, tile, classes, _FACTOR)
-    label_grads = _array(weight_like, scratch, tile, classes, _LABEL_GRAD)
-    log_totals = _array(weight_like, scratch, tile, classes, _LOG_TOTAL)
+    keeps = _array(weight_like, scratch, tile, classes, KEEP)
+    factors = _array(weight_like, scratch, tile, classes, FACTOR)
+    label_grads = _array(weight_like, scratch, tile, classes, LABEL_GRAD)
+    log_totals = _array(weight_like, scratch, tile, classes, LOG_TOTAL)
     for c in range(classes):
         w = np.float64(get(weight_like, weight, c)) if weight != 0 else 1.0
         for j in range(0, n, lanes(like)):
@@ -449,13 +392,11 @@ def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_clas
 def backward(call, scratch, lo, hi, sums):
     """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x. `with_loss` asks for the losses as well."""
     like, weight_like, classes, inner, tile = call.like, call.weight_like, call.classes, call.inner, call.tile
-    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
+    is_soft, smoothing, cap = call.is_soft != 0, call.smoothing, call.cap
     x_class, target, target_class, ignore_index = call.x_class, call.target, call.target_class, call.ignore_index
     large = call.large != 0 and call.dx != call.x
     dx_outer, dx_class, dx_inner = strides_of_dx(call)
-    weight, samples, dloss, scale, dtarget = call.weight, call.samples, call.dloss, call.scale, call.dtarget
-    width, zero = lanes(like), lift(like, 0.0)
-    peaks = _array(weight_like, scratch, tile, classes, _PEAK)
+    weight, samples, dtarget = call.weight, call.samples, call.dtarget
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
     tiles = (inner + tile - 1) // tile
     dense = is_soft or smoothing > 0.0
@@ -466,43 +407,19 @@ def backward(call, scratch, lo, hi, sums):
         n, row, first = min(tile, inner - i), o * inner + i, o * call.target_outer + i
         soft = at(like, target, first) if is_soft else 0
         logits = at(like, call.x, o * call.x_outer + i * call.x_inner)
-        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, samples, row, n, classes, ignore_index):
+        if _prepare(like, weight_like, scratch, tile, target, first, is_soft, weight, samples, row, n, classes,
+                    ignore_index):  # fmt: skip
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, plain)
+        if dense:
+            _target_sums(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing)
+        state = at(weight_like, scratch, tile * classes)
         if call.with_loss != 0:
-            tile_loss, tile_weight = _losses_of(call, scratch, n, row, soft)
+            tile_loss, tile_weight = losses_of(call, state, n, row)
             loss_sum, loss_rest = add(loss_sum, loss_rest, tile_loss)
             weight_sum, weight_rest = add(weight_sum, weight_rest, tile_weight)
-        for j in range(0, n, width):
-            labels = scratch_labels(like, _array(weight_like, scratch, tile, classes, _LABEL), j)
-            keep = load(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j)
-            _, own_exp, others = _label_and_others(weight_like, scratch, tile, classes, j)
-            peak = load(weight_like, peaks, j)
-            mass, dot, log_total, label_mass, rest = zero, zero, zero, zero, zero
-            if is_soft:
-                mass, dot = _target_sums(like, weight_like, scratch, tile, classes, j, n, peak, soft, target_class,
-                                         weight, is_soft, smoothing)  # fmt: skip
-            else:
-                own_weight = _own_weights(like, weight_like, weight, classes, labels)
-                label_mass = label_weight(own_weight, keep, smoothing)
-                mass = lift(like, target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes)))
-                rest = target_weight(zero, own_weight, keep, smoothing, np.float64(classes))
-            total = others + own_exp
-            if is_soft or z_loss > 0.0:
-                log_total = _log_total(like, weight_like, scratch, tile, classes, j)
-            g = lift(like, scale)
-            if dloss != 0:
-                g = g * load_some(weight_like, dloss, row + j, first_lanes(like, n - j), zero)
-            slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
-            share = 1.0 / total
-            d = g * label_grad(own_exp * share, others * share, label_mass, rest, slope)
-            store(weight_like, _array(weight_like, scratch, tile, classes, _FACTOR), j, g * slope * share)
-            store(weight_like, _array(weight_like, scratch, tile, classes, _LABEL_GRAD), j, d)
-            store(weight_like, _array(weight_like, scratch, tile, classes, _LOG_TOTAL), j, log_total)
-            if not plain:
-                scaled = select(keep != zero, g * keep, zero)
-                store(weight_like, _array(weight_like, scratch, tile, classes, _KEEP), j, scaled)
+        prepare_gradients(call, state, n, row, plain)
         drow = at(like, call.dx, o * dx_outer + i * dx_inner)
         if plain:
             if buffered:

@@ -6,38 +6,45 @@ label's logit and the maximum of the first few), so maximum and sums need one pa
 than `_HEADROOM` above the peak, which would endanger the sums, the row is passed again with the true maximum.
 """
 
-import math
-
 import numpy as np
 
 from crossent.kernels import _blocks
 from crossent.kernels._blocks import BLOCK, some_logits
 from crossent.kernels._compile import inline
+from crossent.kernels._epilogue import (
+    ARRAYS,
+    DOT,
+    FACTOR,
+    KEEP,
+    LABEL_GRAD,
+    LOG_TOTAL,
+    MASS,
+    OTHERS,
+    OWN,
+    OWN_EXP,
+    PEAK,
+    WEIGHT,
+    array,
+    losses_of,
+    prepare_gradients,
+)
 from crossent.kernels._leaves import (
+    DOUBLES,
     LABELS,
     OK,
     add,
     added,
     class_grad,
     class_weight_of,
-    excess_of,
-    exponential,
     finish,
     finite_peak,
-    label_grad,
-    label_weight,
-    lse_slope,
-    negative_log,
     number,
-    others_of,
     passes_caches,
-    row_loss,
     sample_weight_of,
     softcap_slope,
     strides_of_dx,
     target_grad,
     target_weight,
-    upstream_of,
     write,
 )
 from crossent.kernels._math import capped, exp
@@ -54,13 +61,15 @@ from crossent.kernels._simd import (
     max_of_lanes,
     prefetch,
     put,
-    rounded,
     same,
     select,
+    store,
     store_some,
     sum_of_lanes,
 )
 
+TILE = 16  # rows whose losses are found together
+_AT_ONCE = 4096  # numbers
 _LOOKED_AT = 64  # numbers that a first guess of the maximum is made of
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
@@ -164,60 +173,110 @@ def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, sm
 
 
 @inline
-def _row_value(call, keep, label, own, peak, others, mass, dot):
-    """A row's loss, what it counts in a mean, and how far the sum of all exponentials exceeds 1."""
-    weight_like, smoothing, z_loss = call.weight_like, call.smoothing, call.z_loss
-    excess, log_total, nll, label_mass, counted = others - 1.0, 0.0, 0.0, 0.0, 1.0
-    if label >= 0:
-        own_exp = exponential(own, peak)
-        excess = excess_of(others, own, peak, own_exp)
-        counted = class_weight_of(weight_like, call.weight, label)
-        label_mass = label_weight(counted, keep, smoothing)
-        if label_mass != 0.0:
-            nll = negative_log(others, own_exp, peak - own)
-        mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(call.classes))
-    if label < 0 or smoothing > 0.0 or z_loss > 0.0:
-        log_total = math.log1p(excess)
-    value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, peak + log_total, keep, z_loss)
-    return value, keep * counted, excess
+def _read_row(call, r):
+    """What a row counts, whether its label is bad, the label, -1 for none, and where logits and probabilities lie."""
+    o = r // call.inner
+    i = r - o * call.inner
+    keep, label, soft, bad = sample_weight_of(call.weight_like, call.samples, r), -1, 0, False
+    where = o * call.target_outer + i * call.target_inner
+    if call.is_soft != 0:
+        soft = at(call.like, call.target, where)
+    else:
+        label = get(LABELS, call.target, where)
+        keep = 0.0 if label == call.ignore_index else keep
+        bad = keep != 0.0 and (label < 0 or label >= call.classes)
+    return keep, bad, label, soft, at(call.like, call.x, o * call.x_outer + i * call.x_inner)
 
 
-def forward(call, scratch, lo, hi, sums):
+@inline
+def _clear(call, state):
+    """Have no lane count."""
+    like, weight_like = call.like, call.weight_like
+    for j in range(0, call.tile, lanes(like)):
+        store(weight_like, array(weight_like, state, call.tile, KEEP), j, lift(like, 0.0))
+        store(weight_like, array(weight_like, state, call.tile, WEIGHT), j, lift(like, 0.0))
+
+
+@inline
+def _put_row(call, state, k, keep, label, own, peak, others, mass, dot):
+    """Hand a row's sums to the epilogue."""
+    like, tile = call.weight_like, call.tile
+    put(like, array(like, state, tile, KEEP), k, keep)
+    put(like, array(like, state, tile, WEIGHT), k, class_weight_of(like, call.weight, label) if label >= 0 else 1.0)
+    put(like, array(like, state, tile, PEAK), k, peak)
+    put(like, array(like, state, tile, OWN), k, own - peak if label >= 0 else 0.0)
+    put(like, array(like, state, tile, OTHERS), k, others)
+    if call.is_soft != 0 or call.smoothing > 0.0:
+        put(like, array(like, state, tile, MASS), k, mass)
+        put(like, array(like, state, tile, DOT), k, dot)
+
+
+@inline
+def _own_exponentials(call, state, n):
+    like, weight_like, tile = call.like, call.weight_like, call.tile
+    owns, own_exps = array(weight_like, state, tile, OWN), array(weight_like, state, tile, OWN_EXP)
+    for j in range(0, n, lanes(like)):
+        e = lift(like, 0.0) if call.is_soft != 0 else exp(like, load(weight_like, owns, j))
+        store(weight_like, own_exps, j, e)
+
+
+@inline
+def _get(call, state, which, k):
+    return np.float64(get(call.weight_like, array(call.weight_like, state, call.tile, which), k))
+
+
+@inline
+def _stat(call, which, r):
+    return np.float64(get(call.weight_like, call.stats, which * call.rows + r))
+
+
+def rows_at_once(classes):
+    """So few that what is written of a gradient is in the nearest cache when the sums are known."""
+    return max(1, min(TILE, _AT_ONCE // max(1, classes)))
+
+
+_rows_at_once = inline(rows_at_once)
+
+
+def scratch_bytes(classes, itemsize, keeps):
+    """What forward and backward need, and where in it maxima and exponentials are kept: 0 where they are not."""
+    state = ARRAYS * TILE * max(4, itemsize)
+    if not keeps:
+        return (state, state), (0, 0)
+    rows = rows_at_once(classes)
+    end = state + 8 * rows * -(-classes // BLOCK)
+    kept = 4 * rows * classes if itemsize == 2 else 0  # what is rounded to 16 bits would be rounded twice
+    return (state, end + kept), (state, end if kept else 0)
+
+
+def forward(call, state, lo, hi, sums):
     """Rows lo to hi: write losses and what backward needs."""
-    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
-    is_soft, smoothing, cap = call.is_soft != 0, call.smoothing, call.cap
-    target, weight, loss, stats = call.target, call.weight, call.loss, call.stats
+    like, weight_like, classes, cap, stats = call.like, call.weight_like, call.classes, call.cap, call.stats
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
-    for r in range(lo, hi):
-        o = r // inner
-        i = r - o * inner
-        keep, label, soft = sample_weight_of(weight_like, call.samples, r), -1, 0
-        where = o * call.target_outer + i * call.target_inner
-        if is_soft:
-            soft = at(like, target, where)
-        else:
-            label = get(LABELS, target, where)
-            if label == call.ignore_index:
-                keep = 0.0
-            elif keep != 0.0 and (label < 0 or label >= classes):
+    for first in range(lo, hi, call.tile):
+        n = min(call.tile, hi - first)
+        _clear(call, state)
+        for k in range(n):
+            r = first + k
+            keep, bad, label, soft, row = _read_row(call, r)
+            if bad:
                 return finish(sums, r, 0.0, 0.0)
-        if keep == 0.0:
-            if loss != 0:
-                put(weight_like, loss, r, 0.0)
-            continue
-        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
-        own = number(like, row, label, cap) if label >= 0 else -np.inf
-        peak, others, mass, dot = _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing)
-        value, counted, excess = _row_value(call, keep, label, own, peak, others, mass, dot)
-        loss_sum, loss_rest = add(loss_sum, loss_rest, value)
-        weight_sum, weight_rest = add(weight_sum, weight_rest, counted)
-        if loss != 0:
-            put(weight_like, loss, r, value)
-        if stats != 0:
-            put(weight_like, stats, r, peak)
-            put(weight_like, stats, call.rows + r, excess)
-            if is_soft:
-                put(weight_like, stats, 2 * call.rows + r, mass)
+            if keep == 0.0:
+                continue
+            own = number(like, row, label, cap) if label >= 0 else -np.inf
+            peak, others, mass, dot = _row_sums(
+                like, weight_like, row, soft, call.weight, classes, label, own, cap, call.smoothing
+            )
+            _put_row(call, state, k, keep, label, own, peak, others, mass, dot)
+            if stats != 0:
+                put(weight_like, stats, r, peak)
+                put(weight_like, stats, call.rows + r, others)
+                if soft != 0:
+                    put(weight_like, stats, 2 * call.rows + r, mass)
+        _own_exponentials(call, state, n)
+        losses, weights = losses_of(call, state, n, first)
+        loss_sum, loss_rest = add(loss_sum, loss_rest, losses)
+        weight_sum, weight_rest = add(weight_sum, weight_rest, weights)
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
@@ -229,16 +288,31 @@ def _fill_zero(like, row, classes):
 
 
 @inline
-def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, g, keep,
-                cap, smoothing, classes):  # fmt: skip
+def _row_of(call, address, strides, r):
+    outer, _, inner = strides
+    o = r // call.inner
+    return at(call.like, address, o * outer + (r - o * call.inner) * inner)
+
+
+@inline
+def _kept_of(call, state, k, drow):
+    """Where the exponentials of row k are kept, and its blocks' maxima."""
+    blocks = (call.classes + BLOCK - 1) // BLOCK
+    tops = at(DOUBLES, state + call.tops_at, k * blocks)
+    return drow if call.kept_at == 0 else at(call.weight_like, state + call.kept_at, k * call.classes), tops
+
+
+@inline
+def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, scaled, cap,
+                smoothing, classes):  # fmt: skip
     z = capped(like, load_some(like, row, j, within, lift(like, 0.0)), cap)
     e = exp(like, z - peak)
     q = lift(like, 0.0)
     if soft != 0 or smoothing > 0.0:
         w = _read(weight_like, weight, j, within, False, 1.0)
-        q = target_weight(_read(like, soft, j, within, False, 0.0), w, g * keep, smoothing, np.float64(classes))
+        q = target_weight(_read(like, soft, j, within, False, 0.0), w, scaled, smoothing, np.float64(classes))
         if dsoft != 0:
-            dt = target_grad(log_total, z - peak, w, g * keep, smoothing)
+            dt = target_grad(log_total, z - peak, w, scaled, smoothing)
             store_some(like, dsoft, j, within, dt)
     d = class_grad(e, q, factor)
     if cap > 0.0:
@@ -246,88 +320,84 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
     store_some(like, drow, j, within, d)
 
 
-def backward(call, scratch, lo, hi, sums):
+def backward(call, state, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
-    losses too if `with_loss` says so; given scratch, of exponentials that are kept: at `kept_at` in it, or in dx.
+    losses too if `with_loss` says so; with room for `tops`, of exponentials that are kept: in `kept`, or in dx.
     """
-    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
-    is_soft, smoothing, cap, z_loss = call.is_soft != 0, call.smoothing, call.cap, call.z_loss
-    target, weight, stats, dtarget = call.target, call.weight, call.stats, call.dtarget
+    like, weight_like, classes, weight, smoothing = (
+        call.like,
+        call.weight_like,
+        call.classes,
+        call.weight,
+        call.smoothing,
+    )
+    stats, cap, width = call.stats, call.cap, lanes(call.like)
+    plain = call.is_soft == 0 and smoothing == 0.0 and cap == 0.0
+    keeps = call.tops_at != 0 and stats == 0
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
-    dx_outer, _, dx_inner = strides_of_dx(call)
-    width = lanes(like)
-    for r in range(lo, hi):
-        o = r // inner
-        i = r - o * inner
-        keep, label, soft = sample_weight_of(weight_like, call.samples, r), -1, 0
-        where = o * call.target_outer + i * call.target_inner
-        if is_soft:
-            soft = at(like, target, where)
-        else:
-            label = get(LABELS, target, where)
-            if label == call.ignore_index:
-                keep = 0.0
-            elif keep != 0.0 and (label < 0 or label >= classes):
+    at_once, new = _rows_at_once(classes), (call.new_outer, call.new_class, call.new_inner)
+    for first in range(lo, hi, at_once):
+        n = min(at_once, hi - first)
+        _clear(call, state)
+        for k in range(n):
+            r = first + k
+            keep, bad, label, soft, row = _read_row(call, r)
+            if bad:
                 return finish(sums, r, 0.0, 0.0)
-        drow = at(like, call.dx, o * dx_outer + i * dx_inner)
-        dsoft = at(like, dtarget, o * call.new_outer + i * call.new_inner) if dtarget != 0 else 0
-        if keep == 0.0:
-            _fill_zero(like, drow, classes)
-            if dsoft != 0:
-                _fill_zero(like, dsoft, classes)
-            continue
-        g = upstream_of(weight_like, call.dloss, r, call.scale)
-        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
-        own = number(like, row, label, cap) if label >= 0 else -np.inf
-        kept = 0
-        if scratch != 0 and stats == 0:
-            kept = drow if call.kept_at == 0 else scratch + call.kept_at
-        if stats != 0:
-            peak, excess = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
-            mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if is_soft else 0.0
-        else:
-            if kept != 0:
-                peak, others = _blocks.walk(like, weight_like, row, kept, scratch, classes, label, 0.0)
-                mass, dot = 0.0, 0.0
+            if keep == 0.0:
+                continue
+            own = number(like, row, label, cap) if label >= 0 else -np.inf
+            mass, dot = 0.0, 0.0
+            if stats != 0:
+                peak, others = (
+                    np.float64(get(weight_like, stats, r)),
+                    np.float64(get(weight_like, stats, call.rows + r)),
+                )
+                mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if soft != 0 else 0.0
+            elif keeps:
+                kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), r))
+                peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, 0.0)
             else:
                 peak, others, mass, dot = _row_sums(
                     like, weight_like, row, soft, weight, classes, label, own, cap, smoothing
                 )
-            excess = excess_of(others, own, peak, exponential(own, peak)) if label >= 0 else others - 1.0
-            if call.with_loss != 0:
-                value, counted, _ = _row_value(call, keep, label, own, peak, others, mass, dot)
-                loss_sum, loss_rest = add(loss_sum, loss_rest, value)
-                weight_sum, weight_rest = add(weight_sum, weight_rest, counted)
-            # As what is kept in memory has them: the same bits either way.
-            excess, mass = rounded(weight_like, excess), rounded(weight_like, mass)
-        total, log_total = excess + 1.0, 0.0
-        if z_loss > 0.0 or dsoft != 0:
-            log_total = math.log1p(excess)
-        label_mass, rest = 0.0, 0.0
-        if label >= 0:
-            w = class_weight_of(weight_like, weight, label)
-            label_mass = label_weight(w, keep, smoothing)
-            rest = target_weight(0.0, w, keep, smoothing, np.float64(classes))
-            mass = target_weight(0.0, call.weight_total, 1.0, smoothing, np.float64(classes))
-        slope = lse_slope(label_mass + keep * mass, peak + log_total, keep, z_loss)
-        factor = g * slope / total
-        if kept != 0:
-            _blocks.multiply(like, weight_like, kept, drow, scratch, classes, peak, factor)
-        else:
-            plain = not is_soft and smoothing == 0.0 and cap == 0.0
-            full = classes // width * width if plain else 0
-            past_caches = passes_caches(call.large, drow) and drow != row
-            for j in range(0, full, width):
-                prefetch(like, row, j)
-                e = exp(like, load(like, row, j) - peak)
-                write(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)), past_caches)
-            for j in range(full, classes, width):
-                prefetch(like, row, j)
-                _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j), peak,
-                            log_total, factor, g, keep, cap, smoothing, classes)  # fmt: skip
-        if label >= 0:
-            own_exp = exponential(own, peak)
-            p, share = own_exp / total, others_of(excess, own, peak, own_exp) / total
-            d = g * label_grad(p, share, label_mass, rest, slope)
-            put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
+            _put_row(call, state, k, keep, label, own, peak, others, mass, dot)
+        _own_exponentials(call, state, n)
+        if call.with_loss != 0:
+            losses, weights = losses_of(call, state, n, first)
+            loss_sum, loss_rest = add(loss_sum, loss_rest, losses)
+            weight_sum, weight_rest = add(weight_sum, weight_rest, weights)
+        prepare_gradients(call, state, n, first, plain)
+        for k in range(n):
+            r = first + k
+            keep, _, label, soft, row = _read_row(call, r)
+            drow = _row_of(call, call.dx, strides_of_dx(call), r)
+            dsoft = _row_of(call, call.dtarget, new, r) if call.dtarget != 0 else 0
+            if keep == 0.0:
+                _fill_zero(like, drow, classes)
+                if dsoft != 0:
+                    _fill_zero(like, dsoft, classes)
+                continue
+            own = number(like, row, label, cap) if label >= 0 else 0.0
+            peak, factor = _get(call, state, PEAK, k), _get(call, state, FACTOR, k)
+            if keeps:
+                kept, tops = _kept_of(call, state, k, drow)
+                _blocks.multiply(like, weight_like, kept, drow, tops, classes, peak, factor)
+            else:
+                log_total = scaled = 0.0
+                if not plain:
+                    log_total, scaled = _get(call, state, LOG_TOTAL, k), _get(call, state, KEEP, k)
+                full = classes // width * width if plain else 0
+                past_caches = passes_caches(call.large, drow) and drow != row
+                for j in range(0, full, width):
+                    prefetch(like, row, j)
+                    e = exp(like, load(like, row, j) - peak)
+                    write(like, drow, j, class_grad(e, lift(like, 0.0), lift(like, factor)), past_caches)
+                for j in range(full, classes, width):
+                    prefetch(like, row, j)
+                    _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j),
+                                peak, log_total, factor, scaled, cap, smoothing, classes)  # fmt: skip
+            if label >= 0:
+                d = _get(call, state, LABEL_GRAD, k)
+                put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _blocks, _inner, _last, _pick, _products, _scores, _softmax, _sums, _tokens
+from crossent.kernels import _inner, _last, _pick, _products, _scores, _softmax, _sums, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
 from crossent.kernels._tile import PROCESSOR
 
@@ -18,7 +18,7 @@ _ARRAYS, _WEIGHTS = ("x", "target", "dx"), ("weight_total", "weight", "samples")
 _KEPT, _UPSTREAM = ("loss", "stats"), ("dloss", "scale", "with_loss", "dtarget")
 _OF_A_LOSS = (
     *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
-    "cap", "z_loss", "kept_at",
+    "cap", "z_loss", "tops_at", "kept_at",
 )  # fmt: skip
 LOSS = Fields((*_ARRAYS, *_WEIGHTS, *_KEPT), _UPSTREAM, _OF_A_LOSS)
 # Where nothing weighs classes or rows, which is much less to tell a kernel of.
@@ -60,12 +60,12 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, kernels, layout, storage, buffers, *fixed, kept=0, before=()):
-    """The calls of a forward and, where there is one, a backward kernel.
+def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=(0, 0), before=()):
+    """The calls of a forward and, where there is one, a backward kernel, which need so many bytes of scratch memory.
 
-    Their units are rows, of which backward keeps so many bytes, or with memory for `buffers` tiles of logits the tiles.
+    Their units are rows, or with memory for `buffers` tiles of logits the tiles.
     """
-    units, size, tile, scratches = layout.rows, layout.classes, 0, (0, kept)
+    units, size = layout.rows, layout.classes
     if buffers:
         tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
         units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
@@ -95,23 +95,22 @@ class LossPlan:
         kernels = _pick if picks else _last if along_classes else _inner
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
-        plain = kernels is _last and not (soft or options.label_smoothing or options.softcap)
-        kept = kept_at = 0
-        if plain and layout.classes >= _STATS_FROM:
-            kept = 8 * -(-layout.classes // _blocks.BLOCK)
-            if _BYTES[storage] == 2:
-                kept_at, kept = kept, kept + 4 * layout.classes
+        tile, scratches, places = 0, (0, 0), (0, 0)
+        if kernels is _last:
+            tile, keeps = _last.TILE, not (soft or options.label_smoothing or options.softcap) and self.stats
+            scratches, places = _last.scratch_bytes(layout.classes, _BYTES[storage], keeps)
         functions = kernels.forward, kernels.backward
         fixed = (
             layout, storage, kernels is _inner, *layout.strides, *target_strides, *layout.new_strides, layout.rows,
-            options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss, kept_at,
+            options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss, *places,
         )  # fmt: skip
-        self.forward, self.backward = _calls(LOSS, functions, *fixed, kept=kept)
+        memory = {"tile": tile, "scratches": scratches}
+        self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
         self.few_forward = self.few_backward = self.unit = None
         if layout.small and options.reduction != "none" and not (soft or picks):
             self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
             unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
-            self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, kept=kept, before=unweighted)
+            self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, **memory, before=unweighted)
 
 
 class SoftmaxPlan:

@@ -43,7 +43,7 @@ def some_logits(like, row, j, within, cap):
 
 
 @inline
-def _largest(like, row, n, cap):
+def largest(like, row, n, cap):
     full = n // lanes(like) * lanes(like)
     top = lift(like, -np.inf)
     for j in range(0, full, lanes(like)):
@@ -97,20 +97,24 @@ def _share(top, peak):
 
 
 @inline
-def walk(like, weight_like, row, kept, tops, classes, label, cap):
+def walk(like, weight_like, row, kept, tops, classes, label, cap, top):
     """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
 
-    The exponentials are written to `kept` and the blocks' maxima to `tops`, if these are not 0.
+    `top` is the first block's maximum. The exponentials are written to `kept` and the blocks' maxima to `tops`, if
+    these are not 0.
     """
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
         n, block = min(BLOCK, classes - lo), at(like, row, lo)
         kept_block = at(weight_like, kept, lo) if kept != 0 else 0
-        top = _largest(like, block, n, cap)
+        if lo:
+            top = largest(like, block, n, cap)
         total = _sum(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap)
         if tops != 0:
             put(DOUBLES, tops, lo // BLOCK, top)
-        if top > peak:
+        if lo == 0:
+            others, peak = total, top
+        elif top > peak:
             others, peak = others * math.exp(peak - top) + total, top
         else:
             others += total * _share(top, peak)

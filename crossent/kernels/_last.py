@@ -77,14 +77,7 @@ _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 @inline
 def first_maximum(like, row, classes, cap):
     """Over the first few; what follows them is guarded by the headroom."""
-    width = lanes(like)
-    n = min(classes, _LOOKED_AT)
-    top = lift(like, -np.inf)
-    for j in range(0, n // width * width, width):
-        top = larger(capped(like, load(like, row, j), cap), top)
-    if n % width:
-        top = larger(some_logits(like, row, n // width * width, first_lanes(like, n % width), cap), top)
-    return np.float64(max_of_lanes(top))
+    return _blocks.largest(like, row, min(classes, _LOOKED_AT), cap)
 
 
 @inline
@@ -146,26 +139,15 @@ def _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap,
 
 
 @inline
-def _short_row_sums(like, row, classes, label, cap):
-    """A row that fits one vector, read once."""
-    z = some_logits(like, row, 0, first_lanes(like, classes), cap)
-    peak = finite_peak(np.float64(max_of_lanes(z)))
-    e = select(all_lanes_but(like, label), exp(like, z - peak), lift(like, 0.0))
-    return peak, np.float64(sum_of_lanes(e)), 0.0, 0.0
-
-
-@inline
-def _row_sums(like, weight_like, row, soft, weight, classes, label, own, cap, smoothing):
-    """The peak, and relative to it the others' sum, the mass and the dot of a row."""
-    if soft == 0 and smoothing == 0.0:
-        if classes <= lanes(like):
-            return _short_row_sums(like, row, classes, label, cap)
-        peak, others = _blocks.walk(like, weight_like, row, 0, 0, classes, label, cap)
-        return peak, others, 0.0, 0.0
-    peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
+def _dense_sums(call, row, soft, label, own, top):
+    """The peak, and relative to it the others' sum, the mass and the dot of a row of which `top` is a first guess."""
+    like, weight_like, classes, cap, smoothing = call.like, call.weight_like, call.classes, call.cap, call.smoothing
+    peak = finite_peak(max(own, top))
     others, mass, dot = 0.0, 0.0, 0.0
     for _ in range(2):
-        others, mass, dot, top = _walk_dense(like, weight_like, row, soft, weight, classes, label, peak, cap, smoothing)
+        others, mass, dot, top = _walk_dense(
+            like, weight_like, row, soft, call.weight, classes, label, peak, cap, smoothing
+        )
         if not out_of_headroom(top, peak):
             break
         peak = top
@@ -189,6 +171,16 @@ def _read_row(call, r):
 
 
 @inline
+def _put(call, state, which, k, value):
+    put(call.weight_like, array(call.weight_like, state, call.tile, which), k, value)
+
+
+@inline
+def _get(call, state, which, k):
+    return np.float64(get(call.weight_like, array(call.weight_like, state, call.tile, which), k))
+
+
+@inline
 def _clear(call, state):
     """Have no lane count."""
     like, weight_like = call.like, call.weight_like
@@ -198,17 +190,10 @@ def _clear(call, state):
 
 
 @inline
-def _put_row(call, state, k, keep, label, own, peak, others, mass, dot):
-    """Hand a row's sums to the epilogue."""
-    like, tile = call.weight_like, call.tile
-    put(like, array(like, state, tile, KEEP), k, keep)
-    put(like, array(like, state, tile, WEIGHT), k, class_weight_of(like, call.weight, label) if label >= 0 else 1.0)
-    put(like, array(like, state, tile, PEAK), k, peak)
-    put(like, array(like, state, tile, OWN), k, own - peak if label >= 0 else 0.0)
-    put(like, array(like, state, tile, OTHERS), k, others)
-    if call.is_soft != 0 or call.smoothing > 0.0:
-        put(like, array(like, state, tile, MASS), k, mass)
-        put(like, array(like, state, tile, DOT), k, dot)
+def _put_row(call, state, k, keep, label, own, peak):
+    _put(call, state, KEEP, k, keep)
+    _put(call, state, WEIGHT, k, class_weight_of(call.weight_like, call.weight, label) if label >= 0 else 1.0)
+    _put(call, state, OWN, k, own - peak if label >= 0 else 0.0)
 
 
 @inline
@@ -221,13 +206,91 @@ def _own_exponentials(call, state, n):
 
 
 @inline
-def _get(call, state, which, k):
-    return np.float64(get(call.weight_like, array(call.weight_like, state, call.tile, which), k))
+def _row_of(call, address, strides, r):
+    outer, _, inner = strides
+    o = r // call.inner
+    return at(call.like, address, o * outer + (r - o * call.inner) * inner)
 
 
 @inline
-def _stat(call, which, r):
-    return np.float64(get(call.weight_like, call.stats, which * call.rows + r))
+def _kept_of(call, state, k, drow):
+    """Where the exponentials of row k are kept, and its blocks' maxima."""
+    blocks = (call.classes + BLOCK - 1) // BLOCK
+    tops = at(DOUBLES, state + call.tops_at, k * blocks)
+    return drow if call.kept_at == 0 else at(call.weight_like, state + call.kept_at, k * call.classes), tops
+
+
+@inline
+def _make_sums(call, state, first, n, keeps):
+    """Hand the sums of n rows to the epilogue; the number of a row whose label is bad, or OK."""
+    like, weight_like, classes, cap = call.like, call.weight_like, call.classes, call.cap
+    dense = call.is_soft != 0 or call.smoothing > 0.0
+    _clear(call, state)
+    for k in range(n):  # all maxima before any exponential, which would have to wait for its own
+        keep, bad, _, _, row = _read_row(call, first + k)
+        if bad:
+            return first + k
+        if keep != 0.0:
+            looked_at = _LOOKED_AT if dense else BLOCK
+            _put(call, state, PEAK, k, _blocks.largest(like, row, min(classes, looked_at), cap))
+    for k in range(n):
+        keep, _, label, soft, row = _read_row(call, first + k)
+        if keep == 0.0:
+            continue
+        own, top = number(like, row, label, cap) if label >= 0 else -np.inf, _get(call, state, PEAK, k)
+        if dense:
+            peak, others, mass, dot = _dense_sums(call, row, soft, label, own, top)
+            _put(call, state, MASS, k, mass)
+            _put(call, state, DOT, k, dot)
+        else:
+            kept, tops = 0, 0
+            if keeps:
+                kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), first + k))
+            peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top)
+        _put(call, state, PEAK, k, peak)
+        _put(call, state, OTHERS, k, others)
+        _put_row(call, state, k, keep, label, own, peak)
+    _own_exponentials(call, state, n)
+    return OK
+
+
+@inline
+def _keep_sums(call, state, first, n):
+    """Write what backward needs."""
+    like, weight_like, stats, tile = call.like, call.weight_like, call.stats, call.tile
+    for j in range(0, n, lanes(like)):
+        within, r = first_lanes(like, n - j), first + j
+        store_some(weight_like, stats, r, within, load(weight_like, array(weight_like, state, tile, PEAK), j))
+        others = load(weight_like, array(weight_like, state, tile, OTHERS), j)
+        store_some(weight_like, stats, call.rows + r, within, others)
+        if call.is_soft != 0:
+            mass = load(weight_like, array(weight_like, state, tile, MASS), j)
+            store_some(weight_like, stats, 2 * call.rows + r, within, mass)
+
+
+@inline
+def _kept_sums(call, state, first, n):
+    """As `_make_sums`, from what forward kept."""
+    weight_like, stats = call.weight_like, call.stats
+    _clear(call, state)
+    for k in range(n):
+        r = first + k
+        keep, bad, label, _, row = _read_row(call, r)
+        if bad:
+            return r
+        if keep == 0.0:
+            continue
+        own, peak = (
+            number(call.like, row, label, call.cap) if label >= 0 else 0.0,
+            np.float64(get(weight_like, stats, r)),
+        )
+        _put(call, state, PEAK, k, peak)
+        _put(call, state, OTHERS, k, get(weight_like, stats, call.rows + r))
+        if call.is_soft != 0:
+            _put(call, state, MASS, k, get(weight_like, stats, 2 * call.rows + r))
+        _put_row(call, state, k, keep, label, own, peak)
+    _own_exponentials(call, state, n)
+    return OK
 
 
 def rows_at_once(classes):
@@ -251,32 +314,18 @@ def scratch_bytes(classes, itemsize, keeps):
 
 def forward(call, state, lo, hi, sums):
     """Rows lo to hi: write losses and what backward needs."""
-    like, weight_like, classes, cap, stats = call.like, call.weight_like, call.classes, call.cap, call.stats
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
-    for first in range(lo, hi, call.tile):
-        n = min(call.tile, hi - first)
-        _clear(call, state)
-        for k in range(n):
-            r = first + k
-            keep, bad, label, soft, row = _read_row(call, r)
-            if bad:
-                return finish(sums, r, 0.0, 0.0)
-            if keep == 0.0:
-                continue
-            own = number(like, row, label, cap) if label >= 0 else -np.inf
-            peak, others, mass, dot = _row_sums(
-                like, weight_like, row, soft, call.weight, classes, label, own, cap, call.smoothing
-            )
-            _put_row(call, state, k, keep, label, own, peak, others, mass, dot)
-            if stats != 0:
-                put(weight_like, stats, r, peak)
-                put(weight_like, stats, call.rows + r, others)
-                if soft != 0:
-                    put(weight_like, stats, 2 * call.rows + r, mass)
-        _own_exponentials(call, state, n)
+    at_once = call.tile if call.classes <= BLOCK else 1
+    for first in range(lo, hi, at_once):
+        n = min(at_once, hi - first)
+        bad = _make_sums(call, state, first, n, False)
+        if bad != OK:
+            return finish(sums, bad, 0.0, 0.0)
         losses, weights = losses_of(call, state, n, first)
         loss_sum, loss_rest = add(loss_sum, loss_rest, losses)
         weight_sum, weight_rest = add(weight_sum, weight_rest, weights)
+        if call.stats != 0:
+            _keep_sums(call, state, first, n)
     return finish(sums, OK, added(loss_sum, loss_rest), added(weight_sum, weight_rest))
 
 
@@ -285,21 +334,6 @@ def _fill_zero(like, row, classes):
     width = lanes(like)
     for j in range(0, classes, width):
         store_some(like, row, j, first_lanes(like, classes - j), lift(like, 0.0))
-
-
-@inline
-def _row_of(call, address, strides, r):
-    outer, _, inner = strides
-    o = r // call.inner
-    return at(call.like, address, o * outer + (r - o * call.inner) * inner)
-
-
-@inline
-def _kept_of(call, state, k, drow):
-    """Where the exponentials of row k are kept, and its blocks' maxima."""
-    blocks = (call.classes + BLOCK - 1) // BLOCK
-    tops = at(DOUBLES, state + call.tops_at, k * blocks)
-    return drow if call.kept_at == 0 else at(call.weight_like, state + call.kept_at, k * call.classes), tops
 
 
 @inline
@@ -322,47 +356,22 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
 
 def backward(call, state, lo, hi, sums):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
-    losses too if `with_loss` says so; with room for `tops`, of exponentials that are kept: in `kept`, or in dx.
+    losses too if `with_loss` says so; with room for maxima, of exponentials that are kept, in dx or beside it.
     """
-    like, weight_like, classes, weight, smoothing = (
-        call.like,
-        call.weight_like,
-        call.classes,
-        call.weight,
-        call.smoothing,
-    )
-    stats, cap, width = call.stats, call.cap, lanes(call.like)
+    like, weight_like, classes, weight, cap = call.like, call.weight_like, call.classes, call.weight, call.cap
+    smoothing, width, new = call.smoothing, lanes(call.like), (call.new_outer, call.new_class, call.new_inner)
     plain = call.is_soft == 0 and smoothing == 0.0 and cap == 0.0
-    keeps = call.tops_at != 0 and stats == 0
+    keeps = call.tops_at != 0 and call.stats == 0
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
-    at_once, new = _rows_at_once(classes), (call.new_outer, call.new_class, call.new_inner)
+    at_once = _rows_at_once(classes)
     for first in range(lo, hi, at_once):
         n = min(at_once, hi - first)
-        _clear(call, state)
-        for k in range(n):
-            r = first + k
-            keep, bad, label, soft, row = _read_row(call, r)
-            if bad:
-                return finish(sums, r, 0.0, 0.0)
-            if keep == 0.0:
-                continue
-            own = number(like, row, label, cap) if label >= 0 else -np.inf
-            mass, dot = 0.0, 0.0
-            if stats != 0:
-                peak, others = (
-                    np.float64(get(weight_like, stats, r)),
-                    np.float64(get(weight_like, stats, call.rows + r)),
-                )
-                mass = np.float64(get(weight_like, stats, 2 * call.rows + r)) if soft != 0 else 0.0
-            elif keeps:
-                kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), r))
-                peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, 0.0)
-            else:
-                peak, others, mass, dot = _row_sums(
-                    like, weight_like, row, soft, weight, classes, label, own, cap, smoothing
-                )
-            _put_row(call, state, k, keep, label, own, peak, others, mass, dot)
-        _own_exponentials(call, state, n)
+        if call.stats != 0:
+            bad = _kept_sums(call, state, first, n)
+        else:
+            bad = _make_sums(call, state, first, n, keeps)
+        if bad != OK:
+            return finish(sums, bad, 0.0, 0.0)
         if call.with_loss != 0:
             losses, weights = losses_of(call, state, n, first)
             loss_sum, loss_rest = add(loss_sum, loss_rest, losses)

@@ -103,18 +103,6 @@ def exponential(own, peak):
 
 
 @inline
-def excess_of(others, own, peak, own_exp):
-    """The sum of all exponentials less 1, which keeps the digits of `others` where the label is the peak."""
-    return others if own == peak else others + own_exp - 1.0
-
-
-@inline
-def others_of(excess, own, peak, own_exp):
-    """The inverse of `excess_of`."""
-    return excess if own == peak else max(excess + 1.0 - own_exp, 0.0)
-
-
-@inline
 def passes_caches(large, address):
     """Whether to write a row past the caches: it would not stay there, and the old contents need not be read."""
     return large and address % VECTOR_BYTES == 0

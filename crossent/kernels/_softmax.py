@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from crossent.kernels._blocks import walk
+from crossent.kernels._blocks import BLOCK, largest, walk
 from crossent.kernels._compile import inline
 from crossent.kernels._leaves import OK, finish, load_within, passes_caches, write_within
 from crossent.kernels._math import exp, log
@@ -55,7 +55,8 @@ def forward_last(call, scratch, lo, hi, sums):
             at(like, call.x, o * call.x_outer + i * call.x_inner),
             at(like, call.out, o * call.out_outer + i * call.out_inner),
         )
-        peak, total = walk(like, call.weight_like, row, 0, 0, classes, -1, 0.0)
+        top = largest(like, row, min(BLOCK, classes), 0.0)
+        peak, total = walk(like, call.weight_like, row, 0, 0, classes, -1, 0.0, top)
         log_total = math.log(total) if total > 0.0 else total - np.inf
         past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, lanes(like)):

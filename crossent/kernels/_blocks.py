@@ -54,14 +54,14 @@ def largest(like, row, n, cap):
 
 
 @inline
-def _scan(like, weight_like, row, kept, lo, hi, peak, cap, total):
+def _scan(like, weight_like, row, kept, lo, hi, peak, cap, ahead, total):
     if kept == 0:
         for j in range(lo, hi, lanes(like)):
-            prefetch(like, row, j + BLOCK)
+            prefetch(like, row, j + ahead)
             total = total + exp(like, capped(like, load(like, row, j), cap) - peak)
     else:
         for j in range(lo, hi, lanes(like)):
-            prefetch(like, row, j + BLOCK)
+            prefetch(like, row, j + ahead)
             e = exp(like, capped(like, load(like, row, j), cap) - peak)
             store(weight_like, kept, j, e)
             total = total + e
@@ -69,12 +69,12 @@ def _scan(like, weight_like, row, kept, lo, hi, peak, cap, total):
 
 
 @inline
-def _sum(like, weight_like, row, kept, n, label, peak, cap):
+def _sum(like, weight_like, row, kept, n, label, peak, cap, ahead):
     """Of a block's exp(z - peak), but for the label's; they are written to `kept`, if that is not 0."""
     width = lanes(like)
     full = n // width * width
     special = label // width * width if 0 <= label < full else full
-    total = _scan(like, weight_like, row, kept, 0, special, peak, cap, lift(like, 0.0))
+    total = _scan(like, weight_like, row, kept, 0, special, peak, cap, ahead, lift(like, 0.0))
     j = special
     for _ in range(2):
         if j < n:
@@ -85,7 +85,7 @@ def _sum(like, weight_like, row, kept, n, label, peak, cap):
             total = total + select(all_lanes_but(like, label - j), e, lift(like, 0.0))
         if j == full:
             break
-        total = _scan(like, weight_like, row, kept, special + width, full, peak, cap, total)
+        total = _scan(like, weight_like, row, kept, special + width, full, peak, cap, ahead, total)
         j = full
     return np.float64(sum_of_lanes(total))
 
@@ -97,11 +97,11 @@ def _share(top, peak):
 
 
 @inline
-def walk(like, weight_like, row, kept, tops, classes, label, cap, top):
+def walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead):
     """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
 
-    `top` is the first block's maximum. The exponentials are written to `kept` and the blocks' maxima to `tops`, if
-    these are not 0.
+    `top` is the first block's maximum; what lies `ahead` numbers on is fetched. The exponentials are written to `kept`
+    and the blocks' maxima to `tops`, if these are not 0.
     """
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
@@ -109,7 +109,7 @@ def walk(like, weight_like, row, kept, tops, classes, label, cap, top):
         kept_block = at(weight_like, kept, lo) if kept != 0 else 0
         if lo:
             top = largest(like, block, n, cap)
-        total = _sum(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap)
+        total = _sum(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap, ahead)
         if tops != 0:
             put(DOUBLES, tops, lo // BLOCK, top)
         if lo == 0:

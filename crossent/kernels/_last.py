@@ -221,10 +221,10 @@ def _kept_of(call, state, k, drow):
 
 
 @inline
-def _make_sums(call, state, first, n, keeps):
+def _make_sums(call, state, first, n, at_once, keeps):
     """Hand the sums of n rows to the epilogue; the number of a row whose label is bad, or OK."""
     like, weight_like, classes, cap = call.like, call.weight_like, call.classes, call.cap
-    dense = call.is_soft != 0 or call.smoothing > 0.0
+    dense, ahead = call.is_soft != 0 or call.smoothing > 0.0, BLOCK if at_once == 1 else at_once * call.x_inner
     _clear(call, state)
     for k in range(n):  # all maxima before any exponential, which would have to wait for its own
         keep, bad, _, _, row = _read_row(call, first + k)
@@ -246,7 +246,7 @@ def _make_sums(call, state, first, n, keeps):
             kept, tops = 0, 0
             if keeps:
                 kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), first + k))
-            peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top)
+            peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead)
         _put(call, state, PEAK, k, peak)
         _put(call, state, OTHERS, k, others)
         _put_row(call, state, k, keep, label, own, peak)
@@ -315,10 +315,10 @@ def scratch_bytes(classes, itemsize, keeps):
 def forward(call, state, lo, hi, sums):
     """Rows lo to hi: write losses and what backward needs."""
     loss_sum, loss_rest, weight_sum, weight_rest = 0.0, 0.0, 0.0, 0.0
-    at_once = call.tile if call.classes <= BLOCK else 1
+    at_once = _rows_at_once(call.classes)
     for first in range(lo, hi, at_once):
         n = min(at_once, hi - first)
-        bad = _make_sums(call, state, first, n, False)
+        bad = _make_sums(call, state, first, n, at_once, False)
         if bad != OK:
             return finish(sums, bad, 0.0, 0.0)
         losses, weights = losses_of(call, state, n, first)
@@ -369,7 +369,7 @@ def backward(call, state, lo, hi, sums):
         if call.stats != 0:
             bad = _kept_sums(call, state, first, n)
         else:
-            bad = _make_sums(call, state, first, n, keeps)
+            bad = _make_sums(call, state, first, n, at_once, keeps)
         if bad != OK:
             return finish(sums, bad, 0.0, 0.0)
         if call.with_loss != 0:

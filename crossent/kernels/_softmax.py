@@ -56,7 +56,7 @@ def forward_last(call, scratch, lo, hi, sums):
             at(like, call.out, o * call.out_outer + i * call.out_inner),
         )
         top = largest(like, row, min(BLOCK, classes), 0.0)
-        peak, total = walk(like, call.weight_like, row, 0, 0, classes, -1, 0.0, top)
+        peak, total = walk(like, call.weight_like, row, 0, 0, classes, -1, 0.0, top, BLOCK)
         log_total = math.log(total) if total > 0.0 else total - np.inf
         past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, lanes(like)):

@@ -6,6 +6,8 @@ import gc
 import itertools
 import math
 import shutil
+import subprocess
+import sys
 import warnings
 import weakref
 
@@ -139,6 +141,33 @@ def test_batched_upstream_gradients(name):
         (batched,) = torch.autograd.grad(out, x, upstream, is_grads_batched=True, retain_graph=True)
         loop = [torch.autograd.grad(out, x, u, retain_graph=True)[0] for u in upstream]
         torch.testing.assert_close(batched, torch.stack(loop))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_upstream_gradients_stored_with_the_other_sign(name):
+    """As PyTorch stores the imaginary part of a conjugate: what lies in memory is not the number."""
+    for options in LOSSES_OF[name]:
+        x = logits_of(4, 50)
+        out = getattr(crossent, name)(x, *arguments(name, labels_of(4, classes=50)), **options)
+        upstream = torch.rand(out.shape, dtype=DOUBLE)
+        negative = torch._neg_view(-upstream)
+        assert negative.is_neg() and torch.equal(negative, upstream)
+        found, expected = (torch.autograd.grad(out, x, u, retain_graph=True)[0] for u in (negative, upstream))
+        torch.testing.assert_close(found, expected)
+
+
+def test_first_call_under_fake_tensors():
+    """Nothing that is made for all calls to come is fake."""
+    script = """
+import torch, crossent
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():
+    crossent.cross_entropy(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, dtype=torch.int64)).backward()
+loss = crossent.cross_entropy(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+print(type(loss) is torch.Tensor, round(float(loss), 4))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "1.3863"]
 
 
 def test_weight_gradients_in_float32():
@@ -772,6 +801,21 @@ def test_compiled_code_refuses_bad_labels(name, backend):
             compiled(x, labels).backward()
         with torch.no_grad(), pytest.raises(IndexError):
             compiled(x, labels)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_compiled_code_with_gradients_of_weights_refuses_bad_labels(name):
+    """Which are plain operations, of which the compiler sees every one."""
+    with fresh_compiler():
+        compiled = torch.compile(getattr(crossent, name), fullgraph=True, backend="aot_eager")
+        x, labels, weight = logits_of(6, 40), labels_of(6, classes=40), torch.rand(40, dtype=torch.float64)
+        weight.requires_grad_()
+        torch.testing.assert_close(compiled(x, labels, weight), getattr(crossent, name)(x, labels, weight))
+        labels[4] = -100
+        compiled(x, labels, weight).backward()
+        labels[4] = 40
+        with pytest.raises(IndexError, match=r"40 .* 4\b"):
+            compiled(x, labels, weight)
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])

@@ -62,6 +62,21 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
 
 
+# Labels on their way to plain operations, of which a compiler does not see the values.
+_library.define("checked_labels(Tensor labels, Tensor counts, int classes, int ignore_index) -> Tensor")
+
+
+@torch.library.impl(_library, "checked_labels", "CPU")
+def _checked_labels(labels, counts, classes, ignore_index):
+    frontend.refuse_bad_labels(labels, counts, classes, ignore_index)
+    return labels.clone()
+
+
+@torch.library.register_fake("crossent::checked_labels", lib=_library)
+def _fake_checked_labels(labels, counts, classes, ignore_index):
+    return torch.empty_like(labels)
+
+
 _library.define("softmax(Tensor x, int axis, bool log) -> Tensor")
 _library.define("softmax_backward(Tensor dout, Tensor out, int axis, bool log) -> Tensor")
 

@@ -489,16 +489,24 @@ def outside(labels, classes):
 def _checked_labels(labels, keep, classes, ignore_index):
     """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan."""
     target, counts = concrete(labels), concrete(keep)
-    if target is None or counts is None:
-        bad = outside(labels, classes) & (keep != 0)
-        return torch.where(bad, 0, labels), torch.where(bad, math.nan, keep)
-    bad = outside(target, classes) & (target != ignore_index)
-    if counts.shape == target.shape:
+    if target is not None and counts is not None:
+        refuse_bad_labels(target, counts, classes, ignore_index)
+        return labels, keep
+    if _compiling() and labels.device.type == "cpu":
+        from crossent.frontends import _torch_operators  # noqa: F401 - defines them
+
+        return torch.ops.crossent.checked_labels(labels, keep.detach(), classes, ignore_index), keep
+    bad = outside(labels, classes) & (keep != 0)
+    return torch.where(bad, 0, labels), torch.where(bad, math.nan, keep)
+
+
+def refuse_bad_labels(labels, counts, classes, ignore_index):
+    bad = outside(labels, classes) & (labels != ignore_index)
+    if counts.shape == labels.shape:
         bad = bad & (counts != 0)
     if bool(bad.any()):
         row = int(bad.reshape(-1).nonzero()[0])
-        raise _rows.label_error(TORCH.item(target, row), row, target.shape, classes, ignore_index)
-    return labels, keep
+        raise _rows.label_error(TORCH.item(labels, row), row, labels.shape, classes, ignore_index)
 
 
 def concrete(tensor):

@@ -139,7 +139,9 @@ def prepare_gradients(call, state, n, row, plain):
         lse = _of(weight_like, state, tile, PEAK, j) + log_total
         slope = lse_slope(label_mass + keep * mass, lse, keep, call.z_loss)
         share = 1.0 / (others + own_exp)
-        d = g * label_grad(own_exp * share, others * share, label_mass, rest, slope)
+        p = own_exp * share
+        not_p = select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
+        d = g * label_grad(p, not_p, label_mass, rest, slope)
         store(weight_like, array(weight_like, state, tile, FACTOR), j, g * slope * share)
         store(weight_like, array(weight_like, state, tile, LABEL_GRAD), j, d)
         if not plain:

@@ -102,7 +102,7 @@ def negative_log(like, others, own, own_exp):
     below = select(confident, total + own_exp, f + 1.0)
     s = _atanh(like, above / below)
     s = s + s
-    result = select(confident, s, fma(exponent(total), _LN2(like), s) - own)
+    result = select(confident, s, fma(exponent(total), _LN2(like), s - own))
     return select(total != total, total, result)
 
 

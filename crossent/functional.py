@@ -236,7 +236,7 @@ def cross_entropy(
     Raises:
         IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
             range, before anything is read with it; for a `dim` out of range. In a CUDA graph, and under torch.compile
-            on other devices than the CPU or with gradients for weights, such a label's loss is nan instead.
+            on other devices than the CPU, such a label's loss is nan instead.
         ValueError: for shapes that do not fit, with both shapes and what was expected; for an unknown `reduction`, a
             `label_smoothing` outside 0 to 1, a `softcap` that is not positive and finite, a negative or infinite
             `z_loss`, nan for any of these; for an `ignore_index` of more than 64 bits, or of at least 0 with

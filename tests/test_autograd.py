@@ -153,7 +153,24 @@ def test_upstream_gradients_stored_with_the_other_sign(name):
         negative = torch._neg_view(-upstream)
         assert negative.is_neg() and torch.equal(negative, upstream)
         found, expected = (torch.autograd.grad(out, x, u, retain_graph=True)[0] for u in (negative, upstream))
-        torch.testing.assert_close(found, expected)
+        assert torch.equal(found, expected) and not found.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_upstream_gradients_without_memory(name):
+    """As forward mode makes zeros."""
+    for options in LOSSES_OF[name]:
+        x = logits_of(4, 50)
+        out = getattr(crossent, name)(x, *arguments(name, labels_of(4, classes=50)), **options)
+        (found,) = torch.autograd.grad(out, x, torch._efficientzerotensor(tuple(out.shape), dtype=DOUBLE))
+        assert torch.equal(found, torch.zeros(4, 50, dtype=DOUBLE))
+
+
+def test_batched_upstream_gradients_leave_no_graph():
+    x = logits_of(4, 50)
+    out = crossent.cross_entropy(x, labels_of(4, classes=50))
+    (found,) = torch.autograd.grad(out, x, torch.ones(3, dtype=DOUBLE), is_grads_batched=True)
+    assert not found.requires_grad
 
 
 def test_first_call_under_fake_tensors():
@@ -801,6 +818,32 @@ def test_compiled_code_refuses_bad_labels(name, backend):
             compiled(x, labels).backward()
         with torch.no_grad(), pytest.raises(IndexError):
             compiled(x, labels)
+
+
+TRANSFORMED = {
+    "cross_entropy": lambda x, y: crossent.cross_entropy(x, y),
+    "none": lambda x, y: crossent.cross_entropy(x, y, reduction="none").sum(),
+    "nll_loss": lambda x, y: crossent.nll_loss(x, y),
+    "softmax": lambda x, y: crossent.softmax(x.expand(5000, *x.shape), 2).pow(2).sum(),
+    "linear_cross_entropy": lambda x, y: crossent.linear_cross_entropy(x, x.detach().roll(1, 0), y % 6),
+    "linear_token_stats": lambda x, y: crossent.linear_token_stats(x, x.detach().roll(1, 0), y % 6).logprob.sum(),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_compiled_function_transforms(name):
+    function, x, labels = TRANSFORMED[name], logits_of(6, 40).detach(), labels_of(6, classes=40)
+    transforms = {
+        "grad": lambda x: grad(function)(x, labels),
+        "jvp": lambda x: jvp(lambda x: function(x, labels), (x,), (x,))[1],
+        "vmap of grad": lambda x: vmap(grad(function), (0, None))(torch.stack([x, 2 * x]), labels),
+    }
+    for transform, transformed in transforms.items():
+        with fresh_compiler():
+            compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(
+            compiled, transformed(x), msg=lambda text, transform=transform: f"{transform}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])

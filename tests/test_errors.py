@@ -534,3 +534,21 @@ def test_default_dim_warns(name, shape):
         array = getattr(crossent, name)(np.asarray(x.numpy()))
     assert ours[0].filename == __file__
     np.testing.assert_allclose(array, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_equals_an_axis_but_is_none():
+    """Also once the axis has been used."""
+    logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    for extras in ({}, {"sample_weight": torch.ones(2)}):
+        crossent.cross_entropy(logits, labels, dim=1, **extras)
+        for dim in (True, 1.0):
+            with pytest.raises(TypeError, match="dim must be an integer"):
+                crossent.cross_entropy(logits, labels, dim=dim, **extras)
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_sparse_tensors(sparse):
+    arrays = [torch.ones(2, 3), torch.ones(2, dtype=torch.int64)]
+    arrays[sparse] = arrays[sparse].to_sparse()
+    with pytest.raises(TypeError, match="must be a dense tensor"):
+        crossent.cross_entropy(*arrays)

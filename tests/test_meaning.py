@@ -647,3 +647,41 @@ def test_negative_views(name):
     for leaf in (x, x.detach().requires_grad_()):
         ours, theirs = getattr(crossent, name)(leaf, *arguments), getattr(F, name)(leaf, *arguments)
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("classes", [65, 1024, 1500, 5000])
+def test_a_gradient_has_the_same_bits_in_any_batch(classes):
+    """Whether it is made in the forward pass, of few rows, or in the backward pass, of many."""
+    rows = 2**17 // classes + 1
+    logits, labels = torch.randn(rows, classes), torch.randint(classes, (rows,))
+
+    def gradient(n):
+        x = logits[:n].clone().requires_grad_()
+        crossent.cross_entropy(x, labels[:n], reduction="sum").backward()
+        return x.grad
+
+    assert torch.equal(gradient(rows)[:20], gradient(20))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("shape", [(3, 0), (2, 0, 5)])
+def test_no_classes_and_every_label_ignored(frontend, shape):
+    labels = np.full((shape[0], *shape[2:]), -100)
+    value, gradient = call(frontend, "cross_entropy", np.zeros(shape), labels, dtype="float32", reduction="sum")
+    assert value == 0 and gradient.shape == shape
+
+
+@pytest.mark.parametrize("classes", [5, 70])
+def test_sums_over_rows_lose_nothing_to_large_ones_that_cancel(classes):
+    x, labels = torch.zeros(3, classes), torch.zeros(3, dtype=torch.int64)
+    weights = torch.tensor([2.0**25, -(2.0**25), 1.0])
+    torch.testing.assert_close(
+        crossent.cross_entropy(x, labels, sample_weight=weights), torch.tensor(classes).log(), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("sample_weight", [None, torch.ones(4)])
+def test_a_sum_beyond_float32_is_infinite(sample_weight):
+    x, labels = torch.zeros(4, 70), torch.zeros(4, dtype=torch.int64)
+    x[:, 0] = -3e38
+    assert crossent.cross_entropy(x, labels, sample_weight=sample_weight, reduction="sum") == math.inf

@@ -28,7 +28,7 @@ def calls_of_kernels(monkeypatch, call):
     for way in ("forward", "backward"):
         monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
     monkeypatch.setattr(_problem, "prediction_stats", counted(_problem.prediction_stats))
-    for name in ("softmax_forward", "_number"):
+    for name in ("softmax_forward", "tensor_of"):
         monkeypatch.setattr(frontend, name, counted(getattr(frontend, name)))
     call()
     return count[0]

@@ -10,6 +10,7 @@ with the row of one that does not fit or None, `cast(array, storage)`, `total(ar
 from functools import lru_cache
 
 from crossent import _rows
+from crossent._options import integer
 from crossent.kernels import BadLabel, numba as kernels
 
 _NO_ARRAY = 0, 0, 0, 0
@@ -41,6 +42,8 @@ def ready_plan(lib, shape, strides, dtype, target_shape, target_strides, target_
 def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=False):
     """The problem that a call of a loss poses, its arrays copied where the kernels cannot take them as they are."""
     strides = lib.strides
+    if dim is not None:
+        dim = integer("dim", dim)  # before it is looked up: True equals 1, but is no axis
     plan = ready_plan(
         lib, input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim, options, picks
     )

@@ -318,7 +318,7 @@ def _computable(x, weight, bias):
 
 def _all_at_once():
     """Whether plain operations hold the logits as a whole: function transforms see no chunks."""
-    return not torch.compiler.is_compiling() and frontend.transformed()
+    return frontend.transforms() or (not torch.compiler.is_compiling() and frontend.transformed())
 
 
 def plain_rows(shape, how, itemsize):
@@ -464,7 +464,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     divisor = frontend.divisor_of(options, denominator)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
-    if torch.compiler.is_compiling() and input.device.type == "cpu" and not by_weights:
+    if frontend.is_operator(input) and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.head_loss(*tensors, classes, divisor, options, how, out_dtype)
@@ -535,7 +535,7 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     _rows.check_tokens(call.shape)
     arguments = input, linear_weight, linear_bias, target, call
-    if torch.compiler.is_compiling() and input.is_cpu:
+    if frontend.is_operator(input):
         from crossent.frontends import _torch_operators
 
         return tuple(_losses(result, call) for result in _torch_operators.tokens(arguments[:4], options, how))

@@ -77,6 +77,15 @@ def _fake_checked_labels(labels, counts, classes, ignore_index):
     return torch.empty_like(labels)
 
 
+@torch.library.register_vmap("crossent::checked_labels", lib=_library)
+def _batched_checked_labels(info, in_dims, labels, counts, classes, ignore_index):
+    batches = [
+        tensor.expand(info.batch_size, *tensor.shape) if at is None else tensor.movedim(at, 0)
+        for tensor, at in zip((labels, counts), in_dims)
+    ]
+    return torch.ops.crossent.checked_labels(*batches, classes, ignore_index), 0
+
+
 _library.define("softmax(Tensor x, int axis, bool log) -> Tensor")
 _library.define("softmax_backward(Tensor dout, Tensor out, int axis, bool log) -> Tensor")
 

@@ -42,13 +42,12 @@ _STORAGE = {
 INTEGERS = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
-_FULL_PRECISION = {torch.float32, torch.float64}
 _number_at = {torch.float32: ctypes.c_float.from_address, torch.float64: ctypes.c_double.from_address}
-_Tensor, _LABELS, _STRIDED = torch.Tensor, torch.int64, torch.strided
+_Tensor, _STRIDED = torch.Tensor, torch.strided
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
 tell_of_tracing(_compiling)
-_transforms = torch._C._are_functorch_transforms_active
+transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _has_storage = torch._C._has_storage
@@ -99,7 +98,12 @@ def obstacles(tensors, by_weights):
 
 
 def transformed():
-    return _transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
+    return transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
+
+
+def is_operator(input):
+    """Whether what is compiled calls an operator: for function transforms it is made of what they can transform."""
+    return _compiling() and input.device.type == "cpu" and not transforms()
 
 
 def _overlaps(tensor):
@@ -108,18 +112,18 @@ def _overlaps(tensor):
 
 
 def needs_composite(gradient):
-    """Whether a backward is to be differentiated itself, runs under a transform, or on what does not lie in memory.
+    """Whether a backward is to be differentiated itself, or runs under a transform, on something without memory.
 
-    `is_grads_batched` runs it under the older vmap, which nothing else gives away. Imaginary parts may be stored with
-    the other sign.
+    `is_grads_batched` runs it under the older vmap, which nothing else gives away.
     """
-    return (
-        _grad_enabled()
-        or type(gradient) is not _Tensor
-        or transformed()
-        or not _has_storage(gradient)
-        or gradient.is_neg()
-    )
+    return _grad_enabled() or type(gradient) is not _Tensor or transformed() or not _has_storage(gradient)
+
+
+def in_memory(gradient):
+    """As kernels read it: PyTorch stores some imaginary parts with the other sign, and some zeros not at all."""
+    if gradient.is_neg() or gradient._is_zerotensor():
+        return torch.zeros(gradient.shape, dtype=gradient.dtype) + gradient
+    return gradient
 
 
 def _save(ctx, input, target, call):
@@ -138,7 +142,8 @@ def _saved(ctx):
 def plan_of_few(input, target, dim, options):
     """The plan for the sum or mean over a few full-precision rows with labels, which are quick to call; else None."""
     plain = (
-        type(input) is _Tensor
+        (dim is None or type(dim) is int)
+        and type(input) is _Tensor
         and type(target) is _Tensor
         and input.is_cpu
         and target.is_cpu
@@ -264,20 +269,22 @@ class TORCH:
 
 
 def result(loss, dtype):
-    return torch.scalar_tensor(loss, dtype=dtype) if type(loss) is float else loss.to(dtype)
+    if type(loss) is float:
+        loss = tensor_of(loss, dtype if dtype in _number_at else torch.float32)
+    return loss.to(dtype)
 
 
-def _number(value, dtype):
-    """A tensor of one full-precision number, in less time than PyTorch takes."""
-    number = torch.empty_like(_like[dtype])
-    _number_at[dtype](_address(number)).value = value
-    return number
+def tensor_of(value, dtype):
+    """A tensor of one full-precision number, in less time than PyTorch takes; infinity where it is too large."""
+    tensor = torch.empty_like(_like[dtype])
+    _number_at[dtype](_address(tensor)).value = value
+    return tensor
 
 
 def upstream(problem, dloss, scale):
     """The gradient from above, as rows or as part of the scale."""
     if dloss.ndim:
-        return TORCH.cast(dloss, problem.compute).contiguous(), scale
+        return TORCH.cast(in_memory(dloss), problem.compute).contiguous(), scale
     return None, scale * float(dloss)
 
 
@@ -316,7 +323,7 @@ class _CrossEntropyOfFew(torch.autograd.Function):
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
         ctx.made = dx, scale, call
-        return _number(loss, input.dtype)
+        return tensor_of(loss, input.dtype)
 
     @staticmethod
     def backward(ctx, dloss):
@@ -324,7 +331,11 @@ class _CrossEntropyOfFew(torch.autograd.Function):
         ctx.made = None, scale, call
         plan, options, dim = call
         input, target = ctx.saved_tensors
-        factor = math.inf if needs_composite(dloss) else _number_at[dloss.dtype](_address(dloss)).value
+        if needs_composite(dloss):
+            factor = math.inf  # as what this node leaves to the other
+        else:
+            dloss = in_memory(dloss)
+            factor = _number_at[dloss.dtype](_address(dloss)).value
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit
         if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
@@ -352,9 +363,11 @@ def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
     Rows do not depend on each other, so the gradient of their sum times what comes from above is all there is.
     """
     wanted = [t for t, needed in zip((input, target), ctx.needs_input_grad, strict=False) if needed]
+    again = _grad_enabled()
     with torch.enable_grad():
         loss = function(input, target, *arguments)
-        grads = torch.autograd.grad(loss.sum(), wanted, create_graph=True)
+        grads = torch.autograd.grad(loss.sum(), wanted, create_graph=again)
+    with torch.set_grad_enabled(again):
         if loss.ndim:
             dloss = dloss.unsqueeze(_rows.class_axis(input.ndim, dim))
         scaled = iter([(grad * dloss).to(grad.dtype) for grad in grads])
@@ -389,7 +402,10 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
                 losses, weights = plan.few_forward((_address(input), _address(target), 0), _threads, (input, target))
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None
-            return _number(_rows.reduced(options.reduction, losses, weights, None)[0], input.dtype)
+            except RuntimeError:  # a sparse tensor has no address
+                check_tensors(input=input, target=target)
+                raise
+            return tensor_of(_rows.reduced(options.reduction, losses, weights, None)[0], input.dtype)
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -404,7 +420,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
     divisor = divisor_of(options, denominator)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
-    if _compiling() and input.device.type == "cpu" and not by_weights:
+    if is_operator(input) and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
@@ -487,7 +503,10 @@ def outside(labels, classes):
 
 
 def _checked_labels(labels, keep, classes, ignore_index):
-    """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan."""
+    """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan.
+
+    What is compiled for the CPU looks when it runs.
+    """
     target, counts = concrete(labels), concrete(keep)
     if target is not None and counts is not None:
         refuse_bad_labels(target, counts, classes, ignore_index)
@@ -575,7 +594,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     out_dtype = result_dtype(input)
     divisor = divisor_of(options, denominator)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
-    if _compiling() and input.device.type == "cpu" and not by_weights:
+    if is_operator(input) and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
@@ -627,7 +646,7 @@ class _Softmax(torch.autograd.Function):
         axis, log = ctx.call
         if needs_composite(dout):
             return _softmax_grad(out, dout, axis, log), None, None
-        return softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), None, None
+        return softmax_backward(TORCH, out, in_memory(dout).to(out.dtype), axis, log), None, None
 
 
 _apply_softmax = _applier(_Softmax)
@@ -645,7 +664,7 @@ def is_short(input, dim):
     try:
         # Tuples of all axes are to be had in less time than the numbers of one.
         short = input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and input.stride()[dim] == 1
-        return short and input.dtype in _FULL_PRECISION
+        return short and input.dtype in _number_at
     except IndexError:  # a single number, or a dim that is none, of which the caller tells
         return False
 
@@ -681,7 +700,7 @@ def softmax(input, dim, dtype, log, stacklevel):
 
 def _compiled_softmax(x, axis, log):
     """For much at once the kernels; less is left to the compiler to fuse, and exported programs to PyTorch."""
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
+    if not is_operator(x) or torch.compiler.is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
         return _native_softmax(x, axis, log)
     from crossent.frontends import _torch_operators  # noqa: F401 - defines them
 

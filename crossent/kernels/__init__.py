@@ -5,9 +5,11 @@ is not there), with a storage type of "float16", "bfloat16", "float32" or "float
 not change between calls is a plan, made once for each layout, storage type and set of options:
 
     plan = loss_plan(layout, storage, soft, target_strides, options, picks)
-    plan.forward((*inputs, loss, stats), threads, owners) -> (sum of losses, sum of weights)
-    plan.backward((*inputs, 0, stats, dloss, scale, with_loss, dx, dtarget), threads, owners)
+    plan.forward((x, target, 0, *weights, loss, stats), threads, owners) -> (sum of losses, sum of weights)
+    plan.backward((x, target, dx, *weights, 0, stats, dloss, scale, with_loss, dtarget), threads, owners)
         -> the same sums, if `with_loss` asks for them
+    plan.few_forward((x, target, 0), threads, owners), plan.few_backward((x, target, dx), threads, owners)
+        # the same with nothing else given, where `plan.unit` is not None: then it is the scale, and `with_loss` is on
 
     plan = softmax_plan(layout, storage, log)
     plan.forward((out, *out_strides, x, *x_strides), threads, owners)
@@ -36,10 +38,10 @@ not change between calls is a plan, made once for each layout, storage type and 
         (x, row_stride, rows, factors, factors_row, count, combined, combined_row), threads, owners
     )   # factors @ x for `count` rows of factors; these and combined's have room for multiples of ROOM_OF_COMBINATIONS
 
-`inputs` are the sum of the class weights and the addresses of logits, targets (int64 labels, or probabilities stored
-like the logits), class weights and sample weights (one for each row; both have the type of the arithmetic). `picks`
-says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room for
-`plan.stats` numbers a row. `dx` is the logits, or new like `dtarget`, with the layout's new strides. `threads` is a
+`x` are the logits and `target` int64 labels, or probabilities stored like the logits. `weights` are the sum of the
+class weights, and the addresses of class weights and sample weights, one for each row, in the type of the arithmetic.
+`picks` says that the logits are log-probabilities, of which each row needs one; dx then holds zeros. `stats` has room
+for `plan.stats` numbers a row. `dx` is the logits, or new like `dtarget`, with the layout's new strides. `threads` is a
 function, asked only where there is work for several, and `owners` are the objects that own all this memory. A label
 outside the classes raises `BadLabel` with the number of its row, before anything is read or written there.
 """

@@ -1,7 +1,8 @@
 """A call of a kernel: one block of memory that holds all it is told, shared by the threads that work on it.
 
 A block is a row of 8-byte fields: what `_take_part` shares the work out by, then what changes from call to call, then
-what belongs to the plan; three numbers for every chunk of rows follow. A kernel is a C function
+what belongs to the plan; three numbers for every chunk of rows follow, and scratch memory if one chunk needs little.
+A kernel is a C function
 
     kernel(call, scratch, lo, hi, sums)
 

@@ -27,7 +27,7 @@ from crossent.kernels._simd import (
     select,
     store,
     store_some,
-    sum_of_lanes,
+    sum_of_lanes_in_double,
 )
 
 ARRAYS = 12
@@ -112,7 +112,7 @@ def losses_of(call, state, n, row):
         losses, weights = _losses(call, state, n, row, True)
     else:
         losses, weights = _losses(call, state, n, row, False)
-    return np.float64(sum_of_lanes(losses)), np.float64(sum_of_lanes(weights))
+    return sum_of_lanes_in_double(losses), sum_of_lanes_in_double(weights)
 
 
 @inline

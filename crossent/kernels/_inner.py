@@ -253,6 +253,8 @@ def _sums(like, weight_like, x, x_class, x_inner, scratch, tile, n, classes, cap
         for j in range(0, n, width):
             if buffered:
                 peak = load(weight_like, scratch, j)
+            elif classes == 0:
+                peak = zero
             else:
                 peak = load_within(like, x, j, n)
             peak = select(same(peak, nothing), zero, peak)
@@ -412,7 +414,7 @@ def backward(call, scratch, lo, hi, sums):
             bad = _first_bad(weight_like, target, first, samples, row, n, classes, ignore_index)
             return finish(sums, bad, 0.0, 0.0)
         _sums(like, weight_like, logits, x_class, x_inner, scratch, tile, n, classes, cap, buffered, plain)
-        if dense:
+        if is_soft or (dense and call.with_loss != 0):
             _target_sums(like, weight_like, scratch, tile, n, classes, soft, target_class, weight, is_soft, smoothing)
         state = at(weight_like, scratch, tile * classes)
         if call.with_loss != 0:

@@ -4,6 +4,9 @@ The logits are read from memory once. Without soft targets and smoothing the sum
 these give every class a weight, the sums are taken relative to a `peak` known before the pass (the larger of the
 label's logit and the maximum of the first few), so maximum and sums need one pass; where a later logit turns out more
 than `_HEADROOM` above the peak, which would endanger the sums, the row is passed again with the true maximum.
+
+What is found of up to `TILE` rows goes to arrays at `state`, the scratch memory, from which their losses and the
+factors of their gradients follow for all at once (`_epilogue`).
 """
 
 import numpy as np
@@ -70,14 +73,8 @@ from crossent.kernels._simd import (
 
 TILE = 16  # rows whose losses are found together
 _AT_ONCE = 4096  # numbers
-_LOOKED_AT = 64  # numbers that a first guess of the maximum is made of
+LOOKED_AT = 64  # numbers that a first guess of the maximum is made of; what follows is guarded by the headroom
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
-
-
-@inline
-def first_maximum(like, row, classes, cap):
-    """Over the first few; what follows them is guarded by the headroom."""
-    return _blocks.largest(like, row, min(classes, _LOOKED_AT), cap)
 
 
 @inline
@@ -231,7 +228,7 @@ def _make_sums(call, state, first, n, at_once, keeps):
         if bad:
             return first + k
         if keep != 0.0:
-            looked_at = _LOOKED_AT if dense else BLOCK
+            looked_at = LOOKED_AT if dense else BLOCK
             _put(call, state, PEAK, k, _blocks.largest(like, row, min(classes, looked_at), cap))
     for k in range(n):
         keep, _, label, soft, row = _read_row(call, first + k)

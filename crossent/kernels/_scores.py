@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from crossent.kernels._blocks import BLOCK, some_logits
+from crossent.kernels._blocks import BLOCK, largest, some_logits
 from crossent.kernels._compile import inline
-from crossent.kernels._last import first_maximum
+from crossent.kernels._last import LOOKED_AT
 from crossent.kernels._leaves import LABELS, OK, brier, finish, finite_peak, load_within, negative_log
 from crossent.kernels._math import exp
 from crossent.kernels._simd import (
@@ -113,7 +113,8 @@ def forward(call, scratch, lo, hi, sums):
         row = at(like, call.x, o * call.x_outer + i * call.x_inner)
         own = np.float64(get(like, row, label))
         own_lanes = lift(like, get(like, row, label))
-        peak = finite_peak(max(own, first_maximum(like, row, classes, 0.0)))
+        guess = largest(like, row, min(classes, LOOKED_AT), 0.0)
+        peak = finite_peak(max(own, guess))
         others, squares, above, best, best_at = _walk(like, row, classes, label, own_lanes, peak)
         if best > peak + _HEADROOM:
             peak = best

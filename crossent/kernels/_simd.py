@@ -210,11 +210,15 @@ first_lanes = _lane_mask("<")  # the first n lanes
 all_lanes_but = _lane_mask("!=")  # every lane but number n
 
 
-def _across(emit):
+def _across(emit, in_double=False):
     @intrinsic
     def reduce(typing, x):
+        result = types.float64 if in_double else x.dtype
+
         def generate(context, builder, sig, args):
             vector, width = args[0], x.lanes
+            if result != x.dtype:
+                vector = builder.fpext(vector, ir.VectorType(ir.DoubleType(), width))
             while width > 1:
                 width //= 2
                 halves = [
@@ -226,12 +230,13 @@ def _across(emit):
                 vector = emit(builder, *halves)
             return builder.extract_element(vector, ir.Constant(_I32, 0))
 
-        return x.dtype(x), generate
+        return result(x), generate
 
     return reduce
 
 
 sum_of_lanes = _across(lambda b, x, y: b.fadd(x, y))
+sum_of_lanes_in_double = _across(lambda b, x, y: b.fadd(x, y), in_double=True)
 max_of_lanes = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 

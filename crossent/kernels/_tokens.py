@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from crossent.kernels._blocks import BLOCK, some_logits
+from crossent.kernels._blocks import BLOCK, largest, some_logits
 from crossent.kernels._compile import inline
-from crossent.kernels._last import first_maximum, out_of_headroom
+from crossent.kernels._last import LOOKED_AT, out_of_headroom
 from crossent.kernels._leaves import (
     LABELS,
     OK,
@@ -89,7 +89,8 @@ def forward(call, scratch, lo, hi, sums):
             return finish(sums, r, 0.0, 0.0)
         row = at(like, call.x, r * call.x_inner)
         own = number(like, row, label, cap)
-        peak = finite_peak(max(own, first_maximum(like, row, classes, cap)))
+        guess = largest(like, row, min(classes, LOOKED_AT), cap)
+        peak = finite_peak(max(own, guess))
         # As the vectors cap it, so that equal logits stay equal.
         own_lanes = capped(like, lift(like, get(like, row, label)), cap)
         others, dot, above, top = _walk(like, row, classes, label, own_lanes, peak, cap)

@@ -12,6 +12,8 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     classes = logits.shape[axis]
     kept = xp.unsqueeze(keep != 0, axis)
     z = xp.where(kept, logits, 0.0)
+    if not classes:
+        return xp.sum(z, axis=axis)
     if options.softcap:
         z = options.softcap * xp.tanh(z / options.softcap)
     peak = freeze(xp.amax(z, axis=axis, keepdims=True))

@@ -110,6 +110,8 @@ class LossPlan:
         if layout.small and options.reduction != "none" and not (soft or picks):
             self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
             unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
+            if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
+                fixed = *fixed[: -len(places)], 0, 0
             self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, **memory, before=unweighted)
 
 

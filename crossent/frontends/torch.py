@@ -126,15 +126,8 @@ def in_memory(gradient):
     return gradient
 
 
-def _save(ctx, input, target, call):
-    """Keep what backward needs of a call, which begins with class and sample weights."""
-    if call[0] is call[1] is None:  # saving costs more than the loss of a few small rows
-        ctx.save_for_backward(input, target)
-    else:
-        ctx.save_for_backward(input, target, *call[:2])
-
-
 def _saved(ctx):
+    """Input, target, class and sample weights, of which a node for few rows saves none."""
     input, target, *weights = ctx.saved_tensors
     return input, target, *(weights or _NO_WEIGHTS)
 
@@ -293,7 +286,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, input, target, problem, call):
         stats = problem.new_stats()
         loss, scale = problem.forward(call[3], stats)
-        _save(ctx, input, target, call)
+        ctx.save_for_backward(input, target, *call[:2])
         ctx.kept = problem.options, call[2:], stats, scale
         return result(loss, call[4])
 
@@ -563,13 +556,13 @@ class _NLLLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, problem, call):
         loss, scale = problem.forward(call[3])
-        _save(ctx, input, target, call)
+        ctx.save_for_backward(input, target, *call[:2])
         ctx.kept = problem.options, call[2:], scale
         return result(loss, call[4])
 
     @staticmethod
     def backward(ctx, dloss):
-        input, target, weight, sample_weight = _saved(ctx)
+        input, target, weight, sample_weight = ctx.saved_tensors
         options, (dim, divisor, out_dtype), scale = ctx.kept
         if needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype

@@ -30,6 +30,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from crossent import _rows
 from crossent._head_filter import FilteredProducts
 
 
@@ -178,7 +179,7 @@ class Head:
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares of
         # derivatives that are scaled far up or down could leave the range of numbers.
-        unit = self.scale if 1e-6 <= abs(self.scale) <= 1e6 else 1.0
+        unit = _rows.workable(self.scale)
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
         products = FilteredProducts(lib, self.weight, x, logits)
         products.choose(self.how.filter_eps * unit)

@@ -12,23 +12,21 @@ from typing import Any
 from crossent._options import integer
 
 _SHORT = 64  # classes
-_SMALL = 2**17  # numbers
 
 
 class Layout:
     """Rows in memory: two loops over rows, `outer` and `inner`, with strides (outer, class, inner) in elements.
 
     `last` says that the classes of a row lie side by side; otherwise the inner rows do. `short` says that there are so
-    few side by side that a kernel may rather turn the rows, for which their labels lie side by side too; `small`, that
-    the logits and as much again stay in a processor's own cache. `order` is the order of the logits' axes in memory
-    that this layout walks best, `inverse` the way back, None where the axes are in that order. `contiguous` says that
-    the logits fill memory in the order of their axes, `new_strides` are those of a new array whose axes lie in memory
-    in the layout's order.
+    few side by side that a kernel may rather turn the rows, for which their labels lie side by side too. `order` is the
+    order of the logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in
+    that order. `contiguous` says that the logits fill memory in the order of their axes, `new_strides` are those of a
+    new array whose axes lie in memory in the layout's order.
     """
 
     __slots__ = (
         "axis", "classes", "contiguous", "inner", "inverse", "last", "new_strides", "order", "outer", "row_shape",
-        "rows", "short", "small", "split", "strides",
+        "rows", "short", "split", "strides",
     )  # fmt: skip
 
     def __init__(self, shape, strides, axis, split, contiguous):
@@ -38,7 +36,6 @@ class Layout:
         self.last, self.axis, self.split, self.row_shape = strides[1] == 1, axis, split, row_shape
         self.contiguous = contiguous
         self.short = self.last and self.classes <= _SHORT
-        self.small = 0 < self.rows * self.classes <= _SMALL
         natural = tuple(range(len(shape)))
         rows = [a for a in natural if a != axis]
         self.order = (*rows, axis) if self.last else (*rows[:split], axis, *rows[split:])
@@ -302,6 +299,11 @@ def softmax_axis(ndim, dim, name, stacklevel):
         )
         return 0 if ndim in (0, 1, 3) else 1
     return class_axis(max(ndim, 1), dim)  # as PyTorch has it, a single number has one axis
+
+
+def workable(scale):
+    """What gradients are made in before they are scaled: the scale, unless they could leave the range of numbers."""
+    return scale if 1e-6 <= abs(scale) <= 1e6 else 1.0
 
 
 def reduced(reduction, losses, weights, denominator):

@@ -649,15 +649,19 @@ def test_negative_views(name):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("classes", [65, 1024, 1500, 5000])
-def test_a_gradient_has_the_same_bits_in_any_batch(classes):
-    """Whether it is made in the forward pass, of few rows, or in the backward pass, of many."""
-    rows = 2**17 // classes + 1
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [5, 65, 1024, 1500, 5000])
+def test_a_gradient_has_the_same_bits_in_any_batch(classes, weighted):
+    """Whether it is made in the forward pass, of logits that stay in the caches, or in the backward pass, of others."""
+    rows = 2**23 // classes + 1
     logits, labels = torch.randn(rows, classes), torch.randint(classes, (rows,))
+    weight = torch.rand(classes) if weighted else None
 
     def gradient(n):
         x = logits[:n].clone().requires_grad_()
-        crossent.cross_entropy(x, labels[:n], reduction="sum").backward()
+        loss = crossent.cross_entropy(x, labels[:n], weight, reduction="sum")
+        assert (getattr(loss.grad_fn, "made", None) is None) == (n == rows)
+        loss.backward()
         return x.grad
 
     assert torch.equal(gradient(rows)[:20], gradient(20))

@@ -25,7 +25,7 @@ def calls_of_kernels(monkeypatch, call):
 
         return wrapper
 
-    for way in ("forward", "backward"):
+    for way in ("forward", "forward_and_backward", "backward"):
         monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
     monkeypatch.setattr(_problem, "prediction_stats", counted(_problem.prediction_stats))
     for name in ("softmax_forward", "tensor_of"):
@@ -59,15 +59,30 @@ def test_path(call, options, path, monkeypatch):
         assert (kernels > 0) == (path == "kernels")
 
 
-@pytest.mark.parametrize("rows", [10, 100_000])
-@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"inplace_backward": True}, {"denominator": 2.0}])
-def test_says_where_the_gradient_is_made(rows, options, monkeypatch):
-    logits, labels = torch.randn(rows, 7, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({}, True),
+        ({"weight": torch.rand(7)}, True),
+        ({"denominator": 2.0}, True),
+        ({"reduction": "none"}, False),
+        ({"inplace_backward": True}, False),
+    ],
+)
+@pytest.mark.parametrize("rows", [10, 2**23 // 7 + 1])
+def test_says_where_the_gradient_is_made(rows, options, made):
+    logits, labels = torch.zeros(rows, 7, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
     planned = crossent.plan(crossent.cross_entropy, logits, labels, **options)
-    calls, step = [], frontend._step
-    monkeypatch.setattr(frontend, "_step", lambda *args: calls.append(args) or step(*args))
-    crossent.cross_entropy(logits, labels, **options)
-    assert bool(calls) == (rows == 10 and not options) == ("made in the forward pass" in str(planned))
+    loss = crossent.cross_entropy(logits, labels, **options)
+    assert (loss.grad_fn.made is not None) == (made and rows == 10) == ("made in the forward pass" in str(planned))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_says_where_the_gradient_of_soft_targets_is_made(wanted):
+    logits, target = torch.randn(3, 7, requires_grad=True), torch.rand(3, 7, requires_grad=wanted)
+    planned = crossent.plan(crossent.cross_entropy, logits, target)
+    loss = crossent.cross_entropy(logits, target)
+    assert (loss.grad_fn.made is None) == wanted == ("made in the forward pass" not in str(planned))
 
 
 def test_transforms_count():

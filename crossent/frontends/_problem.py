@@ -109,23 +109,31 @@ class Problem:
             raise label_error(lib, self.target, bad.row, self.layout, self.options) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
+    def forward_and_backward(self, divisor, dx):
+        """The loss, what dloss is multiplied by, and the unit of the gradient written to dx, where the plan has one."""
+        unit = self.plan.unit if divisor is None else _rows.workable(_rows.reduced("mean", 1.0, 1.0, divisor)[1])
+        losses, weights = self._differentiate(self.plan.at_once, None, None, unit, dx, None, True)
+        return *_rows.reduced(self.options.reduction, losses, weights, divisor), unit
+
     def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
         """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1.
 
         dx is new, or the logits. Of log-probabilities only the labels' entries are written: dx holds zeros. Beside it
         the sums of the losses and their weights, if they are asked for: then it is forward and backward in one pass.
         """
-        lib = self.lib
-        dtarget = lib.empty(self.plan.layout, self.target) if want_target else None
+        dtarget = self.lib.empty(self.plan.layout, self.target) if want_target else None
+        return dtarget, *self._differentiate(self.plan.backward, stats, dloss, scale, dx, dtarget, with_loss)
+
+    def _differentiate(self, call, stats, dloss, scale, dx, dtarget, with_loss):
+        address = self._address
         changing = (
-            *self.arrays, lib.address(dx), *self.weights, 0, self._address(stats), self._address(dloss), scale,
-            with_loss, self._address(dtarget),
+            *self.arrays, address(dx), *self.weights, 0, address(stats), address(dloss), scale, with_loss,
+            address(dtarget),
         )  # fmt: skip
         try:
-            losses, weights = self.plan.backward(changing, lib.threads, (self.owners, stats, dloss, dx, dtarget))
+            return call(changing, self.lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
-            raise label_error(lib, self.target, bad.row, self.plan.layout, self.options) from None
-        return dtarget, losses, weights
+            raise label_error(self.lib, self.target, bad.row, self.plan.layout, self.options) from None
 
 
 def _laid_out(lib, array, axis):

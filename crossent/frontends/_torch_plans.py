@@ -27,9 +27,8 @@ def plan(name, arguments, options, how):
     frontend.check_tensors(input=a["input"], target=a["target"], weight=weights[0], sample_weight=weights[1])
     out_of_kernels = frontend.obstacles(tensors, by_weights)
     in_place = a.get("inplace_backward", False)
-    alone = name == "cross_entropy" and weights == (None, None) and divisor is None and not in_place
     wanted = a["input"].requires_grad and torch.is_grad_enabled()
-    at_once = alone and wanted and frontend.plan_of_few(a["input"], a["target"], a["dim"], options) is not None
+    at_once = wanted and not (in_place or a["target"].requires_grad)
     return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
 
 

@@ -133,7 +133,10 @@ def _saved(ctx):
 
 
 def plan_of_few(input, target, dim, options):
-    """The plan for the sum or mean over a few full-precision rows with labels, which are quick to call; else None."""
+    """The plan for the sum or mean over full-precision rows with labels that stay in the caches: one quick to call.
+
+    None for all else.
+    """
     plain = (
         (dim is None or type(dim) is int)
         and type(input) is _Tensor
@@ -156,7 +159,7 @@ def _few(shape, strides, dtype, target_shape, target_strides, target_dtype, dim,
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    return None if plan is None or plan.unit is None else plan
+    return None if plan is None or plan.few_forward is None else plan
 
 
 def compute_dtype(dtype):
@@ -284,30 +287,56 @@ def upstream(problem, dloss, scale):
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, problem, call):
-        stats = problem.new_stats()
-        loss, scale = problem.forward(call[3], stats)
-        ctx.save_for_backward(input, target, *call[:2])
-        ctx.kept = problem.options, call[2:], stats, scale
-        return result(loss, call[4])
+        weight, sample_weight, dim, divisor, out_dtype, in_place = call
+        stats = ctx.made = None
+        if problem.plan.unit is None or in_place or ctx.needs_input_grad[1]:
+            stats = problem.new_stats()
+            loss, scale = problem.forward(divisor, stats)
+        else:
+            dx = _empty(problem.layout, input)
+            loss, scale, unit = problem.forward_and_backward(divisor, dx)
+            ctx.made = dx, unit
+        ctx.save_for_backward(input, target, weight, sample_weight)
+        ctx.kept = problem.options, (dim, divisor, out_dtype, in_place), stats, scale
+        return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        input, target, weight, sample_weight = _saved(ctx)
-        options, (dim, divisor, out_dtype, inplace), stats, scale = ctx.kept
-        if needs_composite(dloss):
-            arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss), None, None
-        problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
-        in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
-        dx = input.detach() if in_place else _empty(problem.plan.layout, input)
-        dtarget, *_ = problem.backward(stats, *upstream(problem, dloss, scale), dx, ctx.needs_input_grad[1])
-        if in_place:
-            torch.autograd.graph.increment_version(input)
-        return dx, dtarget, None, None
+        scale = ctx.kept[-1]
+        if ctx.made is not None and not needs_composite(dloss):
+            _ = ctx.saved_tensors  # raises where they have been changed
+            (dx, unit), ctx.made = ctx.made, None
+            factor = scale * float(in_memory(dloss)) / unit
+            if abs(factor) < _FINITE:
+                return _times(dx, factor), None, None, None
+        return *_gradients(ctx, dloss, *ctx.kept), None, None
+
+
+def _gradients(ctx, dloss, options, call, stats, scale):
+    """For the logits and the target, made in the backward pass."""
+    input, target, weight, sample_weight = _saved(ctx)
+    dim, divisor, out_dtype, inplace = call
+    if needs_composite(dloss):
+        arguments = weight, sample_weight, divisor, dim, options, out_dtype
+        return _differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss)
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
+    in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
+    dx = input.detach() if in_place else _empty(problem.plan.layout, input)
+    dtarget, *_ = problem.backward(stats, *upstream(problem, dloss, scale), dx, ctx.needs_input_grad[1])
+    if in_place:
+        torch.autograd.graph.increment_version(input)
+    return dx, dtarget
+
+
+def _times(dx, factor):
+    return dx if factor == 1.0 else dx.mul_(factor)
 
 
 class _CrossEntropyOfFew(torch.autograd.Function):
-    """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out."""
+    """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out.
+
+    The same as `_CrossEntropy` for what `plan_of_few` is for, in less time.
+    """
 
     @staticmethod
     def forward(ctx, input, target, call):
@@ -332,14 +361,13 @@ class _CrossEntropyOfFew(torch.autograd.Function):
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit
         if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
-            ctx.kept = options, (dim, None, input.dtype, False), None, scale
-            return _CrossEntropy.backward(ctx, dloss)[:3]
+            return *_gradients(ctx, dloss, options, (dim, None, input.dtype, False), None, scale), None
         if dx is None:
             try:
                 dx, *_ = _step(input, target, plan)
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None
-        return dx if factor == 1.0 else dx.mul_(factor), None, None
+        return _times(dx, factor), None, None
 
 
 def _step(input, target, plan):

@@ -82,13 +82,22 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     ]
 
 
+def best_at_once(numbers, itemsize, reduction, picks):
+    """Whether loss and gradient of logits are best made together: as long as they stay in the caches.
+
+    Not of 16 bits, which would be rounded again when the gradient is scaled.
+    """
+    return 0 < numbers * itemsize < _LARGE_FROM and itemsize > 2 and reduction != "none" and not picks
+
+
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
-    For the sum or mean of few rows with labels there are calls told of addresses alone, their gradient times `unit`.
+    Where it is `best_at_once` the gradient is made together with the loss, by `at_once` in a `unit` known beforehand.
+    For labels without weights there are then calls told of addresses alone.
     """
 
-    __slots__ = ("backward", "few_backward", "few_forward", "forward", "layout", "stats", "unit")
+    __slots__ = ("at_once", "backward", "few_backward", "few_forward", "forward", "layout", "stats", "unit")
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
@@ -106,12 +115,15 @@ class LossPlan:
         )  # fmt: skip
         memory = {"tile": tile, "scratches": scratches}
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
-        self.few_forward = self.few_backward = self.unit = None
-        if layout.small and options.reduction != "none" and not (soft or picks):
-            self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
+        self.few_forward = self.few_backward = self.at_once = self.unit = None
+        if not best_at_once(layout.rows * layout.classes, _BYTES[storage], options.reduction, picks):
+            return
+        if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
+            fixed = *fixed[: -len(places)], 0, 0
+        _, self.at_once = _calls(LOSS, functions, *fixed, **memory)
+        self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
+        if not soft:
             unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
-            if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
-                fixed = *fixed[: -len(places)], 0, 0
             self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, **memory, before=unweighted)
 
 

@@ -187,8 +187,7 @@ _library.define(f"loss_and_gradient({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, T
 def _loss_and_gradient(input, target, weight, sample_weight, picks, dim, *values):
     options = loss_options(None, None, *values)
     problem = problem_of(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
-    dx = frontend.TORCH.empty(problem.layout, input)
-    loss, scale, unit = problem.forward_and_backward(None, dx)
+    dx, loss, scale, unit = frontend.at_once(input, problem, None)
     factor = torch.scalar_tensor(scale / unit, dtype=torch.float64)
     return frontend.result(loss, input.dtype), _as_announced(dx, input), factor
 

@@ -293,8 +293,7 @@ class _CrossEntropy(torch.autograd.Function):
             stats = problem.new_stats()
             loss, scale = problem.forward(divisor, stats)
         else:
-            dx = _empty(problem.layout, input)
-            loss, scale, unit = problem.forward_and_backward(divisor, dx)
+            dx, loss, scale, unit = at_once(input, problem, divisor)
             ctx.made = dx, unit
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.kept = problem.options, (dim, divisor, out_dtype, in_place), stats, scale
@@ -302,14 +301,24 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss):
-        scale = ctx.kept[-1]
+        options, call, _, scale = ctx.kept
         if ctx.made is not None and not needs_composite(dloss):
-            _ = ctx.saved_tensors  # raises where they have been changed
-            (dx, unit), ctx.made = ctx.made, None
+            input, target, weight, sample_weight = ctx.saved_tensors
+            dx, unit = ctx.made
+            ctx.made = None, unit
             factor = scale * float(in_memory(dloss)) / unit
-            if abs(factor) < _FINITE:
+            if abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
+                if dx is None:
+                    problem = problem_of(TORCH, input, target, weight, sample_weight, call[0], options)
+                    dx, *_ = at_once(input, problem, call[1])
                 return _times(dx, factor), None, None, None
         return *_gradients(ctx, dloss, *ctx.kept), None, None
+
+
+def at_once(input, problem, divisor):
+    """The gradient in a unit, the loss, what dloss is multiplied by, and the unit."""
+    dx = _empty(problem.layout, input)
+    return dx, *problem.forward_and_backward(divisor, dx)
 
 
 def _gradients(ctx, dloss, options, call, stats, scale):
@@ -360,7 +369,7 @@ class _CrossEntropyOfFew(torch.autograd.Function):
             factor = _number_at[dloss.dtype](_address(dloss)).value
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit
-        if not abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
+        if not abs(factor) < _FINITE:
             return *_gradients(ctx, dloss, options, (dim, None, input.dtype, False), None, scale), None
         if dx is None:
             try:

@@ -138,18 +138,40 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     logits, target = _promoted(logits, target)
     divisor, tape = divisor_of(options, denominator), tape_of_call.get()
     problem = problem_of(NUMPY, logits, target, weight, sample_weight, dim, options)
-    stats = None if tape is None else problem.new_stats()
-    loss, scale = problem.forward(divisor, stats)
-    loss = result(loss, logits.dtype)
-    if tape is not None and tape.input is input:
+    wanted = tape is not None and tape.input is input
+    if wanted and problem.plan.unit is not None:
+        loss, gradient = _made_at_once(problem, divisor)
+    else:
+        stats = problem.new_stats() if wanted else None
+        loss, scale = problem.forward(divisor, stats)
 
         def gradient():
-            dx = NUMPY.empty(problem.layout, logits)
-            problem.backward(stats, None, scale, dx, False)
-            return dx
+            return _new_gradient(problem, stats, scale)
 
+    loss = result(loss, logits.dtype)
+    if wanted:
         tape.record(loss, gradient)
     return loss
+
+
+def _new_gradient(problem, stats, scale):
+    dx = NUMPY.empty(problem.layout, problem.x)
+    problem.backward(stats, None, scale, dx, False)
+    return dx
+
+
+def _made_at_once(problem, divisor):
+    """The loss, and a call that returns the gradient made with it."""
+    dx = NUMPY.empty(problem.layout, problem.x)
+    loss, scale, unit = problem.forward_and_backward(divisor, dx)
+
+    def gradient():
+        factor = scale / unit
+        if not math.isfinite(factor):  # ignored rows get zeros also for infinity times nothing
+            return _new_gradient(problem, None, scale)
+        return dx if factor == 1.0 else np.multiply(dx, factor, out=dx)
+
+    return loss, gradient
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):

@@ -311,7 +311,7 @@ class _CrossEntropy(torch.autograd.Function):
                 if dx is None:
                     problem = problem_of(TORCH, input, target, weight, sample_weight, call[0], options)
                     dx, *_ = at_once(input, problem, call[1])
-                return _times(dx, factor), None, None, None
+                return dx if factor == 1.0 else dx.mul_(factor), None, None, None
         return *_gradients(ctx, dloss, *ctx.kept), None, None
 
 
@@ -335,10 +335,6 @@ def _gradients(ctx, dloss, options, call, stats, scale):
     if in_place:
         torch.autograd.graph.increment_version(input)
     return dx, dtarget
-
-
-def _times(dx, factor):
-    return dx if factor == 1.0 else dx.mul_(factor)
 
 
 class _CrossEntropyOfFew(torch.autograd.Function):
@@ -376,7 +372,7 @@ class _CrossEntropyOfFew(torch.autograd.Function):
                 dx, *_ = _step(input, target, plan)
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None
-        return _times(dx, factor), None, None
+        return dx if factor == 1.0 else dx.mul_(factor), None, None
 
 
 def _step(input, target, plan):

@@ -2,7 +2,8 @@
 
 What belongs to `tile` rows lies in arrays at `state`. The kernels that pass over the classes fill
 
-    PEAK, KEEP, WEIGHT   what the exponentials are relative to, the sample weight (0: ignored), the label's class weight
+    PEAK, KEEP           what the exponentials are relative to, and the sample weight, 0 for ignored rows
+    WEIGHT               the label's class weight, where classes have weights
     OWN, OWN_EXP         the label's logit less the peak and its exponential; both 0 where there is no label
     OTHERS               the sum of all other exponentials
     MASS, DOT            the sums of q and of q * (z - peak) for keep = 1, the first for soft targets, the second for
@@ -45,6 +46,12 @@ def _of(like, state, tile, which, j):
 
 
 @inline
+def _own_weight(call, state, j):
+    """The class weight of each row's label."""
+    return _of(call.weight_like, state, call.tile, WEIGHT, j) if call.weight != 0 else lift(call.like, 1.0)
+
+
+@inline
 def _label_losses(like, weight_like, state, tile, n):
     """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
     losses = array(weight_like, state, tile, _NLL)
@@ -78,7 +85,7 @@ def _losses(call, state, n, row, general):
     zero = lift(like, 0.0)
     total_loss, total_weight = zero, zero
     for j in range(0, n, lanes(like)):
-        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _of(weight_like, state, tile, WEIGHT, j)
+        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _own_weight(call, state, j)
         label_mass, mass, dot, log_total, lse, z_loss = (
             label_weight(own_weight, keep, smoothing),
             zero,
@@ -125,7 +132,7 @@ def prepare_gradients(call, state, n, row, plain):
     like, weight_like, tile, smoothing, is_soft = call.like, call.weight_like, call.tile, call.smoothing, call.is_soft
     zero, dloss = lift(like, 0.0), call.dloss
     for j in range(0, n, lanes(like)):
-        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _of(weight_like, state, tile, WEIGHT, j)
+        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _own_weight(call, state, j)
         own_exp, others = _of(weight_like, state, tile, OWN_EXP, j), _of(weight_like, state, tile, OTHERS, j)
         label_mass, rest, log_total, mass = zero, zero, zero, _rest_mass(call, state, j)
         if is_soft == 0:

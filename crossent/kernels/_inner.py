@@ -142,9 +142,8 @@ def _write_back(like, weight_like, scratch, tile, n, classes, dx, dx_class, dx_i
 def _own_weights(like, weight_like, weight, classes, labels):
     """The class weight of each row's label, 1 for rows without."""
     own = lift(like, 1.0)
-    if weight != 0:
-        for c in range(classes):
-            own = select(labels_are(labels, c), lift(like, get(weight_like, weight, c)), own)
+    for c in range(classes):
+        own = select(labels_are(labels, c), lift(like, get(weight_like, weight, c)), own)
     return own
 
 
@@ -170,8 +169,9 @@ def _prepare(like, weight_like, scratch, tile, target, first, is_soft, weight, s
             store_labels(like, labels_of, j, narrow_labels(like, labels, kept & valid))
             bad = bad or any_lane(and_not(kept, valid))
         store(weight_like, keeps, j, keep)
-        own_weight = _own_weights(like, weight_like, weight, classes, scratch_labels(like, labels_of, j))
-        store(weight_like, _array(weight_like, scratch, tile, classes, WEIGHT), j, own_weight)
+        if weight != 0:
+            own = _own_weights(like, weight_like, weight, classes, scratch_labels(like, labels_of, j))
+            store(weight_like, _array(weight_like, scratch, tile, classes, WEIGHT), j, own)
     return bad
 
 

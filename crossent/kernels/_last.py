@@ -38,7 +38,6 @@ from crossent.kernels._leaves import (
     add,
     added,
     class_grad,
-    class_weight_of,
     finish,
     finite_peak,
     number,
@@ -183,13 +182,13 @@ def _clear(call, state):
     like, weight_like = call.like, call.weight_like
     for j in range(0, call.tile, lanes(like)):
         store(weight_like, array(weight_like, state, call.tile, KEEP), j, lift(like, 0.0))
-        store(weight_like, array(weight_like, state, call.tile, WEIGHT), j, lift(like, 0.0))
 
 
 @inline
 def _put_row(call, state, k, keep, label, own, peak):
     _put(call, state, KEEP, k, keep)
-    _put(call, state, WEIGHT, k, class_weight_of(call.weight_like, call.weight, label) if label >= 0 else 1.0)
+    if call.weight != 0:
+        _put(call, state, WEIGHT, k, get(call.weight_like, call.weight, label) if label >= 0 else 1.0)
     _put(call, state, OWN, k, own - peak if label >= 0 else 0.0)
 
 

@@ -1,7 +1,7 @@
 """Memory for large results that is used again: having new pages mapped and zeroed takes as long as filling them.
 
-A block comes back here when the last array in it is gone. While it waits for its next use the system may take its
-pages whenever it is short of memory (MADV_FREE).
+A block comes back here when the last array in it is gone. While a large one waits for its next use the system may take
+its pages whenever it is short of memory (MADV_FREE).
 """
 
 import mmap
@@ -9,7 +9,8 @@ from threading import RLock
 
 import numpy as np
 
-LARGE_FROM = 2**25  # bytes; what is smaller the C library keeps by itself
+LENT_FROM = 2**22  # bytes; what is smaller the C library keeps by itself
+_LARGE_FROM = 2**25  # bytes; of what is smaller, to write to pages that may be taken takes twice as long
 _KEPT_AT_MOST = 4  # blocks that wait: enough for the results and the gradients of two losses
 _HUGE_PAGE = 2**21
 _AVAILABLE = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
@@ -34,7 +35,7 @@ class _Lent:
 
 def block(size):
     """An array of `size` bytes that starts at a huge page and holds anything, or None if small or not to be had."""
-    if size < LARGE_FROM:
+    if size < LENT_FROM:
         return None
     mapping = _kept(size) or _mapped(size)
     return None if mapping is None else np.asarray(_Lent(mapping, size))
@@ -62,7 +63,8 @@ def _mapped(size):
 
 
 def _take_back(mapping):
-    mapping.madvise(mmap.MADV_FREE)
+    if len(mapping) >= _LARGE_FROM:
+        mapping.madvise(mmap.MADV_FREE)
     with _lock:
         _waiting.append(mapping)
         del _waiting[:-_KEPT_AT_MOST]

@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from crossent import _dispatch, _rows
 from crossent._options import number, tell_of_tracing
 from crossent.frontends import _problem
-from crossent.frontends._memory import LARGE_FROM, block
+from crossent.frontends._memory import LENT_FROM, block
 from crossent.frontends._problem import (
     broadcast_samples,
     label_error,
@@ -54,7 +54,7 @@ _has_storage = torch._C._has_storage
 _stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.get_num_threads
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
-_SMALL = LARGE_FROM // 8  # numbers
+_SMALL = LENT_FROM // 8  # numbers
 _FINITE = 3e38  # below it a number is, in float32 too
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
@@ -377,7 +377,9 @@ class _CrossEntropyOfFew(torch.autograd.Function):
 
 def _step(input, target, plan):
     """The gradient of a few rows, in the plan's unit, and the sums of their losses and weights."""
-    dx = torch.empty_like(input) if plan.layout.contiguous else _empty(plan.layout, input)
+    layout = plan.layout
+    small = layout.contiguous and layout.rows * layout.classes < _SMALL
+    dx = torch.empty_like(input) if small else _empty(layout, input)
     addresses = _address(input), _address(target), _address(dx)
     losses, weights = plan.few_backward(addresses, _threads, (input, target, dx))
     return dx, losses, weights

@@ -13,7 +13,6 @@ from crossent import _rows
 from crossent._options import HeadOptions, loss_options
 from crossent.frontends import _torch_head, torch as frontend
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
-from crossent.kernels.numba import best_at_once
 
 _library = torch.library.Library("crossent", "DEF")
 _OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
@@ -179,39 +178,6 @@ def _gradients(ctx, dloss, *_):
 torch.library.register_autograd("crossent::loss", _gradients, setup_context=_setup, lib=_library)
 
 
-# Loss and gradient at once, and what the gradient is to be multiplied by.
-_library.define(f"loss_and_gradient({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
-
-
-@torch.library.impl(_library, "loss_and_gradient", "CPU")
-def _loss_and_gradient(input, target, weight, sample_weight, picks, dim, *values):
-    options = loss_options(None, None, *values)
-    problem = problem_of(frontend.TORCH, input, target, weight, sample_weight, dim, options, picks)
-    dx, loss, scale, unit = frontend.at_once(input, problem, None)
-    factor = torch.scalar_tensor(scale / unit, dtype=torch.float64)
-    return frontend.result(loss, input.dtype), _as_announced(dx, input), factor
-
-
-@torch.library.register_fake("crossent::loss_and_gradient", lib=_library)
-def _fake_loss_and_gradient(input, *_):
-    return input.new_empty([]), torch.empty_like(input), input.new_empty([], dtype=torch.float64)
-
-
-class _LossAtOnce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        loss, dx, factor = torch.ops.crossent.loss_and_gradient(*arguments)
-        ctx.save_for_backward(dx, factor)
-        ctx.others = len(arguments) - 1
-        return loss
-
-    @staticmethod
-    def backward(ctx, dloss):
-        dx, factor = ctx.saved_tensors
-        scaled = dx * (dloss * factor).to(dx.dtype)
-        return torch.where(dx == 0, dx, scaled), *(None for _ in range(ctx.others))  # 0 for infinity times nothing too
-
-
 def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out_dtype):
     axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
     reduction = "sum" if divisor is not None else options.reduction
@@ -219,13 +185,7 @@ def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out
         input, target, weight, sample_weight, picks, axis, reduction, options.ignore_index, options.label_smoothing,
         options.softcap, options.z_loss,
     )  # fmt: skip
-    wanted = torch.is_grad_enabled() and input.requires_grad and not target.requires_grad
-    if torch.compiler.is_exporting():
-        value = torch.ops.crossent.loss(*arguments)[0]
-    elif wanted and best_at_once(input.numel(), input.itemsize, reduction, picks):
-        value = _LossAtOnce.apply(*arguments)
-    else:
-        value = _Loss.apply(*arguments)
+    value = torch.ops.crossent.loss(*arguments)[0] if torch.compiler.is_exporting() else _Loss.apply(*arguments)
     return (value if divisor is None else value / divisor).to(out_dtype)
 
 

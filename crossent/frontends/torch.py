@@ -9,7 +9,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -133,9 +133,8 @@ def _saved(ctx):
 
 
 def plan_of_few(input, target, dim, options):
-    """The plan for the sum or mean over full-precision rows with labels that stay in the caches: one quick to call.
-
-    None for all else.
+    """The plan for the sum or mean over full-precision rows with labels that stay in the caches, one quick to call, and
+    what makes their gradient's tensor; None for all else.
     """
     plain = (
         (dim is None or type(dim) is int)
@@ -159,7 +158,11 @@ def _few(shape, strides, dtype, target_shape, target_strides, target_dtype, dim,
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    return None if plan is None or plan.few_forward is None else plan
+    if plan is None or plan.few_forward is None:
+        return None
+    layout = plan.layout
+    small = layout.contiguous and layout.rows * layout.classes < _SMALL
+    return plan, torch.empty_like if small else partial(_empty, layout)
 
 
 def compute_dtype(dtype):
@@ -293,7 +296,7 @@ class _CrossEntropy(torch.autograd.Function):
             stats = problem.new_stats()
             loss, scale = problem.forward(divisor, stats)
         else:
-            dx, loss, scale, unit = at_once(input, problem, divisor)
+            dx, loss, scale, unit = _at_once(input, problem, divisor)
             ctx.made = dx, unit
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.kept = problem.options, (dim, divisor, out_dtype, in_place), stats, scale
@@ -310,12 +313,12 @@ class _CrossEntropy(torch.autograd.Function):
             if abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
                 if dx is None:
                     problem = problem_of(TORCH, input, target, weight, sample_weight, call[0], options)
-                    dx, *_ = at_once(input, problem, call[1])
+                    dx, *_ = _at_once(input, problem, call[1])
                 return dx if factor == 1.0 else dx.mul_(factor), None, None, None
         return *_gradients(ctx, dloss, *ctx.kept), None, None
 
 
-def at_once(input, problem, divisor):
+def _at_once(input, problem, divisor):
     """The gradient in a unit, the loss, what dloss is multiplied by, and the unit."""
     dx = _empty(problem.layout, input)
     return dx, *problem.forward_and_backward(divisor, dx)
@@ -345,8 +348,8 @@ class _CrossEntropyOfFew(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, target, call):
-        plan, options, _ = call
-        dx, losses, weights = _step(input, target, plan)
+        plan, new, options, _ = call
+        dx, losses, weights = _step(input, target, plan, new)
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
         ctx.made = dx, scale, call
@@ -356,7 +359,7 @@ class _CrossEntropyOfFew(torch.autograd.Function):
     def backward(ctx, dloss):
         dx, scale, call = ctx.made
         ctx.made = None, scale, call
-        plan, options, dim = call
+        plan, new, options, dim = call
         input, target = ctx.saved_tensors
         if needs_composite(dloss):
             factor = math.inf  # as what this node leaves to the other
@@ -369,17 +372,15 @@ class _CrossEntropyOfFew(torch.autograd.Function):
             return *_gradients(ctx, dloss, options, (dim, None, input.dtype, False), None, scale), None
         if dx is None:
             try:
-                dx, *_ = _step(input, target, plan)
+                dx, *_ = _step(input, target, plan, new)
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None
         return dx if factor == 1.0 else dx.mul_(factor), None, None
 
 
-def _step(input, target, plan):
+def _step(input, target, plan, new):
     """The gradient of a few rows, in the plan's unit, and the sums of their losses and weights."""
-    layout = plan.layout
-    small = layout.contiguous and layout.rows * layout.classes < _SMALL
-    dx = torch.empty_like(input) if small else _empty(layout, input)
+    dx = new(input)
     addresses = _address(input), _address(target), _address(dx)
     losses, weights = plan.few_backward(addresses, _threads, (input, target, dx))
     return dx, losses, weights
@@ -422,11 +423,12 @@ _apply_cross_entropy_of_few = _applier(_CrossEntropyOfFew)
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is sample_weight is denominator is None and not inplace_backward:
-        plan = plan_of_few(input, target, dim, options)
-        if plan is not None:
+        few = plan_of_few(input, target, dim, options)
+        if few is not None:
+            plan, new = few
             try:
                 if input.requires_grad and _grad_enabled():
-                    return _apply_cross_entropy_of_few(input, target, (plan, options, dim))
+                    return _apply_cross_entropy_of_few(input, target, (plan, new, options, dim))
                 losses, weights = plan.few_forward((_address(input), _address(target), 0), _threads, (input, target))
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None

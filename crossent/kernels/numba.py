@@ -82,19 +82,11 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     ]
 
 
-def best_at_once(numbers, itemsize, reduction, picks):
-    """Whether loss and gradient of logits are best made together: as long as they stay in the caches.
-
-    Not of 16 bits, which would be rounded again when the gradient is scaled.
-    """
-    return 0 < numbers * itemsize < _LARGE_FROM and itemsize > 2 and reduction != "none" and not picks
-
-
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
-    Where it is `best_at_once` the gradient is made together with the loss, by `at_once` in a `unit` known beforehand.
-    For labels without weights there are then calls told of addresses alone.
+    Where the logits stay in a processor's caches, a gradient of the sum or mean is best made together with the loss, by
+    `at_once` in a `unit` known beforehand. For labels without weights there are then calls told of addresses alone.
     """
 
     __slots__ = ("at_once", "backward", "few_backward", "few_forward", "forward", "layout", "stats", "unit")
@@ -116,7 +108,9 @@ class LossPlan:
         memory = {"tile": tile, "scratches": scratches}
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
         self.few_forward = self.few_backward = self.at_once = self.unit = None
-        if not best_at_once(layout.rows * layout.classes, _BYTES[storage], options.reduction, picks):
+        size = layout.rows * layout.classes * _BYTES[storage]
+        # Not of 16 bits, which would be rounded again when the gradient is scaled.
+        if not 0 < size < _LARGE_FROM or _BYTES[storage] == 2 or options.reduction == "none" or picks:
             return
         if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
             fixed = *fixed[: -len(places)], 0, 0

@@ -185,8 +185,10 @@ def _clear(call, state):
 
 
 @inline
-def _put_row(call, state, k, keep, label, own, peak):
+def _put_row(call, state, k, keep, label, own, peak, others):
     _put(call, state, KEEP, k, keep)
+    _put(call, state, PEAK, k, peak)
+    _put(call, state, OTHERS, k, others)
     if call.weight != 0:
         _put(call, state, WEIGHT, k, get(call.weight_like, call.weight, label) if label >= 0 else 1.0)
     _put(call, state, OWN, k, own - peak if label >= 0 else 0.0)
@@ -243,9 +245,7 @@ def _make_sums(call, state, first, n, at_once, keeps):
             if keeps:
                 kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), first + k))
             peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead)
-        _put(call, state, PEAK, k, peak)
-        _put(call, state, OTHERS, k, others)
-        _put_row(call, state, k, keep, label, own, peak)
+        _put_row(call, state, k, keep, label, own, peak, others)
     _own_exponentials(call, state, n)
     return OK
 
@@ -276,15 +276,11 @@ def _kept_sums(call, state, first, n):
             return r
         if keep == 0.0:
             continue
-        own, peak = (
-            number(call.like, row, label, call.cap) if label >= 0 else 0.0,
-            np.float64(get(weight_like, stats, r)),
-        )
-        _put(call, state, PEAK, k, peak)
-        _put(call, state, OTHERS, k, get(weight_like, stats, call.rows + r))
+        own = number(call.like, row, label, call.cap) if label >= 0 else 0.0
+        peak, others = np.float64(get(weight_like, stats, r)), np.float64(get(weight_like, stats, call.rows + r))
         if call.is_soft != 0:
             _put(call, state, MASS, k, get(weight_like, stats, 2 * call.rows + r))
-        _put_row(call, state, k, keep, label, own, peak)
+        _put_row(call, state, k, keep, label, own, peak, others)
     _own_exponentials(call, state, n)
     return OK
 

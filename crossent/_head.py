@@ -179,7 +179,7 @@ class Head:
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares of
         # derivatives that are scaled far up or down could leave the range of numbers.
-        unit = _rows.workable(self.scale)
+        unit = self.scale if _rows.workable(self.scale) else 1.0
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
         products = FilteredProducts(lib, self.weight, x, logits)
         products.choose(self.how.filter_eps * unit)

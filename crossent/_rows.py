@@ -302,8 +302,8 @@ def softmax_axis(ndim, dim, name, stacklevel):
 
 
 def workable(scale):
-    """What gradients are made in before they are scaled: the scale, unless they could leave the range of numbers."""
-    return scale if 1e-6 <= abs(scale) <= 1e6 else 1.0
+    """Whether gradients that are multiplied by it, before or after they are made, stay in the range of numbers."""
+    return 1e-6 <= abs(scale) <= 1e6
 
 
 def reduced(reduction, losses, weights, denominator):

@@ -95,23 +95,40 @@ def composite():
 
 
 @contextlib.contextmanager
-def gradients_made_in_backward():
-    """As for logits that do not stay in the caches."""
+def new_plans():
+    """Nothing planned before is used, nor used later."""
     from crossent.frontends._problem import ready_plan
-    from crossent.frontends.torch import _few
-    from crossent.kernels import numba as kernels
+    from crossent.frontends.torch import _quick
+    from crossent.kernels.numba import loss_plan
 
     def forget():
-        for plans in (_few, ready_plan, kernels.loss_plan):
+        for plans in (_quick, ready_plan, loss_plan):
             plans.cache_clear()
 
     forget()
-    kernels._LARGE_FROM, before = 0, kernels._LARGE_FROM
     try:
         yield
     finally:
-        kernels._LARGE_FROM = before
         forget()
+
+
+@contextlib.contextmanager
+def gradients_made_in_backward():
+    """As for logits that do not stay in the caches."""
+    from crossent.kernels import numba as kernels
+
+    with new_plans():
+        kernels._LARGE_FROM, before = 0, kernels._LARGE_FROM
+        try:
+            yield
+        finally:
+            kernels._LARGE_FROM = before
+
+
+def waiting_gradient(loss):
+    """The gradient that the forward pass has made, or None."""
+    made = getattr(loss.grad_fn, "made", None)
+    return None if made is None else made[0]
 
 
 def bits(tensor):

@@ -5,9 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from harness import TORCH_DTYPES, bits, gradients_made_in_backward, new_plans
 from numba import njit
 
-from crossent.kernels import _compile, _inner, _last, _math, _scores, _simd
+import crossent
+from crossent.kernels import _call, _compile, _inner, _last, _math, _scores, _simd
 from crossent.kernels._call import kernel_of
 from crossent.kernels.numba import LOSS, SCORES
 
@@ -80,3 +83,59 @@ def test_vector_functions_at_the_edges(dtype):
     assert np.array_equal(through(_math.log, x)[:4], np.array([np.nan, -np.inf, 0, 0], dtype), equal_nan=True)
     x = np.tile(np.array([np.nan, -np.inf, np.inf, 0], dtype), 4)
     assert np.array_equal(through(_math.tanh, x)[:4], np.array([np.nan, -1, 1, 0], dtype), equal_nan=True)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Scratch memory holds nan, or labels of -1, wherever a kernel has not written."""
+    scratch, new_block = _call._scratch, _call._Block.__init__
+
+    def poisoned_scratch(size, threads):
+        address, memory = scratch(size, threads)
+        memory[:] = 0xFF
+        return address, memory
+
+    def poisoned_block(block, size, scratch_size):
+        new_block(block, size, scratch_size)
+        if block.scratch:
+            start = block.scratch - block.address
+            block.memory[start:] = b"\xff" * (len(block.memory) - start)
+
+    monkeypatch.setattr(_call, "_scratch", poisoned_scratch)
+    monkeypatch.setattr(_call._Block, "__init__", poisoned_block)
+
+
+WEIGHED = {
+    "nothing": {},
+    "classes": {"weight": torch.linspace(0.5, 2, 300)},
+    "classes, smoothed": {"weight": torch.linspace(0.5, 2, 300), "label_smoothing": 0.1},
+    "capped": {"softcap": 5.0, "z_loss": 0.01},
+    "samples": {"sample_weight": torch.linspace(0, 1, 5)},
+}
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+@pytest.mark.parametrize("weighed", WEIGHED)
+@pytest.mark.parametrize("shape", [(5, 7), (5, 70), (5, 300), (5, 7, 3, 5), (5, 70, 2, 1)])
+def test_nothing_hangs_on_what_scratch_memory_held(request, dtype, weighed, shape):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(TORCH_DTYPES[dtype])
+    labels = torch.arange(logits.numel() // shape[1]).reshape(shape[:1] + shape[2:]) % shape[1]
+    labels[1] = -100
+    options = dict(WEIGHED[weighed])
+    if "weight" in options:
+        options["weight"] = options["weight"][: shape[1]]
+    if "sample_weight" in options:
+        options["sample_weight"] = options["sample_weight"].reshape(-1, *[1] * (labels.ndim - 1))
+
+    def results():
+        for target in (labels, logits.softmax(1)):
+            for apart in (new_plans, gradients_made_in_backward):
+                x = logits.clone().requires_grad_()
+                with apart():
+                    loss = crossent.cross_entropy(x, target, **options)
+                    loss.backward()
+                yield from (bits(loss), bits(x.grad))
+
+    expected = list(results())
+    request.getfixturevalue("poison")
+    assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import FRONTENDS, TORCH_DTYPES, bits, check, composite, expected, run
+from harness import FRONTENDS, TORCH_DTYPES, bits, check, composite, expected, run, waiting_gradient
 
 import crossent
 
@@ -660,11 +660,30 @@ def test_a_gradient_has_the_same_bits_in_any_batch(classes, weighted):
     def gradient(n):
         x = logits[:n].clone().requires_grad_()
         loss = crossent.cross_entropy(x, labels[:n], weight, reduction="sum")
-        assert (getattr(loss.grad_fn, "made", None) is None) == (n == rows)
+        assert (waiting_gradient(loss) is None) == (n == rows)
         loss.backward()
         return x.grad
 
     assert torch.equal(gradient(rows)[:20], gradient(20))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("options", [{"sample_weight": np.full(40, 1e-36, np.float32)}, {"denominator": 1e-33}])
+def test_tiny_weights_cost_no_digits(frontend, options):
+    """What divides a mean does so before its gradient is rounded."""
+    logits, labels = np.random.default_rng(0).normal(0, 4, (40, 70)).astype(np.float32), np.arange(40) % 70
+    _, gradient = call(frontend, "cross_entropy", logits, labels, dtype="float32", **options)
+    p = np.exp(logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True))
+    exact = (p - np.eye(70)[labels]) / (40 if "sample_weight" in options else 1e-33)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of the loss, in NumPy
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_ignored_rows_get_zeros_whatever_divides(frontend):
+    labels = np.array([0, -100, 1])
+    _, gradient = call(frontend, "cross_entropy", np.zeros((3, 5)), labels, dtype="float32", denominator=1e-39)
+    assert not gradient[1].any()
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

@@ -12,7 +12,7 @@ import crossent
 from crossent.frontends import _memory
 
 pytestmark = pytest.mark.skipif(not _memory._AVAILABLE, reason="no madvise(MADV_FREE) here: memory is not used again")
-SIZE = _memory.LENT_FROM + 12344
+SIZE, LARGE = _memory.LENT_FROM + 12344, _memory._LARGE_FROM + 12344
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +45,10 @@ def test_a_block_much_too_large_is_not_lent():
 
 
 def test_few_blocks_wait():
-    blocks = [_memory.block(SIZE) for _ in range(_memory._KEPT_AT_MOST + 3)]
+    """Of large ones and of others, which do not push each other out."""
+    blocks = [_memory.block(size) for size in (SIZE, LARGE) for _ in range(_memory._KEPT_AT_MOST + 3)]
     blocks.clear()
-    assert len(_memory._waiting) == _memory._KEPT_AT_MOST
+    assert sorted(map(_memory._is_large, _memory._waiting)) == [False] * 4 + [True] * 4
 
 
 def test_what_waits_is_given_back_on_request():
@@ -67,8 +68,8 @@ def test_no_memory(monkeypatch):
     assert torch.equal(crossent.softmax(logits, 1).sum(1).round(), torch.ones(3))
 
 
-def large_logits():
-    return torch.randn(4, SIZE // 16 + 16)
+def large_logits(size=LARGE):
+    return torch.randn(4, size // 16 + 16)
 
 
 @pytest.mark.parametrize("function", [crossent.softmax, crossent.log_softmax])
@@ -95,8 +96,10 @@ def test_result_changed_in_place():
         result.sum().backward()
 
 
-def test_gradients_of_steps_do_not_share_memory():
-    logits, labels = large_logits().requires_grad_(), torch.tensor([0, 1, 2, 3])
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+def test_gradients_of_steps_do_not_share_memory(size):
+    """Whether they are made in the forward pass or in the backward pass."""
+    logits, labels = large_logits(size).requires_grad_(), torch.tensor([0, 1, 2, 3])
     kept = []
     for _ in range(3):
         logits.grad = None
@@ -110,8 +113,9 @@ def test_gradients_of_steps_do_not_share_memory():
     assert logits.grad.data_ptr() in where
 
 
-def test_numpy_gradients():
-    logits, labels = large_logits().numpy(), np.arange(4)
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+def test_numpy_gradients(size):
+    logits, labels = large_logits(size).numpy(), np.arange(4)
     _, first = crossent.value_and_grad(crossent.cross_entropy)(logits, labels)
     _, second = crossent.value_and_grad(crossent.cross_entropy)(logits, labels)
     assert first.flags.writeable and not np.shares_memory(first, second) and np.array_equal(first, second)
@@ -174,7 +178,7 @@ def test_fork_copies_what_is_lent():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads /proc")
-@pytest.mark.parametrize("size", [SIZE, _memory._LARGE_FROM + 12344])
+@pytest.mark.parametrize("size", [SIZE, LARGE])
 def test_the_system_may_take_what_waits(size):
     """What waits is marked as free for the taking, all of it, if it is large."""
     block = _memory.block(size)
@@ -182,7 +186,7 @@ def test_the_system_may_take_what_waits(size):
     before = _lazily_free()
     del block
     marked = _lazily_free() - before
-    assert marked >= size // 1024 - 4096 if size > SIZE else marked <= 0
+    assert marked >= size // 1024 - 4096 if size == LARGE else marked <= 0
 
 
 def _lazily_free():

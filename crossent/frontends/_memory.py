@@ -11,7 +11,7 @@ import numpy as np
 
 LENT_FROM = 2**22  # bytes; what is smaller the C library keeps by itself
 _LARGE_FROM = 2**25  # bytes; of what is smaller, to write to pages that may be taken takes twice as long
-_KEPT_AT_MOST = 4  # blocks that wait: enough for the results and the gradients of two losses
+_KEPT_AT_MOST = 4  # blocks that wait, large ones and others: enough for results and gradients of two losses
 _HUGE_PAGE = 2**21
 _AVAILABLE = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
@@ -63,11 +63,17 @@ def _mapped(size):
 
 
 def _take_back(mapping):
-    if len(mapping) >= _LARGE_FROM:
+    if _is_large(mapping):
         mapping.madvise(mmap.MADV_FREE)
     with _lock:
         _waiting.append(mapping)
-        del _waiting[:-_KEPT_AT_MOST]
+        alike = [other for other in _waiting if _is_large(other) == _is_large(mapping)]
+        if len(alike) > _KEPT_AT_MOST:
+            _waiting.remove(alike[0])
+
+
+def _is_large(mapping):
+    return len(mapping) - _HUGE_PAGE >= _LARGE_FROM
 
 
 def empty_cache():

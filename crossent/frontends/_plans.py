@@ -8,6 +8,7 @@ import math
 from crossent import _rows
 from crossent._plan import Plan
 from crossent.frontends._problem import compute_storage, ready_plan
+from crossent.kernels.numba import best_at_once
 
 KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
@@ -35,8 +36,8 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
-        if at_once and plan.unit is not None:
-            reasons.append("the gradient is made in the forward pass, since the logits stay in the caches")
+    if at_once and best_at_once(numbers, lib.storage(input), options.reduction, picks):
+        reasons.append("the gradient is made in the forward pass, since the logits stay in the caches")
     if in_place:
         reasons.append("the gradient is written over input")
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))

@@ -109,11 +109,15 @@ class Problem:
             raise label_error(lib, self.target, bad.row, self.layout, self.options) from None
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
-    def forward_and_backward(self, divisor, dx):
-        """The loss, what dloss is multiplied by, and the unit of the gradient written to dx, where the plan has one."""
-        unit = self.plan.unit if divisor is None else _rows.workable(_rows.reduced("mean", 1.0, 1.0, divisor)[1])
+    def unit(self, divisor):
+        """What a gradient made at once is made in, where the plan has such."""
+        scale = self.plan.unit if divisor is None else _rows.reduced("mean", 1.0, 1.0, divisor)[1]
+        return scale if _rows.workable(scale) else self.plan.unit
+
+    def forward_and_backward(self, divisor, unit, dx):
+        """As forward, with the gradient in this unit written to dx."""
         losses, weights = self._differentiate(self.plan.at_once, None, None, unit, dx, None, True)
-        return *_rows.reduced(self.options.reduction, losses, weights, divisor), unit
+        return _rows.reduced(self.options.reduction, losses, weights, divisor)
 
     def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
         """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1.

@@ -28,7 +28,7 @@ def plan(name, arguments, options, how):
     out_of_kernels = frontend.obstacles(tensors, by_weights)
     in_place = a.get("inplace_backward", False)
     wanted = a["input"].requires_grad and torch.is_grad_enabled()
-    at_once = wanted and not (in_place or a["target"].requires_grad)
+    at_once = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
     return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
 
 

@@ -162,12 +162,12 @@ def _new_gradient(problem, stats, scale):
 
 def _made_at_once(problem, divisor):
     """The loss, and a call that returns the gradient made with it."""
-    dx = NUMPY.empty(problem.layout, problem.x)
-    loss, scale, unit = problem.forward_and_backward(divisor, dx)
+    dx, unit = NUMPY.empty(problem.layout, problem.x), problem.unit(divisor)
+    loss, scale = problem.forward_and_backward(divisor, unit, dx)
 
     def gradient():
         factor = scale / unit
-        if not math.isfinite(factor):  # ignored rows get zeros also for infinity times nothing
+        if not _rows.workable(factor):
             return _new_gradient(problem, None, scale)
         return dx if factor == 1.0 else np.multiply(dx, factor, out=dx)
 

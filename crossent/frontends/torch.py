@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import _autograd, _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
@@ -51,14 +51,14 @@ transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _has_storage = torch._C._has_storage
+# Before PyTorch 2.8 nobody says.
+_top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 _stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.get_num_threads
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
 _SMALL = LENT_FROM // 8  # numbers
 _FINITE = 3e38  # below it a number is, in float32 too
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
-
-_NO_WEIGHTS = None, None
 
 _composite_forced = False
 
@@ -126,13 +126,7 @@ def in_memory(gradient):
     return gradient
 
 
-def _saved(ctx):
-    """Input, target, class and sample weights, of which a node for few rows saves none."""
-    input, target, *weights = ctx.saved_tensors
-    return input, target, *(weights or _NO_WEIGHTS)
-
-
-def plan_of_few(input, target, dim, options):
+def quick_plan(input, target, dim, options):
     """The plan for the sum or mean over full-precision rows with labels that stay in the caches, one quick to call, and
     what makes their gradient's tensor; None for all else.
     """
@@ -150,15 +144,15 @@ def plan_of_few(input, target, dim, options):
     )
     if not plain:
         return None
-    return _few(input.shape, _stride(input), input.dtype, target.shape, _stride(target), target.dtype, dim, options)
+    return _quick(input.shape, _stride(input), input.dtype, target.shape, _stride(target), target.dtype, dim, options)
 
 
 @lru_cache(maxsize=4096)
-def _few(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
+def _quick(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    if plan is None or plan.few_forward is None:
+    if plan is None or plan.quick_forward is None:
         return None
     layout = plan.layout
     small = layout.contiguous and layout.rows * layout.classes < _SMALL
@@ -288,6 +282,8 @@ def upstream(problem, dloss, scale):
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """Forward makes the gradient in passing where that is best, and the first backward hands it out."""
+
     @staticmethod
     def forward(ctx, input, target, problem, call):
         weight, sample_weight, dim, divisor, out_dtype, in_place = call
@@ -296,37 +292,44 @@ class _CrossEntropy(torch.autograd.Function):
             stats = problem.new_stats()
             loss, scale = problem.forward(divisor, stats)
         else:
-            dx, loss, scale, unit = _at_once(input, problem, divisor)
-            ctx.made = dx, unit
+            dx, unit = None, problem.unit(divisor)
+            if packs_what_is_saved():
+                loss, scale = problem.forward(divisor)
+            else:
+                dx = _empty(problem.layout, input)
+                loss, scale = problem.forward_and_backward(divisor, unit, dx)
+            if _rows.workable(scale / unit):
+                ctx.made = dx, unit
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.kept = problem.options, (dim, divisor, out_dtype, in_place), stats, scale
         return result(loss, out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        options, call, _, scale = ctx.kept
-        if ctx.made is not None and not needs_composite(dloss):
-            input, target, weight, sample_weight = ctx.saved_tensors
+        tensors = input, target, weight, sample_weight = ctx.saved_tensors
+        options, (dim, divisor, *_), _, scale = ctx.kept
+        if ctx.made is not None:
             dx, unit = ctx.made
             ctx.made = None, unit
-            factor = scale * float(in_memory(dloss)) / unit
-            if abs(factor) < _FINITE:  # ignored rows get zeros also for infinity times nothing
-                if dx is None:
-                    problem = problem_of(TORCH, input, target, weight, sample_weight, call[0], options)
-                    dx, *_ = _at_once(input, problem, call[1])
-                return dx if factor == 1.0 else dx.mul_(factor), None, None, None
-        return *_gradients(ctx, dloss, *ctx.kept), None, None
+            if not needs_composite(dloss):
+                factor = scale / unit * float(in_memory(dloss))
+                if abs(factor) < _FINITE:
+                    if dx is None:
+                        problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
+                        dx = _empty(problem.layout, input)
+                        problem.forward_and_backward(divisor, unit, dx)
+                    return dx if factor == 1.0 else dx.mul_(factor), None, None, None
+        return *_gradients(ctx, dloss, tensors, *ctx.kept), None, None
 
 
-def _at_once(input, problem, divisor):
-    """The gradient in a unit, the loss, what dloss is multiplied by, and the unit."""
-    dx = _empty(problem.layout, input)
-    return dx, *problem.forward_and_backward(divisor, dx)
+def packs_what_is_saved():
+    """Whether hooks put away what is saved for backward, as in a checkpoint: then no gradient is to wait beside it."""
+    return _top_hooks(True) is not None
 
 
-def _gradients(ctx, dloss, options, call, stats, scale):
-    """For the logits and the target, made in the backward pass."""
-    input, target, weight, sample_weight = _saved(ctx)
+def _gradients(ctx, dloss, tensors, options, call, stats, scale):
+    """For the logits and the target, made in the backward pass; ignored rows get zeros whatever comes from above."""
+    input, target, weight, sample_weight = tensors
     dim, divisor, out_dtype, inplace = call
     if needs_composite(dloss):
         arguments = weight, sample_weight, divisor, dim, options, out_dtype
@@ -340,16 +343,17 @@ def _gradients(ctx, dloss, options, call, stats, scale):
     return dx, dtarget
 
 
-class _CrossEntropyOfFew(torch.autograd.Function):
-    """For logits that stay in the caches: forward makes the gradient in passing, the first backward hands it out.
-
-    The same as `_CrossEntropy` for what `plan_of_few` is for, in less time.
-    """
+class _QuickCrossEntropy(torch.autograd.Function):
+    """The same for what there is a `quick_plan` for, in less time."""
 
     @staticmethod
     def forward(ctx, input, target, call):
         plan, new, options, _ = call
-        dx, losses, weights = _step(input, target, plan, new)
+        if packs_what_is_saved():
+            dx = None
+            losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
+        else:
+            dx, losses, weights = _step(input, target, plan, new)
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
         ctx.made = dx, scale, call
@@ -369,7 +373,8 @@ class _CrossEntropyOfFew(torch.autograd.Function):
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit
         if not abs(factor) < _FINITE:
-            return *_gradients(ctx, dloss, options, (dim, None, input.dtype, False), None, scale), None
+            tensors, as_called = (input, target, None, None), (dim, None, input.dtype, False)
+            return *_gradients(ctx, dloss, tensors, options, as_called, None, scale), None
         if dx is None:
             try:
                 dx, *_ = _step(input, target, plan, new)
@@ -379,10 +384,10 @@ class _CrossEntropyOfFew(torch.autograd.Function):
 
 
 def _step(input, target, plan, new):
-    """The gradient of a few rows, in the plan's unit, and the sums of their losses and weights."""
+    """The gradient in the plan's unit, and the sums of losses and weights."""
     dx = new(input)
     addresses = _address(input), _address(target), _address(dx)
-    losses, weights = plan.few_backward(addresses, _threads, (input, target, dx))
+    losses, weights = plan.quick_backward(addresses, _threads, (input, target, dx))
     return dx, losses, weights
 
 
@@ -418,18 +423,18 @@ def _applier(function) -> Callable:
 
 
 _apply_cross_entropy = _applier(_CrossEntropy)
-_apply_cross_entropy_of_few = _applier(_CrossEntropyOfFew)
+_apply_quick_cross_entropy = _applier(_QuickCrossEntropy)
 
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is sample_weight is denominator is None and not inplace_backward:
-        few = plan_of_few(input, target, dim, options)
-        if few is not None:
-            plan, new = few
+        quick = quick_plan(input, target, dim, options)
+        if quick is not None:
+            plan, new = quick
             try:
                 if input.requires_grad and _grad_enabled():
-                    return _apply_cross_entropy_of_few(input, target, (plan, new, options, dim))
-                losses, weights = plan.few_forward((_address(input), _address(target), 0), _threads, (input, target))
+                    return _apply_quick_cross_entropy(input, target, (plan, new, options, dim))
+                losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
             except BadLabel as bad:
                 raise label_error(TORCH, target, bad.row, plan.layout, options) from None
             except RuntimeError:  # a sparse tensor has no address

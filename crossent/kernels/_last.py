@@ -182,6 +182,8 @@ def _clear(call, state):
     like, weight_like = call.like, call.weight_like
     for j in range(0, call.tile, lanes(like)):
         store(weight_like, array(weight_like, state, call.tile, KEEP), j, lift(like, 0.0))
+        if call.weight != 0:
+            store(weight_like, array(weight_like, state, call.tile, WEIGHT), j, lift(like, 0.0))
 
 
 @inline

@@ -22,7 +22,7 @@ _OF_A_LOSS = (
 )  # fmt: skip
 LOSS = Fields((*_ARRAYS, *_WEIGHTS, *_KEPT), _UPSTREAM, _OF_A_LOSS)
 # Where nothing weighs classes or rows, which is much less to tell a kernel of.
-LOSS_OF_FEW = Fields(_ARRAYS, (), (*_WEIGHTS, *_KEPT, *_UPSTREAM, *_OF_A_LOSS))
+QUICK_LOSS = Fields(_ARRAYS, (), (*_WEIGHTS, *_KEPT, *_UPSTREAM, *_OF_A_LOSS))
 TOKENS = Fields(
     ("x", "target", "logprob", "lse", "entropy", "rank"),
     ("dlogprob", "dlse", "dentropy", "dx"),
@@ -82,14 +82,23 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     ]
 
 
+def best_at_once(numbers, storage, reduction, picks):
+    """Whether loss and gradient are best made together: where the logits stay in a processor's caches.
+
+    Not of 16 bits, which would be rounded again when the gradient is scaled.
+    """
+    itemsize = _BYTES[storage]
+    return 0 < numbers * itemsize < _LARGE_FROM and itemsize > 2 and reduction != "none" and not picks
+
+
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
-    Where the logits stay in a processor's caches, a gradient of the sum or mean is best made together with the loss, by
-    `at_once` in a `unit` known beforehand. For labels without weights there are then calls told of addresses alone.
+    Where it is `best_at_once` the gradient is made together with the loss, by `at_once` in a `unit` known beforehand.
+    For labels without weights there are then calls told of addresses alone.
     """
 
-    __slots__ = ("at_once", "backward", "few_backward", "few_forward", "forward", "layout", "stats", "unit")
+    __slots__ = ("at_once", "backward", "forward", "layout", "quick_backward", "quick_forward", "stats", "unit")
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
@@ -107,10 +116,8 @@ class LossPlan:
         )  # fmt: skip
         memory = {"tile": tile, "scratches": scratches}
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
-        self.few_forward = self.few_backward = self.at_once = self.unit = None
-        size = layout.rows * layout.classes * _BYTES[storage]
-        # Not of 16 bits, which would be rounded again when the gradient is scaled.
-        if not 0 < size < _LARGE_FROM or _BYTES[storage] == 2 or options.reduction == "none" or picks:
+        self.quick_forward = self.quick_backward = self.at_once = self.unit = None
+        if not best_at_once(layout.rows * layout.classes, storage, options.reduction, picks):
             return
         if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
             fixed = *fixed[: -len(places)], 0, 0
@@ -118,7 +125,7 @@ class LossPlan:
         self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
         if not soft:
             unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
-            self.few_forward, self.few_backward = _calls(LOSS_OF_FEW, functions, *fixed, **memory, before=unweighted)
+            self.quick_forward, self.quick_backward = _calls(QUICK_LOSS, functions, *fixed, **memory, before=unweighted)
 
 
 class SoftmaxPlan:

@@ -612,9 +612,9 @@ def empty_cache() -> None:
 
     Results and gradients of 4 MB and more live in memory that is used again when they are gone, since having new pages
     mapped and zeroed takes as long as filling them. Four blocks wait at most, and four of 32 MB and more, whose pages
-    the system may take back whenever it needs some: so that this function is for who misses the others, up to 136 MB,
-    or wants to see all of them go, in a measurement of the process's size, say. torch.cuda.empty_cache is the same for
-    another device.
+    the system may take back whenever it needs some: so that this function is for those who miss the others, up to 136
+    MB, or want to see all of them go, in a measurement of the process's size, say. torch.cuda.empty_cache is the same
+    for another device.
 
     >>> import crossent
     >>> crossent.empty_cache()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -424,19 +425,37 @@ def test_gradient_made_in_forward_is_freed(options):
         gc.enable()
 
 
+LAID_OUT = {
+    "contiguous": lambda x, labels: (x, labels),
+    "columns of a wider matrix": lambda x, labels: (F.pad(x, (0, 1000))[:, :5], labels),
+    "transposed": lambda x, labels: (x.t().contiguous().t(), labels),
+    "expanded": lambda x, labels: (x[:1].expand(8, 5), labels),
+    "every second label": lambda x, labels: (x, labels.repeat_interleave(1000)[::1000]),
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="older PyTorch does not say"
+)
+@pytest.mark.parametrize("layout", LAID_OUT)
 @pytest.mark.parametrize("options", [{}, {"weight": torch.arange(1.0, 6.0)}])
-def test_no_gradient_waits_beside_what_hooks_put_away(options):
-    """As in a checkpoint, which is there to save memory; it is made in backward, with the same bits."""
+def test_no_gradient_waits_beside_what_hooks_put_away(options, layout):
+    """As in a checkpoint, which is there to save memory; it is made in backward, with the same bits, of what the hooks
+    give back, which may lie otherwise in memory.
+    """
     gradients = []
-    for hooks in (contextlib.nullcontext(), torch.autograd.graph.save_on_cpu()):
-        x, labels = logits_of(8, 5), labels_of(8)
+    packed = functools.partial(torch.clone, memory_format=torch.contiguous_format)
+    clones = torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor)
+    for hooks in (contextlib.nullcontext(), clones):
+        leaf, labels = logits_of(8, 5), labels_of(8)
         labels[0] = -100
+        x, labels = LAID_OUT[layout](leaf, labels)
         with hooks:
             made = "made in the forward pass" in str(crossent.plan(crossent.cross_entropy, x, labels, **options))
             loss = crossent.cross_entropy(x, labels, **options)
         assert (waiting_gradient(loss) is not None) == made == (not gradients)
         loss.backward(torch.tensor(0.3, dtype=loss.dtype))
-        gradients.append(x.grad)
+        gradients.append(leaf.grad)
     assert torch.equal(*gradients)
 
 

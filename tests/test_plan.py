@@ -87,9 +87,10 @@ def test_says_where_the_gradient_is_made_of_what_is_copied(dtype):
     assert "copied" in str(planned) and made == (dtype is torch.float32) == ("made in the forward pass" in str(planned))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # which meets the targets' in float32
 @pytest.mark.parametrize("wanted", [False, True])
-def test_says_where_the_gradient_of_soft_targets_is_made(wanted):
-    logits, target = torch.randn(3, 7, requires_grad=True), torch.rand(3, 7, requires_grad=wanted)
+def test_says_where_the_gradient_of_soft_targets_is_made(wanted, dtype):
+    logits, target = torch.randn(3, 7, requires_grad=True, dtype=dtype), torch.rand(3, 7, requires_grad=wanted)
     planned = crossent.plan(crossent.cross_entropy, logits, target)
     loss = crossent.cross_entropy(logits, target)
     assert (waiting_gradient(loss) is None) == wanted == ("made in the forward pass" not in str(planned))

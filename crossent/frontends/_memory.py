@@ -46,9 +46,7 @@ def _kept(size):
     with _lock:
         fitting = [mapping for mapping in reversed(_waiting) if 0 <= len(mapping) - size - _HUGE_PAGE <= size // 8]
         found = min(fitting, key=len, default=None)
-        if found is not None:
-            _waiting.remove(found)
-        return found
+        return found if found is not None and _remove(found) else None
 
 
 def _mapped(size):
@@ -69,7 +67,16 @@ def _take_back(mapping):
         _waiting.append(mapping)
         alike = [other for other in _waiting if _is_large(other) == _is_large(mapping)]
         if len(alike) > _KEPT_AT_MOST:
-            _waiting.remove(alike[0])
+            _remove(alike[0])
+
+
+def _remove(mapping):
+    """Whether it still waited: garbage that is collected meanwhile may have pushed it out."""
+    try:
+        _waiting.remove(mapping)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_large(mapping):

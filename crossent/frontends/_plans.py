@@ -8,7 +8,6 @@ import math
 from crossent import _rows
 from crossent._plan import Plan
 from crossent.frontends._problem import compute_storage, ready_plan
-from crossent.kernels.numba import best_at_once
 
 KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
@@ -16,7 +15,7 @@ _PLAIN_ARRAYS_OF_TOKENS = 8
 
 
 def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=False, at_once=False):
-    """`at_once` says that a gradient is made in the forward pass, where the kernels can."""
+    """`at_once` says that the gradient is made in the forward pass."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, name == "cross_entropy")
     arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(input.shape)
     if out_of_kernels:
@@ -36,7 +35,7 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
-    if at_once and best_at_once(numbers, lib.storage(input), options.reduction, picks):
+    if at_once:
         reasons.append("the gradient is made in the forward pass, since the logits stay in the caches")
     if in_place:
         reasons.append("the gradient is written over input")

@@ -6,6 +6,7 @@ from crossent import _rows
 from crossent.frontends import _plans, _torch_head, torch as frontend
 from crossent.frontends._problem import compute_storage
 from crossent.frontends.torch import TORCH
+from crossent.kernels.numba import best_at_once
 
 
 def plan(name, arguments, options, how):
@@ -29,6 +30,10 @@ def plan(name, arguments, options, how):
     in_place = a.get("inplace_backward", False)
     wanted = a["input"].requires_grad and torch.is_grad_enabled()
     at_once = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
+    if at_once:
+        dtype = frontend.common_dtype(a["input"], a["target"]) or a["input"].dtype
+        picks, storage = name == "nll_loss", TORCH.storages.get(dtype)
+        at_once = storage is not None and best_at_once(a["input"].numel(), storage, options.reduction, picks)
     return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
 
 

@@ -306,20 +306,27 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss):
-        tensors = input, target, weight, sample_weight = ctx.saved_tensors
+        tensors = ctx.saved_tensors
         options, (dim, divisor, *_), _, scale = ctx.kept
         if ctx.made is not None:
             dx, unit = ctx.made
             ctx.made = None, unit
-            if not needs_composite(dloss):
-                factor = scale / unit * float(in_memory(dloss))
-                if abs(factor) < _FINITE:
-                    if dx is None:
-                        problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
-                        dx = _empty(problem.layout, input)
-                        problem.forward_and_backward(divisor, unit, dx)
-                    return dx if factor == 1.0 else dx.mul_(factor), None, None, None
+            factor = math.inf if needs_composite(dloss) else scale / unit * float(in_memory(dloss))
+            if abs(factor) < _FINITE:
+                if dx is None:
+                    dx = _made_again(tensors, dim, options, divisor, unit)
+                return dx if factor == 1.0 else dx.mul_(factor), None, None, None
+            dx = None  # two are not to wait at once
         return *_gradients(ctx, dloss, tensors, *ctx.kept), None, None
+
+
+def _made_again(tensors, dim, options, divisor, unit):
+    """With the bits that it had in forward, of tensors to which hooks may have given other strides."""
+    input, target, weight, sample_weight = tensors
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
+    dx = _empty(problem.layout, input)
+    problem.forward_and_backward(divisor, unit, dx)
+    return dx
 
 
 def packs_what_is_saved():
@@ -353,7 +360,9 @@ class _QuickCrossEntropy(torch.autograd.Function):
             dx = None
             losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
         else:
-            dx, losses, weights = _step(input, target, plan, new)
+            dx = new(input)
+            addresses = _address(input), _address(target), _address(dx)
+            losses, weights = plan.quick_backward(addresses, _threads, (input, target, dx))
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
         ctx.made = dx, scale, call
@@ -363,8 +372,8 @@ class _QuickCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         dx, scale, call = ctx.made
         ctx.made = None, scale, call
-        plan, new, options, dim = call
-        input, target = ctx.saved_tensors
+        plan, _, options, dim = call
+        tensors = *ctx.saved_tensors, None, None
         if needs_composite(dloss):
             factor = math.inf  # as what this node leaves to the other
         else:
@@ -373,22 +382,12 @@ class _QuickCrossEntropy(torch.autograd.Function):
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit
         if not abs(factor) < _FINITE:
-            tensors, as_called = (input, target, None, None), (dim, None, input.dtype, False)
+            dx = None  # two are not to wait at once
+            as_called = dim, None, tensors[0].dtype, False
             return *_gradients(ctx, dloss, tensors, options, as_called, None, scale), None
         if dx is None:
-            try:
-                dx, *_ = _step(input, target, plan, new)
-            except BadLabel as bad:
-                raise label_error(TORCH, target, bad.row, plan.layout, options) from None
+            dx = _made_again(tensors, dim, options, None, plan.unit)
         return dx if factor == 1.0 else dx.mul_(factor), None, None
-
-
-def _step(input, target, plan, new):
-    """The gradient in the plan's unit, and the sums of losses and weights."""
-    dx = new(input)
-    addresses = _address(input), _address(target), _address(dx)
-    losses, weights = plan.quick_backward(addresses, _threads, (input, target, dx))
-    return dx, losses, weights
 
 
 def _differentiable_grads(ctx, function, input, target, dim, arguments, dloss):
@@ -450,8 +449,8 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         )  # fmt: skip
     check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
     out_dtype = result_dtype(input)
-    if target.dtype in _STORAGE and input.dtype in _STORAGE and target.shape == input.shape:
-        common = torch.promote_types(input.dtype, target.dtype)
+    common = common_dtype(input, target)
+    if common is not None:
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
     divisor = divisor_of(options, denominator)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
@@ -462,10 +461,17 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     if by_weights or _compiling() or not ordinary(*tensors[:4]):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
+    divisor = None if divisor is None else float(divisor)  # may be on another device
     if _grad_enabled() and (input.requires_grad or target.requires_grad):
         call = weight, sample_weight, dim, divisor, out_dtype, inplace_backward
         return _apply_cross_entropy(input, target, problem, call)
     return result(problem.forward(divisor)[0], out_dtype)
+
+
+def common_dtype(input, target):
+    """The wider type, in which logits and probabilities meet; None for labels."""
+    soft = target.dtype in _STORAGE and input.dtype in _STORAGE and target.shape == input.shape
+    return torch.promote_types(input.dtype, target.dtype) if soft else None
 
 
 def check_tensors(**tensors):

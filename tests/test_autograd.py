@@ -343,7 +343,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("shape", [(8, 5), (8, 100), (2, 5, 4), (8, 65, 1)])
 @pytest.mark.parametrize("upstream", [1.0, -0.7, math.inf])
 def test_gradient_made_in_forward(shape, ignored, reduction, upstream, weights):
-    """Where logits stay in the caches the forward pass makes what the backward pass makes of others."""
+    """Of few logits the forward pass makes what the backward pass makes of many."""
     x = logits_of(*shape, dtype=torch.float32)
     labels = labels_of(8).reshape(shape[:1] + shape[2:])
     labels.view(-1)[:ignored] = -100

@@ -56,7 +56,6 @@ _top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: No
 _stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.get_num_threads
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
-_SMALL = LENT_FROM // 8  # numbers
 _FINITE = 3e38  # below it a number is, in float32 too
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
@@ -127,8 +126,8 @@ def in_memory(gradient):
 
 
 def quick_plan(input, target, dim, options):
-    """The plan for the sum or mean over full-precision rows with labels that stay in the caches, one quick to call, and
-    what makes their gradient's tensor; None for all else.
+    """The plan for the sum or mean over few full-precision rows with labels, one quick to call, and what makes their
+    gradient's tensor; None for all else.
     """
     plain = (
         (dim is None or type(dim) is int)
@@ -152,11 +151,16 @@ def _quick(shape, strides, dtype, target_shape, target_strides, target_dtype, di
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    if plan is None or plan.quick_forward is None:
+    if plan is None or plan.quick_forward is None or not is_small(math.prod(shape), dtype):
         return None
-    layout = plan.layout
-    small = layout.contiguous and layout.rows * layout.classes < _SMALL
-    return plan, torch.empty_like if small else partial(_empty, layout)
+    return plan, torch.empty_like if plan.layout.contiguous else partial(_empty, plan.layout)
+
+
+def is_small(numbers, dtype):
+    """Whether forward makes the gradient where it can: of more logits it would take twice its time, and the step little
+    less than its own.
+    """
+    return numbers * dtype.itemsize < LENT_FROM
 
 
 def compute_dtype(dtype):
@@ -192,7 +196,7 @@ _like = _Numbers()
 
 def _empty(layout, like):
     """A new tensor of the logits' shape in the layout's order."""
-    if layout.contiguous and layout.rows * layout.classes < _SMALL:
+    if layout.contiguous and is_small(layout.rows * layout.classes, like.dtype):
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     if layout.inverse is not None:
         return new_tensor([like.shape[axis] for axis in layout.order], like.dtype).permute(layout.inverse)
@@ -288,7 +292,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, input, target, problem, call):
         weight, sample_weight, dim, divisor, out_dtype, in_place = call
         stats = ctx.made = None
-        if problem.plan.unit is None or in_place or ctx.needs_input_grad[1]:
+        small = is_small(input.numel(), input.dtype)
+        if not small or problem.plan.unit is None or in_place or ctx.needs_input_grad[1]:
             stats = problem.new_stats()
             loss, scale = problem.forward(divisor, stats)
         else:

@@ -8,7 +8,8 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan.forward((x, target, 0, *weights, loss, stats), threads, owners) -> (sum of losses, sum of weights)
     plan.backward((x, target, dx, *weights, 0, stats, dloss, scale, with_loss, dtarget), threads, owners)
         -> the same sums, if `with_loss` asks for them
-    plan.at_once(...)  # as backward; where `plan.unit` is not None the best way to loss and gradient, and that a scale
+    plan.at_once(...)
+        # as backward, where loss and gradient are best made together: in `plan.unit`, a scale. Else both are None
     plan.quick_forward((x, target, 0), threads, owners), plan.quick_backward((x, target, dx), threads, owners)
         # the same with nothing else given, where they are not None: `plan.unit` is the scale, and `with_loss` is on
 

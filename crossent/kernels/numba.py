@@ -119,9 +119,10 @@ class LossPlan:
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
         if not best_at_once(layout.rows * layout.classes, storage, options.reduction, picks):
             return
+        self.at_once = self.backward
         if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
             fixed = *fixed[: -len(places)], 0, 0
-        _, self.at_once = _calls(LOSS, functions, *fixed, **memory)
+            _, self.at_once = _calls(LOSS, functions, *fixed, **memory)
         self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
         if not soft:
             unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0

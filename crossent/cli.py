@@ -47,7 +47,7 @@ def _application():
 
     @application.command()
     def demo(output: Annotated[Path, typer.Option(help="Folder for the plots.")] = Path("demo-output")) -> None:
-        """Show the losses at work: by hand, on real data and in a language model beside PyTorch. Under six minutes."""
+        """Show the losses by hand, on real data and in a language model, beside PyTorch. Under three minutes."""
         _require("demo", NEEDED["demo"])
         from crossent.demo import run
 

@@ -29,7 +29,7 @@ class Settings:
     attention_heads: int = 4
     batch: int = 4
     length: int = 256  # predictions a sequence, which is a token longer
-    steps: int = 300
+    steps: int = 200
     learning_rate: float = 2e-3  # at its highest
     warm_up: int = 20  # steps until then
 

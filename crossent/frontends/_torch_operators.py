@@ -43,7 +43,7 @@ def _loss(input, target, weight, sample_weight, picks, dim, *values):
     dtype = _compute_dtype(input)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=dtype)
     loss, scale = problem.forward(None, _fitting(problem, stats))
-    return frontend.result(loss, dtype), stats, torch.scalar_tensor(scale, dtype=torch.float64)
+    return frontend.result(loss, dtype), stats, frontend.tensor_of(scale, torch.float64)
 
 
 def _fitting(problem, stats):

@@ -267,7 +267,9 @@ class TORCH:
 
 def result(loss, dtype):
     if type(loss) is float:
-        loss = tensor_of(loss, dtype if dtype in _number_at else torch.float32)
+        if dtype in _number_at:
+            return tensor_of(loss, dtype)
+        loss = tensor_of(loss, torch.float32)
     return loss.to(dtype)
 
 

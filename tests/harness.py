@@ -114,7 +114,7 @@ def new_plans():
 
 @contextlib.contextmanager
 def gradients_made_in_backward():
-    """As for many logits."""
+    """As for logits that do not stay in the caches."""
     from crossent.kernels import numba as kernels
 
     with new_plans():

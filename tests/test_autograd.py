@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 import crossent
 
+pytestmark = pytest.mark.usefixtures("nothing_planned")
+
 NAMES = ["cross_entropy", "nll_loss", "softmax", "log_softmax"]
 DOUBLE = torch.float64
 BACKENDS = ["eager", "aot_eager"] + ["inductor"] * bool(shutil.which("g++") or shutil.which("clang++"))
@@ -343,7 +345,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("shape", [(8, 5), (8, 100), (2, 5, 4), (8, 65, 1)])
 @pytest.mark.parametrize("upstream", [1.0, -0.7, math.inf])
 def test_gradient_made_in_forward(shape, ignored, reduction, upstream, weights):
-    """Of few logits the forward pass makes what the backward pass makes of many."""
+    """Where logits stay in the caches the forward pass makes what the backward pass makes of others."""
     x = logits_of(*shape, dtype=torch.float32)
     labels = labels_of(8).reshape(shape[:1] + shape[2:])
     labels.view(-1)[:ignored] = -100
@@ -432,6 +434,18 @@ LAID_OUT = {
     "expanded": lambda x, labels: (x[:1].expand(8, 5), labels),
     "every second label": lambda x, labels: (x, labels.repeat_interleave(1000)[::1000]),
 }
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": torch.arange(1.0, 6.0)}])
+def test_gradients_made_for_nobody_are_made_no_more(options):
+    """Until one is asked for, which has the bits of those made in forward."""
+    x, labels = logits_of(8, 5), labels_of(8)
+    labels[0] = -100
+    losses = [crossent.cross_entropy(x, labels, **options) for _ in range(20)]
+    assert [waiting_gradient(loss) is not None for loss in losses] == [True] * 8 + [False] * 12
+    gradients = [torch.autograd.grad(loss, x)[0] for loss in losses]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    assert waiting_gradient(crossent.cross_entropy(x, labels, **options)) is not None
 
 
 @pytest.mark.skipif(

@@ -9,6 +9,8 @@ import crossent
 from crossent.frontends import _problem, torch as frontend
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16
 
+pytestmark = pytest.mark.usefixtures("nothing_planned")
+
 LOGITS, LABELS = torch.randn(6, 7), torch.tensor([0, 1, 2, 3, 4, 5])
 HIDDEN, WEIGHT, TOKENS = torch.randn(2, 5, 4), torch.randn(50, 4, requires_grad=True), torch.randint(50, (2, 5))
 LOSSES = [(crossent.cross_entropy, LOGITS, LABELS), (crossent.nll_loss, LOGITS, LABELS)]

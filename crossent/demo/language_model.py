@@ -27,7 +27,7 @@ from crossent.bench.memory import in_megabytes
 from crossent.demo.transformer import DEMO, HEADS, Settings, seeded_model, tokenized, train
 
 # After so many seconds no further step is begun: a slow machine trains less, not longer.
-TIME_LIMIT = 130
+TIME_LIMIT = 120
 LARGEST_DIFFERENCE = 1e-3  # of a loss; float32 rounding, which the steps carry on
 LAST_STEPS = 10  # whose mean is the loss that training ended with
 

@@ -36,7 +36,7 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
     if at_once:
-        reasons.append("the gradient is made in the forward pass, since there are few logits")
+        reasons.append("the gradient is made in the forward pass, as long as it is asked for")
     if in_place:
         reasons.append("the gradient is written over input")
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))

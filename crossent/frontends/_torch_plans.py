@@ -32,9 +32,8 @@ def plan(name, arguments, options, how):
     at_once = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
     if at_once:
         dtype = frontend.common_dtype(a["input"], a["target"]) or a["input"].dtype
-        numbers, picks, storage = a["input"].numel(), name == "nll_loss", TORCH.storages.get(dtype)
-        can_be = storage is not None and best_at_once(numbers, storage, options.reduction, picks)
-        at_once = can_be and frontend.is_small(numbers, dtype)
+        picks, storage = name == "nll_loss", TORCH.storages.get(dtype)
+        at_once = storage is not None and best_at_once(a["input"].numel(), storage, options.reduction, picks)
     return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
 
 

@@ -57,6 +57,7 @@ _stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _OPERATOR_FROM = 2**20  # bytes
 _FINITE = 3e38  # below it a number is, in float32 too
+_UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several losses may wait for one backward pass
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
 
 _composite_forced = False
@@ -126,8 +127,8 @@ def in_memory(gradient):
 
 
 def quick_plan(input, target, dim, options):
-    """The plan for the sum or mean over few full-precision rows with labels, one quick to call, and what makes their
-    gradient's tensor; None for all else.
+    """The plan for the sum or mean over full-precision rows with labels that stay in the caches, one quick to call, and
+    what makes their gradient's tensor; None for all else.
     """
     plain = (
         (dim is None or type(dim) is int)
@@ -151,16 +152,14 @@ def _quick(shape, strides, dtype, target_shape, target_strides, target_dtype, di
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    if plan is None or plan.quick_forward is None or not is_small(math.prod(shape), dtype):
+    if plan is None or plan.quick_forward is None:
         return None
-    return plan, torch.empty_like if plan.layout.contiguous else partial(_empty, plan.layout)
+    return plan, torch.empty_like if _is_small(plan.layout, dtype) else partial(_empty, plan.layout)
 
 
-def is_small(numbers, dtype):
-    """Whether forward makes the gradient where it can: of more logits it would take twice its time, and the step little
-    less than its own.
-    """
-    return numbers * dtype.itemsize < LENT_FROM
+def _is_small(layout, dtype):
+    """Whether a tensor like this needs neither an order of its own nor memory that is used again."""
+    return layout.contiguous and layout.rows * layout.classes * dtype.itemsize < LENT_FROM
 
 
 def compute_dtype(dtype):
@@ -196,7 +195,7 @@ _like = _Numbers()
 
 def _empty(layout, like):
     """A new tensor of the logits' shape in the layout's order."""
-    if layout.contiguous and is_small(layout.rows * layout.classes, like.dtype):
+    if _is_small(layout, like.dtype):
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     if layout.inverse is not None:
         return new_tensor([like.shape[axis] for axis in layout.order], like.dtype).permute(layout.inverse)
@@ -288,25 +287,25 @@ def upstream(problem, dloss, scale):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Forward makes the gradient in passing where that is best, and the first backward hands it out."""
+    """Forward makes the gradient in passing where that is best and it is asked for; the first backward hands it out."""
 
     @staticmethod
     def forward(ctx, input, target, problem, call):
         weight, sample_weight, dim, divisor, out_dtype, in_place = call
         stats = ctx.made = None
-        small = is_small(input.numel(), input.dtype)
-        if not small or problem.plan.unit is None or in_place or ctx.needs_input_grad[1]:
+        plan = problem.plan
+        if plan.unit is None or in_place or ctx.needs_input_grad[1]:
             stats = problem.new_stats()
             loss, scale = problem.forward(divisor, stats)
         else:
             dx, unit = None, problem.unit(divisor)
-            if packs_what_is_saved():
-                loss, scale = problem.forward(divisor)
-            else:
+            if is_asked_for(plan):
                 dx = _empty(problem.layout, input)
                 loss, scale = problem.forward_and_backward(divisor, unit, dx)
+            else:
+                loss, scale = problem.forward(divisor)
             if _rows.workable(scale / unit):
-                ctx.made = dx, unit
+                ctx.made = dx, unit, plan
         ctx.save_for_backward(input, target, weight, sample_weight)
         ctx.kept = problem.options, (dim, divisor, out_dtype, in_place), stats, scale
         return result(loss, out_dtype)
@@ -316,8 +315,8 @@ class _CrossEntropy(torch.autograd.Function):
         tensors = ctx.saved_tensors
         options, (dim, divisor, *_), _, scale = ctx.kept
         if ctx.made is not None:
-            dx, unit = ctx.made
-            ctx.made = None, unit
+            dx, unit, plan = ctx.made
+            ctx.made, plan.unasked = (None, unit, plan), 0
             factor = math.inf if needs_composite(dloss) else scale / unit * float(in_memory(dloss))
             if abs(factor) < _FINITE:
                 if dx is None:
@@ -334,6 +333,16 @@ def _made_again(tensors, dim, options, divisor, unit):
     dx = _empty(problem.layout, input)
     problem.forward_and_backward(divisor, unit, dx)
     return dx
+
+
+def is_asked_for(plan):
+    """Whether forward is to make the gradient, which is counted: not where the last ones were made for nobody, as in an
+    evaluation with gradients on, until a backward pass comes; nor where hooks put away what waits.
+    """
+    if plan.unasked >= _UNASKED_AT_MOST or packs_what_is_saved():
+        return False
+    plan.unasked += 1
+    return True
 
 
 def packs_what_is_saved():
@@ -363,13 +372,13 @@ class _QuickCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, call):
         plan, new, options, _ = call
-        if packs_what_is_saved():
-            dx = None
-            losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
-        else:
+        if is_asked_for(plan):
             dx = new(input)
             addresses = _address(input), _address(target), _address(dx)
             losses, weights = plan.quick_backward(addresses, _threads, (input, target, dx))
+        else:
+            dx = None
+            losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
         loss, scale = _rows.reduced(options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
         ctx.made = dx, scale, call
@@ -380,6 +389,7 @@ class _QuickCrossEntropy(torch.autograd.Function):
         dx, scale, call = ctx.made
         ctx.made = None, scale, call
         plan, _, options, dim = call
+        plan.unasked = 0
         tensors = *ctx.saved_tensors, None, None
         if needs_composite(dloss):
             factor = math.inf  # as what this node leaves to the other

@@ -83,7 +83,7 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
 
 
 def best_at_once(numbers, storage, reduction, picks):
-    """Whether loss and gradient are best made together: where the logits stay in a processor's caches.
+    """Whether loss and gradient, if both are wanted, are best made together: logits that stay in a processor's caches.
 
     Not of 16 bits, which would be rounded again when the gradient is scaled.
     """
@@ -94,11 +94,14 @@ def best_at_once(numbers, storage, reduction, picks):
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
-    Where it is `best_at_once` the gradient is made together with the loss, by `at_once` in a `unit` known beforehand.
-    For labels without weights there are then calls told of addresses alone.
+    Where it is `best_at_once` the gradient can be made together with the loss, by `at_once` in a `unit` known before.
+    For labels without weights there are then calls told of addresses alone. `unasked` is the caller's, to count the
+    gradients made so that nobody has asked for.
     """
 
-    __slots__ = ("at_once", "backward", "forward", "layout", "quick_backward", "quick_forward", "stats", "unit")
+    __slots__ = (
+        "at_once", "backward", "forward", "layout", "quick_backward", "quick_forward", "stats", "unasked", "unit",
+    )  # fmt: skip
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
@@ -117,6 +120,7 @@ class LossPlan:
         memory = {"tile": tile, "scratches": scratches}
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
+        self.unasked = 0
         if not best_at_once(layout.rows * layout.classes, storage, options.reduction, picks):
             return
         self.at_once = self.backward

@@ -98,7 +98,7 @@ def test_result_changed_in_place():
 
 @pytest.mark.parametrize("size", [SIZE, LARGE])
 def test_gradients_of_steps_do_not_share_memory(size):
-    """Whether they are made in the forward pass or in the backward pass."""
+    """Of either kind of block."""
     logits, labels = large_logits(size).requires_grad_(), torch.tensor([0, 1, 2, 3])
     kept = []
     for _ in range(3):

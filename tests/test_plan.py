@@ -73,11 +73,20 @@ def test_path(call, options, path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("rows", [10, 2**23 // 7 + 1])
-def test_says_where_the_gradient_is_made(rows, options, made):
-    logits, labels = torch.zeros(rows, 7, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_says_where_the_gradient_is_made(rows, dtype, options, made):
+    logits, labels = torch.zeros(rows, 7, requires_grad=True, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
     planned = crossent.plan(crossent.cross_entropy, logits, labels, **options)
     loss = crossent.cross_entropy(logits, labels, **options)
     made = made and rows == 10
+    assert (waiting_gradient(loss) is not None) == made == ("made in the forward pass" in str(planned))
+
+
+@pytest.mark.parametrize(("classes", "made"), [(1024, True), (1025, False)])
+def test_says_where_the_gradient_of_long_rows_is_made(classes, made):
+    """In a pass of its own if they are many, since their exponentials are made twice in any case."""
+    logits, labels = torch.zeros(1024, classes, requires_grad=True), torch.zeros(1024, dtype=torch.int64)
+    planned, loss = crossent.plan(crossent.cross_entropy, logits, labels), crossent.cross_entropy(logits, labels)
     assert (waiting_gradient(loss) is not None) == made == ("made in the forward pass" in str(planned))
 
 

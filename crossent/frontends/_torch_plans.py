@@ -29,12 +29,16 @@ def plan(name, arguments, options, how):
     out_of_kernels = frontend.obstacles(tensors, by_weights)
     in_place = a.get("inplace_backward", False)
     wanted = a["input"].requires_grad and torch.is_grad_enabled()
-    at_once = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
-    if at_once:
-        dtype = frontend.common_dtype(a["input"], a["target"]) or a["input"].dtype
-        picks, storage = name == "nll_loss", TORCH.storages.get(dtype)
-        at_once = storage is not None and best_at_once(a["input"].numel(), storage, options.reduction, picks)
+    may_wait = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
+    at_once = may_wait and _best_at_once(name, a["input"], a["target"], a["dim"], options)
     return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
+
+
+def _best_at_once(name, input, target, dim, options):
+    picks, storage = name == "nll_loss", TORCH.storages.get(frontend.common_dtype(input, target) or input.dtype)
+    classes = input.shape[_rows.target_kind(input.shape, target.shape, dim, not picks)[0]]
+    rows = input.numel() // max(1, classes)
+    return storage is not None and best_at_once(rows, classes, storage, options.reduction, picks)
 
 
 def _of_softmax(name, input, dim, dtype):

@@ -52,6 +52,7 @@ _TOLD_OF_ANOTHER = not (config.ENABLE_AVX and config.CPU_NAME is config.CPU_FEAT
 MULTIPLIES_PAIRS = bool(PROCESSOR.get("avx512bf16") and not PROCESSOR.get("amx-bf16") and not _TOLD_OF_ANOTHER)
 _BYTES = {"float16": 2, "bfloat16": 2, "bfloat16 pairs": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
+_MUCH_FROM = 2**22  # bytes; from here on a call more costs nothing beside its work
 
 
 def available_threads():
@@ -82,13 +83,15 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     ]
 
 
-def best_at_once(numbers, storage, reduction, picks):
+def best_at_once(rows, classes, storage, reduction, picks):
     """Whether loss and gradient, if both are wanted, are best made together: logits that stay in a processor's caches.
 
-    Not of 16 bits, which would be rounded again when the gradient is scaled.
+    Not of 16 bits, which would be rounded again when the gradient is scaled; nor much where rows are so long that their
+    exponentials are made twice in any case.
     """
     itemsize = _BYTES[storage]
-    return 0 < numbers * itemsize < _LARGE_FROM and itemsize > 2 and reduction != "none" and not picks
+    below = _LARGE_FROM if classes <= _last.BLOCK else min(_MUCH_FROM, _LARGE_FROM)
+    return 0 < rows * classes * itemsize < below and itemsize > 2 and reduction != "none" and not picks
 
 
 class LossPlan:
@@ -121,7 +124,7 @@ class LossPlan:
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
         self.unasked = 0
-        if not best_at_once(layout.rows * layout.classes, storage, options.reduction, picks):
+        if not best_at_once(layout.rows, layout.classes, storage, options.reduction, picks):
             return
         self.at_once = self.backward
         if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch

@@ -6,7 +6,7 @@ from crossent.bench import cases
 
 MODES = {
     "step": "forward, backward, free the gradient",
-    "forward": "forward of logits that require a gradient, as in training",
+    "forward": "forward of logits that require a gradient, with no backward pass after it",
     "evaluation": "forward under no_grad",
 }
 LARGE = 64e6  # bytes of logits

@@ -118,11 +118,12 @@ def gradients_made_in_backward():
     from crossent.kernels import numba as kernels
 
     with new_plans():
-        kernels._LARGE_FROM, before = 0, kernels._LARGE_FROM
+        before = kernels._LARGE_FROM, kernels._MUCH_FROM
+        kernels._LARGE_FROM = kernels._MUCH_FROM = 0
         try:
             yield
         finally:
-            kernels._LARGE_FROM = before
+            kernels._LARGE_FROM, kernels._MUCH_FROM = before
 
 
 def waiting_gradient(loss):

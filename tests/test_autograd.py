@@ -436,14 +436,18 @@ LAID_OUT = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": torch.arange(1.0, 6.0)}])
-def test_gradients_made_for_nobody_are_made_no_more(options):
+@pytest.mark.parametrize("options", [{}, {"weight": torch.arange(1.0, 6.0)}, {"denominator": 3.0}])
+@pytest.mark.parametrize("shape", [(8, 5), (8, 1500), (2, 5, 4)])
+@pytest.mark.parametrize("upstream", [1.0, 0.3])
+def test_gradients_made_for_nobody_are_made_no_more(shape, upstream, options):
     """Until one is asked for, which has the bits of those made in forward."""
-    x, labels = logits_of(8, 5), labels_of(8)
-    labels[0] = -100
+    if "weight" in options:
+        options = {"weight": options["weight"].repeat(shape[1] // 5)}
+    x, labels = logits_of(*shape), labels_of(8).reshape(shape[:1] + shape[2:])
+    labels.view(-1)[0] = -100
     losses = [crossent.cross_entropy(x, labels, **options) for _ in range(20)]
     assert [waiting_gradient(loss) is not None for loss in losses] == [True] * 8 + [False] * 12
-    gradients = [torch.autograd.grad(loss, x)[0] for loss in losses]
+    gradients = [torch.autograd.grad(loss, x, torch.tensor(upstream, dtype=DOUBLE))[0] for loss in losses]
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
     assert waiting_gradient(crossent.cross_entropy(x, labels, **options)) is not None
 

@@ -649,6 +649,7 @@ def test_negative_views(name):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.usefixtures("nothing_planned")
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("classes", [5, 65, 1024, 1500, 5000])
 def test_a_gradient_has_the_same_bits_in_any_batch(classes, weighted):

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from harness import waiting_gradient
 
 import crossent
 from crossent.frontends import _memory
@@ -96,10 +97,12 @@ def test_result_changed_in_place():
         result.sum().backward()
 
 
-@pytest.mark.parametrize("size", [SIZE, LARGE])
-def test_gradients_of_steps_do_not_share_memory(size):
-    """Of either kind of block."""
-    logits, labels = large_logits(size).requires_grad_(), torch.tensor([0, 1, 2, 3])
+@pytest.mark.usefixtures("nothing_planned")
+@pytest.mark.parametrize(("rows", "size", "in_forward"), [(4, SIZE, False), (1100, SIZE, True), (4, LARGE, False)])
+def test_gradients_of_steps_do_not_share_memory(rows, size, in_forward):
+    """Of either kind of block, and wherever they are made."""
+    logits, labels = torch.randn(rows, -(-size // (4 * rows)), requires_grad=True), torch.arange(rows) % 4
+    assert (waiting_gradient(crossent.cross_entropy(logits, labels)) is not None) == in_forward
     kept = []
     for _ in range(3):
         logits.grad = None

@@ -82,10 +82,12 @@ def test_says_where_the_gradient_is_made(rows, dtype, options, made):
     assert (waiting_gradient(loss) is not None) == made == ("made in the forward pass" in str(planned))
 
 
-@pytest.mark.parametrize(("classes", "made"), [(1024, True), (1025, False)])
-def test_says_where_the_gradient_of_long_rows_is_made(classes, made):
-    """In a pass of its own if they are many, since their exponentials are made twice in any case."""
-    logits, labels = torch.zeros(1024, classes, requires_grad=True), torch.zeros(1024, dtype=torch.int64)
+@pytest.mark.parametrize(
+    ("shape", "made"), [((1024, 1024), True), ((1024, 1025), False), ((900, 1025), True), ((4, 1025, 16, 16), True)]
+)
+def test_says_where_the_gradient_of_long_rows_is_made(shape, made):
+    """In a pass of its own, if they are many and lie along memory."""
+    logits, labels = torch.zeros(shape, requires_grad=True), torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
     planned, loss = crossent.plan(crossent.cross_entropy, logits, labels), crossent.cross_entropy(logits, labels)
     assert (waiting_gradient(loss) is not None) == made == ("made in the forward pass" in str(planned))
 

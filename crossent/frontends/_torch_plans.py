@@ -36,9 +36,10 @@ def plan(name, arguments, options, how):
 
 def _best_at_once(name, input, target, dim, options):
     picks, storage = name == "nll_loss", TORCH.storages.get(frontend.common_dtype(input, target) or input.dtype)
-    classes = input.shape[_rows.target_kind(input.shape, target.shape, dim, not picks)[0]]
-    rows = input.numel() // max(1, classes)
-    return storage is not None and best_at_once(rows, classes, storage, options.reduction, picks)
+    axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
+    copy = torch.empty(input.shape, device="meta")
+    layout = _rows.layout_of(input.shape, input.stride(), axis) or _rows.layout_of(copy.shape, copy.stride(), axis)
+    return storage is not None and best_at_once(layout, storage, options.reduction, picks)
 
 
 def _of_softmax(name, input, dim, dtype):

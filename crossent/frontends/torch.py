@@ -299,7 +299,7 @@ class _CrossEntropy(torch.autograd.Function):
             loss, scale = problem.forward(divisor, stats)
         else:
             dx, unit = None, problem.unit(divisor)
-            if is_asked_for(plan):
+            if _makes_gradient(plan):
                 dx = _empty(problem.layout, input)
                 loss, scale = problem.forward_and_backward(divisor, unit, dx)
             else:
@@ -335,7 +335,7 @@ def _made_again(tensors, dim, options, divisor, unit):
     return dx
 
 
-def is_asked_for(plan):
+def _makes_gradient(plan):
     """Whether forward is to make the gradient, which is counted: not where the last ones were made for nobody, as in an
     evaluation with gradients on, until a backward pass comes; nor where hooks put away what waits.
     """
@@ -372,7 +372,7 @@ class _QuickCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, call):
         plan, new, options, _ = call
-        if is_asked_for(plan):
+        if _makes_gradient(plan):
             dx = new(input)
             addresses = _address(input), _address(target), _address(dx)
             losses, weights = plan.quick_backward(addresses, _threads, (input, target, dx))

@@ -9,7 +9,8 @@ not change between calls is a plan, made once for each layout, storage type and 
     plan.backward((x, target, dx, *weights, 0, stats, dloss, scale, with_loss, dtarget), threads, owners)
         -> the same sums, if `with_loss` asks for them
     plan.at_once(...)
-        # as backward, for loss and gradient together, which is in `plan.unit`; both None where two calls are better
+        # as backward, without stats, for loss and gradient together. It and `plan.unit`, a scale that suits, are None
+        # where two calls are better
     plan.quick_forward((x, target, 0), threads, owners), plan.quick_backward((x, target, dx), threads, owners)
         # the same with nothing else given, where they are not None: `plan.unit` is the scale, and `with_loss` is on
 

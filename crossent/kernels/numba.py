@@ -83,23 +83,24 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     ]
 
 
-def best_at_once(rows, classes, storage, reduction, picks):
+def best_at_once(layout, storage, reduction, picks):
     """Whether loss and gradient, if both are wanted, are best made together: logits that stay in a processor's caches.
 
-    Not of 16 bits, which would be rounded again when the gradient is scaled; nor much where rows are so long that their
-    exponentials are made twice in any case.
+    Not of 16 bits, which would be rounded again when the gradient is scaled; nor much of long rows along memory, whose
+    exponentials are too many to keep.
     """
     itemsize = _BYTES[storage]
-    below = _LARGE_FROM if classes <= _last.BLOCK else min(_MUCH_FROM, _LARGE_FROM)
-    return 0 < rows * classes * itemsize < below and itemsize > 2 and reduction != "none" and not picks
+    below = _MUCH_FROM if layout.last and layout.classes > _last.BLOCK else _LARGE_FROM
+    few = 0 < layout.rows * layout.classes * itemsize < below
+    return few and itemsize > 2 and reduction != "none" and not picks
 
 
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
     Where it is `best_at_once` the gradient can be made together with the loss, by `at_once` in a `unit` known before.
-    For labels without weights there are then calls told of addresses alone. `unasked` is the caller's, to count the
-    gradients made so that nobody has asked for.
+    For labels without weights there are then calls told of addresses alone. Only `unasked` changes, in which a caller
+    may count the gradients made so that nobody has asked for.
     """
 
     __slots__ = (
@@ -124,7 +125,7 @@ class LossPlan:
         self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
         self.unasked = 0
-        if not best_at_once(layout.rows, layout.classes, storage, options.reduction, picks):
+        if not best_at_once(layout, storage, options.reduction, picks):
             return
         self.at_once = self.backward
         if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch

@@ -1,6 +1,9 @@
 """Array type -> frontend, without importing an array library that the caller has not imported."""
 
 from importlib import import_module
+from typing import Any
+
+from crossent import _options
 
 
 def _numpy():
@@ -18,14 +21,6 @@ def _torch():
 _FRONTENDS = {"numpy": _numpy, "torch": _torch}  # import statements, since torch.compile cannot trace import_module
 
 
-class _Frontends(dict):
-    """Array type -> the module that serves its arrays, found on first use."""
-
-    def __missing__(self, kind):
-        found = self[kind] = _find(kind)
-        return found
-
-
 def _find(kind):
     for base in kind.__mro__:
         load = _FRONTENDS.get(base.__module__.partition(".")[0])
@@ -36,7 +31,17 @@ def _find(kind):
     raise TypeError(f"input must be a PyTorch tensor or a NumPy array, got {kind.__name__}")
 
 
-frontends = _Frontends()
+_frontends = {}  # as found before; a plain dictionary, since PyTorch 2.6 compiles no code with a subclass of it
+
+
+def frontend_of(kind) -> Any:
+    """The module that serves arrays of this type."""
+    found = _frontends.get(kind)
+    if found is None:
+        found = _find(kind)
+        if not _options.is_traced():  # what is compiled would have to be compiled again
+            _frontends[kind] = found
+    return found
 
 
 def public(name):

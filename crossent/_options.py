@@ -7,7 +7,7 @@ from dataclasses import dataclass
 REDUCTIONS = ("none", "mean", "sum")
 _MADE_AT_MOST = 1024
 _made = {}
-_is_traced = bool  # False, unless there is an array library that traces Python code
+is_traced = bool  # False, unless there is an array library that traces Python code
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ def loss_options(
     if size_average is not None or reduce is not None:
         reduction = _reduction_of_deprecated(size_average, reduce)
     values = reduction, ignore_index, label_smoothing, softcap, z_loss
-    if _is_traced():
+    if is_traced():
         return LossOptions(*_validated(*values))
     try:
         return _made[values, type(ignore_index)]  # True equals 1, but is no index
@@ -42,12 +42,10 @@ def loss_options(
     return _made.setdefault((values, int), LossOptions(*values))
 
 
-def tell_of_tracing(is_traced):
-    """Where `is_traced()`, options are not looked up: a compiler that saw how they are kept would compile again once
-    there are more.
-    """
-    global _is_traced
-    _is_traced = is_traced
+def tell_of_tracing(is_compiling):
+    """Where it is so, nothing is looked up: a compiler that saw what is kept would compile again once there is more."""
+    global is_traced
+    is_traced = is_compiling
 
 
 def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):

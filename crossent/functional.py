@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from crossent import _dispatch
-from crossent._dispatch import frontends
+from crossent._dispatch import frontend_of
 from crossent._options import CHUNK_BYTES, head_options, loss_options
 from crossent._plan import Plan as Plan
 from crossent._rows import SparseTarget as SparseTarget
@@ -56,7 +56,7 @@ def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: 
     >>> crossent.softmax(np.array([1.0, 2.0, 3.0]), dim=0).round(4)
     array([0.09  , 0.2447, 0.6652])
     """
-    return frontends[type(input)].softmax(input, dim, dtype, False, _stacklevel)
+    return frontend_of(type(input)).softmax(input, dim, dtype, False, _stacklevel)
 
 
 def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> ArrayT:
@@ -100,7 +100,7 @@ def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dty
     >>> crossent.log_softmax(np.array([1.0, 2.0, 3.0]), dim=0).round(4)
     array([-2.4076, -1.4076, -0.4076])
     """
-    return frontends[type(input)].softmax(input, dim, dtype, True, _stacklevel)
+    return frontend_of(type(input)).softmax(input, dim, dtype, True, _stacklevel)
 
 
 def nll_loss(
@@ -161,7 +161,7 @@ def nll_loss(
     Traceback (most recent call last):
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
-    frontend = frontends[type(input)]
+    frontend = frontend_of(type(input))
     options = loss_options(size_average, reduce, reduction, ignore_index)
     return frontend.nll_loss(input, target, weight, sample_weight, denominator, dim, options)
 
@@ -292,7 +292,7 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
-    frontend = frontends[type(input)]
+    frontend = frontend_of(type(input))
     options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss)
     return frontend.cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
 
@@ -380,7 +380,7 @@ def linear_cross_entropy(
     >>> crossent.cross_entropy(hidden @ vocabulary.T, torch.tensor([0, 2]))
     tensor(0.8103)
     """
-    frontend = frontends[type(input)]
+    frontend = frontend_of(type(input))
     loss = loss_options(
         None, None, reduction, -100 if ignore_index is None else ignore_index, label_smoothing, softcap, z_loss
     )
@@ -444,7 +444,7 @@ def linear_token_stats(
     >>> stats.rank
     tensor([0, 2])
     """
-    frontend = frontends[type(input)]
+    frontend = frontend_of(type(input))
     options = loss_options(None, None, "none", ignore_index, 0.0, softcap, 0.0)
     how = head_options(shift, chunk_bytes)
     return TokenStats(*frontend.linear_token_stats(input, linear_weight, target, linear_bias, options, how))
@@ -508,7 +508,7 @@ def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_
     >>> stats.brier
     array([0.375  , 1.34375])
     """
-    frontend = frontends[type(input)]
+    frontend = frontend_of(type(input))
     options = loss_options(None, None, "none", ignore_index)
     return PredictionStats(*frontend.prediction_stats(input, target, dim, options))
 
@@ -555,7 +555,7 @@ def value_and_grad(function: Callable[..., ArrayT]) -> Callable[..., tuple[Array
     """
 
     def value_and_gradient(input, *args, **kwargs):
-        return frontends[type(input)].value_and_grad(function, input, args, kwargs)
+        return frontend_of(type(input)).value_and_grad(function, input, args, kwargs)
 
     return value_and_gradient
 
@@ -598,7 +598,7 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     how = None
     if name.startswith("linear_"):
         how = head_options(a["shift"], a["chunk_bytes"], a.get("filter_eps", 0.0), a.get("options"))
-    return frontends[type(a["input"])].plan(name, a, options, how)
+    return frontend_of(type(a["input"])).plan(name, a, options, how)
 
 
 _PLANNED = (

@@ -185,7 +185,7 @@ def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out
         input, target, weight, sample_weight, picks, axis, reduction, options.ignore_index, options.label_smoothing,
         options.softcap, options.z_loss,
     )  # fmt: skip
-    value = torch.ops.crossent.loss(*arguments)[0] if torch.compiler.is_exporting() else _Loss.apply(*arguments)
+    value = torch.ops.crossent.loss(*arguments)[0] if frontend.is_exporting() else _Loss.apply(*arguments)
     return (value if divisor is None else value / divisor).to(out_dtype)
 
 
@@ -309,7 +309,7 @@ def head_loss(
     differentiated = input, linear_weight, linear_bias, target
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in differentiated]
     # An exported program may be trained or not, whatever was exported: its gradients are made in backward.
-    exporting = torch.compiler.is_exporting()
+    exporting = frontend.is_exporting()
     arguments = (
         *differentiated, weight, sample_weight, classes, [False] * 4 if exporting else wanted, how.shift,
         how.chunk_bytes, how.chunk_rows, how.filter_eps, "sum" if divisor is not None else options.reduction,

@@ -46,6 +46,7 @@ _number_at = {torch.float32: ctypes.c_float.from_address, torch.float64: ctypes.
 _Tensor, _STRIDED = torch.Tensor, torch.strided
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # before PyTorch 2.7 nobody says
 tell_of_tracing(_compiling)
 transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -758,7 +759,7 @@ def softmax(input, dim, dtype, log, stacklevel):
 
 def _compiled_softmax(x, axis, log):
     """For much at once the kernels; less is left to the compiler to fuse, and exported programs to PyTorch."""
-    if not is_operator(x) or torch.compiler.is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
+    if not is_operator(x) or is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
         return _native_softmax(x, axis, log)
     from crossent.frontends import _torch_operators  # noqa: F401 - defines them
 

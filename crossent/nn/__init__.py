@@ -19,7 +19,7 @@ from torch.nn import *  # noqa: F403
 # The star brought torch's `functional` and `modules`; importing ours puts them in their place.
 import crossent.nn.functional
 import crossent.nn.modules  # noqa: F401
-from crossent._dispatch import frontends as _frontends
+from crossent._dispatch import frontend_of as _frontend_of
 from crossent.nn import _submodules as _submodules, functional as functional, modules as modules
 from crossent.nn.modules import (
     CrossEntropyLoss as CrossEntropyLoss,
@@ -32,7 +32,7 @@ from crossent.nn.modules import (
 # Found before anything is compiled, at the price of importing numba now rather than at the first call: torch.compile,
 # if it saw how they are found, would soon compile all of it again.
 for _kind in (_Tensor, _torch_nn.Parameter):
-    _frontends[_kind]
+    _frontend_of(_kind)
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
 

@@ -2,21 +2,27 @@
 
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$python && break; done)
-# Installed by this pin before anything else: a range would admit builds for other devices, several gigabytes large.
+# By a pin, before anything else and with it: a range would admit builds for other devices, several gigabytes large.
 TORCH ?= torch==2.13.0
+# Other packages in versions of your choice.
+PINS ?=
 PYTEST_ARGS ?=
+# The oldest versions that pyproject.toml allows.
+OLDEST := TORCH='torch==2.6.0' PINS='numpy==2.0.* numba==0.63.*'
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check
-UNFINISHED := .venv-unfinished
+PINNED := $(foreach pin,$(TORCH) $(PINS),'$(pin)')
+UNFINISHED := $(VENV)-unfinished
 
-.PHONY: help demo test bench soak lint docs notebooks clean
+.PHONY: help demo test unlinted oldest bench soak lint docs notebooks clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       the losses at work, beside PyTorch, on real data"
 	@echo "make test       lint, types and every test"
+	@echo "make oldest     every test with the oldest versions that are supported, in .venv-oldest"
 	@echo "make bench      time and memory beside the rivals"
 	@echo "make soak       long randomised tests"
 	@echo "make lint       lint and types alone"
@@ -27,8 +33,13 @@ help:
 demo: $(VENV)/ready-demo
 	@$(VENV)/bin/crossent demo
 
-test: lint
+test: lint unlinted
+
+unlinted: $(VENV)/ready-dev
 	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+oldest:
+	@$(MAKE) --no-print-directory VENV=.venv-oldest $(OLDEST) unlinted
 
 bench: $(VENV)/ready-bench
 	@$(RUN) -m benchmarks
@@ -49,18 +60,18 @@ notebooks: $(VENV)/ready-docs
 	@$(RUN) docs/_tools/notebooks.py
 
 clean:
-	rm -rf $(VENV) $(UNFINISHED) .pytest_cache .ruff_cache .hypothesis build dist demo-output bench-output site
+	rm -rf $(VENV) $(VENV)-oldest $(UNFINISHED) .pytest_cache .ruff_cache .hypothesis build dist demo-output bench-output site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra of pyproject.toml. pip takes a package whose installation was cut off for installed, so after a
 # set-up that did not finish the next one starts from nothing.
 $(VENV)/ready-%: pyproject.toml $(if $(wildcard $(UNFINISHED)),again)
 	@[ -n "$(PYTHON)" ] || { echo "crossent needs Python 3.11 or later: name it with make PYTHON=..."; exit 1; }
-	@echo "Setting up .venv with what crossent[$*] needs"
+	@echo "Setting up $(VENV) with what crossent[$*] needs"
 	@[ -x $(RUN) ] && [ ! -e $(UNFINISHED) ] || { touch $(UNFINISHED) && $(PYTHON) -m venv --clear $(VENV); }
 	@touch $(UNFINISHED)
 	@$(PIP) '$(TORCH)'
-	@$(PIP) -e '.[$*]'
+	@$(PIP) $(PINNED) -e '.[$*]'
 	@touch $@
 	@rm $(UNFINISHED)
 

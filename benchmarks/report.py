@@ -1,12 +1,14 @@
-"""The results as tables: on the terminal, and in Markdown for the README."""
+"""The results as tables: on the terminal with their targets, and in Markdown for those who want the numbers alone."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-RATIOS = ("eager", "compile", "own compile", "empty compile")
+RIVALS = {"eager": "PyTorch", "compile": "torch.compile"}  # as results name them, and as a reader knows them
+RATIOS = (*RIVALS, "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
 
 
@@ -105,7 +107,7 @@ def show(console: Console, results: dict) -> None:
             words = at < sheet.names
             table.add_column(heading, justify="left" if words else "right", no_wrap=at > 0)
         for row in sheet.rows:
-            table.add_row(*_emphasised(row, sheet, "[red]", "[/]"))
+            table.add_row(*_emphasised(row, sheet))
         console.print(table)
     failed = [
         f"{row['case']}, {row['mode']}, {row['rival']}: {row['error']}" for row in results["times"] if "error" in row
@@ -115,6 +117,7 @@ def show(console: Console, results: dict) -> None:
 
 
 def markdown(results: dict) -> str:
+    """What docs/measurements keeps of a run: the targets are for those who work on the library."""
     machine, numbers = results["machine"], results["versions"]
     lines = [
         f"`{results['command']}`, {results['date']}.",
@@ -122,17 +125,20 @@ def markdown(results: dict) -> str:
         f"{', '.join(f'{name} {number}' for name, number in numbers.items())}.",
     ]
     for sheet in sheets(results):
-        lines += ["", f"{sheet.title}:", "", _line(sheet.heading)]
-        lines.append(_line(["---"] * sheet.names + ["---:"] * (len(sheet.heading) - sheet.names)))
-        lines += [_line(_emphasised(row, sheet, "**", "**")) for row in sheet.rows]
+        kept = [at for at, heading in enumerate(sheet.heading) if heading in RIVALS or heading not in RATIOS]
+        lines += ["", f"{sheet.title}:", "", _line(RIVALS.get(sheet.heading[at], sheet.heading[at]) for at in kept)]
+        lines.append(_line("---" if at < sheet.names else "---:" for at in kept))
+        lines += [_line(_without_target(row[at]) for at in kept) for row in sheet.rows]
     return "\n".join(lines) + "\n"
 
 
-def _emphasised(row: tuple[str, ...], sheet: Sheet, before: str, after: str) -> list[str]:
-    """The row, with the cells that miss their limit made to stand out."""
-    return [
-        f"{before}{cell}{after}" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row)
-    ]
+def _without_target(cell: str) -> str:
+    return re.sub(r" \([<>] [^)]*\)$", "", cell)
+
+
+def _emphasised(row: tuple[str, ...], sheet: Sheet) -> list[str]:
+    """The row, with the cells that miss their target made to stand out."""
+    return [f"[red]{cell}[/]" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row)]
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ def test_code_runs(path, at_a_terminal):
                     _, printed = typed(command)
                     assert doctest.OutputChecker().check_output(shown, printed, FLAGS), printed
             else:
-                assert language == "text", f"a block of {language or 'no language'} is run by nobody"
+                assert language in ("text", "diff"), f"a block of {language or 'no language'} is run by nobody"
 
 
 # Commands that are only looked at: why, and how.
@@ -126,6 +126,14 @@ def test_commands_exist(command):
 
 def test_what_is_not_run_is_there():
     assert not [start for start in NOT_RUN if not any(command.startswith(start) for command in COMMANDS)]
+
+
+def test_oldest_versions_are_those_that_are_promised():
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    promised = dict(text.split(">=") for text in [*project["dependencies"], *project["optional-dependencies"]["torch"]])
+    oldest = re.search(r"^OLDEST := (.*)$", read(ROOT / "Makefile"), re.MULTILINE)[1]
+    pinned = dict(re.findall(r"(\w+)==([\d.]+?)(?:\.\*|\.0)?[' ]", oldest))
+    assert pinned == promised
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
@@ -301,13 +309,20 @@ def test_docstring_to_markdown():
         """)
 
 
-def test_plots_show_the_numbers_of_the_readme():
-    text = read(plots.README)
+def test_readme_shows_what_was_measured():
+    text = read(ROOT / "README.md")
+    assert f"```text\n{plots.chart()}```\n" in text and f"\n{plots.gains()}\n" in text
+    assert len(text.splitlines()) < 150
+    assert "](" not in text, "an index of packages has none of the repository's files to link to"
+
+
+def test_plots_show_the_numbers_of_the_tables():
+    text = read(plots.MEASURED)
     for measure in (plots.steps, plots.heads):
         cases, series = measure()
         assert len(cases) >= 4
         for case, *values in zip(cases, *series.values(), strict=True):
-            assert f"| {case} |" in text and all(re.search(rf"[| *]{value:g}", text) for value in values)
+            assert f"| {case} |" in text and all(re.search(rf"\| {value:g}", text) for value in values)
     for value in plots.memory()[1][""]:
         assert f"| {value:.2f} x the logits |" in text
 

@@ -1,10 +1,13 @@
-"""The plots of the pages, drawn whenever these are built: of the tables in the README, and an explanation's own."""
+"""The plots of the pages, drawn whenever these are built: of the tables of one machine, and an explanation's own.
+
+Run as a program it prints the chart and the table that the README has of the same numbers.
+"""
 
 import io
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+MEASURED = Path(__file__).parents[1] / "measurements/amd-epyc.md"
 COLOURS = {"light": "#37474f", "dark": "#cfd8dc"}  # of text and axes
 HEADS = {
     "torch chunked, default / step": "PyTorch, in chunks as they come",
@@ -15,8 +18,8 @@ PALETTE = ("#f28e2b", "#4e79a7", "#9aa5b1")
 
 
 def table(title: str) -> list[dict[str, str]]:
-    """The rows of the README's table below the line that starts with this title; an empty cell is the one above."""
-    lines = README.read_text(encoding="utf-8").splitlines()
+    """The rows of the table below the line that starts with this title; an empty cell is the one above."""
+    lines = MEASURED.read_text(encoding="utf-8").splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith(title))
     cells = [re.findall(r" *([^|]*?) *\|", line[1:]) for line in lines[at + 2 :] + [""]]
     heading, rows = cells[0], cells[2 : cells.index([])]
@@ -26,14 +29,14 @@ def table(title: str) -> list[dict[str, str]]:
 
 
 def number(cell: str) -> float:
-    """The number that a cell starts with, whatever marks and units it has."""
-    return float(re.match(r"\**([\d.]+)", cell)[1])
+    """The number that a cell starts with, whatever its unit."""
+    return float(re.match(r"[\d.]+", cell)[0])
 
 
 def steps() -> tuple[list[str], dict[str, list[float]]]:
     """Cases, and how many times longer PyTorch takes for a training step."""
     rows = [row for row in table("As installed") if row["mode"] == "step" and "softmax" not in row["case"]]
-    series = {f"PyTorch, {name}": [number(row[name]) for row in rows] for name in ("eager", "compile")}
+    series = {name: [number(row[name]) for row in rows] for name in ("PyTorch", "torch.compile")}
     return [row["case"] for row in rows], series
 
 
@@ -82,9 +85,9 @@ def svg(name: str, scheme: str) -> bytes:
         ax.invert_yaxis()
         ax.margins(x=0.1)
         ax.spines[["top", "right"]].set_visible(False)
-        written = io.BytesIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return written.getvalue()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def explanation() -> bytes:
@@ -94,7 +97,64 @@ def explanation() -> bytes:
     import crossent
     from crossent.explanation._command import worked_example
 
-    written = io.BytesIO()
+    buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "explanation"}):
-        crossent.explain(*worked_example()).plot().savefig(written, format="svg", metadata={"Date": None})
-    return written.getvalue()
+        crossent.explain(*worked_example()).plot().savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+# What the README has, as text: an index of packages shows no pictures of the repository.
+
+CHARTED = ("2048 x 32000", "2048 x 32000, bfloat16", "4 x 19 x 512 x 512", "4096 x 1000", "32 x 10")
+ENVIRONMENTS = {"as installed": "As installed", "huge pages": "With THP"}
+TRAINED = {
+    "images, 1,000 classes": "4096 x 1000",
+    "segmentation, 19 classes": "4 x 19 x 512 x 512",
+    "a language model's logits": "2048 x 32000",
+    "a batch as small as": "32 x 10",
+}
+FUSED = "2048 x 512 x 32768, float32"
+UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+
+
+def _steps(title: str) -> dict[str, dict[str, str]]:
+    return {row["case"]: row for row in table(title) if row["mode"] == "step"}
+
+
+def chart() -> str:
+    """How many times longer PyTorch takes for a step: a bar for each case, as installed and with huge pages."""
+    lines, steps = [], {name: _steps(title) for name, title in ENVIRONMENTS.items()}
+    for case in CHARTED:
+        for at, (name, rows) in enumerate(steps.items()):
+            ratio = number(rows[case]["PyTorch"])
+            lines.append(f"{case if at == 0 else '':22}  {name:12}  {'█' * max(1, round(3 * ratio))} {ratio:.1f}")
+    return "\n".join(lines) + "\n"
+
+
+def seconds(cell: str) -> float:
+    return number(cell) * UNITS[cell.split()[-1]]
+
+
+def written(time: float) -> str:
+    unit = next(unit for unit, size in UNITS.items() if time >= size)
+    return f"{time / UNITS[unit]:.3g} {unit}"
+
+
+def gains() -> str:
+    """Training steps that people make: PyTorch's time, crossent's, and how many times less that is."""
+    rows = [("what you train", "logits", "PyTorch", "crossent", "faster"), ("---", "---", "---:", "---:", "---:")]
+    for what, case in TRAINED.items():
+        row = _steps("As installed")[case]
+        ratio, own = number(row["PyTorch"]), seconds(row["crossent"])
+        gain = f"{ratio:.1f} x" if ratio > 1.1 else "no gain"
+        rows.append((what, case, written(own * ratio), written(own), gain))
+    head = {row["measured"]: row for row in table("The fused head") if row["case"] == FUSED}
+    best, default = (number(head[f"torch chunked, {how} / step"]["ratio"]) for how in ("best", "default"))
+    own = seconds(head["torch chunked, best / step"]["a step"])
+    gain = f"{best:.1f} x at its best chunk, {default:.1f} x as it comes"
+    rows.insert(-1, ("its head and loss in one", "2048 x 512 x 32768", written(own * best), written(own), gain))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(chart(), gains(), sep="\n")

@@ -390,6 +390,18 @@ def linear_cross_entropy(
     )
 
 
+def _wrapped_like_torchs(kind):
+    """As torch.return_types, also made of one iterable: that is how array subclasses wrap what is in a result."""
+    of_fields = kind.__new__
+
+    def __new__(cls, *fields, **named):
+        return of_fields(cls, *(fields[0] if len(fields) == 1 and not named else fields), **named)
+
+    kind.__new__ = __new__
+    return kind
+
+
+@_wrapped_like_torchs
 class TokenStats(NamedTuple):
     """What `linear_token_stats` returns: four arrays of the targets' shape."""
 
@@ -450,6 +462,7 @@ def linear_token_stats(
     return TokenStats(*frontend.linear_token_stats(input, linear_weight, target, linear_bias, options, how))
 
 
+@_wrapped_like_torchs
 class PredictionStats(NamedTuple):
     """What `prediction_stats` returns: five arrays of the targets' shape."""
 

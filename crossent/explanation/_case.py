@@ -36,8 +36,16 @@ def as_numpy(array) -> Any:
     """The values of a tensor or array, 16 bits widened to 32."""
     if not isinstance(array, np.ndarray | np.generic):
         array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() and array.itemsize == 2 else array).numpy()
+        array = array.float() if array.is_floating_point() and array.itemsize == 2 else array
+        array = (array.clone() if _is_copied_on_write(array) else array).numpy()
     return array.astype(np.float32) if dtype_of(array) == "float16" else np.asarray(array)
+
+
+def _is_copied_on_write(tensor):
+    """Whether `numpy()`, which gives memory that can be written to, would copy all that the tensor is a part of."""
+    import torch
+
+    return torch._C._is_cow_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Case:

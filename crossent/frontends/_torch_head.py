@@ -455,13 +455,13 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
             filter_eps=how.filter_eps,
             options=None if how.chunk_rows is None else SimpleNamespace(batch_chunk_size=how.chunk_rows),
         )  # fmt: skip
-    frontend.check_tensors(
+    input, linear_weight, probs, classes, linear_bias, weight, sample_weight = frontend.checked(
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
         weight=weight, sample_weight=sample_weight,
     )  # fmt: skip
     out_dtype = frontend.result_dtype(input)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    divisor = frontend.divisor_of(options, denominator)
+    divisor = frontend.divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
     if frontend.is_operator(input) and not by_weights:
@@ -530,7 +530,9 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
             _dispatch.public("linear_token_stats"), tensors, input, linear_weight, target, linear_bias=linear_bias,
             ignore_index=options.ignore_index, shift=how.shift, softcap=options.softcap, chunk_bytes=how.chunk_bytes,
         )  # fmt: skip
-    frontend.check_tensors(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias)
+    input, linear_weight, target, linear_bias = frontend.checked(
+        input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias
+    )
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     _rows.check_tokens(call.shape)

@@ -14,24 +14,21 @@ def plan(name, arguments, options, how):
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":
-        frontend.check_tensors(input=a["input"], target=a["target"])
-        obstacles = frontend.obstacles((a["input"], a["target"]), False)
-        return _plans.of_prediction(TORCH, name, a["input"], a["target"], a["dim"], obstacles)
-    weights = a.get("weight"), a.get("sample_weight")
-    divisor = None
-    if name != "linear_token_stats":
-        divisor = frontend.divisor_of(options, a["denominator"])
-    by_weights = frontend.differentiates_weights(*weights, divisor)
+        input, target = frontend.checked(input=a["input"], target=a["target"])
+        obstacles = frontend.obstacles((input, target), False)
+        return _plans.of_prediction(TORCH, name, input, target, a["dim"], obstacles)
     if how is not None:
-        return _of_head(name, a, weights, divisor, options, how, by_weights)
-    tensors = a["input"], a["target"], *weights
-    frontend.check_tensors(input=a["input"], target=a["target"], weight=weights[0], sample_weight=weights[1])
-    out_of_kernels = frontend.obstacles(tensors, by_weights)
+        return _of_head(name, a, options, how)
+    tensors = input, target, weight, sample_weight = frontend.checked(
+        **{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")}
+    )
+    divisor = frontend.divisor_of(options, a["denominator"], input)
+    out_of_kernels = frontend.obstacles(tensors, frontend.differentiates_weights(weight, sample_weight, divisor))
     in_place = a.get("inplace_backward", False)
-    wanted = a["input"].requires_grad and torch.is_grad_enabled()
-    may_wait = wanted and not (in_place or a["target"].requires_grad or frontend.packs_what_is_saved())
-    at_once = may_wait and _best_at_once(name, a["input"], a["target"], a["dim"], options)
-    return _plans.of_loss(TORCH, name, a["input"], a["target"], a["dim"], options, out_of_kernels, in_place, at_once)
+    wanted = input.requires_grad and torch.is_grad_enabled()
+    may_wait = wanted and not (in_place or target.requires_grad or frontend.packs_what_is_saved())
+    at_once = may_wait and _best_at_once(name, input, target, a["dim"], options)
+    return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, in_place, at_once)
 
 
 def _best_at_once(name, input, target, dim, options):
@@ -43,6 +40,9 @@ def _best_at_once(name, input, target, dim, options):
 
 
 def _of_softmax(name, input, dim, dtype):
+    if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
+        return _plans.of_softmax(TORCH, name, input, True, ("nested tensors have no kernel",))
+    (input,) = frontend.checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
     reasons = frontend.obstacles((input,), False)
@@ -51,13 +51,19 @@ def _of_softmax(name, input, dim, dtype):
     return _plans.of_softmax(TORCH, name, x, bool(reasons) or not x.ndim, reasons)
 
 
-def _of_head(name, a, weights, divisor, options, how, by_weights):
+def _of_head(name, a, options, how):
     target = a["target"]
     sparse = isinstance(target, _rows.SparseTarget)
     classes, probs = (target.classes, target.probs) if sparse else (None, target)
-    input, linear_weight, bias = _torch_head.as_linear_takes_them(a["input"], a["linear_weight"], a["linear_bias"])
+    input, linear_weight, probs, classes, bias, weight, sample_weight = frontend.checked(
+        input=a["input"], linear_weight=a["linear_weight"], target=probs, classes=classes, linear_bias=a["linear_bias"],
+        weight=a.get("weight"), sample_weight=a.get("sample_weight"),
+    )  # fmt: skip
+    divisor = frontend.divisor_of(options, a.get("denominator"), input)
+    by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
+    input, linear_weight, bias = _torch_head.as_linear_takes_them(input, linear_weight, bias)
     call = _torch_head.call_of(input, linear_weight, bias, probs, classes, options, how, divisor, None)
-    tensors = input, linear_weight, bias, probs, *weights
+    tensors = input, linear_weight, bias, probs, weight, sample_weight
     head, _, _ = _torch_head.head_of(tensors, call)
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]

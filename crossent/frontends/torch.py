@@ -54,8 +54,12 @@ _function_modes = torch._C._len_torch_function_stack
 _has_storage = torch._C._has_storage
 # Before PyTorch 2.8 nobody says.
 _top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)
-_stride, _address, _threads = torch.Tensor.stride, torch.Tensor.data_ptr, torch.get_num_threads
+# To be read from: asked for an address to write to, copy-on-write tensors take memory of their own. PyTorch 2.6 has no
+# other than that.
+_address = getattr(torch.Tensor, "const_data_ptr", torch.Tensor.data_ptr)
+_stride, _threads = torch.Tensor.stride, torch.get_num_threads
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_NO_OPERATIONS = getattr(torch.Tensor, "__torch_dispatch__")  # noqa: B009 - of which type checkers know nothing
 _OPERATOR_FROM = 2**20  # bytes
 _FINITE = 3e38  # below it a number is, in float32 too
 _UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several losses may wait for one backward pass
@@ -218,7 +222,7 @@ class TORCH:
 
     storages = {**_STORAGE, torch.int64: "labels"}
     threads = staticmethod(torch.get_num_threads)
-    address = staticmethod(torch.Tensor.data_ptr)
+    address = staticmethod(_address)  # what is written to is new
     strides = staticmethod(torch.Tensor.stride)
     contiguous = staticmethod(torch.Tensor.contiguous)
     broadcast = staticmethod(torch.Tensor.expand)
@@ -358,6 +362,8 @@ def _gradients(ctx, dloss, tensors, options, call, stats, scale):
     if needs_composite(dloss):
         arguments = weight, sample_weight, divisor, dim, options, out_dtype
         return _differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss)
+    if inplace:
+        input.data_ptr()  # after which it shares memory with no copy on write
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
     in_place = inplace and ctx.needs_input_grad[0] and problem.x is input and not _overlaps(input)
     dx = input.detach() if in_place else _empty(problem.plan.layout, input)
@@ -445,19 +451,19 @@ _apply_quick_cross_entropy = _applier(_QuickCrossEntropy)
 
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
     if weight is sample_weight is denominator is None and not inplace_backward:
-        quick = quick_plan(input, target, dim, options)
-        if quick is not None:
-            plan, new = quick
-            try:
+        try:
+            quick = quick_plan(input, target, dim, options)
+            if quick is not None:
+                plan, new = quick
                 if input.requires_grad and _grad_enabled():
                     return _apply_quick_cross_entropy(input, target, (plan, new, options, dim))
                 losses, weights = plan.quick_forward((_address(input), _address(target), 0), _threads, (input, target))
-            except BadLabel as bad:
-                raise label_error(TORCH, target, bad.row, plan.layout, options) from None
-            except RuntimeError:  # a sparse tensor has no address
-                check_tensors(input=input, target=target)
-                raise
-            return tensor_of(_rows.reduced(options.reduction, losses, weights, None)[0], input.dtype)
+                return tensor_of(_rows.reduced(options.reduction, losses, weights, None)[0], input.dtype)
+        except BadLabel as bad:
+            raise label_error(TORCH, target, bad.row, plan.layout, options) from None
+        except RuntimeError:  # a sparse tensor has no address, a nested one no shape
+            checked(input=input, target=target)
+            raise
     tensors = (input, target, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -465,18 +471,20 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             options.reduction, options.label_smoothing, dim=dim, sample_weight=sample_weight, denominator=denominator,
             softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
         )  # fmt: skip
-    check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
+    input, target, weight, sample_weight = checked(
+        input=input, target=target, weight=weight, sample_weight=sample_weight
+    )
     out_dtype = result_dtype(input)
     common = common_dtype(input, target)
     if common is not None:
         input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
-    divisor = divisor_of(options, denominator)
+    divisor = divisor_of(options, denominator, input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     if is_operator(input) and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
-    if by_weights or _compiling() or not ordinary(*tensors[:4]):
+    if by_weights or _compiling() or not ordinary(input, target, weight, sample_weight):
         return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
     divisor = None if divisor is None else float(divisor)  # may be on another device
@@ -492,25 +500,57 @@ def common_dtype(input, target):
     return torch.promote_types(input.dtype, target.dtype) if soft else None
 
 
-def check_tensors(**tensors):
-    """That these are dense tensors; None is not checked."""
+_REQUIRED = ("input", "target", "linear_weight")
+
+
+def checked(**tensors):
+    """These, once they are dense tensors on one device; of subclasses that are plain memory, as plain tensors. None is
+    not checked where it may be given.
+    """
+    device = None
     for name, tensor in tensors.items():
-        if tensor is None and name not in ("input", "target"):
+        if tensor is None and name not in _REQUIRED:
             continue
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, _Tensor):
             raise TypeError(f"{name} must be a tensor like input, got {type(tensor).__name__}")
-        if tensor.layout is not torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+        if tensor.layout is not _STRIDED or tensor.is_nested:
+            got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
+            raise TypeError(f"{name} must be a dense tensor, got {got}")
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            raise _device_error(name, tensor, device)
+        if type(tensor) not in _ORDINARY:
+            tensors[name] = _plain(tensor)
+    return tensors.values()
 
 
-def divisor_of(options, denominator):
-    """The caller's denominator: a number where no device has to be waited for and nothing differentiates it."""
+def _device_error(name, tensor, device):
+    return ValueError(f"{name} must be on the device of input, {device}, got {tensor.device}")
+
+
+def _plain(tensor):
+    """A subclass's memory as a plain tensor; itself where operations on it mean something of their own."""
+    if _compiling() or type(tensor).__torch_dispatch__ is not _NO_OPERATIONS:
+        return tensor
+    return tensor.as_subclass(_Tensor)
+
+
+def divisor_of(options, denominator, input):
+    """The caller's denominator: a number where no device has to be waited for and nothing differentiates it.
+
+    It may be on any device from which it can be read.
+    """
     if denominator is None:
         return None
     if not isinstance(denominator, torch.Tensor):
         _rows.check_denominator(options, 0)
         return number("denominator", denominator)
     _rows.check_denominator(options, denominator.ndim)
+    if denominator.is_meta and not input.is_meta:
+        raise _device_error("denominator", denominator, input.device)
+    if type(denominator) not in _ORDINARY:
+        denominator = _plain(denominator)
     if _compiling() or denominator.requires_grad or not ordinary(denominator):
         return denominator
     return float(denominator)
@@ -649,15 +689,17 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
             _dispatch.public("nll_loss"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, dim=dim, sample_weight=sample_weight, denominator=denominator,
         )  # fmt: skip
-    check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
+    input, target, weight, sample_weight = checked(
+        input=input, target=target, weight=weight, sample_weight=sample_weight
+    )
     out_dtype = result_dtype(input)
-    divisor = divisor_of(options, denominator)
+    divisor = divisor_of(options, denominator, input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     if is_operator(input) and not by_weights:
         from crossent.frontends import _torch_operators
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
-    if by_weights or _compiling() or not ordinary(*tensors[:4]):
+    if by_weights or _compiling() or not ordinary(input, target, weight, sample_weight):
         return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
     if _grad_enabled() and input.requires_grad:
@@ -680,7 +722,7 @@ def prediction_stats(input, target, dim, options):
             _dispatch.public("prediction_stats"), (input, target), input, target, dim=dim,
             ignore_index=options.ignore_index,
         )  # fmt: skip
-    check_tensors(input=input, target=target)
+    input, target = checked(input=input, target=target)
     input = input.detach()
     if not _compiling() and ordinary(input, target):
         return _problem.prediction_stats(TORCH, input, target, dim, options)
@@ -724,7 +766,7 @@ def is_short(input, dim):
         # Tuples of all axes are to be had in less time than the numbers of one.
         short = input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and input.stride()[dim] == 1
         return short and input.dtype in _number_at
-    except IndexError:  # a single number, or a dim that is none, of which the caller tells
+    except (IndexError, RuntimeError):  # a single number, a dim that is none or a nested tensor: the caller sees to it
         return False
 
 
@@ -740,7 +782,10 @@ def softmax(input, dim, dtype, log, stacklevel):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     if dtype is None and not input.is_cpu:  # where autocast gives softmax in float32
         dtype = result_dtype(input)
-    x = input if dtype is None else input.to(dtype)
+    if input.is_nested and not (log and input.layout is _STRIDED):  # as far as PyTorch has them
+        return _native_softmax(input if dtype is None else input.to(dtype), dim, log)
+    (x,) = checked(input=input)
+    x = x if dtype is None else x.to(dtype)
     if x is not input:
         return softmax(x, dim, None, log, stacklevel)
     if x.dtype not in _STORAGE:

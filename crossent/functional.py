@@ -23,8 +23,8 @@ def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: 
     The sum runs over the entries along `dim`. Equals torch.nn.functional.softmax(input, dim, dtype=dtype).
 
     Args:
-        input: tensor or NumPy array of any shape; float16, bfloat16 (PyTorch only), float32 or float64, and any other
-            dtype that `dtype` is given for.
+        input: tensor or NumPy array of any shape; float16, bfloat16 (for NumPy that of ml_dtypes), float32 or float64,
+            and any other dtype that `dtype` is given for.
         dim: the axis whose entries sum to 1; negative ones count from the end. None is PyTorch's deprecated choice,
             with its warning: axis 0 of an input with 0, 1 or 3 axes, else axis 1.
         _stacklevel: as in PyTorch, the caller that this warning points at; the default 3 is who calls `softmax`.
@@ -67,8 +67,8 @@ def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dty
     The sum runs over the entries along `dim`. Equals torch.nn.functional.log_softmax(input, dim, dtype=dtype).
 
     Args:
-        input: tensor or NumPy array of any shape; float16, bfloat16 (PyTorch only), float32 or float64, and any other
-            dtype that `dtype` is given for.
+        input: tensor or NumPy array of any shape; float16, bfloat16 (for NumPy that of ml_dtypes), float32 or float64,
+            and any other dtype that `dtype` is given for.
         dim: the axis whose entries' exponentials sum to 1; negative ones count from the end. None is PyTorch's
             deprecated choice, with its warning: axis 0 of an input with 0, 1 or 3 axes, else axis 1.
         _stacklevel: as in PyTorch, the caller that this warning points at; the default 3 is who calls `log_softmax`.
@@ -129,7 +129,7 @@ def nll_loss(
 
     Args:
         input: log-probabilities, of shape (C,), (N, C) or (N, C, d1, ..., dK), tensor or NumPy array of float16,
-            bfloat16 (PyTorch only), float32 or float64. They are taken as they are, normalised or not.
+            bfloat16 (for NumPy that of ml_dtypes), float32 or float64. They are taken as they are, normalised or not.
         target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
 
     `weight`, `ignore_index`, `reduction`, `dim`, `sample_weight`, `denominator` and the deprecated `size_average` and
@@ -201,7 +201,7 @@ def cross_entropy(
 
     Args:
         input: logits of C classes, of shape (C,), (N, C) or (N, C, d1, ..., dK), or with the class axis at `dim`;
-            tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64, any strides.
+            tensor or NumPy array of float16, bfloat16 (for NumPy that of ml_dtypes), float32 or float64, any strides.
         target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype, or class
             probabilities of the input's shape and any of its dtypes, which need not sum to 1. A target of the input's
             shape is always read as probabilities. Logits and probabilities of two dtypes are promoted to one first.
@@ -213,8 +213,9 @@ def cross_entropy(
         label_smoothing: the share of every target, from 0 to 1, that is spread over all classes alike.
         dim: the class axis; negative ones count from the end. None is PyTorch's: axis 1, or axis 0 of an input with one
             axis. For (batch, time, classes) give -1.
-        sample_weight: a weight for each target, integers or floats, of a shape that broadcasts to the labels' (the
-            input's without the class axis). Weight 0 is the same as ignored: neither its logits nor its label count.
+        sample_weight: a weight for each target, floats, integers or a mask of booleans (True is 1), of a shape that
+            broadcasts to the labels' (the input's without the class axis). Weight 0 is the same as ignored: neither its
+            logits nor its label count.
         denominator: what "mean" divides by, a number or 0-dimensional array: the number of targets in the whole batch
             when the batch comes in parts or on several machines.
         softcap: a positive bound for the size of the logits.
@@ -237,7 +238,8 @@ def cross_entropy(
         IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
             range, before anything is read with it; for a `dim` out of range. In a CUDA graph, and under torch.compile
             on other devices than the CPU, such a label's loss is nan instead.
-        ValueError: for shapes that do not fit, with both shapes and what was expected; for an unknown `reduction`, a
+        ValueError: for shapes that do not fit, with both shapes and what was expected; for tensors on different
+            devices, with both (a `denominator` may be on any that holds numbers); for an unknown `reduction`, a
             `label_smoothing` outside 0 to 1, a `softcap` that is not positive and finite, a negative or infinite
             `z_loss`, nan for any of these; for an `ignore_index` of more than 64 bits, or of at least 0 with
             probabilities; for a `denominator` without "mean" or with axes; for `inplace_backward` with NumPy arrays.
@@ -327,7 +329,8 @@ def linear_cross_entropy(
 
     Args:
         input: what the layer is applied to, of shape (..., D) with any number of axes before the features: (D,),
-            (N, D), (batch, time, D). Tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64.
+            (N, D), (batch, time, D). Tensor or NumPy array of float16, bfloat16 (for NumPy that of ml_dtypes), float32
+            or float64.
         linear_weight: of shape (C, D), or (C, d1, ..., dK, D) with an input of shape (N, D) for a K-dimensional loss;
             its dtype is the input's.
         target: labels, of the input's shape without the features, for a K-dimensional loss (N, d1, ..., dK), and any
@@ -490,8 +493,8 @@ def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_
 
     Args:
         input: logits of C classes, of shape (C,), (N, C) or (N, C, d1, ..., dK), or with the class axis at `dim`;
-            tensor or NumPy array of float16, bfloat16 (PyTorch only), float32 or float64, any strides. Where the
-            numbers of a row do not lie side by side, they are copied first.
+            tensor or NumPy array of float16, bfloat16 (for NumPy that of ml_dtypes), float32 or float64, any strides.
+            Where the numbers of a row do not lie side by side, they are copied first.
         target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
         dim: the class axis, as in `crossent.cross_entropy`.
         ignore_index: the label of rows that are not looked at.

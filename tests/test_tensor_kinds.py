@@ -1,12 +1,13 @@
-"""Tensors that are not just memory of this process's CPU: subclasses, other devices, nested and copied on write."""
+"""Arrays that are not just plain memory: subclasses, other devices, nested, copied on write, masks, other dtypes."""
 
 import inspect
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import bits, composite
+from harness import bits, check, composite
 from torch.utils._pytree import tree_map
 
 import crossent
@@ -359,3 +360,129 @@ def test_writing_in_place_copies_first():
     crossent.cross_entropy(lazy, found["target"], inplace_backward=True).backward()
     assert torch.equal(x, before) and lazy.grad.data_ptr() == lazy.data_ptr() != x.data_ptr()
     torch.testing.assert_close(lazy.grad, leaf.grad)
+
+
+# Masks
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_a_mask_as_sample_weight(function):
+    """True counts and False does not, in every way to a loss; of a sequence the mask may be broadcast."""
+    found = arguments_of(function)
+    del found["sample_weight"]
+    mask = torch.rand(40) > 0.4
+    rows = {name: value[mask] for name, value in found.items() if name in ("input", "target")}
+    kept = found | rows
+    if function is crossent.linear_cross_entropy:
+        logits = F.linear(kept["input"], kept["linear_weight"], kept["linear_bias"])
+        expected = F.cross_entropy(logits.double(), kept["target"], kept["weight"].double())
+    else:
+        of_torch = getattr(F, function.__name__)
+        expected = of_torch(kept["input"].double(), kept["target"], kept["weight"].double())
+
+    def close(value):
+        torch.testing.assert_close(torch.as_tensor(value).detach().double(), expected.double(), rtol=1e-5, atol=0.0)
+
+    close(function(**found, sample_weight=mask))
+    with composite():
+        close(function(**found, sample_weight=mask))
+    close(torch.compile(function, backend="eager", fullgraph=True)(**found, sample_weight=mask))
+    leaf = found["input"].clone().requires_grad_()
+    close(function(**found | {"input": leaf}, sample_weight=mask))
+    function(**found | {"input": leaf}, sample_weight=mask).backward()
+    assert not leaf.grad[~mask].any() and leaf.grad[mask].any(1).all()
+    arrays = {name: value.numpy() for name, value in found.items()}
+    close(function(**arrays, sample_weight=mask.numpy()))
+    input = arrays.pop("input")
+    close(crossent.value_and_grad(function)(input, **arrays, sample_weight=mask.numpy())[0])
+    close(crossent.explain(function=function, **found, sample_weight=mask).result)
+    explained = crossent.explain(function=function, input=input, **arrays, sample_weight=mask.numpy())
+    close(explained.result)
+    assert all(check.passed for check in explained.checks) and explained.summary["counted"] == int(mask.sum())
+    assert crossent.plan(function, **found, sample_weight=mask).path == "kernels"
+    assert crossent.plan(function, input, **arrays, sample_weight=mask.numpy()).path == "kernels"
+
+
+def test_a_mask_in_modules_and_for_sequences():
+    x, labels, mask = torch.randn(4, 6, 10), torch.randint(10, (4, 6)), torch.tensor([True, False, True, True])
+    expected = F.cross_entropy(x[mask].movedim(-1, 1), labels[mask])
+    head = nn.LinearCrossEntropyLoss(10, 10)
+    torch.nn.init.eye_(head.linear.weight)
+    for value in (
+        nn.CrossEntropyLoss(dim=-1)(x, labels, sample_weight=mask[:, None]),
+        nn.NLLLoss(dim=-1)(x.log_softmax(-1), labels, sample_weight=mask[:, None]),
+        head(x, labels, sample_weight=mask[:, None]),
+        crossent.cross_entropy(x.numpy(), labels.numpy(), dim=-1, sample_weight=mask[:, None].numpy()),
+    ):
+        torch.testing.assert_close(torch.as_tensor(value), expected)
+    shifted = nn.LinearCrossEntropyLoss(10, 10, shift=1)
+    shifted.linear.weight = head.linear.weight
+    value = shifted(x, labels, sample_weight=mask[:, None])
+    torch.testing.assert_close(value, F.cross_entropy(x[mask, :-1].movedim(-1, 1), labels[mask, 1:]))
+
+
+def test_sample_weights_of_other_kinds():
+    found = arguments_of(crossent.linear_cross_entropy)
+    for weights in (torch.ones(40, dtype=torch.complex64), np.ones(40, complex)):
+        arrays = found if isinstance(weights, torch.Tensor) else {name: a.numpy() for name, a in found.items()}
+        for function in LOSSES:
+            call = {name: arrays[name] for name in arguments_of(function)}
+            with pytest.raises(TypeError, match="sample_weight must hold floats, integers or booleans, got .*complex"):
+                function(**call | {"sample_weight": weights})
+
+
+# NumPy's bfloat16
+
+
+def bfloat16_of(tensor):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16) if tensor.is_floating_point() else tensor.numpy()
+
+
+@pytest.mark.parametrize("layout", ["negative", "readonly", "unaligned"])
+def test_bfloat16_of_numpy(layout):
+    """The result and its gradient are in it, rounded once."""
+    pytest.importorskip("ml_dtypes")
+    rng = np.random.default_rng(0)
+    x = 3 * rng.normal(size=(13, 10))
+    for name, target in (("cross_entropy", rng.integers(0, 10, 13)), ("cross_entropy", rng.random((13, 10)))):
+        for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1, "z_loss": 0.02, "softcap": 4.0}):
+            check("numpy", name, x, target, dtype="bfloat16", layout=layout, **options)
+    check("numpy", "nll_loss", x, rng.integers(0, 10, 13), dtype="bfloat16", layout=layout)
+    for name in ("softmax", "log_softmax"):
+        for dim in (0, 1):
+            check("numpy", name, x, dim=dim, dtype="bfloat16", layout=layout)
+
+
+def test_bfloat16_of_numpy_elsewhere():
+    """The head in float32; statistics, explanations and plans; beside other types."""
+    found = arguments_of(crossent.linear_cross_entropy)
+    del found["weight"]
+    rounded = {name: value.bfloat16().double() if value.is_floating_point() else value for name, value in found.items()}
+    arrays = {name: bfloat16_of(value) for name, value in found.items()}
+    dtype = arrays["input"].dtype
+    logits = F.linear(rounded["input"], rounded["linear_weight"], rounded["linear_bias"])
+    losses = F.cross_entropy(logits, rounded["target"], reduction="none") * rounded["sample_weight"]
+    value, gradients = crossent.value_and_grad(crossent.linear_cross_entropy)(
+        arrays["input"], arrays["linear_weight"], arrays["target"], linear_bias=arrays["linear_bias"],
+        sample_weight=arrays["sample_weight"],
+    )  # fmt: skip
+    assert value.dtype == dtype and [gradient.dtype for gradient in gradients] == [dtype] * 3
+    np.testing.assert_allclose(float(value), float(losses.sum() / rounded["sample_weight"].sum()), rtol=2**-8)
+    call = arrays["input"], arrays["linear_weight"], arrays["target"]
+    stats = crossent.linear_token_stats(*call, linear_bias=arrays["linear_bias"])
+    np.testing.assert_allclose(stats.lse, logits.logsumexp(1).numpy(), rtol=1e-5)
+    stats = crossent.prediction_stats(*call[::2])
+    expected = -F.cross_entropy(rounded["input"], rounded["target"], reduction="none")
+    np.testing.assert_allclose(stats.logprob, expected.numpy(), rtol=1e-5)
+    explained = crossent.explain(*call[::2])
+    assert explained.dtype == "bfloat16" and all(check.passed for check in explained.checks)
+    assert crossent.plan(crossent.cross_entropy, *call[::2]).path == "kernels"
+    for other, common in ((np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)):
+        probabilities = np.full((40, 50), 0.02, other)
+        value = crossent.cross_entropy(call[0], probabilities)
+        assert value.dtype == common
+        of_torch = F.cross_entropy(rounded["input"], torch.from_numpy(probabilities).double())
+        np.testing.assert_allclose(value, float(of_torch), rtol=1e-6)
+    assert crossent.softmax(call[0], 1, dtype=np.float32).dtype == np.float32
+    assert crossent.softmax(np.zeros(3), 0, dtype=dtype).dtype == dtype

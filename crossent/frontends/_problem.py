@@ -1,10 +1,10 @@
 """A checked call on its way to the kernels, the same for every array library.
 
 `lib` is the library's side: a namespace with `storages` (dtype -> storage name, int64 -> "labels"), `storage(array)`
-(a storage name or None), `strides(array)` in elements, `is_integer(array)`, `address(array)`, `contiguous(array)`,
-`new(shape, storage)`, `empty(layout, like)` and `copied(layout, array)` in the layout's order, `labels(array)` as int64
-with the row of one that does not fit or None, `cast(array, storage)`, `total(array)`, `broadcast(array, shape)`,
-`item(array, row)` and `threads()`.
+(a storage name or None), `strides(array)` in elements, `is_integer(array)`, `is_mask(array)`, `address(array)`,
+`contiguous(array)`, `new(shape, storage)`, `empty(layout, like)` and `copied(layout, array)` in the layout's order,
+`labels(array)` as int64 with the row of one that does not fit or None, `cast(array, storage)`, `total(array)`,
+`broadcast(array, shape)`, `item(array, row)` and `threads()`.
 """
 
 from functools import lru_cache
@@ -179,8 +179,8 @@ def label_error(lib, target, row, layout, options):
 
 def broadcast_samples(lib, sample_weight, row_shape):
     _rows.check_sample_weight(sample_weight.shape, row_shape)
-    if lib.storage(sample_weight) is None and not lib.is_integer(sample_weight):
-        raise _rows.dtype_error("sample_weight", sample_weight.dtype)
+    if lib.storage(sample_weight) is None and not lib.is_integer(sample_weight) and not lib.is_mask(sample_weight):
+        raise TypeError(f"sample_weight must hold floats, integers or booleans, got {sample_weight.dtype}")
     return lib.broadcast(sample_weight, row_shape)
 
 

@@ -12,7 +12,16 @@ from crossent.frontends._memory import block
 from crossent.frontends._problem import problem_of, softmax_forward
 from crossent.kernels import numba as kernels
 
-_FLOATS = {np.dtype(np.float16): "float16", np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
+
+class _Storages(dict):
+    """dtype -> how its numbers are stored, or None; bfloat16 is that of ml_dtypes, which need not be there."""
+
+    def get(self, dtype):  # pyright: ignore[reportIncompatibleMethodOverride]
+        found = super().get(dtype)
+        return "bfloat16" if found is None and dtype.name == "bfloat16" else found
+
+
+_FLOATS = _Storages((np.dtype(name), name) for name in ("float16", "float32", "float64"))
 tape_of_call: ContextVar["_Tape | None"] = ContextVar("tape", default=None)
 
 
@@ -25,7 +34,7 @@ def new_array(shape, dtype):
 class NUMPY:
     """What `_problem` asks of an array library."""
 
-    storages = {**_FLOATS, np.dtype(np.int64): "labels"}
+    storages = _Storages({**_FLOATS, np.dtype(np.int64): "labels"})
     threads = staticmethod(kernels.available_threads)
 
     @staticmethod
@@ -35,6 +44,10 @@ class NUMPY:
     @staticmethod
     def is_integer(array):
         return array.dtype.kind in "iu"
+
+    @staticmethod
+    def is_mask(array):
+        return array.dtype.kind == "b"
 
     @staticmethod
     def strides(array):
@@ -121,10 +134,13 @@ def divisor_of(options, denominator):
 
 def _promoted(input, target):
     """Logits and probabilities of two float types meet in the wider one."""
-    if target.dtype in _FLOATS and input.dtype in _FLOATS and target.shape == input.shape:
+    if not (target.shape == input.shape and NUMPY.storage(target) and NUMPY.storage(input)):
+        return input, target
+    try:
         common = np.promote_types(input.dtype, target.dtype)
-        return input.astype(common, copy=False), target.astype(common, copy=False)
-    return input, target
+    except TypeError:  # float16 and bfloat16, each of which has numbers that the other has not
+        common = np.dtype(np.float32)
+    return input.astype(common, copy=False), target.astype(common, copy=False)
 
 
 def result(value, dtype):
@@ -195,10 +211,10 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 def softmax(input, dim, dtype, log, stacklevel):
     x = readable("input", input)
     if dtype is not None:
-        if x.dtype.kind not in "fiub":
+        if x.dtype.kind not in "fiub" and NUMPY.storage(x) is None:
             raise _rows.dtype_error("input", x.dtype)
         x = x.astype(np.dtype(dtype), copy=False)
-    if x.dtype not in _FLOATS:
+    if NUMPY.storage(x) is None:
         raise _rows.dtype_error("input", x.dtype)
     axis = _rows.softmax_axis(x.ndim, dim, "log_softmax" if log else "softmax", stacklevel)
     if not x.ndim:

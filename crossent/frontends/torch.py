@@ -237,6 +237,10 @@ class TORCH:
         return tensor.dtype in INTEGERS
 
     @staticmethod
+    def is_mask(tensor):
+        return tensor.dtype is torch.bool
+
+    @staticmethod
     def new(shape, storage):
         return torch.empty(shape, dtype=getattr(torch, storage))
 

@@ -169,6 +169,11 @@ class HeadShape:
                 f"got {_text(classes)} and {_text(probs)}"
             )
 
+    def traced(self, input, linear_weight):
+        """Take over sizes that an array library records, once the numbers have been checked."""
+        (*leading, self.features), (self.classes, *out) = input, linear_weight[:-1]
+        self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
+
     @property
     def logits(self):
         """The shape of the logits that nobody makes; their classes are axis number len(leading)."""

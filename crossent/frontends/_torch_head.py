@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import HeadKernels, broadcast_samples, multiply
+from crossent.frontends._problem import HeadKernels, multiply
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 from crossent.kernels.numba import MULTIPLIES_BFLOAT16, MULTIPLIES_PAIRS
@@ -169,12 +169,15 @@ def _shifted(sample_weight, call, device):
     if not shift:
         return sample_weight
     belongs = (torch.arange(shape.leading[-1], device=device) >= shift).to(torch.float32)
-    return belongs if sample_weight is None else belongs * broadcast_samples(TORCH, sample_weight, shape.targets)
+    return belongs if sample_weight is None else belongs * frontend.spread(sample_weight, shape.targets)
 
 
 def _check_classes(classes, shape):
     if classes.dtype not in frontend.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
+    if frontend.is_traced():
+        with frontend.untraced():
+            return _check_classes(classes, SimpleNamespace(classes=int(shape.classes)))
     bad = frontend.outside(classes, shape.classes)
     if frontend.concrete(classes) is not None and bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
@@ -241,10 +244,20 @@ def _loss(head, divisor, wanted, call):
 
 def call_of(input, linear_weight, linear_bias, target, classes, options, how, divisor, out_dtype):
     """The call, once the shapes fit."""
+    shapes = input, linear_weight, linear_bias, target, classes, how.shift
+    if frontend.is_traced():
+        with frontend.untraced():
+            shape = _shape(*shapes)
+        shape.traced(input.shape, linear_weight.shape)
+    else:
+        shape = _shape(*shapes)
+    return _Call(shape, options, how, divisor, out_dtype, classes)
+
+
+def _shape(input, linear_weight, linear_bias, target, classes, shift):
     bias = None if linear_bias is None else tuple(linear_bias.shape)
     kind = tuple(target.shape) if classes is None else _rows.SparseTarget(classes, target)
-    shape = _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, how.shift)
-    return _Call(shape, options, how, divisor, out_dtype, classes)
+    return _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, shift)
 
 
 def loss_and_gradients(tensors, wanted, call):
@@ -317,8 +330,9 @@ def _computable(x, weight, bias):
 
 
 def _all_at_once():
-    """Whether plain operations hold the logits as a whole: function transforms see no chunks."""
-    return frontend.transforms() or (not torch.compiler.is_compiling() and frontend.transformed())
+    """Whether plain operations hold the logits as a whole: function transforms and traces see no chunks."""
+    eager = not torch.compiler.is_compiling()
+    return frontend.transforms() or (eager and (frontend.transformed() or frontend.is_traced()))
 
 
 def plain_rows(shape, how, itemsize):
@@ -422,7 +436,7 @@ def _composite(tensors, call, **how_chunked):
     classes, labels = _sparse(call, labels)
 
     def losses_of(matrix, bias, weight, x, labels, classes, keep):
-        logits = torch.nn.functional.linear(x, matrix, bias).reshape(len(x), shape.classes, *shape.out)
+        logits = torch.nn.functional.linear(x, matrix, bias).reshape(x.shape[0], shape.classes, *shape.out)
         logits = logits.to(keep.dtype)
         if classes is not None:
             labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))

@@ -2,7 +2,8 @@
 
 An ordinary call goes through one autograd node whose backward is a kernel too. Other devices, subclasses, function
 transforms, forward-mode derivatives and derivatives of derivatives use `kernels.array`, which PyTorch differentiates
-itself. Under `torch.compile` and `torch.export` the kernels are operators (`_torch_operators`).
+itself, and so does what `torch.jit.trace` records. Under `torch.compile` and `torch.export` the kernels are operators
+(`_torch_operators`).
 """
 
 import ctypes
@@ -49,6 +50,8 @@ _compiling = torch.compiler.is_compiling
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # before PyTorch 2.7 nobody says
 tell_of_tracing(_compiling)
 transforms = torch._C._are_functorch_transforms_active
+_tracer = torch._C._get_tracing_state
+_set_tracer = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAccessIssue]
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _has_storage = torch._C._has_storage
@@ -64,6 +67,8 @@ _OPERATOR_FROM = 2**20  # bytes
 _FINITE = 3e38  # below it a number is, in float32 too
 _UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several losses may wait for one backward pass
 _NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
+# Sizes that are tensors, as those of what is traced, are not in it, and nobody has to ask.
+_NATIVE_SOFTMAX_SIZES = frozenset(range(_NATIVE_SOFTMAX_UP_TO + 1))
 
 _composite_forced = False
 
@@ -79,6 +84,30 @@ def _force_composite():
         _composite_forced = before
 
 
+def is_traced():
+    """Whether `torch.jit.trace`, or an exporter that traces, records PyTorch's operations: kernels it would not see."""
+    return _tracer() is not None
+
+
+@contextmanager
+def untraced():
+    """Have nothing recorded, and sizes be numbers."""
+    tracer = _tracer()
+    _set_tracer(None)
+    try:
+        yield
+    finally:
+        _set_tracer(tracer)
+
+
+def numbers(shape):
+    """The sizes, which are tensors where they are traced: for checks, whose outcome a trace does not depend on."""
+    if not is_traced():
+        return shape
+    with untraced():
+        return torch.Size(int(size) for size in shape)
+
+
 def ordinary(*tensors):
     """Whether these are CPU tensors that a kernel may read, with no transform in the way."""
     for tensor in tensors:
@@ -86,7 +115,7 @@ def ordinary(*tensors):
             type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
         ):
             return False
-    return not transformed()
+    return not transformed() and not is_traced()
 
 
 def obstacles(tensors, by_weights):
@@ -149,11 +178,22 @@ def quick_plan(input, target, dim, options):
     )
     if not plain:
         return None
-    return _quick(input.shape, _stride(input), input.dtype, target.shape, _stride(target), target.dtype, dim, options)
+    try:
+        return _quick(
+            input.shape, _stride(input), input.dtype, target.shape, _stride(target), target.dtype, dim, options
+        )
+    except _IsTracedError:
+        return None
+
+
+class _IsTracedError(Exception):
+    """Raised, since what is returned would be kept."""
 
 
 @lru_cache(maxsize=4096)
 def _quick(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
+    if is_traced():  # then the sizes are tensors, which nothing kept is equal to: this is reached
+        raise _IsTracedError
     if dtype not in _number_at:
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
@@ -500,7 +540,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 
 def common_dtype(input, target):
     """The wider type, in which logits and probabilities meet; None for labels."""
-    soft = target.dtype in _STORAGE and input.dtype in _STORAGE and target.shape == input.shape
+    soft = target.dtype in _STORAGE and input.dtype in _STORAGE and numbers(target.shape) == numbers(input.shape)
     return torch.promote_types(input.dtype, target.dtype) if soft else None
 
 
@@ -573,7 +613,8 @@ def differentiates_weights(weight, sample_weight, divisor):
 
 def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
     """Class axis, kind of target, int64 labels, class weights and what each row counts (0: ignored)."""
-    axis, soft = _rows.target_kind(input.shape, target.shape, dim, soft_allowed)
+    shape = numbers(input.shape)
+    axis, soft = _rows.target_kind(shape, numbers(target.shape), dim, soft_allowed)
     if input.dtype not in _STORAGE:
         raise _rows.dtype_error("input", input.dtype)
     _rows.check_target_dtype(soft, target.dtype in _STORAGE, target.dtype in INTEGERS, target.dtype)
@@ -581,9 +622,9 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     keep = torch.ones(row_shape, dtype=dtype, device=input.device)
     if sample_weight is not None:
-        keep = broadcast_samples(TORCH, sample_weight, row_shape).to(dtype)
+        keep = spread(sample_weight, row_shape).to(dtype)
     if weight is not None:
-        _rows.check_weight(weight.shape, input.shape[axis])
+        _rows.check_weight(numbers(weight.shape), shape[axis])
         if weight.dtype not in _STORAGE:
             raise _rows.dtype_error("weight", weight.dtype)
         weight = weight.to(dtype)
@@ -601,6 +642,15 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
     return axis, soft, target, weight, keep
 
 
+def spread(sample_weight, row_shape):
+    """Broadcast to the rows."""
+    if is_traced():
+        with untraced():
+            broadcast_samples(TORCH, sample_weight, numbers(row_shape))
+        return sample_weight.expand(row_shape)
+    return broadcast_samples(TORCH, sample_weight, row_shape)
+
+
 def outside(labels, classes):
     return (labels < 0) | (labels >= classes)
 
@@ -608,8 +658,11 @@ def outside(labels, classes):
 def _checked_labels(labels, keep, classes, ignore_index):
     """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan.
 
-    What is compiled for the CPU looks when it runs.
+    What is compiled for the CPU looks when it runs; a trace refuses what it is made with, and counts nan when it runs.
     """
+    if is_traced():
+        with untraced():
+            _checked_labels(labels, keep, numbers((classes,))[0], ignore_index)
     target, counts = concrete(labels), concrete(keep)
     if target is not None and counts is not None:
         refuse_bad_labels(target, counts, classes, ignore_index)
@@ -633,7 +686,7 @@ def refuse_bad_labels(labels, counts, classes, ignore_index):
 
 def concrete(tensor):
     """The tensor with values under function transforms, or None where there are none, or none to wait for."""
-    if _compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if _compiling() or is_traced() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
@@ -768,7 +821,7 @@ def is_short(input, dim):
     """Whether PyTorch's own row loop leaves nothing to gain."""
     try:
         # Tuples of all axes are to be had in less time than the numbers of one.
-        short = input.shape[dim] <= _NATIVE_SOFTMAX_UP_TO and input.stride()[dim] == 1
+        short = input.shape[dim] in _NATIVE_SOFTMAX_SIZES and input.stride()[dim] == 1
         return short and input.dtype in _number_at
     except (IndexError, RuntimeError):  # a single number, a dim that is none or a nested tensor: the caller sees to it
         return False
@@ -818,7 +871,11 @@ def _compiled_softmax(x, axis, log):
 def _native_softmax(x, dim, log):
     """PyTorch's own; for 16 bits in float32, since its own kernels round on the way."""
     native = torch.log_softmax if log else torch.softmax
-    return native(x, dim) if x.itemsize > 2 else native(x, dim, dtype=torch.float32).to(x.dtype)
+    if x.itemsize > 2:
+        return native(x, dim)
+    if is_traced():  # what TorchScript differentiates when it is told a dtype is a gradient of that dtype
+        return native(x.float(), dim).to(x.dtype)
+    return native(x, dim, dtype=torch.float32).to(x.dtype)
 
 
 def value_and_grad(function, input, args, kwargs):

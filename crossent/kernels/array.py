@@ -12,7 +12,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     classes = logits.shape[axis]
     kept = xp.unsqueeze(keep != 0, axis)
     z = xp.where(kept, logits, 0.0)
-    if not classes:
+    if isinstance(classes, int) and not classes:  # sizes that are traced are no numbers
         return xp.sum(z, axis=axis)
     if options.softcap:
         z = options.softcap * xp.tanh(z / options.softcap)
@@ -26,6 +26,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     nll, label_mass, log_total, t = parts(xp, z, target, w, keep, options, axis, shape)
     rest_mass, rest_dot = 0.0, 0.0
     if soft or options.label_smoothing:
+        classes = xp.zeros_like(peak) + classes  # a size that is traced would be divided by in float32
         q = _rules.target_weight(t, w, xp.unsqueeze(keep, axis), options.label_smoothing, classes)
         q = q + xp.zeros_like(z)
         counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
@@ -80,7 +81,7 @@ def row_weights(xp, target, soft, weight, keep):
     """What each row counts in the mean's divisor."""
     if soft or weight is None:
         return keep
-    return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
+    return keep * xp.where(keep != 0, xp.take(weight, xp.where(keep != 0, target, 0)), 0.0)
 
 
 def token_stats(xp, logits, target, keep, options, axis):

@@ -324,6 +324,77 @@ def test_extras_under_transforms(options):
     torch.testing.assert_close(vmap(jacfwd(loss))(x, labels, sample_weight), loop)
 
 
+CLASS_WEIGHTS = torch.linspace(0.5, 2.0, 5)
+ONE_ROW = {
+    "cross_entropy": lambda module, x, y, w: module.cross_entropy(x, y, weight=w),
+    "sum": lambda module, x, y, w: module.cross_entropy(x, y, weight=w, reduction="sum"),
+    "none": lambda module, x, y, w: module.cross_entropy(x, y, weight=w, reduction="none"),
+    "soft": lambda module, x, y, w: module.cross_entropy(x, torch.softmax(2 * x.detach(), 0), weight=w),
+    "nll_loss": lambda module, x, y, w: module.nll_loss(x.log_softmax(-1), y, weight=w),
+    "linear_cross_entropy": lambda module, x, y, w: (
+        F.cross_entropy(x @ MATRIX.to(x).t(), y, weight=w)
+        if module is F
+        else crossent.linear_cross_entropy(x, MATRIX.to(x), y, weight=w)
+    ),
+}
+MATRIX = torch.linspace(-1, 2, 25).reshape(5, 5)
+
+
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_transforms_of_one_row_with_class_weights(name):
+    """A label without an axis is an index that nobody may read; and the dtype stays, in forward mode too."""
+    double, labels = logits_of(3, 5, requires_grad=False), torch.tensor([0, 3, 2])
+
+    def ours(x, y):
+        return ONE_ROW[name](crossent, x, y, CLASS_WEIGHTS.to(x))
+
+    def theirs(x, y):
+        return ONE_ROW[name](F, x, y, CLASS_WEIGHTS.double())
+
+    for x, tolerance in ((double, None), (double.float(), 1e-5)):
+        for transform in (lambda f: f, grad, jacrev, jacfwd, hessian):
+            batched = vmap(transform(ours))(x, labels)
+            right = torch.stack([transform(theirs)(*row) for row in zip(x.double(), labels)])
+            assert batched.dtype == x.dtype
+            torch.testing.assert_close(batched.double(), right, rtol=tolerance, atol=tolerance)
+
+
+def with_class_weights(name, module, x, y):
+    return ONE_ROW[name](module, x, y, CLASS_WEIGHTS.double())
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_make_fx_with_class_weights(name, mode):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    rows = [(logits_of(5, seed=seed, requires_grad=False), torch.tensor(label)) for seed, label in enumerate((3, 1))]
+    some = [(logits_of(4, 5, seed=seed, requires_grad=False), labels_of(4)) for seed in range(2)]
+    for first, second in (rows, some) if name != "soft" else (rows,):
+        for transform in (lambda f: f, lambda f: grad(lambda x, y: f(x, y).sum())):
+            ours, theirs = [transform(functools.partial(with_class_weights, name, module)) for module in (crossent, F)]
+            traced = make_fx(ours, tracing_mode=mode, _allow_non_fake_inputs=True)(*first)
+            for case in (first, second):
+                torch.testing.assert_close(traced(*case), theirs(*case))
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_ROW if name != "soft"])
+def test_one_row_without_values(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def check(x, y, w):
+        x.requires_grad_()
+        found = ONE_ROW[name](crossent, x, y, w)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert found.shape == () and found.dtype == gradient.dtype == x.dtype and gradient.shape == x.shape
+        assert found.device == x.device
+
+    tensors = torch.ones(5), torch.tensor(3), CLASS_WEIGHTS
+    check(*(tensor.to("meta") for tensor in tensors))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        check(*(mode.from_tensor(tensor) for tensor in tensors))
+
+
 # The graph
 
 

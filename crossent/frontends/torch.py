@@ -697,8 +697,19 @@ def concrete(tensor):
 def _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
     axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, True)
     target = target.to(keep.dtype) if soft else target
-    rows = array.row_losses(torch, input.to(keep.dtype), target, soft, weight, keep, options, axis, torch.Tensor.detach)
-    return reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+    x, target, keep, axis = _lined_up(input, target, keep, axis)
+    rows = array.row_losses(torch, x.to(keep.dtype), target, soft, weight, keep, options, axis, torch.Tensor.detach)
+    return _of_rows(input, reduce(rows, target, soft, weight, keep, divisor, options)).to(out_dtype)
+
+
+def _lined_up(input, target, keep, axis):
+    """A single row becomes a line of one: an index without an axis is read, and forward mode gives it another dtype."""
+    return (input, target, keep, axis) if keep.ndim else (input[None], target[None], keep[None], 1)
+
+
+def _of_rows(input, result):
+    """Without the axis of `_lined_up`."""
+    return result[0] if result.ndim >= input.ndim else result
 
 
 def reduce(rows, target, soft, weight, keep, divisor, options):
@@ -766,8 +777,9 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 
 def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
     axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, False)
-    rows = array.picked_losses(torch, input.to(keep.dtype), target, weight, keep, axis)
-    return reduce(rows, target, soft, weight, keep, divisor, options).to(out_dtype)
+    x, target, keep, axis = _lined_up(input, target, keep, axis)
+    rows = array.picked_losses(torch, x.to(keep.dtype), target, weight, keep, axis)
+    return _of_rows(input, reduce(rows, target, soft, weight, keep, divisor, options)).to(out_dtype)
 
 
 # Metrics
@@ -784,7 +796,9 @@ def prediction_stats(input, target, dim, options):
     if not _compiling() and ordinary(input, target):
         return _problem.prediction_stats(TORCH, input, target, dim, options)
     axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False)
-    return array.prediction_stats(torch, input.to(keep.dtype), target, keep, axis)
+    x, target, keep, axis = _lined_up(input, target, keep, axis)
+    stats = array.prediction_stats(torch, x.to(keep.dtype), target, keep, axis)
+    return tuple(_of_rows(input, result) for result in stats)
 
 
 # Softmax

@@ -81,7 +81,7 @@ def row_weights(xp, target, soft, weight, keep):
     """What each row counts in the mean's divisor."""
     if soft or weight is None:
         return keep
-    return keep * xp.where(keep != 0, xp.take(weight, xp.where(keep != 0, target, 0)), 0.0)
+    return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
 
 
 def token_stats(xp, logits, target, keep, options, axis):

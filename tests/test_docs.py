@@ -181,7 +181,9 @@ UNDOCUMENTED = [r"module\ 'crossent'\ has\ no\ attribute\ .*?", r".*?:\ .*?"]
 def test_every_message_has_its_place_in_troubleshooting():
     """That the calls shown there raise the messages quoted there is for `test_code_runs`."""
     text = read(ROOT / "docs/troubleshooting.md")
-    quoted = re.findall(r"Traceback .*\n((?: *(?!>>>|```)\S.*\n)+)", text) + re.findall(r"`(\w+Error: [^`]+)`", text)
+    quoted = re.findall(r"Traceback .*\n((?: *(?!>>>|```)\S.*\n)+)", text) + re.findall(
+        r"`(\w+(?:Error|Warning): [^`]+)`", text
+    )
     quoted = [" ".join(message.split()) for message in quoted]
     tabled = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)  # of the commands, "..." being what varies
     found = list(dict.fromkeys(messages()))

@@ -110,7 +110,7 @@ MAY_IMPORT = {
         "matplotlib",
         "rich",
     ),
-    "crossent.integrations": ("crossent.functional", "torch"),
+    "crossent.integrations": ("crossent.functional", "crossent.integrations", "torch"),
     "crossent.cli": (
         *PUBLIC,
         "crossent.bench",

@@ -1,78 +1,14 @@
 """Models of transformers with the fused head: the same loss and gradients as without, and no logits."""
 
 import copy
-import os
 import pickle
+import warnings
 
 import pytest
 import torch
+from language_models import BIASED, FAMILIES, assert_same, batch, build, build_biased, step, transformers
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
-pytest.importorskip("accelerate")
-transformers = pytest.importorskip("transformers")
-
-from crossent.integrations.transformers import patch, unpatch  # noqa: E402
-
-SIZES = {
-    "vocab_size": 67, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-}  # fmt: skip
-EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "output_router_logits": True}
-FAMILIES = {
-    "Llama": {},
-    "Qwen3": {"tie_word_embeddings": True},
-    "Mistral": {},
-    "Phi3": {},
-    "Phi": {},  # a head with a bias
-    "GPT2": {},
-    "Gemma2": {"final_logit_softcapping": 0.3, "query_pre_attn_scalar": 8},
-    "RecurrentGemma": {"logits_soft_cap": 0.3, "lru_width": 16, "num_hidden_layers": 3},
-    "Cohere": {"logit_scale": 0.3},
-    "Granite": {"logits_scaling": 0.7},
-    "Mixtral": EXPERTS | {"num_local_experts": 4},
-    "Qwen3Moe": EXPERTS | {"num_experts": 4},
-    "OPT": {"ffn_dim": 24, "word_embed_proj_dim": 16},
-    "Bart": {"is_decoder": True, "decoder_layers": 1, "decoder_ffn_dim": 24},  # its loss is a CrossEntropyLoss
-}
-
-
-def build(family="Llama", **options):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES | FAMILIES[family] | options)
-    names = (f"{family}ForCausalLM", f"{family}LMHeadModel")
-    model = next(getattr(transformers, name) for name in names if hasattr(transformers, name))(config)
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        head.weight.mul_(10)  # far enough from uniform that a softcap or scale matters
-        if head.bias is not None:
-            head.bias.normal_()
-    return model.train()
-
-
-def batch(rows=2):
-    ids = torch.randint(3, 67, (rows, 7), generator=torch.Generator().manual_seed(1))
-    labels = ids.clone()
-    labels[0, :3] = -100
-    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-
-
-def step(model, *args, **kwargs):
-    model.zero_grad()
-    output = model(*args, **(kwargs if args else batch() | kwargs))
-    loss = output[0]
-    loss.backward()
-    return output, loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(ours, theirs, rtol=1e-5):
-    """Losses, and gradients in proportion to their largest."""
-    (_, loss, gradients), (_, expected, expected_gradients) = ours, theirs
-    torch.testing.assert_close(loss, expected, rtol=rtol, atol=0)
-    assert gradients.keys() == expected_gradients.keys()
-    largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
-    for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=rtol * largest, msg=name)
+from crossent.integrations.transformers import patch, unpatch
 
 
 @pytest.fixture
@@ -95,11 +31,49 @@ def test_loss_and_gradients(family, products):
     ours = step(patch(model))
     assert not any(weight is head.weight for weight in products)
     assert_same(ours, theirs)
-    assert ours[0].logits is None and "logits" not in ours[0]
-    assert type(ours[0]) is type(theirs[0])
+    assert "logits" not in ours[0] and type(ours[0]) is type(theirs[0])
     if "output_router_logits" in FAMILIES[family]:
         torch.testing.assert_close(ours[0].aux_loss, theirs[0].aux_loss)
         assert theirs[1] > theirs[0].aux_loss * model.router_aux_loss_coef > 0
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_bias_that_the_model_adds(name):
+    model = build_biased(name)
+    theirs = step(model)
+    ours = step(patch(model))
+    assert "logits" not in ours[0]
+    assert_same(ours, theirs)
+
+
+def test_a_bias_among_other_operations():
+    """With the head's own bias, a scale before and after, and a cut of the classes; a bias that is a parameter."""
+
+    def loss_function(logits, labels, vocab_size, **kwargs):
+        logits = 0.5 * (logits * 0.3 + bias) + 0.1 * bias[None, None]
+        logits = -3 * torch.tanh(logits[..., :60] / 3)
+        return torch.nn.functional.cross_entropy(logits.view(-1, 60), labels.view(-1) % 60)
+
+    bias = torch.linspace(-2, 2, 67).requires_grad_()
+    model = build("Phi")
+    model.loss_function = loss_function
+    theirs, expected = step(model), bias.grad
+    bias.grad = None
+    assert_same(step(patch(model)), theirs)
+    torch.testing.assert_close(bias.grad, expected)
+
+
+def test_models_without_memory():
+    """On the meta device: shapes and dtypes alone."""
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.device("meta"):
+            model = build("Gemma2").to(dtype)
+            inputs = {name: torch.zeros(2, 7, dtype=torch.int64) for name in batch()}
+        theirs = model(**inputs)
+        ours = patch(model)(**inputs)
+        assert ours.loss.is_meta and (ours.loss.shape, ours.loss.dtype) == ((), theirs.loss.dtype)
+        ours.loss.backward()
+        assert model.get_output_embeddings().weight.grad.is_meta
 
 
 SHIFTED = torch.randint(0, 67, (2, 7), generator=torch.Generator().manual_seed(2))
@@ -185,7 +159,7 @@ def test_ways_to_call():
     by_position = [inputs["input_ids"], inputs["attention_mask"], None, None, None, inputs["labels"]]
     assert_same(step(model, *by_position), theirs)
     with torch.no_grad():
-        assert model(**inputs).logits is None
+        assert "logits" not in model(**inputs)
 
 
 def test_own_loss_function():
@@ -217,7 +191,10 @@ def test_own_loss_function():
         lambda logits: torch.nn.functional.cross_entropy(logits.view(-1, 67), SHIFTED.view(-1), size_average=False),
         lambda logits: torch.tanh(torch.tanh(logits)),
         lambda logits: logits * torch.ones(67),
-        lambda logits: torch.ones(67) + logits,
+        lambda logits: torch.ones(2, 7, 67) + logits,
+        lambda logits: logits + torch.ones(1),
+        lambda logits: torch.tanh(logits) + torch.ones(67),
+        lambda logits: logits / torch.ones(67),
         lambda logits: logits + 1.0,
         lambda logits: logits == 0,
         lambda logits: logits != 0,
@@ -237,10 +214,67 @@ def test_what_is_not_understood_raises(operation):
 
     model = patch(build())
     model.loss_function = loss_function
-    with pytest.raises((TypeError, AttributeError), match="[Uu]npatch it|unsupported operand .*_Logits"):
+    with pytest.raises((TypeError, AttributeError), match="unpatch it|unsupported operand .*Logits"):
         model(**batch())
     del model._loss_function
     assert torch.isfinite(model(**batch()).loss)
+
+
+def test_logits_of_an_output():
+    """Their cross entropy can be taken; whoever asks for anything else reads what to do."""
+    model, inputs = build("Phi"), batch()
+    labels = inputs["labels"][..., 1:]
+
+    def loss(output):
+        logits = output.logits[..., :-1, :].contiguous()
+        return torch.nn.functional.cross_entropy(logits.view(-1, 67), labels.reshape(-1), label_smoothing=0.1)
+
+    expected = loss(model(**inputs))
+    output = patch(model)(**inputs)
+    torch.testing.assert_close(loss(output), expected)
+    assert "did not make" in repr(output.logits) and len(repr(output.logits)) < 80
+    for use in (
+        lambda logits: logits.argmax(-1),
+        lambda logits: torch.softmax(logits, -1),
+        lambda logits: logits[0, 0, 3],
+    ):
+        with pytest.raises((TypeError, AttributeError), match="in evaluation or without labels .* or unpatch it"):
+            use(output.logits)
+
+
+def test_label_smoothing_by_the_loss_function():
+    """As docs/transformers.md has it: what the Trainer makes of logits that it asks for without labels."""
+
+    def smoothed(logits, labels, vocab_size, **kwargs):
+        targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+        logits = logits.float().view(-1, vocab_size)
+        return torch.nn.functional.cross_entropy(logits, targets.reshape(-1), label_smoothing=0.1)
+
+    model, inputs = build(), batch()
+    labels = inputs.pop("labels")
+    smoother = transformers.trainer_pt_utils.LabelSmoother(0.1)
+    expected = smoother(model(**inputs), labels, shift_labels=True)
+    patch(model)
+    with pytest.warns(UserWarning, match="called in training without labels"):
+        torch.testing.assert_close(smoother(model(**inputs), labels, shift_labels=True), expected)
+    model.loss_function = smoothed
+    output = model(**inputs, labels=labels)
+    assert "logits" not in output
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_training_without_labels_warns():
+    model, inputs = patch(build()), batch()
+    del inputs["labels"]
+    with pytest.warns(UserWarning, match="called in training without labels, so it makes its logits") as caught:
+        model(**inputs)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            model(**inputs)
+        model.eval()(**inputs)
+        model.generate(**inputs, max_new_tokens=2)
 
 
 def test_bad_labels_raise():
@@ -310,7 +344,7 @@ def test_patch_and_unpatch():
     assert unpatch(model) is model and model.lm_head is head
     model.zero_grad()
     assert [(type(module), dict(vars(module))) for module in model.modules()] == before
-    assert step(model)[0].logits is not None
+    assert "logits" in step(model)[0]
 
 
 def test_classes_put_on_top_of_ours():
@@ -319,7 +353,7 @@ def test_classes_put_on_top_of_ours():
     for module in (model, model.lm_head):
         module.__class__ = type("Sharded", (type(module),), {})
     assert patch(model) is model and type(model).__name__ == "Sharded"
-    assert model(**batch()).logits is None
+    assert "logits" not in model(**batch())
     with pytest.raises(TypeError, match="Sharded was wrapped in another class"):
         unpatch(model)
 
@@ -329,7 +363,7 @@ def test_replaced_output_embedding():
     model.lm_head = torch.nn.Linear(16, 67)
     with pytest.raises(ValueError, match="patch it again"):
         model(**batch())
-    assert patch(model)(**batch()).logits is None
+    assert "logits" not in patch(model)(**batch())
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma2"])
@@ -343,9 +377,9 @@ def test_copies_are_patched_and_independent(family, copied):
             parameter.zero_()
     other.zero_grad()
     theirs = step(other)
-    assert theirs[0].logits is None
+    assert "logits" not in theirs[0]
     assert_same(theirs, ours)
-    assert step(unpatch(other))[0].logits is not None and model(**batch()).logits is None
+    assert "logits" in step(unpatch(other))[0] and "logits" not in model(**batch())
 
 
 def test_saved_models(tmp_path):
@@ -381,5 +415,5 @@ def test_trainer_with_gradient_accumulation(family, bf16, tmp_path, products):
     assert evaluations == 2  # one batch at the end of each epoch
     assert len(ours) == len(theirs) == 10
     torch.testing.assert_close(ours, theirs, rtol=0.02 if bf16 else 1e-4, atol=0)
-    assert model.train()(**batch()).logits is None
-    assert unpatch(model)(**batch()).logits is not None
+    assert "logits" not in model.train()(**batch())
+    assert "logits" in unpatch(model)(**batch())

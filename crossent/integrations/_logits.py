@@ -1,0 +1,232 @@
+"""Logits that a model's output embedding never makes, and the cross entropy of them that it makes instead."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from crossent.functional import CHUNK_BYTES, cross_entropy, linear_cross_entropy, nll_loss
+
+_HALVES = (torch.float16, torch.bfloat16)
+_MASKS = (torch.bool, torch.uint8)
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One call of a patched model: whose logits are left out, and whether a loss came of it.
+
+    `head` is the output embedding as the model calls it, `answering` the patched modules in it that answer.
+    """
+
+    head: Any
+    answering: tuple
+    has_loss: bool = False
+
+
+def refused(what):
+    return TypeError(
+        f"{what} is not possible while a patched model trains: its logits are never made. "
+        "Call it in evaluation or without labels where you need them, or unpatch it"
+    )
+
+
+def autocasts(device):
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Logits:
+    """With x = hidden @ weight.T + bias and y = x * times / over + shift: z = y, or cap * tanh(y).
+
+    `times` and `over` are kept apart, so that what a softcap divides by and multiplies with cancels to exactly 1.
+    """
+
+    step: Step
+    hidden: Any
+    classes: int
+    products: torch.dtype
+    dtype: torch.dtype
+    times: float = 1.0
+    over: float = 1.0
+    shift: Any = None
+    cap: float | None = None
+
+    def _with(self, **changes):
+        return Logits(**{field: getattr(self, field) for field in _FIELDS} | changes)
+
+    @property
+    def shape(self):
+        return torch.Size((*self.hidden.shape[:-1], self.classes))
+
+    @property
+    def device(self):
+        return self.hidden.device
+
+    def __repr__(self):
+        return f"<logits of shape {tuple(self.shape)}, which a patched model did not make>"
+
+    def size(self, dim=None):
+        return self.shape if dim is None else self.shape[dim]
+
+    def contiguous(self):
+        return self
+
+    def float(self):
+        return self.to(torch.float32)
+
+    def to(self, *args, **kwargs):
+        like = self.hidden.new_empty(0, dtype=self.dtype).to(*args, **kwargs)
+        if like.device != self.device:
+            raise refused(f"Moving logits from {self.device} to {like.device}")
+        return self._with(dtype=like.dtype)
+
+    def view(self, *shape):
+        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        if not shape or shape[-1] not in (-1, self.classes):
+            raise refused(f"Viewing logits of {self.classes} classes as {shape}")
+        return self._with(hidden=self.hidden.reshape(*shape[:-1], self.hidden.shape[-1]))
+
+    reshape = view
+
+    def __getitem__(self, index):
+        index = index if isinstance(index, tuple) else (index,)
+        if not all(i is ... or isinstance(i, (int, slice, torch.Tensor)) and not isinstance(i, bool) for i in index):
+            raise refused(f"Indexing logits with {index}")
+        axes = sum(i.ndim if isinstance(i, torch.Tensor) and i.dtype in _MASKS else i is not ... for i in index)
+        if axes < self.hidden.ndim and not (any(i is ... for i in index) and index[-1] is not ...):
+            return self._with(hidden=self.hidden[index])
+        kept = range(self.classes)[index[-1]] if isinstance(index[-1], slice) else range(0)
+        if not kept or kept.start or kept.step != 1:  # the first ones are what padded vocabularies are cut to
+            raise refused(f"Indexing classes with {index[-1]}")
+        shift = None if self.shift is None else self.shift[: len(kept)]
+        return self._with(hidden=self.hidden[(*index[:-1], slice(None))], classes=len(kept), shift=shift)
+
+    def __mul__(self, factor):
+        if not isinstance(factor, (int, float)):
+            raise refused(f"Scaling logits with a {type(factor).__name__}")
+        return self._scaled(factor, 1)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor):
+        if not isinstance(divisor, (int, float)):
+            raise refused(f"Dividing logits by a {type(divisor).__name__}")
+        return self._scaled(1, divisor)
+
+    def _scaled(self, times, over):
+        if self.cap is not None:
+            return self._with(cap=self.cap * times / over)
+        shift = None if self.shift is None else self.shift * times / over
+        return self._with(times=self.times * times, over=self.over * over, shift=shift)
+
+    def __add__(self, bias):
+        if not isinstance(bias, torch.Tensor) or bias.shape[-1:] != self.shape[-1:] or bias.numel() != self.classes:
+            raise refused("Adding to logits anything but a bias, a tensor with one number for each class,")
+        if self.cap is not None:
+            raise refused("Adding a bias after a softcap")
+        shift = bias.reshape(-1) if self.shift is None else self.shift + bias.reshape(-1)
+        return self._with(shift=shift, dtype=torch.promote_types(self.dtype, bias.dtype))
+
+    __radd__ = __add__
+
+    def tanh(self):
+        if self.cap is not None:
+            raise refused("A second softcap")
+        return self._with(cap=1.0)
+
+    def cross_entropy(
+        self, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+        label_smoothing=0.0,
+    ):  # fmt: skip
+        if self.hidden.ndim != 2 or size_average is not None or reduce is not None:
+            raise refused("Cross entropy of anything but (N, C), or with size_average or reduce,")
+        options = {
+            "weight": weight, "reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        }  # fmt: skip
+        # A dictionary, into which hooks of libraries look for tensors, and with which other hooks' arithmetic fails.
+        made = self.step.head({"input": self.hidden, "loss": _Loss(self, target, options)})
+        self.step.has_loss = True
+        return made["loss"]
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func not in _FUNCTIONS or not isinstance(args[0], cls):
+            raise refused(getattr(func, "__name__", str(func)))
+        return _FUNCTIONS[func](*args, **(kwargs or {}))
+
+    def __getattr__(self, name):
+        raise AttributeError(str(refused(f"`{name}` of logits")))
+
+    def __eq__(self, other):
+        raise refused("Comparing logits")
+
+    __ne__ = __eq__
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Logits))
+_FUNCTIONS = {F.cross_entropy: Logits.cross_entropy, torch.tanh: Logits.tanh}
+
+
+@dataclasses.dataclass(eq=False)
+class _Loss:
+    """What the output embedding is asked for the second time; `hidden` are the rows that it was given with it."""
+
+    logits: Logits
+    target: Any
+    options: dict[str, Any]
+
+    def of_linear(self, head, hidden):
+        logits, classes = self.logits, self.logits.classes
+        matrix = head.weight[:classes] if classes < len(head.weight) else head.weight
+        bias = None if head.bias is None else head.bias[:classes]
+        factor, shift, softcap = self._transform()
+        if factor != 1:
+            hidden, bias = hidden * factor, None if bias is None else bias * factor
+        if shift is not None:
+            bias = (shift if bias is None else bias + shift).to(hidden.dtype)
+        half = logits.products in _HALVES
+        # Products in the head's dtype, whoever chose it, and losses in float32.
+        with self._autocast(dtype=logits.products if half else None, enabled=half):
+            loss = linear_cross_entropy(hidden, matrix, self.target, linear_bias=bias, softcap=softcap, **self.options)
+        return self._rounded(loss)
+
+    def by_chunks(self, head, hidden):
+        """Of any function of rows, whose logits are made a second time in the backward pass."""
+        rows = max(1, CHUNK_BYTES // (4 * self.logits.classes))
+        reduction = self.options["reduction"]
+        options: dict[str, Any] = self.options | {"reduction": "none" if reduction == "none" else "sum"}
+        factor, shift, softcap = self._transform()
+
+        def losses(hidden, target):
+            x = head(hidden)[:, : self.logits.classes]
+            x = x.to(torch.promote_types(x.dtype, torch.float32)) * factor
+            return cross_entropy(x if shift is None else x + shift, target, softcap=softcap, **options)
+
+        chunks = zip(hidden.split(rows), self.target.split(rows))
+        made = [checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks]
+        if reduction == "none":
+            return self._rounded(torch.cat(made))
+        total = torch.stack(made).sum()
+        return self._rounded(total / self._divisor() if reduction == "mean" else total)
+
+    def _transform(self):
+        """y = factor * x + shift, of which the softcap is taken: cap * tanh(y / cap), whatever the sign of cap."""
+        logits, outer = self.logits, 1.0 if self.logits.cap is None else self.logits.cap
+        shift = None if logits.shift is None else logits.shift * outer
+        return logits.times * outer / logits.over, shift, None if logits.cap is None else abs(logits.cap)
+
+    def _divisor(self):
+        """The sum of the weights that the labels have: of losses that are 1 without them."""
+        ones = self.logits.hidden.new_full((1, 1), -1.0, dtype=torch.float32).expand(self.logits.shape)
+        options = {name: self.options[name] for name in ("weight", "ignore_index")}
+        return nll_loss(ones, self.target, reduction="sum", **options)
+
+    def _autocast(self, **how):
+        device = self.logits.device.type
+        return contextlib.nullcontext() if device == "meta" else torch.autocast(device, **how)
+
+    def _rounded(self, loss):
+        return loss if autocasts(self.logits.device.type) else loss.to(self.logits.dtype)

@@ -1,0 +1,72 @@
+"""Patched models whose output embedding PEFT adapts."""
+
+import copy
+
+import pytest
+import torch
+from language_models import assert_same, batch, build, step
+
+from crossent.integrations import _logits
+from crossent.integrations.transformers import patch, unpatch
+
+peft = pytest.importorskip("peft")
+
+KINDS = {
+    "lora": {"target_modules": ["q_proj", "lm_head"]},
+    "dora": {"target_modules": ["lm_head"], "use_dora": True},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "elsewhere": {"target_modules": ["q_proj"]},
+}
+
+
+def adapt(model, kind):
+    torch.manual_seed(3)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **KINDS[kind]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    return model.train()
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """How many rows each call of the adapted layer has, of which 4 fit a chunk of logits."""
+    monkeypatch.setattr(_logits, "CHUNK_BYTES", 4 * 4 * 67)
+    seen = []
+
+    def watch(layer):
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        return seen
+
+    return watch
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "Phi"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients(kind, family, rows):
+    theirs = step(adapt(build(family, tie_word_embeddings=False), kind))
+    model = patch(adapt(build(family, tie_word_embeddings=False), kind))
+    head = model.get_output_embeddings()
+    seen = rows(head.lora_A["default"]) if kind == "lora" else [4]
+    ours = step(model)
+    assert "logits" not in ours[0] and max(seen) == 4
+    assert_same(ours, theirs)
+    merged = model.merge_and_unload()
+    assert "logits" not in merged(**batch())
+    assert "logits" in unpatch(merged)(**batch())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patch_comes_first(kind):
+    theirs = step(adapt(build(), kind))
+    model = adapt(patch(build()), kind)
+    if kind in ("lora", "dora"):
+        with pytest.raises(ValueError, match="patch it again"):
+            model(**batch())
+        patch(model)
+    ours = step(model)
+    assert "logits" not in ours[0]
+    assert_same(ours, theirs)
+    assert_same(step(copy.deepcopy(model)), theirs)
+    assert "logits" in step(unpatch(model))[0]

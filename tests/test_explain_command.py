@@ -18,7 +18,7 @@ LOGITS, LABELS = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
 
 def run(*arguments, columns="80"):
     return subprocess.run(
-        [sys.executable, "-m", "crossent.cli", "explain", *map(str, arguments)],
+        [sys.executable, "-m", "crossent", "explain", *map(str, arguments)],
         capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": columns},
     )  # fmt: skip
 

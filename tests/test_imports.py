@@ -93,6 +93,8 @@ MAY_IMPORT = {
     ),
     "crossent._shapes": (),
     "crossent._files": (),
+    "crossent._output": (),
+    "crossent.__main__": ("crossent.cli",),
     "crossent._plan_of_shapes": ("crossent", "crossent._shapes", "numpy", "torch", "rich"),
     "crossent.bench": (
         *PUBLIC,
@@ -118,7 +120,7 @@ MAY_IMPORT = {
         "crossent.explanation",
         "crossent.score.command",
         "crossent._plan_of_shapes",
-        "rich",
+        "crossent._output",
         "typer",
     ),
     "crossent": ("crossent.functional", "crossent.nn"),

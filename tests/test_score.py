@@ -415,7 +415,7 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
 
 
 def cli(*arguments, **environment):
-    command = [sys.executable, "-m", "crossent.cli", *arguments]
+    command = [sys.executable, "-m", "crossent", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from itertools import product
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -63,9 +64,10 @@ def run(
         else:
             jobs.append((case, name))
     done = 0
-    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
+    drawn: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **drawn) as progress:
         task = progress.add_task("", total=len(jobs))
         try:
             for case, name in jobs:

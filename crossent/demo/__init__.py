@@ -7,6 +7,7 @@ def run(output: Path) -> int:
     """Runs the parts, printing as it goes. Returns the exit status: 0 where everything shown holds."""
     from rich.console import Console
 
+    output.mkdir(parents=True, exist_ok=True)  # or it fails now, and not after minutes
     console = Console(highlight=False, markup=False)
     with console.status("Loading PyTorch"):
         from crossent.demo import language_model, large_logits, training, worked_example

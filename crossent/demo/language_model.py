@@ -164,7 +164,6 @@ def _plot(records: Records, settings: Settings, output: Path) -> Path:
     _bars(speed, "Tokens per second: {:.1f} x torch's", _tokens_per_second(records, settings))
     _bars(peak, "Peak memory (MB): {:.2f} x torch's", {name: size / 1e6 for name, size in _peaks(records).items()})
     figure.suptitle("A transformer trained on Python's standard library, with torch's head and with crossent's")
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "language_model.png"
     FigureCanvasAgg(figure).print_figure(path, dpi=120)
     return path

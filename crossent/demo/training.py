@@ -98,7 +98,6 @@ def _plot(found: Curves, output: Path) -> Path:
     axes[0, -1].legend()
     axes[1, -1].legend(loc="lower right")
     figure.suptitle("Handwritten digits: the same program with torch.nn and with crossent.nn")
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "digits.png"
     FigureCanvasAgg(figure).print_figure(path, dpi=120)
     return path

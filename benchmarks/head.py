@@ -17,7 +17,7 @@ import crossent
 from benchmarks.cases import HEAD_CASES, HeadCase
 from crossent.bench.calls import torch_arrays
 from crossent.bench.cases import HEAD, Case
-from crossent.kernels.numba import MULTIPLIES_BFLOAT16
+from crossent.kernels._processor import PRODUCTS_OF_BFLOAT16, WIDENED
 
 CHUNKS = (512, 1024, 2048, 4096)
 RIVALS = ("torch", "products")
@@ -106,7 +106,7 @@ def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dic
 def measure(case: HeadCase, rounds: int) -> list[dict]:
     """Rounds in which everything has its turn, after one that does not count for what is quick."""
     head = rivals_head = Head(case)
-    if case.dtype == "bfloat16" and not MULTIPLIES_BFLOAT16:
+    if case.dtype == "bfloat16" and PRODUCTS_OF_BFLOAT16[0] == WIDENED:
         # PyTorch takes minutes there, number by number: what it takes for some of the rows stands for all of them.
         rivals_head = Head(replace(case, tokens=CHUNKS[0]))
     share = len(rivals_head.labels) / case.tokens

@@ -7,6 +7,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
     logits_bytes(x)                    the size of a logit
     rows_at_once(x)                    of the products: chunks of multiples take less time for each row
     logits(x, weight, bias, out)       write x @ weight.T + bias
+    rounded(dlogits)                   dlogits as the next two take them, in the same memory
     to_input(dlogits, weight)          dlogits @ weight, or with `numbers` those rows of it
     to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
@@ -135,7 +136,9 @@ class Head:
         classes = len(self.weight)
         line = 64 // self.lib.logits_bytes(self.x)
         lines = -(-classes // line)
-        return self.lib.buffer((rows, (lines | 1) * line), self.x)[:, :classes]
+        buffer = self.lib.buffer((rows, (lines | 1) * line), self.x)
+        buffer[:, classes:] = 0  # a library's product may read whole lines, and 0 times nan is nan
+        return buffer[:, :classes]
 
     def _rows(self, targets):
         return targets if isinstance(targets, slice) else targets - self.how.shift
@@ -211,6 +214,9 @@ class Head:
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
+        if dx is dweight is None:
+            return
+        dlogits = lib.rounded(dlogits)
         if dx is not None:
             dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
         if dweight is not None:

@@ -50,6 +50,7 @@ class FilteredProducts:
                 some = chosen[start : start + step]
                 dsome = lib.columns(self._dlogits, some)
                 lib.to_bias(total, dsome.T)
+                dsome = lib.rounded(dsome)
                 if dinput is not None:
                     dinput += lib.to_input(dsome, self._weight, some)
                 if dweight is not None:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 REDUCTIONS = ("none", "mean", "sum")
 _MADE_AT_MOST = 1024
@@ -78,19 +79,24 @@ class HeadOptions:
     chunk_bytes: int = CHUNK_BYTES
     chunk_rows: int | None = None
     filter_eps: float = 0.0
+    exact: bool = False
+    given: Any = None
 
 
-def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None):
-    """Validated; `options` is a torch.nn.LinearCrossEntropyOptions, of which only an explicit chunk size counts."""
+def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None, exact=False):
+    """Validated; `options` is a torch.nn.LinearCrossEntropyOptions, of which an explicit chunk size counts, and whether
+    it wants logits that are `exact`, of 32 bits whatever that costs.
+    """
     filter_eps = number("filter_eps", filter_eps)
     if not 0.0 <= filter_eps < 1.0:
         raise ValueError(f"filter_eps must be at least 0 and below 1, got {filter_eps}")
     chunk_rows = None if options is None else options.batch_chunk_size
     if chunk_rows is not None:
         chunk_rows = whole_number("options.batch_chunk_size", chunk_rows, 1)
-    return HeadOptions(
-        whole_number("shift", shift, 0), whole_number("chunk_bytes", chunk_bytes, 1), chunk_rows, filter_eps
-    )
+    sums = getattr(options, "acc_dtype", None)
+    exact = exact or getattr(options, "acc_policy", None) == "accurate" or getattr(sums, "itemsize", 0) > 2
+    shift, chunk_bytes = whole_number("shift", shift, 0), whole_number("chunk_bytes", chunk_bytes, 1)
+    return HeadOptions(shift, chunk_bytes, chunk_rows, filter_eps, exact, options)
 
 
 def whole_number(name, value, at_least):

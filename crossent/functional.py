@@ -338,8 +338,9 @@ def linear_cross_entropy(
             logits' dtype; or a `SparseTarget`.
         linear_bias: of linear_weight's shape without the features, in the input's dtype.
         ignore_index: as in `cross_entropy`; None is -100.
-        options: a torch.nn.LinearCrossEntropyOptions. An explicit batch_chunk_size is honoured; its other fields choose
-            between ways of summation and of keeping gradients that do not exist here, and change nothing.
+        options: a torch.nn.LinearCrossEntropyOptions. An explicit batch_chunk_size is honoured. acc_policy "accurate"
+            and an acc_dtype of torch.float32 keep logits in float32 on every processor and device, as said below. Other
+            fields choose between ways of keeping gradients that do not exist here, and change nothing.
         shift: the target of a row is that of `shift` rows later along the last axis before the features: with 1 a
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
@@ -356,8 +357,10 @@ def linear_cross_entropy(
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
     `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
 
-    All of it is computed in float32, for float64 in float64; only on other devices than the CPU, and on processors that
-    multiply bfloat16 themselves, logits are rounded to the input's dtype, and products may be. Losses are in nats.
+    All of it is computed in float32, for float64 in float64. Of bfloat16, a processor that multiplies it in pairs
+    (AVX-512 BF16) gives logits in float32, whose gradient is rounded once, for its two products. Where logits of 16
+    bits are many times faster (processors with a unit for matrices, as AMX, and other devices than the CPU) they are
+    rounded too, unless `options` ask for accuracy. `crossent.plan` says which it is. Losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
     input's dtype; float16 and bfloat16 give float32 under torch.autocast.
@@ -440,7 +443,8 @@ def linear_token_stats(
 
     Args: as those of `crossent.linear_cross_entropy`, with labels for targets and a linear_weight of shape (C, D).
 
-    The arithmetic is that of `crossent.linear_cross_entropy`; lse, logprob and entropy are in nats.
+    On the CPU logits are summed in float32 whatever the dtype and the processor, for float64 in float64; elsewhere as
+    in `crossent.linear_cross_entropy`. lse, logprob and entropy are in nats.
 
     Returns a `TokenStats` of arrays of the labels' shape, without the first `shift` along the last axis: floats of the
     arithmetic's dtype, and int64 ranks. Where the label is `ignore_index` all are 0, and the rank -1.
@@ -461,7 +465,7 @@ def linear_token_stats(
     """
     frontend = frontend_of(type(input))
     options = loss_options(None, None, "none", ignore_index, 0.0, softcap, 0.0)
-    how = head_options(shift, chunk_bytes)
+    how = head_options(shift, chunk_bytes, exact=True)
     return TokenStats(*frontend.linear_token_stats(input, linear_weight, target, linear_bias, options, how))
 
 
@@ -613,7 +617,8 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     )  # fmt: skip
     how = None
     if name.startswith("linear_"):
-        how = head_options(a["shift"], a["chunk_bytes"], a.get("filter_eps", 0.0), a.get("options"))
+        exact = function is linear_token_stats
+        how = head_options(a["shift"], a["chunk_bytes"], a.get("filter_eps", 0.0), a.get("options"), exact)
     return frontend_of(type(a["input"])).plan(name, a, options, how)
 
 

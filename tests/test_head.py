@@ -22,8 +22,9 @@ from torch.testing._internal.common_modules import module_db
 
 import crossent
 from crossent import _head_filter
-from crossent.frontends import _problem, _torch_head, torch as torch_frontend
-from crossent.kernels import numba as kernels
+from crossent.frontends import _problem, _torch_products, torch as torch_frontend
+from crossent.kernels import _processor, numba as kernels
+from crossent.kernels._processor import LIBRARY, PRODUCTS_OF_BFLOAT16, WIDENED
 
 F = torch.nn.functional
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -193,8 +194,11 @@ def check(frontend, case, dtype, ulps=4, **how):
     x, matrix = (np.nan_to_num(abs(case[name]), posinf=0) for name in ("x", "matrix"))
     x, matrix = (a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) for a in (x, matrix))
     terms = max(1.0, largest(x @ matrix.T) + largest(case.get("linear_bias", 0.0)))
-    if dtype == "bfloat16":
-        terms *= EPS["bfloat16"] / EPS["float32"]  # in which the logits are rounded
+    rounded = 0.0  # of the logits' gradient
+    if dtype == "bfloat16" and frontend == "torch":
+        way = _torch_products.PRODUCTS_OF_BFLOAT16[how.get("options", Chunks()).acc_policy == "accurate"]
+        terms *= EPS["bfloat16"] / EPS["float32"] if way == LIBRARY else 1  # logits of 16 bits
+        rounded = 0 if way == WIDENED else 0.5 * EPS["bfloat16"] / EPS["float32"] / ulps * largest(dlogits)
     weight = case.get("weight", np.ones(1))
     row = weight.max() / min(1.0, weight.min()) * max(1.0, largest(case.get("sample_weight", 0.0)))
     rows = max(1, dlogits.size // len(case["matrix"]))
@@ -202,7 +206,7 @@ def check(frontend, case, dtype, ulps=4, **how):
     share = {"none": largest(upstream), "sum": 1.0, "mean": 1 / case.get("denominator", rows)}[reduction]
     value = {"none": 1.0, "sum": rows, "mean": rows / min(rows, case.get("denominator", rows))}[reduction]
     assert_close(loss, exact, dtype, terms * row * value, ulps)
-    by_logit = terms * max(largest(dlogits), share)
+    by_logit = terms * max(largest(dlogits), share) + rounded
     scales = [by_logit * matrix.sum(0), by_logit * largest(x.sum(0)), by_logit * rows, terms * row * share]
     for gradient, expected, scale in zip(ours, gradients, scales):
         if gradient is not None:
@@ -237,14 +241,15 @@ def test_chunks_do_not_matter(frontend, dtype, reduction, kind):
         check(frontend, case, dtype, **how)
 
 
-@pytest.fixture(params=["widened", "PyTorch's", "in pairs"])
+@pytest.fixture(params=[WIDENED, LIBRARY, _processor.PAIRS])
 def products_of_bfloat16(request, monkeypatch):
-    """Those of processors that cannot multiply bfloat16, of those that can, and of those that do it in pairs."""
-    in_pairs = request.param == "in pairs"
-    if in_pairs and not kernels.MULTIPLIES_PAIRS:
+    """Those of every kind of processor."""
+    _, exact = PRODUCTS_OF_BFLOAT16
+    if request.param == _processor.PAIRS != exact:
         pytest.skip("the processor does not multiply pairs of bfloat16")
-    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", request.param != "widened")
-    monkeypatch.setattr(_torch_head, "MULTIPLIES_PAIRS", in_pairs)
+    ways = request.param, exact if request.param == LIBRARY else request.param
+    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", ways)
+    return request.param
 
 
 @pytest.mark.usefixtures("products_of_bfloat16")
@@ -255,6 +260,56 @@ def test_bfloat16_by_either_products(reduction, kind):
         case = case_of((9,), kind, "everything", "bfloat16", classes=classes, reduction=reduction)
         check("torch", case, "bfloat16")
         check("torch", case, "bfloat16", options=Chunks(batch_chunk_size=4))
+        check("torch", case, "bfloat16", options=Chunks(acc_policy="accurate"))
+
+
+def reads_whole_lines(a, b, *, out=None, product=torch.mm):
+    """As units for whole matrices do: a's rows as far as the 64 bytes go, times zeros where b has no row."""
+    if a.stride(1) == 1:
+        memory = a.as_strided((a.untyped_storage().nbytes() // a.itemsize,), (1,), 0)
+        more = -a.shape[1] % (64 // a.itemsize)
+        rows, columns = torch.arange(len(a))[:, None], torch.arange(a.shape[1] + more)
+        read = a.storage_offset() + rows * a.stride(0) + columns
+        a = torch.where(read < len(memory), memory[read.clamp(max=len(memory) - 1)], 0)
+        b = torch.cat([b, b.new_zeros(more, b.shape[1])])
+    result = product(a, b)
+    return result if out is None else out.copy_(result)
+
+
+@pytest.fixture
+def new_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("new_memory_is_nan")
+@pytest.mark.parametrize("classes", [37, 1001])
+@pytest.mark.parametrize("features", [64, 33])
+@pytest.mark.parametrize("what", [*KINDS, "none", "filter", "statistics"])
+def test_a_product_that_reads_whole_lines(what, features, classes, monkeypatch):
+    """It meets nothing that nobody wrote, nor another row, nor what the caller has between rows."""
+    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, LIBRARY))
+    monkeypatch.setattr(torch, "mm", reads_whole_lines)
+    case = case_of((50,), what if what in KINDS else "labels", "bias", "bfloat16", classes=classes, features=features)
+    x, matrix = (torch.full((len(a), features + 7), torch.nan).bfloat16() for a in (case["x"], case["matrix"]))
+    x[:, :features], matrix[:, :features] = (torch.from_numpy(case[name]) for name in ("x", "matrix"))
+    x[7, 3] = torch.nan
+    leaves = x[:, :features].requires_grad_(), matrix[:, :features].requires_grad_()
+    target = case["target"]
+    if what == "sparse":
+        target = crossent.SparseTarget(*map(torch.from_numpy, (target.classes, target.probs)))
+    else:
+        target = torch.from_numpy(target).to(torch.bfloat16 if what == "probabilities" else torch.int64)
+    bias = torch.from_numpy(case["linear_bias"]).bfloat16()
+    if what == "statistics":
+        loss = sum(some.sum() for some in crossent.linear_token_stats(*leaves, target, linear_bias=bias)[:3])
+    else:
+        how = {"reduction": "none"} if what == "none" else {"filter_eps": 1e-3} if what == "filter" else {}
+        loss = crossent.linear_cross_entropy(*leaves, target, linear_bias=bias, **how).sum()
+    dx, dweight = torch.autograd.grad(loss, leaves)
+    assert (dx.isfinite().all(1) == (torch.arange(50) != 7)).all() and not dweight.isfinite().all()
 
 
 @pytest.mark.usefixtures("products_of_bfloat16")
@@ -498,7 +553,7 @@ def test_a_filter_of_no_classes():
 
 @pytest.mark.parametrize(("rows", "asked"), [(261, None), (200, None), (261, 261)])
 def test_chunks_where_pytorch_multiplies_are_whole_multiples(rows, asked, monkeypatch):
-    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", True)
+    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, WIDENED))
     how = {"chunk_bytes": 2 * 300 * rows} if asked is None else {"options": Chunks(batch_chunk_size=asked)}
     x, matrix = torch.zeros(900, 4, dtype=torch.bfloat16), torch.zeros(300, 4, dtype=torch.bfloat16)
     labels = torch.zeros(900, dtype=torch.int64)

@@ -14,7 +14,6 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 
 import crossent
-from crossent.frontends import _torch_head
 
 DOUBLE = torch.float64
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -700,7 +699,7 @@ def test_operators_are_as_announced(reduction):
 
     x, matrix, bias, _ = leaves_of(dtype=torch.float32)
     labels = labels_of(5)
-    loss = 1, 2**20, None, 0.0, reduction, -100, 0.1, None, 0.0
+    loss = 1, 2**20, None, 0.0, False, reduction, -100, 0.1, None, 0.0
     torch.library.opcheck(torch.ops.crossent.head, (x, matrix, bias, labels, None, None, None, [False] * 4, *loss))
     torch.library.opcheck(torch.ops.crossent.tokens, (x, matrix, bias, labels, 1, 2**20, -100, 3.0))
 
@@ -713,9 +712,8 @@ def weighted(x, matrix, labels, sample_weight, **options):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_weights_with_a_gradient_in_bfloat16(reduction, monkeypatch):
-    """The sums over chunks are in float32, also of products in bfloat16."""
-    monkeypatch.setattr(_torch_head, "MULTIPLIES_BFLOAT16", True)
+def test_weights_with_a_gradient_in_bfloat16(reduction):
+    """Products and the sums over chunks are in float32."""
     narrow = [random_of(*shape, dtype=torch.bfloat16, seed=n) for n, shape in enumerate([(512, 16), (64, 16)])]
     labels = labels_of(512, classes=64)
 
@@ -730,7 +728,7 @@ def test_weights_with_a_gradient_in_bfloat16(reduction, monkeypatch):
         [float((a - b).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in zip(found, exact)]
         for found in (gradients(torch.bfloat16, size) for size in (2**30, 1))
     )
-    assert max(one) < 0.01 and all(b <= 1.5 * a for a, b in zip(one, many)), (one, many)
+    assert max(one) < 0.003 and all(b <= 1.5 * a for a, b in zip(one, many)), (one, many)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -21,6 +21,7 @@ TORCH_FRONTEND = (
     "crossent.frontends._torch_head",
     "crossent.frontends._torch_operators",
     "crossent.frontends._torch_plans",
+    "crossent.frontends._torch_products",
     "crossent.frontends.torch",
     "crossent._dispatch",
 )
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends._numpy_head", "numpy"),
     "crossent.frontends._numpy_head": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
+    "crossent.frontends._torch_products": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends._torch_head": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),

@@ -9,15 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from crossent.frontends._problem import multiply
+from crossent.frontends._problem import multiply, round_in_place
 from crossent.frontends.numpy import NUMPY
 from crossent.frontends.torch import TORCH
 from crossent.kernels import _products, _tile
-from crossent.kernels.numba import MULTIPLIES_PAIRS
+from crossent.kernels._processor import (
+    FEATURES,
+    LIBRARY,
+    PAIRS,
+    PRODUCTS_OF_BFLOAT16,
+    WIDENED,
+    products_of_bfloat16,
+)
 
 SIDES = (1, 2, 5, 7, 16, 33, 97, 257, 1030)
 WAYS = ("written", "added", "rounded")
-only_pairs = pytest.mark.skipif(not MULTIPLIES_PAIRS, reason="the processor does not multiply pairs of bfloat16")
+HAS_PAIRS = PAIRS in PRODUCTS_OF_BFLOAT16
+only_pairs = pytest.mark.skipif(not HAS_PAIRS, reason="the processor does not multiply pairs of bfloat16")
 AGAINST = {"a b": (False, False), "a.T b": (True, False), "a b.T": (False, True), "a.T b.T": (True, True)}
 
 
@@ -51,24 +59,24 @@ def test_products(rows, columns, depth, kind, adds, dtype):
     check(rows, columns, depth, kind, adds, dtype)
 
 
-def pairs(rows, columns, turned):
+def pairs(rows, columns, turned, behind=torch.nan):
     """A matrix in bfloat16 with nan behind its rows, which may or may not be whole pairs."""
     if turned:
-        return pairs(columns, rows, False).T
-    padded = torch.full((rows, columns + 2 + rows % 2), torch.nan, dtype=torch.bfloat16)
+        return pairs(columns, rows, False, behind).T
+    padded = torch.full((rows, columns + 2 + rows % 2), behind, dtype=torch.bfloat16)
     padded[:, :columns] = torch.from_numpy(matrix(rows, columns, False))
     return padded[:, :columns]
 
 
-def check_pairs(rows, columns, depth, kind, way):
+def check_pairs(rows, columns, depth, kind, way, padded=False):
     turned_a, turned_b = AGAINST[kind]
-    a, b = pairs(rows, depth, turned_a), pairs(depth, columns, turned_b)
+    a, b = pairs(rows, depth, turned_a, 0 if padded else torch.nan), pairs(depth, columns, turned_b)
     whole = torch.full((rows, columns + 3), torch.nan, dtype=torch.bfloat16 if way == "rounded" else torch.float32)
     c = whole[:, :columns]
     if way == "added":
         c[...] = torch.from_numpy(matrix(rows, columns, False))
     expected = a.double() @ b.double() + (c if way == "added" else 0)
-    multiply(TORCH, a, b, c, way == "added")
+    multiply(TORCH, a, b, c, way == "added", padded=padded)
     # Twice that of numbers that do not come in pairs: twice as many follow each other in a register.
     error = 16 * np.finfo(np.float32).eps * (a.double().abs() @ b.double().abs() + 1)
     if way == "rounded":
@@ -81,10 +89,44 @@ def check_pairs(rows, columns, depth, kind, way):
 @settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(SIDES), st.sampled_from(list(AGAINST)),
-    st.sampled_from(WAYS),
+    st.sampled_from(WAYS), st.booleans(),
 )  # fmt: skip
-def test_products_of_pairs(rows, columns, depth, kind, way):
-    check_pairs(rows, columns, depth, kind, way)
+def test_products_of_pairs(rows, columns, depth, kind, way, padded):
+    check_pairs(rows, columns, depth, kind, way, padded)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 15, 16, 17, 333])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_rounding_in_place(rows, columns):
+    """As PyTorch rounds, nan and what overflows among it; a 0 behind each row, and nothing changed behind that."""
+    whole = torch.randn(rows, columns + 3, generator=torch.Generator().manual_seed(0)) * 1e-3
+    whole[rows // 2, columns // 2], whole[0, 0], whole[-1, columns - 1] = torch.nan, 3.4e38, -torch.inf
+    matrix = whole[:, :columns]
+    before, expected = whole.view(torch.bfloat16).clone(), matrix.bfloat16()
+    round_in_place(TORCH, matrix)
+    after = whole.view(torch.bfloat16)
+    torch.testing.assert_close(after[:, :columns], expected, rtol=0, atol=0, equal_nan=True)
+    assert (after[:, columns] == 0).all()
+    assert torch.equal(after[:, 2 * columns :].view(torch.int16), before[:, 2 * columns :].view(torch.int16))
+
+
+@pytest.mark.parametrize(
+    ("features", "usual", "exact"),
+    [
+        ("avx2", WIDENED, WIDENED),
+        ("avx2 avx512f", WIDENED, WIDENED),
+        ("avx2 avx512f avx512bf16", PAIRS, PAIRS),
+        ("avx2 avx512f avx512bf16 amx-bf16", LIBRARY, PAIRS),
+        ("neon", WIDENED, WIDENED),
+        ("neon bf16", LIBRARY, WIDENED),
+    ],
+)
+def test_products_follow_from_the_processors_features(features, usual, exact):
+    features = dict.fromkeys(features.split(), True) | {"fma": True, "avx512fp16": False}
+    assert products_of_bfloat16(features) == (usual, exact)
+    told = {PAIRS: WIDENED}
+    assert products_of_bfloat16(features, True) == (told.get(usual, usual), told.get(exact, exact))
+    assert products_of_bfloat16(FEATURES) == PRODUCTS_OF_BFLOAT16 or "NUMBA_CPU_NAME" in os.environ
 
 
 @only_pairs
@@ -218,13 +260,13 @@ def test_rows_that_are_not_there_are_not_read():
 OTHER_TILE = """
 import crossent.kernels._tile as tile
 tile.HEIGHT, tile.VECTORS = {shape}
-from tests.test_products import AGAINST, MULTIPLIES_PAIRS, SIDES, WAYS, check, check_pairs
+from tests.test_products import AGAINST, HAS_PAIRS, SIDES, WAYS, check, check_pairs
 import numpy as np
 for rows, columns, depth in zip(SIDES, SIDES[3:] + SIDES[:3], SIDES[5:] + SIDES[:5]):
     for kind in AGAINST:
         check(rows, columns, depth, kind, True, np.float32)
         check(rows, columns, depth, kind, False, np.float16)
-        for way in WAYS[: 3 * MULTIPLIES_PAIRS]:
+        for way in WAYS[: 3 * HAS_PAIRS]:
             check_pairs(rows, columns, depth, kind, way)
 """
 

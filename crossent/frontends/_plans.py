@@ -76,6 +76,8 @@ def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0
     reasons = [f"{targets} of {head.shape.rows} rows count"]
     if beside:
         reasons.append(f"{beside / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
+    if head.x.itemsize == 2:
+        reasons.append(head.lib.precision)
     if name == "linear_token_stats" or head.options.reduction == "none":
         reasons.append("the backward pass makes the logits again: it has to know what comes from above")
     else:

@@ -233,11 +233,12 @@ def combinations(lib, factors, matrix):
     return result[:, :columns]
 
 
-def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
+def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None, padded=False):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
 
     With the numbers of some rows of b or c these stand for it. Where the processor multiplies pairs, a and b may both
-    be stored as bfloat16, and c too if nothing is added to it.
+    be stored as bfloat16, and c too if nothing is added to it; `padded` then says that behind rows of a that are no
+    whole pairs stands a 0.
     """
     pairs, rounded = (lib.storage(m) == "bfloat16" for m in (a, c))
     if b_rows is not None and (pairs or not _along(lib, b)):
@@ -247,7 +248,7 @@ def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
         if not adds:
             c[...] = 0
         return
-    a_along, b_along = _along(lib, a, pairs), not _along(lib, b) and _along(lib, b.T, pairs)
+    a_along, b_along = _along(lib, a, pairs, padded), not _along(lib, b) and _along(lib, b.T, pairs)
     a, b = _rows_along(lib, a if a_along else a.T), _rows_along(lib, b.T if b_along else b)
     strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
     storage = "bfloat16 pairs" if pairs else lib.storage(b)
@@ -256,10 +257,18 @@ def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None):
     run((*map(lib.address, (a, b, c)), adds, *numbers), lib.threads, (a, b, c, b_rows, c_rows))
 
 
-def _along(lib, matrix, pairs=False):
+def _along(lib, matrix, pairs=False, padded=False):
     """Whether its rows lie along memory, as whole pairs."""
     (row, number), columns = lib.strides(matrix), matrix.shape[1]
-    return (number == 1 or columns == 1) and not (pairs and (row % 2 or columns % 2))
+    return (number == 1 or columns == 1) and not (pairs and (row % 2 or (columns % 2 and not padded)))
+
+
+def round_in_place(lib, matrix):
+    """Have float32 numbers become bfloat16, in rows as long as before; behind each stands a 0."""
+    rows, columns = matrix.shape
+    if rows and columns:
+        run = kernels.rounding(rows, columns, lib.strides(matrix)[0])
+        run((lib.address(matrix),), lib.threads, (matrix,))
 
 
 def _rows_along(lib, matrix):
@@ -320,6 +329,7 @@ def softmax_backward(lib, out, dout, axis, log):
 class HeadKernels:
     """What the fused head asks of every array library that has kernels."""
 
+    precision = "logits and their gradient are float32"  # of 16 bits, for `plan`
     sums = classmethod(sums)
     combinations = classmethod(combinations)
     tokens = classmethod(token_forward)

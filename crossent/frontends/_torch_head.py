@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,130 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
-from crossent.frontends._problem import HeadKernels, multiply
+from crossent.frontends._torch_products import products_for
 from crossent.frontends.torch import TORCH
 from crossent.kernels import array
-from crossent.kernels.numba import MULTIPLIES_BFLOAT16, MULTIPLIES_PAIRS
-
-_BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
-
-
-def _blocks(matrix):
-    """Slices of its rows."""
-    step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
-    return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
-
-
-def _native(dtype):
-    """Whether numbers of 16 bits are multiplied as they are: by PyTorch, or here in pairs."""
-    return dtype is torch.bfloat16 and MULTIPLIES_BFLOAT16
-
-
-def _arithmetic(dtype):
-    """The dtype of logits and products."""
-    return dtype if _native(dtype) else frontend.compute_dtype(dtype)
-
-
-def _in_pairs(*matrices):
-    """Whether the processor multiplies pairs, of which the rows consist: others would have to be copied."""
-    return MULTIPLIES_PAIRS and all(m.shape[1] % 2 == 0 and m.stride(0) % 2 == 0 and m.stride(1) == 1 for m in matrices)
-
-
-class TorchHead(HeadKernels, TORCH):
-    """What `_head` asks of an array library, for kernels on the CPU."""
-
-    @staticmethod
-    def empty_like(array, unscaled):
-        return frontend.new_tensor(array.shape, _arithmetic(array.dtype) if unscaled else array.dtype)
-
-    @classmethod
-    def zeros_like(cls, array, unscaled):
-        return cls.empty_like(array, unscaled).zero_()
-
-    @staticmethod
-    def logits_bytes(x):
-        return _arithmetic(x.dtype).itemsize
-
-    @staticmethod
-    def rows_at_once(x):
-        return 256 if _native(x.dtype) else 1
-
-    @staticmethod
-    def buffer(shape, x):
-        return frontend.new_tensor(shape, _arithmetic(x.dtype))
-
-    @staticmethod
-    def zeros(shape, x):
-        return torch.zeros(shape, dtype=frontend.compute_dtype(x.dtype))
-
-    @staticmethod
-    def accumulator(array):
-        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype)).zero_()
-
-    @classmethod
-    def logits(cls, x, weight, bias, out):
-        if _native(out.dtype):
-            if _in_pairs(x, weight):
-                multiply(cls, x, weight.t(), out)
-            else:
-                torch.mm(x, weight.t(), out=out)
-            if bias is not None:
-                out += bias
-            return
-        if bias is not None:
-            out.copy_(bias)
-        multiply(cls, x.to(out.dtype), weight.t(), out, adds=bias is not None)
-
-    @classmethod
-    def to_input(cls, dlogits, weight, numbers=None):
-        if _native(dlogits.dtype) and not _in_pairs(dlogits):
-            return torch.mm(dlogits, weight if numbers is None else weight[numbers]).float()
-        total = torch.empty(len(dlogits), weight.shape[1], dtype=frontend.compute_dtype(dlogits.dtype))
-        multiply(cls, dlogits, weight, total, b_rows=numbers)
-        return total
-
-    @classmethod
-    def to_weight(cls, dweight, dlogits, x, numbers=None):
-        if MULTIPLIES_PAIRS or not _native(dlogits.dtype):
-            multiply(cls, dlogits.t(), x, dweight, adds=True, c_rows=numbers)
-        elif numbers is not None:
-            dweight.index_add_(0, numbers, torch.mm(dlogits.t(), x).to(dweight.dtype))
-        else:
-            for block in _blocks(dweight):
-                dweight[block] += torch.mm(dlogits[:, block].t(), x).float()  # far quicker than to add other types
-
-    @staticmethod
-    def to_bias(dbias, dlogits):
-        dbias += dlogits.sum(0, dtype=dbias.dtype)
-
-    @staticmethod
-    def wide(vectors):
-        return torch.stack(vectors).double().numpy()
-
-    @classmethod
-    def narrow(cls, array, storage):
-        return cls.cast(torch.from_numpy(array), storage)
-
-    @staticmethod
-    def numbers(chosen):
-        return chosen.nonzero()[:, 0]
-
-    @staticmethod
-    def columns(matrix, numbers):
-        return matrix.gather(1, numbers.expand(len(matrix), -1))  # several times faster than an index
-
-    @staticmethod
-    def dense(classes, probs, out):
-        return out.zero_().scatter_add_(1, classes, probs.to(out.dtype))
-
-    @staticmethod
-    def picked(dense, classes):
-        return dense.gather(1, classes)
-
-    @staticmethod
-    def token_results(rows, x):
-        numbers = torch.zeros(3, rows, dtype=frontend.compute_dtype(x.dtype))
-        return *numbers, torch.full((rows,), -1, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +88,13 @@ def head_of(tensors, call):
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
     # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
     later = scale if input.dtype is torch.float16 and bool(counts.any()) else 1.0
+    x = input.reshape(shape.rows, shape.features)
+    matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
     head = Head(
-        lib=TorchHead,
+        lib=products_for(x, matrix, call.how.exact),
         shape=shape,
-        x=input.reshape(shape.rows, shape.features),
-        weight=linear_weight.reshape(shape.classes * shape.places, shape.features),
+        x=x,
+        weight=matrix,
         bias=None if linear_bias is None else linear_bias.reshape(-1),
         target=labels,
         classes=_classes_by_row(call),
@@ -323,9 +203,9 @@ def finished(gradient, tensor, factor):
     return gradient.reshape(tensor.shape)
 
 
-def _computable(x, weight, bias):
-    """In a dtype of which a CPU makes products."""
-    dtype = _arithmetic(x.dtype) if x.is_cpu else x.dtype
+def _computable(x, weight, bias, exact):
+    """In the dtype of the products: 32 bits at least on a CPU, and where the logits have to be `exact`."""
+    dtype = frontend.compute_dtype(x.dtype) if exact or x.is_cpu else x.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
@@ -430,7 +310,7 @@ def _composite(tensors, call, **how_chunked):
     counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     x = input.reshape(shape.rows, shape.features).roll(call.how.shift, 0)
     x = torch.where(counts.unsqueeze(1), x, 0.0)  # nan times a gradient of 0 is nan
-    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
+    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias, call.how.exact)
     matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     classes, labels = _sparse(call, labels)
@@ -467,7 +347,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
             label_smoothing=options.label_smoothing, shift=how.shift, sample_weight=sample_weight,
             denominator=denominator, softcap=options.softcap, z_loss=options.z_loss, chunk_bytes=how.chunk_bytes,
             filter_eps=how.filter_eps,
-            options=None if how.chunk_rows is None else SimpleNamespace(batch_chunk_size=how.chunk_rows),
+            options=how.given,
         )  # fmt: skip
     input, linear_weight, probs, classes, linear_bias, weight, sample_weight = frontend.checked(
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
@@ -475,6 +355,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     )  # fmt: skip
     out_dtype = frontend.result_dtype(input)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
+    _check_sums(how.given, input.dtype)
     divisor = frontend.divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
@@ -521,7 +402,7 @@ def _composite_tokens(tensors, call, **how_chunked):
     shape = call.shape
     labels, _, keep = _checked(input, target, None, None, call)
     x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
-    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias)
+    x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias, False)
 
     def stats_of(matrix, bias, x, labels, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
@@ -561,6 +442,12 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
         return _TokenStats.apply(*arguments)
     head, _, _ = head_of((input, linear_weight, linear_bias, target, None, None), call)
     return tuple(_losses(result, call) for result in head.tokens())
+
+
+def _check_sums(options, dtype):
+    wanted = getattr(options, "acc_dtype", None)
+    if wanted not in (None, dtype, frontend.compute_dtype(dtype)):
+        raise ValueError(f"options.acc_dtype must be None, {dtype} or torch.float32 for an input of it, got {wanted}")
 
 
 def as_linear_takes_them(input, linear_weight, linear_bias):

@@ -192,8 +192,8 @@ def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out
 # The fused head: what a gradient that nobody wants would be is a tensor without elements.
 
 _HEAD_OPTIONS = (
-    "bool[] wanted, int shift, int chunk_bytes, int? chunk_rows, float filter_eps, str reduction, int ignore_index, "
-    "float label_smoothing, float? softcap, float z_loss"
+    "bool[] wanted, int shift, int chunk_bytes, int? chunk_rows, float filter_eps, bool exact, str reduction, "
+    "int ignore_index, float label_smoothing, float? softcap, float z_loss"
 )
 _HEAD_INPUTS = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight, "
@@ -221,9 +221,9 @@ def _tensors_of(made, tensors):
 @torch.library.impl(_library, "head_alone", "CPU")
 def _head(
     input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
-    filter_eps, *values,
+    filter_eps, exact, *values,
 ):  # fmt: skip
-    how = shift, chunk_bytes, chunk_rows, filter_eps
+    how = shift, chunk_bytes, chunk_rows, filter_eps, exact
     call = _head_call(input, linear_weight, linear_bias, target, classes, how, values)
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     loss, made = _torch_head.loss_and_gradients(tensors, wanted, call)
@@ -233,9 +233,9 @@ def _head(
 @torch.library.impl(_library, "head_backward", "CPU")
 def _head_backward(
     dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes,
-    chunk_rows, filter_eps, *values,
+    chunk_rows, filter_eps, exact, *values,
 ):  # fmt: skip
-    how = shift, chunk_bytes, chunk_rows, filter_eps
+    how = shift, chunk_bytes, chunk_rows, filter_eps, exact
     call = _head_call(input, linear_weight, linear_bias, target, classes, how, values)
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     return tuple(_tensors_of(_torch_head.gradients_again(tensors, wanted, call, dloss), tensors))
@@ -251,7 +251,7 @@ def _fake_gradients(tensors, wanted):
 @torch.library.register_fake("crossent::head_alone", lib=_library)
 def _fake_head(
     input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, shift, chunk_bytes, chunk_rows,
-    filter_eps, reduction, *values,
+    filter_eps, exact, reduction, *values,
 ):  # fmt: skip
     shape = []
     if reduction == "none":
@@ -270,7 +270,7 @@ def _fake_head_backward(dloss, input, linear_weight, linear_bias, target, weight
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        wanted, reduction = arguments[7], arguments[12]
+        wanted, reduction = arguments[7], arguments[13]
         loss, *gradients = torch.ops.crossent.head_alone(*arguments)
         ctx.wanted, ctx.reduction, ctx.values = wanted, reduction, arguments[7:]
         ctx.save_for_backward(*(arguments[:7] if reduction == "none" else gradients))
@@ -312,7 +312,7 @@ def head_loss(
     exporting = frontend.is_exporting()
     arguments = (
         *differentiated, weight, sample_weight, classes, [False] * 4 if exporting else wanted, how.shift,
-        how.chunk_bytes, how.chunk_rows, how.filter_eps, "sum" if divisor is not None else options.reduction,
+        how.chunk_bytes, how.chunk_rows, how.filter_eps, how.exact, "sum" if divisor is not None else options.reduction,
         options.ignore_index, options.label_smoothing, options.softcap, options.z_loss,
     )  # fmt: skip
     loss = torch.ops.crossent.head(*arguments)[0] if exporting else _Head.apply(*arguments)
@@ -333,7 +333,7 @@ _library.define(
 def _token_head(tensors, shift, chunk_bytes, ignore_index, softcap):
     options = loss_options(ignore_index=ignore_index, softcap=softcap)
     input, linear_weight, linear_bias, target = tensors
-    how = HeadOptions(shift, chunk_bytes)
+    how = HeadOptions(shift, chunk_bytes, exact=True)
     call = _torch_head.call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     return _torch_head.head_of((*tensors, None, None), call)[0]
 

@@ -70,7 +70,9 @@ def _of_head(name, a, options, how):
     obstacles, size = frontend.obstacles(tensors, by_weights), frontend.compute_dtype(input.dtype).itemsize
     # What the products of all chunks are summed up in: where it is not the gradient itself, or with it a product.
     summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (obstacles or t.itemsize == 2)]
-    beside = sum(size * t.numel() for t in summed) + (input.itemsize * input.numel() if obstacles else 0)
+    beside = sum(size * t.numel() for t in summed) + (size * input.numel() if obstacles else 0)
+    if obstacles and input.itemsize < size:
+        beside += size * linear_weight.numel()
     arithmetic = compute_storage(TORCH.storage(input))
     rows = _torch_head.plain_rows(call.shape, how, size)
     return _plans.of_head(name, head, wanted, arithmetic, obstacles, beside, rows)

@@ -30,9 +30,12 @@ not change between calls is a plan, made once for each layout, storage type and 
     )
         # a @ b, written to c or added. `along` says for a and for b whether the sums run along its rows in memory or
         # across them. Only b may be stored in 16 bits. b_rows and c_rows are the numbers of some rows, 0 for all, of b
-        # only where the sums run across them. With storage "bfloat16 pairs", where MULTIPLIES_PAIRS, a and b are both
-        # stored in 16 bits, and if `rounded` so is c, to which nothing is added then; b_rows is 0, and rows along which
-        # sums run consist of whole pairs
+        # only where the sums run across them. With storage "bfloat16 pairs", where the processor has such, a and b are
+        # both stored in 16 bits, and if `rounded` so is c, to which nothing is added then; b_rows is 0, and rows along
+        # which sums run consist of whole pairs, or those of a have a 0 behind them
+
+    rounding(rows, columns, row_stride)((x,), threads, owners)
+        # float32 numbers to bfloat16, where they are, with a 0 behind each row
 
     sums(classes, storage, threads)((x, row_stride, rows, squares, by_row), threads, owners)
         # of squares in each column, added; by_row gets what each row has in each BLOCK_OF_SUMS columns

@@ -1,10 +1,10 @@
 """A tile of a matrix product, summed in registers: HEIGHT rows of the one factor by VECTORS of columns of the other."""
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from crossent.kernels._processor import FEATURES
 from crossent.kernels._simd import (
     _I32,
     _I64,
@@ -20,10 +20,9 @@ from crossent.kernels._simd import (
     vector_of,
 )
 
-PROCESSOR = llvm.get_host_cpu_features()
 # Sums enough to keep two multiply-adds a cycle busy for the four or five that each takes, in 16 registers of 256 bits
 # (a vector is two of them) or 32 of 512.
-HEIGHT, VECTORS = (8, 2) if PROCESSOR.get("avx512f") else (6, 1)
+HEIGHT, VECTORS = (8, 2) if FEATURES.get("avx512f") else (6, 1)
 
 
 @intrinsic

@@ -5,9 +5,8 @@ from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _inner, _last, _pick, _products, _scores, _softmax, _sums, _tokens
+from crossent.kernels import _inner, _last, _pick, _products, _rounding, _scores, _softmax, _sums, _tokens
 from crossent.kernels._call import Calls, Fields, strided, strides
-from crossent.kernels._tile import PROCESSOR
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
 _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
@@ -46,10 +45,7 @@ PRODUCTS = Fields(
         "block_columns", "blocks",
     ),
 )  # fmt: skip
-MULTIPLIES_BFLOAT16 = any(PROCESSOR.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
-_TOLD_OF_ANOTHER = not (config.ENABLE_AVX and config.CPU_NAME is config.CPU_FEATURES is None)
-# Not where there is a unit for whole matrices, which is PyTorch's to use, nor where numba is told of other processors.
-MULTIPLIES_PAIRS = bool(PROCESSOR.get("avx512bf16") and not PROCESSOR.get("amx-bf16") and not _TOLD_OF_ANOTHER)
+ROUNDING = Fields(("x",), (), ("x_outer", "columns"))
 _BYTES = {"float16": 2, "bfloat16": 2, "bfloat16 pairs": 2, "float32": 4, "float64": 8}
 _LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
 _MUCH_FROM = 2**22  # bytes; from here on a call more costs nothing beside its work
@@ -219,6 +215,14 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
     scratch = _products.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize
     kernel = _products.rounded_product if rounded else _products.product
     return Calls(PRODUCTS, kernel, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
+
+
+@lru_cache(maxsize=4096)
+def rounding(rows, columns, row_stride):
+    """The call that rounds a matrix of float32 to bfloat16 where it is, with a 0 behind each row."""
+    step = max(1, _CHUNK // max(1, columns), rows // _CHUNKS)
+    fixed = row_stride, columns
+    return Calls(ROUNDING, _rounding.forward, ROUNDING.pack_first, "float32", rows, step, 0, fixed).run
 
 
 class ScorePlan:

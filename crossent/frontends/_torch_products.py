@@ -1,0 +1,200 @@
+"""The fused head's matrix products with PyTorch's tensors: what `_head` asks of an array library, in three ways."""
+
+import torch
+
+from crossent.frontends import torch as frontend
+from crossent.frontends._problem import HeadKernels, multiply, round_in_place
+from crossent.frontends.torch import TORCH
+from crossent.kernels._processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
+
+_BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
+_LINE = 64  # bytes that a unit for whole matrices reads at once
+
+
+class TorchHead(HeadKernels, TORCH):
+    """For kernels on the CPU, in float32 or float64; weights of 16 bits are read as they are."""
+
+    @staticmethod
+    def empty_like(array, unscaled):
+        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype) if unscaled else array.dtype)
+
+    @classmethod
+    def zeros_like(cls, array, unscaled):
+        return cls.empty_like(array, unscaled).zero_()
+
+    @classmethod
+    def logits_bytes(cls, x):
+        return cls._logits_dtype(x).itemsize
+
+    @staticmethod
+    def rows_at_once(x):
+        return 1
+
+    @staticmethod
+    def _logits_dtype(x):
+        return frontend.compute_dtype(x.dtype)
+
+    @classmethod
+    def buffer(cls, shape, x):
+        return frontend.new_tensor(shape, cls._logits_dtype(x))
+
+    @staticmethod
+    def zeros(shape, x):
+        return torch.zeros(shape, dtype=frontend.compute_dtype(x.dtype))
+
+    @staticmethod
+    def accumulator(array):
+        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype)).zero_()
+
+    @staticmethod
+    def _factor(x, out):
+        return x.to(out.dtype)
+
+    @classmethod
+    def logits(cls, x, weight, bias, out):
+        if bias is not None:
+            out.copy_(bias)
+        multiply(cls, cls._factor(x, out), weight.t(), out, adds=bias is not None)
+
+    @staticmethod
+    def rounded(dlogits):
+        return dlogits
+
+    @classmethod
+    def to_input(cls, dlogits, weight, numbers=None):
+        total = torch.empty(len(dlogits), weight.shape[1], dtype=frontend.compute_dtype(dlogits.dtype))
+        multiply(cls, dlogits, weight, total, b_rows=numbers, padded=True)
+        return total
+
+    @classmethod
+    def to_weight(cls, dweight, dlogits, x, numbers=None):
+        multiply(cls, dlogits.t(), x, dweight, adds=True, c_rows=numbers)
+
+    @staticmethod
+    def to_bias(dbias, dlogits):
+        dbias += dlogits.sum(0, dtype=dbias.dtype)
+
+    @staticmethod
+    def wide(vectors):
+        return torch.stack(vectors).double().numpy()
+
+    @classmethod
+    def narrow(cls, array, storage):
+        return cls.cast(torch.from_numpy(array), storage)
+
+    @staticmethod
+    def numbers(chosen):
+        return chosen.nonzero()[:, 0]
+
+    @staticmethod
+    def columns(matrix, numbers):
+        return matrix.gather(1, numbers.expand(len(matrix), -1))  # several times faster than an index
+
+    @staticmethod
+    def dense(classes, probs, out):
+        return out.zero_().scatter_add_(1, classes, probs.to(out.dtype))
+
+    @staticmethod
+    def picked(dense, classes):
+        return dense.gather(1, classes)
+
+    @staticmethod
+    def token_results(rows, x):
+        numbers = torch.zeros(3, rows, dtype=frontend.compute_dtype(x.dtype))
+        return *numbers, torch.full((rows,), -1, dtype=torch.int64)
+
+
+class PairsHead(TorchHead):
+    """For bfloat16 that the processor multiplies in pairs. Logits have 32 bits; their gradient is rounded once, for
+    both of its products.
+    """
+
+    precision = "logits are float32; their gradient is rounded to bfloat16 for its products"
+
+    @staticmethod
+    def _factor(x, out):
+        return x
+
+    @staticmethod
+    def rounded(dlogits):
+        round_in_place(TORCH, dlogits)
+        return dlogits.view(torch.bfloat16)[:, : dlogits.shape[1]]
+
+
+class LibraryHead(TorchHead):
+    """For bfloat16 that PyTorch multiplies best: logits of 16 bits."""
+
+    precision = "logits and their gradient are rounded to bfloat16, which PyTorch multiplies"
+
+    @staticmethod
+    def rows_at_once(x):
+        return 256
+
+    @staticmethod
+    def _logits_dtype(x):
+        return x.dtype
+
+    @classmethod
+    def logits(cls, x, weight, bias, out):
+        torch.mm(_whole_lines(x), _dense(weight).t(), out=out)
+        if bias is not None:
+            out += bias
+
+    @classmethod
+    def to_input(cls, dlogits, weight, numbers=None):
+        if dlogits.dtype is not torch.bfloat16:
+            return super().to_input(dlogits, weight, numbers)
+        if numbers is None:
+            return torch.mm(dlogits, _dense(weight)).float()
+        return torch.mm(_whole_lines(dlogits), weight[numbers]).float()
+
+    @classmethod
+    def to_weight(cls, dweight, dlogits, x, numbers=None):
+        if dlogits.dtype is not torch.bfloat16:
+            super().to_weight(dweight, dlogits, x, numbers)
+        elif numbers is not None:
+            dweight.index_add_(0, numbers, torch.mm(dlogits.t(), _dense(x)).to(dweight.dtype))
+        else:
+            x = _dense(x)
+            for block in _blocks(dweight):
+                dweight[block] += torch.mm(dlogits[:, block].t(), x).float()  # far quicker than to add other types
+
+
+def _blocks(matrix):
+    """Slices of its rows."""
+    step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
+    return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
+
+
+def _dense(matrix):
+    """Without memory between its rows, or its columns, of which nobody knows what is there."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def _whole_lines(matrix):
+    """With zeros behind each row, where a product that reads whole lines would read the next row, which may be nan."""
+    rows, columns = matrix.shape
+    line = _LINE // matrix.itemsize
+    if columns % line == 0:
+        return _dense(matrix)
+    padded = matrix.new_zeros(rows, -(-columns // line) * line)
+    padded[:, :columns] = matrix
+    return padded[:, :columns]
+
+
+_WAYS = {PAIRS: PairsHead, LIBRARY: LibraryHead, WIDENED: TorchHead}
+
+
+def products_for(x, weight, exact):
+    """How the products of a head are made; `exact` says that the logits have to keep 32 bits."""
+    if x.dtype is not torch.bfloat16:
+        return TorchHead
+    usual, if_exact = PRODUCTS_OF_BFLOAT16
+    way = if_exact if exact else usual
+    return _WAYS[WIDENED if way == PAIRS and not _of_pairs(weight) else way]
+
+
+def _of_pairs(weight):
+    """Whether it can be read in pairs along its features."""
+    row, number = weight.stride()
+    return weight.shape[1] % 2 == 0 and ((number == 1 and row % 2 == 0) or row == 1)

@@ -1,0 +1,24 @@
+"""What is chosen by the kind of processor: by its features alone, so that every run makes the same bits."""
+
+import llvmlite.binding as llvm
+from numba import config
+
+FEATURES = llvm.get_host_cpu_features()
+_NUMBA_IS_TOLD_OF_ANOTHER = not (config.ENABLE_AVX and config.CPU_NAME is config.CPU_FEATURES is None)
+
+# How matrices of bfloat16 are multiplied.
+PAIRS = "in pairs"  # here: an instruction multiplies two numbers of each, and adds to a sum of 32 bits
+WIDENED = "widened"  # here: as numbers of 32 bits
+LIBRARY = "by the library"  # by the array library, on a unit for whole matrices: results have 16 bits
+
+
+def products_of_bfloat16(features, numba_is_told_of_another=False):
+    """(usual, exact): how a processor with these features multiplies, and how where results have to keep 32 bits.
+
+    A unit for whole matrices is many times faster than all that there is here.
+    """
+    exact = PAIRS if features.get("avx512bf16") and not numba_is_told_of_another else WIDENED
+    return (LIBRARY if features.get("amx-bf16") or features.get("bf16") else exact), exact
+
+
+PRODUCTS_OF_BFLOAT16 = products_of_bfloat16(FEATURES, _NUMBA_IS_TOLD_OF_ANOTHER)

@@ -6,8 +6,8 @@ import torch
 from harness import waiting_gradient
 
 import crossent
-from crossent.frontends import _problem, torch as frontend
-from crossent.kernels._processor import LIBRARY, PRODUCTS_OF_BFLOAT16
+from crossent.frontends import _problem, _torch_products, torch as frontend
+from crossent.kernels._processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 pytestmark = pytest.mark.usefixtures("nothing_planned")
 
@@ -169,6 +169,26 @@ def test_float32_sums_are_named():
     assert planned.extra_bytes == 10 * logit * 50 + 4 * WEIGHT.numel() and "float32 sums" in str(planned)
 
 
+@pytest.mark.parametrize("how", ["usual", "accurate", "acc_dtype", "statistics"])
+@pytest.mark.parametrize("kind", ["pairs", "library", "widened", "float16"])
+def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
+    """As the processor's kind and the options decide."""
+    exact = {"pairs": PAIRS, "library": WIDENED, "widened": WIDENED, "float16": PAIRS}[kind]
+    ways = LIBRARY if kind == "library" else exact, exact
+    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", ways)
+    dtype = torch.float16 if kind == "float16" else torch.bfloat16
+    options = {"accurate": {"acc_policy": "accurate"}, "acc_dtype": {"acc_dtype": torch.float32}}.get(how)
+    function = crossent.linear_token_stats if how == "statistics" else crossent.linear_cross_entropy
+    more = {} if options is None else {"options": torch.nn.LinearCrossEntropyOptions(**options)}
+    said = str(crossent.plan(function, HIDDEN.to(dtype), WEIGHT.to(dtype), TOKENS, **more))
+    if kind == "library" and how == "usual":
+        assert "logits and their gradient are rounded to bfloat16" in said
+    elif kind == "pairs":
+        assert "logits are float32; their gradient is rounded" in said
+    else:
+        assert "logits and their gradient are float32" in said
+
+
 def test_numpy():
     planned = crossent.plan(crossent.cross_entropy, LOGITS.numpy(), LABELS.numpy())
     assert planned.path == "kernels"
@@ -186,6 +206,11 @@ def test_errors_are_those_of_the_call():
         crossent.plan(torch.nn.functional.cross_entropy, LOGITS, LABELS)
     with pytest.raises(TypeError, match="missing"):
         crossent.plan(crossent.cross_entropy, LOGITS)
+    sums = {"options": torch.nn.LinearCrossEntropyOptions(acc_dtype=torch.float64)}
+    for function in (crossent.linear_cross_entropy, lambda *args, **how: crossent.plan(*HEADS[0][:1], *args, **how)):
+        with pytest.raises(ValueError, match="options.acc_dtype"):
+            function(HIDDEN.bfloat16(), WEIGHT.bfloat16(), TOKENS, **sums)
+        assert function(HIDDEN.double(), WEIGHT.double(), TOKENS, **sums)
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])

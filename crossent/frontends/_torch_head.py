@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._torch_products import products_for
-from crossent.frontends.torch import TORCH
 from crossent.kernels import array
 
 
@@ -355,7 +355,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     )  # fmt: skip
     out_dtype = frontend.result_dtype(input)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    _check_sums(how.given, input.dtype)
+    check_sums(how.given, input.dtype)
     divisor = frontend.divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
@@ -444,10 +444,10 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     return tuple(_losses(result, call) for result in head.tokens())
 
 
-def _check_sums(options, dtype):
+def check_sums(options, dtype):
     wanted = getattr(options, "acc_dtype", None)
     if wanted not in (None, dtype, frontend.compute_dtype(dtype)):
-        raise ValueError(f"options.acc_dtype must be None, {dtype} or torch.float32 for an input of it, got {wanted}")
+        raise ValueError(f"options.acc_dtype must be None or {frontend.compute_dtype(dtype)} for {dtype}, got {wanted}")
 
 
 def as_linear_takes_them(input, linear_weight, linear_bias):

@@ -62,6 +62,7 @@ def _of_head(name, a, options, how):
     divisor = frontend.divisor_of(options, a.get("denominator"), input)
     by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
     input, linear_weight, bias = _torch_head.as_linear_takes_them(input, linear_weight, bias)
+    _torch_head.check_sums(how.given, input.dtype)
     call = _torch_head.call_of(input, linear_weight, bias, probs, classes, options, how, divisor, None)
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     head, _, _ = _torch_head.head_of(tensors, call)

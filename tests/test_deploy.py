@@ -98,3 +98,85 @@ torch.testing.assert_close(model(kept["x"]).double(), kept["right"], rtol=1e-5, 
 assert not any(name.partition(".")[0] in ("crossent", "numba") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True)
+
+
+def scripted(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(module), file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kind", [nn.Softmax, nn.LogSoftmax])
+def test_script_softmax(kind, inside):
+    x = torch.randn(4, CLASSES)
+    module = kind(dim=-1)
+    script = scripted(torch.nn.Sequential(torch.nn.Tanh(), module) if inside else module)
+    right = getattr(torch.nn, kind.__name__)(-1)(x.double().tanh() if inside else x.double())
+    torch.testing.assert_close(script(x).double(), right, rtol=1e-5, atol=1e-6)
+
+
+class Loss(torch.nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        self.linear, self.loss = torch.nn.Linear(6, CLASSES), loss
+
+    def forward(self, x, labels):
+        return self.loss(self.linear(x), labels)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kind", [nn.NLLLoss, nn.CrossEntropyLoss])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 2.0, CLASSES)])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 3, "reduction": "sum"}])
+def test_script_losses(kind, weight, options, inside):
+    """With their options and their weights, which are among what is saved."""
+    if kind is nn.CrossEntropyLoss:
+        options = {"label_smoothing": 0.1} | options
+    x, labels = torch.randn(4, 6), torch.tensor([3, 0, 63, 5])
+    model = Loss(kind(weight, **options))
+    logits = model.linear(x).detach().requires_grad_()
+    script = scripted(model if inside else model.loss)
+    loss = script(x if inside else logits, labels)
+    theirs = getattr(torch.nn, kind.__name__)(None if weight is None else weight.double(), **options)
+    right = logits.double().detach().requires_grad_()
+    torch.testing.assert_close(loss.double(), theirs(right, labels), rtol=1e-5, atol=1e-6)
+    if not inside:
+        gradients = [torch.autograd.grad(*pair)[0] for pair in ((loss, logits), (theirs(right, labels), right))]
+        torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=1e-6)
+    assert script.state_dict().keys() == (model if inside else model.loss).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.NLLLoss, {"dim": -1}),
+        (nn.CrossEntropyLoss, {"dim": 1}),
+        (nn.CrossEntropyLoss, {"softcap": 30.0}),
+        (nn.CrossEntropyLoss, {"z_loss": 1e-4}),
+        (nn.CrossEntropyLoss, {"inplace_backward": True}),
+    ],
+)
+def test_options_that_cannot_be_scripted(kind, options):
+    (name,) = options
+    for module in (kind(**options), Loss(kind(**options))):
+        with pytest.raises(ValueError, match=f"{kind.__name__} with {name}=.*torch.jit.trace or torch.export"):
+            scripted(module)
+
+
+def test_head_cannot_be_scripted():
+    with pytest.raises(TypeError, match="nor can torch's own"):
+        scripted(torch.nn.Sequential(nn.LinearCrossEntropyLoss(6, 5)))
+
+
+class Halved(nn.Softmax):
+    def forward(self, input):
+        return torch.softmax(input, 1) / 2
+
+
+def test_subclasses_are_scripted_as_they_are_written():
+    x = torch.randn(4, CLASSES)
+    torch.testing.assert_close(scripted(torch.nn.Sequential(Halved(1)))(x), torch.softmax(x, 1) / 2)

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
-OWN = {"_submodules", "functional", "modules", "modules.activation", "modules.loss"}
+OWN = {"_scripting", "_submodules", "functional", "modules", "modules.activation", "modules.loss"}
 
 
 class _TorchModules(MetaPathFinder, Loader):

@@ -3,6 +3,7 @@
 import torch.nn.modules.activation as _torch_activation
 
 from crossent.functional import log_softmax, softmax
+from crossent.nn._scripting import scripted_as
 
 
 class Softmax(_torch_activation.Softmax):
@@ -23,6 +24,9 @@ class Softmax(_torch_activation.Softmax):
     def forward(self, input):
         return softmax(input, self.dim, 5)
 
+    def __prepare_scriptable__(self):
+        return scripted_as(self, Softmax, _torch_activation.Softmax)
+
 
 class LogSoftmax(_torch_activation.LogSoftmax):
     """`crossent.log_softmax` along `dim` as a module; torch.nn.LogSoftmax with another engine.
@@ -42,6 +46,9 @@ class LogSoftmax(_torch_activation.LogSoftmax):
 
     def forward(self, input):
         return log_softmax(input, self.dim, 5)
+
+    def __prepare_scriptable__(self):
+        return scripted_as(self, LogSoftmax, _torch_activation.LogSoftmax)
 
 
 def __getattr__(name):

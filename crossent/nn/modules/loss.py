@@ -8,6 +8,7 @@ from torch.nn.modules.linear import Linear
 
 from crossent._options import CHUNK_BYTES, head_options, loss_options
 from crossent.functional import cross_entropy, linear_cross_entropy, nll_loss
+from crossent.nn._scripting import scripted_as
 
 # PyTorch has the fused head as a module from 2.13 on.
 _LinearLoss: Any = getattr(_torch_loss, "LinearCrossEntropyLoss", _torch_loss._WeightedLoss)
@@ -55,6 +56,9 @@ class NLLLoss(_torch_loss.NLLLoss):
             sample_weight=sample_weight,
             denominator=denominator,
         )
+
+    def __prepare_scriptable__(self):
+        return scripted_as(self, NLLLoss, _torch_loss.NLLLoss, "dim")
 
     def extra_repr(self) -> str:
         return _changed(self, NLLLoss, "dim")
@@ -132,6 +136,10 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
             z_loss=self.z_loss,
             inplace_backward=self.inplace_backward,
         )
+
+    def __prepare_scriptable__(self):
+        own = "dim", "softcap", "z_loss", "inplace_backward"
+        return scripted_as(self, CrossEntropyLoss, _torch_loss.CrossEntropyLoss, *own)
 
     def extra_repr(self) -> str:
         return _changed(self, CrossEntropyLoss, "dim", "softcap", "z_loss", "inplace_backward")
@@ -223,6 +231,13 @@ class LinearCrossEntropyLoss(_LinearLoss):
             z_loss=self.z_loss,
             chunk_bytes=self.chunk_bytes,
             filter_eps=self.filter_eps,
+        )
+
+    def __prepare_scriptable__(self):
+        if type(self).forward is not LinearCrossEntropyLoss.forward:
+            return self
+        raise TypeError(
+            "LinearCrossEntropyLoss cannot be scripted, nor can torch's own. Use torch.jit.trace or torch.export"
         )
 
     def extra_repr(self) -> str:

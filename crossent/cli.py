@@ -64,9 +64,14 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for the plots.")] = P
 
 
 def explain(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
     key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
+    header: Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")] = None,
+    columns: Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
+    log_probabilities: Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")] = False,
     row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given more than once.")] = None,
     ignore_index: Annotated[int, typer.Option(help="The label of rows that count for nothing.")] = -100,
     label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
@@ -85,12 +90,12 @@ def explain(
     if plot:
         _require("explain --plot", "matplotlib")
     from crossent.explanation._command import run
+    from crossent.score.scales import asked
 
-    options = {
-        "ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction, "dim": dim,
-    }  # fmt: skip
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     with _bad_input():
-        status = run(files or [], (key, labels_key), row or [], html, plot, json, options)
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+        status = run(files or [], reading, scale, row or [], html, plot, json, options)
     raise typer.Exit(status)
 
 
@@ -174,10 +179,18 @@ def plan(
 
 
 def score(
-    logits: Annotated[str, typer.Argument(help="Logits of shape (rows, classes).", show_default=False)],
-    labels: Annotated[str, typer.Argument(help="Integer labels of shape (rows,).", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="LOGITS [LABELS]", help="Both, or one file that has both.", show_default=False),
+    ],
     key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
+    header: Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")] = None,
+    columns: Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
+    log_probabilities: Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")] = False,
+    dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
     ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
     top: Annotated[int, typer.Option(min=0, help="How many of the worst classes and rows are shown.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
@@ -185,9 +198,10 @@ def score(
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
 
-    Files are .npy, .npz, .safetensors, .pt, .csv or .parquet. A pattern in
-    quotes, as in 'logits-*.npy', stands for shards, which are read in the
-    order of their numbers. Files may be larger than memory.
+    Files are .npy, .npz, .safetensors, .pt, .parquet, or text: .csv, .tsv, .txt,
+    also .gz of these. A pattern in quotes, as in 'logits-*.npy', stands for
+    shards, which are read in the order of their numbers. Files may be larger
+    than memory. What was taken for what is said on standard error.
 
     Exit status 0: all is well.
     Exit status 2: the files cannot be scored, or the command line is wrong.
@@ -196,13 +210,12 @@ def score(
     if html:
         _require("score --html", "jinja2", "matplotlib")
     from crossent.score.command import run
+    from crossent.score.scales import asked
 
-    raise typer.Exit(
-        run(
-            logits, labels, as_json=as_json, html=html, top=top, key=key, labels_key=labels_key,
-            ignore_index=ignore_index,
-        )
-    )  # fmt: skip
+    with _bad_input():
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+    status = run(files, as_json=as_json, html=html, top=top, reading=reading, scale=scale, ignore_index=ignore_index)
+    raise typer.Exit(status)
 
 
 COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score)}

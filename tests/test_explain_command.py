@@ -77,14 +77,16 @@ def broken(tmp_path, files):
     (tmp_path / "half.npz").write_bytes((labels.read_bytes())[:60])
     two = tmp_path / "two.npz"
     return {
-        "one file": ([logits], "expected LOGITS and LABELS"),
+        "one file": ([logits], "holds no labels beside the logits"),
+        "a pattern without quotes": ([logits, logits, labels], "expected LOGITS and LABELS"),
+        "two scales": ([logits, labels, "--logits", "--probabilities"], "exclude each other"),
         "missing": ([tmp_path / "none.npy", labels], "none.npy: there is no such file"),
         "truncated": ([truncated, labels], "cut.npy: "),
         "text": ([text, labels], "text.npy: "),
         "pickle": ([objects, labels], "objects.npy: "),
         "two arrays": ([two, labels], "two.npz: holds 2 entries, name one of them as its key: a, b"),
         "half an archive": ([logits, tmp_path / "half.npz"], "half.npz: "),
-        "shapes": ([logits, logits.with_name("short.npy")], "wrong shape"),
+        "shapes": ([logits, logits.with_name("short.npy")], "9 rows of logits do not fit the 3 labels"),
         "row": ([logits, labels, "--row", "9"], "rows must be between -9 and 8"),
         "option": ([logits, labels, "--reduction", "max"], "reduction must be one of"),
         "no folder": ([logits, labels, "--html", tmp_path / "no" / "page.html"], "there is no folder"),

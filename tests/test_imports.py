@@ -71,7 +71,9 @@ MAY_IMPORT = {
     "crossent.score": (
         *PUBLIC,
         "crossent.score",
+        "crossent.explanation",
         "crossent._files",
+        "crossent._json",
         "numpy",
         "jinja2",
         "matplotlib",
@@ -83,8 +85,11 @@ MAY_IMPORT = {
     "crossent.explanation": (
         *PUBLIC,
         "crossent.explanation",
+        "crossent.score.pairs",
         "crossent.score.readers",
+        "crossent.score.scales",
         "crossent._files",
+        "crossent._json",
         "crossent._options",
         "crossent._rows",
         "jinja2",
@@ -97,6 +102,7 @@ MAY_IMPORT = {
     "crossent._files": (),
     "crossent._output": (),
     "crossent.__main__": ("crossent.cli",),
+    "crossent._json": (),
     "crossent._plan_of_shapes": ("crossent", "crossent._shapes", "numpy", "torch", "rich"),
     "crossent.bench": (
         *PUBLIC,
@@ -121,6 +127,7 @@ MAY_IMPORT = {
         "crossent.demo",
         "crossent.explanation",
         "crossent.score.command",
+        "crossent.score.scales",
         "crossent._plan_of_shapes",
         "crossent._output",
         "typer",

@@ -27,7 +27,7 @@ def report(tmp_path_factory):
     logits, labels = example(rows=2000, classes=12)
     files = write(folder / "x.npy", "npy", logits), write(folder / "y.npy", "npy", labels)
     path = folder / "report.html"
-    assert run(*files, as_json=False, html=path, top=10) == 0
+    assert run(files, as_json=False, html=path, top=10) == 0
     return path, score(*files)
 
 
@@ -122,26 +122,26 @@ def test_kill_leaves_the_old_report_or_none(tmp_path, moment, before):
         def kill(*_):
             os.kill(os.getpid(), signal.SIGKILL)
         {KILLED_AT[moment]}
-        run({files[0]!r}, {files[1]!r}, as_json=True, html=Path({str(path)!r}), top=3)
+        run([{files[0]!r}, {files[1]!r}], as_json=True, html=Path({str(path)!r}), top=3)
     """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert (path.read_text() if path.exists() else None) == before
-    assert run(*files, as_json=True, html=path, top=3) == 0 and path.read_text().endswith("</html>")
+    assert run(files, as_json=True, html=path, top=3) == 0 and path.read_text().endswith("</html>")
 
 
 def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     logits, labels = example()
     files = write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)
-    assert run(*files, as_json=True, html=tmp_path / "nowhere" / "r.html", top=3) == 2
+    assert run(files, as_json=True, html=tmp_path / "nowhere" / "r.html", top=3) == 2
     assert "there is no folder" in capsys.readouterr().err
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert run(*files, as_json=True, html=tmp_path / "r.html", top=3) == 2
+    assert run(files, as_json=True, html=tmp_path / "r.html", top=3) == 2
     out, err = capsys.readouterr()
     assert out == "" and "No space left" in err
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "y.npy"}

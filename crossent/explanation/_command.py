@@ -1,13 +1,17 @@
 """`crossent explain`: an explanation of stored logits and labels, or of the worked example."""
 
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from crossent import cross_entropy, nll_loss
 from crossent._files import check_file, replacing
 from crossent.explanation import Explanation, explain
-from crossent.score.readers import whole
+from crossent.explanation._case import as_numpy
+from crossent.score.pairs import pair_of
+from crossent.score.readers import Reading, two_files
+from crossent.score.scales import LOGITS, PROBABILITIES, log_of
 
 # torch.manual_seed(42); torch.randn(3, 4), exactly
 _LOGITS = [
@@ -24,8 +28,9 @@ def worked_example() -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(
-    files: list[Path],
-    keys: tuple[str | None, str | None],
+    files: list[str],
+    reading: Reading,
+    scale: str | None,
     rows: list[int],
     html: Path | None,
     plot: Path | None,
@@ -39,7 +44,7 @@ def run(
     for path, option in ((html, "--html"), (plot, "--plot")):
         if path is not None:
             check_file(path, option)
-    found = _explained(files, keys, rows, options)
+    found = _explained(files, reading, scale, rows, options)
     for path, write in ((html, _write_html), (plot, _write_plot)):
         if path is not None:
             write(found, path)
@@ -50,21 +55,21 @@ def run(
     return 1 if found.faulty else 0
 
 
-def _explained(files: list[Path], keys: tuple[str | None, str | None], rows: list[int], options: dict) -> Explanation:
-    if len(files) not in (0, 2):
-        raise ValueError(f"expected LOGITS and LABELS, or no file for the worked example, got {len(files)} file")
-    logits, labels = _loaded(files[0], files[1], *keys) if files else worked_example()
-    return explain(logits, labels, rows=rows or None, **options)
-
-
-def _loaded(logits: Path, labels: Path, key: str | None, labels_key: str | None) -> tuple[Any, Any]:
-    """Two arrays of NumPy, or two tensors where one of them is."""
-    found = whole(logits, key), whole(labels, labels_key, integers=True)
-    if all(isinstance(array, np.ndarray) for array in found):
-        return found
-    import torch
-
-    return torch.as_tensor(found[0]), torch.as_tensor(found[1])
+def _explained(files: list[str], reading: Reading, scale: str | None, rows: list[int], options: dict) -> Explanation:
+    function = cross_entropy
+    logits, labels = worked_example()
+    if files:
+        logits, labels, notes = pair_of(*two_files(files), reading).whole()
+        for note in notes:
+            print(f"crossent explain: {note}", file=sys.stderr)
+    if scale not in (None, LOGITS):
+        smoothing = options.pop("label_smoothing")
+        if smoothing:
+            raise ValueError(f"--label-smoothing is for logits, not for --{scale}")
+        function = nll_loss
+        if scale == PROBABILITIES:
+            logits, labels = log_of(logits), as_numpy(labels)
+    return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, **options)
 
 
 def _write_html(found: Explanation, path: Path) -> None:

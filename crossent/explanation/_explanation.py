@@ -1,14 +1,12 @@
 """The answer of `explain`: plain data, and the ways to look at it."""
 
-import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossent import Plan
+from crossent import Plan, _json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,18 +145,8 @@ class Explanation:
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "losses"}
         for name in ("rows", "steps", "checks", "findings"):
             found[name] = [asdict(item) for item in found[name]]
-        return _plain(found | {"plan": asdict(self.plan)})
+        return _json.plain(found | {"plan": asdict(self.plan)})
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as JSON, which has no word for nan."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-
-def _plain(value) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        return _json.text(self.to_dict(), indent)

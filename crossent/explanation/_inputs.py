@@ -8,34 +8,31 @@ from crossent import cross_entropy
 from crossent.explanation._case import as_numpy, dtype_of
 from crossent.explanation._checks import EPS
 from crossent.explanation._explanation import Finding
+from crossent.explanation._tally import ENOUGH, fits_better
 from crossent.explanation._words import first, in_first, rows
 
-_ENOUGH = 16  # rows, before a share of them says something
+
+def one_class(facts):
+    if facts.classes > 1 or facts.picks or not facts.tally.counted:
+        return None
+    sentence = "There is one class, which has probability 1: the cross entropy is 0 whatever the logits are. "
+    sentence += "Give the input a class for each answer; one logit for yes or no needs a loss of its own, such as "
+    return Finding("one_class", "error", f"{sentence}PyTorch's binary_cross_entropy_with_logits.")
 
 
-def _all_rows(facts, test):
-    """Whether all rows that count and whose logits are finite pass a test, and there are some with two classes."""
-    scan, case = facts.scan, facts.case
-    there = case.keep & np.isfinite(scan.high) & ~np.isnan(scan.low)
-    return not case.head and case.classes > 1 and bool(there.any()) and bool(test(there).all())
-
-
-def _are_probabilities(facts):
-    scan, tolerance = facts.scan, max(1e-3, 2 * EPS[facts.case.dtype])
-    return _all_rows(facts, lambda at: (scan.low[at] >= 0.0) & (np.abs(scan.total[at] - 1.0) <= tolerance))
-
-
-def _are_log_probabilities(facts):
-    """lse of log-probabilities is 0, but for the rounding of each."""
-    scan, tolerance = facts.scan, max(1e-4, 2 * EPS[facts.case.dtype] * (1.0 + math.log(facts.case.classes)))
-    return _all_rows(facts, lambda at: np.abs(scan.lse[at]) <= tolerance)
+def equal_logits(facts):
+    if not facts.tally.equal:
+        return None
+    sentence = "In every row all logits are equal, so that each class is as likely as any other: "
+    sentence += "look at the layer before the loss, whose weights may be 0, or its output masked."
+    return Finding("equal_logits", "warning", sentence)
 
 
 def probabilities(facts):
-    if not _are_probabilities(facts):
+    if not facts.tally.probable:
         return None
     sentence = "The input holds probabilities: in every row no entry is negative and their sum is 1. "
-    if facts.case.picks:
+    if facts.picks:
         sentence += "nll_loss takes their logarithm: pass log_softmax of the logits."
     else:
         sentence += "cross_entropy applies the softmax itself, so that it is applied twice here: pass the logits."
@@ -43,25 +40,19 @@ def probabilities(facts):
 
 
 def log_probabilities(facts):
-    if facts.case.picks or not _are_log_probabilities(facts):
+    if facts.picks or not facts.tally.log_probable or equal_logits(facts):
         return None
-    sentence = "The input holds log-probabilities: in every row their exponentials sum to 1. The loss is right, since "
-    sentence += "another log-softmax changes nothing, but the work is done twice: pass the logits, or call nll_loss."
+    sentence = "The input holds log-probabilities: in every row their exponentials sum to 1. "
+    if facts.stored:
+        sentence += "They are as good as logits: another log-softmax changes nothing."
+        return Finding("log_probabilities", "note", sentence)
+    sentence += "The loss is right, since another log-softmax changes nothing, but the work is done twice: pass the "
+    sentence += "logits, or call nll_loss."
     return Finding("log_probabilities", "warning", sentence)
 
 
 def softmax_twice(facts):
-    """log_softmax of probabilities p is p minus a number, so that its mean is 1 / C - p_min above its smallest entry.
-
-    That is at most 1 / C, and close to it where one class has next to nothing, in most rows of a classifier.
-    """
-    scan, case = facts.scan, facts.case
-    if not _are_log_probabilities(facts) or case.keep.sum() < _ENOUGH:
-        return None
-    at = case.keep & np.isfinite(scan.low)
-    above = scan.total[at] - case.classes * scan.low[at]  # C * (mean - smallest)
-    slack = 16 * EPS[case.dtype] * case.classes
-    if not len(above) or above.max() > 1.0 + slack or np.mean(above >= 0.9) < 0.5 or slack > 0.1:
+    if not facts.tally.twice:
         return None
     sentence = "The input looks like log_softmax of probabilities: no class is more than e times as likely as "
     sentence += "another. A softmax was applied to what had been through one: pass log_softmax of the logits."
@@ -69,9 +60,8 @@ def softmax_twice(facts):
 
 
 def logits_to_nll_loss(facts):
-    if not facts.case.picks or _are_log_probabilities(facts) or _are_probabilities(facts):
-        return None
-    if not _all_rows(facts, lambda at: np.isfinite(facts.scan.lse[at])):
+    tally = facts.tally
+    if not facts.picks or tally.log_probable or tally.probable or tally.classes < 2 or not tally.finite:
         return None
     at = np.flatnonzero(facts.case.keep & np.isfinite(facts.scan.lse))
     worst = at[np.abs(facts.scan.lse[at]).argmax()]
@@ -88,31 +78,32 @@ def _exp(lse):
 
 
 def labels_off_by_one(facts):
-    """The largest logits stand one before the label, for labels of several kinds."""
-    case, top = facts.case, facts.scan.top
-    if case.labels is None or case.keep.sum() < _ENOUGH:
+    tally = facts.tally
+    if not tally.off_by_one:
         return None
-    labels, top = case.labels[case.keep].astype(np.int64), top[case.keep]
-    before = top == labels - 1
-    kinds = np.bincount(labels[before], minlength=1)
-    varied = (kinds > 0).sum() >= 3 and kinds.max() <= 0.6 * kinds.sum()
-    if not varied or before.mean() < 0.5 or np.mean(top == labels) > 0.1:
-        return None
-    sentence = f"In {before.mean():.0%} of the rows the largest logit is that of the class before the label, and in "
-    sentence += f"{np.mean(top == labels):.0%} that of the label: the labels look one-based. Subtract 1."
+    before, hits = tally.before.sum() / tally.counted, tally.hits / tally.counted
+    sentence = f"In {before:.0%} of the rows the largest logit is that of the class before the label, and in "
+    sentence += f"{hits:.0%} that of the label: the labels look one-based. Subtract 1."
     return Finding("labels_off_by_one", "warning", sentence)
 
 
 def class_axis(facts):
+    if (axis := facts.other_axis()) is None:
+        return None
+    why = "the target sums to 1 along it" if facts.soft else "the labels fit it far better"
+    sentence = f"The classes look as if they lay along axis {axis}, since {why}; this call reads axis "
+    sentence += f"{facts.axis} of {facts.shape}. Pass dim={axis}, or move the axis."
+    return Finding("class_axis", "error" if facts.soft else "warning", sentence)
+
+
+def other_axis(facts):
+    """The axis of a call's input along which the classes look to lie, if that is not its own."""
     case = facts.case
     if case.head or case.input.ndim < 2:
         return None
     for axis in range(case.input.ndim):
         if axis != case.axis and (_sums_along(facts, axis) if case.soft else _fits_better(facts, axis)):
-            why = "the target sums to 1 along it" if case.soft else "the labels fit it far better"
-            sentence = f"The classes look as if they lay along axis {axis}, since {why}; this call reads axis "
-            sentence += f"{case.axis} of {tuple(case.input.shape)}. Pass dim={axis}, or move the axis."
-            return Finding("class_axis", "error" if case.soft else "warning", sentence)
+            return axis
     return None
 
 
@@ -123,9 +114,8 @@ def _sums_along(facts, axis):
 
 
 def _fits_better(facts, axis):
-    """Whether the loss along this axis is far below chance, and below half of the call's own."""
     case, shape = facts.case, tuple(facts.case.input.shape)
-    if shape[:axis] + shape[axis + 1 :] != case.row_shape or case.keep.sum() < _ENOUGH or shape[axis] < 3:
+    if shape[:axis] + shape[axis + 1 :] != case.row_shape or case.keep.sum() < ENOUGH or shape[axis] < 3:
         return False
     a = case.arguments
 
@@ -133,8 +123,7 @@ def _fits_better(facts, axis):
         weighed = {"ignore_index": case.options.ignore_index, "sample_weight": a["sample_weight"]}
         return float(cross_entropy(case.input, a["target"], dim=axis, **weighed))
 
-    there = mean(axis)
-    return there < 0.5 * math.log(case.classes) and there < 0.5 * mean(case.axis)
+    return fits_better(mean(axis), mean(case.axis), case.classes)
 
 
 def _tolerance(facts):

@@ -33,9 +33,8 @@ def scan(case):
     with np.errstate(all="ignore"):
         for block in case.blocks():
             x = case.logits(block)
-            high[block], low[block], total[block], top[block] = x.max(-1), x.min(-1), x.sum(-1), x.argmax(-1)
-            peak = x.max(-1, keepdims=True)
-            lse[block] = peak[..., 0] + np.log(np.exp(x - peak).sum(-1))
+            high[block], low[block], total[block], lse[block] = sizes(x)
+            top[block] = x.argmax(-1)
             masked[block] = _masked(case, block, x)
             if dense:
                 t = case.probabilities(block)
@@ -46,6 +45,12 @@ def scan(case):
         target_low, target_total = target_low.reshape(-1), target_total.reshape(-1)
     high, low, total, lse = (array.reshape(-1) for array in (high, low, total, lse))
     return Scan(high, low, total, lse, top.reshape(-1), masked.reshape(-1), target_low, target_total)
+
+
+def sizes(x):
+    """Of each row the largest and the smallest logit, their sum, and lse."""
+    peak = x.max(-1, keepdims=True)
+    return peak[..., 0], x.min(-1), x.sum(-1), peak[..., 0] + np.log(np.exp(x - peak).sum(-1))
 
 
 def _masked(case, block, x):

@@ -37,7 +37,11 @@ def show(explanation, console=None):
     _show_checks(e, console)
     console.print(Text(f"\n{e.plan}", style="dim"))
     for finding in e.findings:
-        console.print(Text.assemble("\n", (finding.severity, _COLOURS[finding.severity]), "  ", finding.sentence))
+        console.print(finding_line(finding))
+
+
+def finding_line(finding):
+    return Text.assemble("\n", (finding.severity, _COLOURS[finding.severity]), "  ", finding.sentence)
 
 
 def _title(e, index):

@@ -8,6 +8,7 @@ from crossent.explanation._case import as_numpy
 from crossent.explanation._checks import LARGEST
 from crossent.explanation._explanation import Finding
 from crossent.explanation._steps import divisor, total
+from crossent.explanation._tally import ONE_BASED, one_based
 from crossent.explanation._words import classes, few, first, in_first, rows
 
 
@@ -18,7 +19,7 @@ def bad_labels(facts):
     numbers = np.flatnonzero(case.bad)
     advice = "Correct the labels, or give the input more classes."
     if case.labels is not None and _one_based(case):
-        advice = "No label is 0 and the largest is the number of classes: if they are one-based, subtract 1."
+        advice = ONE_BASED
     has = "has a label that is no class" if len(numbers) == 1 else "have labels that are no classes"
     sentence = f"{rows(case, numbers).capitalize()} {has}. {facts.mistake}. {advice}"
     return Finding("bad_labels", "error", sentence, first(case, numbers))
@@ -26,7 +27,7 @@ def bad_labels(facts):
 
 def _one_based(case):
     labels = case.labels[case.keep | case.bad]
-    return labels.min() >= 1 and labels.max() == case.classes
+    return one_based(labels.min(), labels.max(), case.classes)
 
 
 def nothing_counts(facts):

@@ -1,25 +1,30 @@
 """The command: files in, tables, JSON or a page out, and an exit status."""
 
-import json
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from crossent import _json
 from crossent._files import check_file, replacing
 from crossent.score import Score, score, show
+from crossent.score.readers import two_files
 
 FINE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
-def run(logits: str, labels: str, *, as_json: bool, html: Path | None, top: int, **options) -> int:
+def run(files: Sequence[str], *, as_json: bool, html: Path | None, top: int, **options) -> int:
     """Everything but the parsing of the command line. `options` are those of `score`."""
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def note(said: str) -> None:
+        errors.print(f"crossent score: {said}")
+
     try:
+        logits, labels = two_files(files)
         if html is not None:
             check_file(html, "--html")
         with _first_interrupt_noted() as interrupts, _progress(errors) as told:
@@ -28,7 +33,7 @@ def run(logits: str, labels: str, *, as_json: bool, html: Path | None, top: int,
                 told(done, rows)
                 return not interrupts
 
-            found = score(logits, labels, top=top, go_on=go_on, **options)
+            found = score(logits, labels, top=top, note=note, go_on=go_on, **options)
         if html is not None and found.complete:
             from crossent.score.report import page
 
@@ -38,7 +43,7 @@ def run(logits: str, labels: str, *, as_json: bool, html: Path | None, top: int,
         errors.print("Interrupted before there was a score.")
         return INTERRUPTED
     except (ValueError, OSError) as error:
-        errors.print(f"crossent score: {error}")
+        note(str(error))
         return BAD_INPUT
     _say(found, as_json, top)
     if found.complete:
@@ -50,8 +55,7 @@ def run(logits: str, labels: str, *, as_json: bool, html: Path | None, top: int,
 
 def _say(found: Score, as_json: bool, top: int) -> None:
     if as_json:
-        json.dump(show.as_dict(found), sys.stdout, indent=1, allow_nan=False)
-        print()
+        print(_json.text(show.as_dict(found), indent=1))
     else:
         show.tables(Console(highlight=False, markup=False), found, top)
 

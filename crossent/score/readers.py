@@ -1,29 +1,45 @@
 """Rows of files and shards, in blocks of bounded size, with one kind of error for whatever is wrong with a file."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crossent.score.formats import FORMATS, NEEDS, Stored
+from crossent.score import roles
+from crossent.score.formats import ARRAYS, Stored, listed, only
+from crossent.score.parquet import parquet
+from crossent.score.tables import LABELS, Table, Unclear
+from crossent.score.text import text
 
 _AT_ONCE = 2**23  # numbers in a block
 _NARROW = 16  # what a row counts as at least, for what is kept of it
-_LONGEST_ROW = 2**25  # numbers; a longer one is taken for a mistake in the file's head
+_LONGEST_ROW = 2**28  # numbers; a longer one is taken for a mistake in the file's head
+
+TEXTS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+TABLES = {".parquet": parquet} | dict.fromkeys(TEXTS, text)
+SUFFIXES = (*ARRAYS, *TABLES)
+# What a format needs beyond NumPy: the module and the extra that has it.
+_NEEDS = {".parquet": ("pyarrow", "parquet"), ".pt": ("torch", "torch"), ".safetensors": ("safetensors", "score")}
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z")
 
 
 class BadFile(ValueError):
     """A file that cannot be scored; the message names it."""
 
 
+class UnclearFile(BadFile):
+    """A file whose first line may be a header or a row."""
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Files may hold anything, and libraries raise anything for them: every error becomes one that names the file."""
     try:
         yield
@@ -32,24 +48,57 @@ def _naming(path: Path) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         # What a library quotes of a file may be anything, to a terminal as well.
-        raise BadFile(f"{path}: {''.join(c if c.isprintable() else '?' for c in said)}") from error
+        bad = UnclearFile if isinstance(error, Unclear) else BadFile
+        raise bad(f"{path}: {printable(said)}") from error
+
+
+def printable(said: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in said)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the options say of the files where they do not say it themselves; None leaves it to them.
+
+    `key` and `labels_key` name entries or columns, `header` whether the first line of text has names, `columns` those
+    of the classes, and `dim` is the class axis.
+    """
+
+    key: str | None = None
+    labels_key: str | None = None
+    header: bool | None = None
+    columns: str | None = None
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one or several files, in order; `width` is the number of classes, 1 for labels."""
+    """The rows of one or several files, in order. `names` are those of the columns, where they have some.
+
+    `parts` are the entries or columns that they were taken from, and `notes` what was taken for what in each file.
+    """
 
     files: list[tuple[Path, Stored]]
-    width: int
+    names: tuple[str, ...] = ()
+    parts: tuple = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(stored.shape[0] for _, stored in self.files)
 
-    def blocks(self) -> Iterator[Any]:
-        """All rows, in blocks that are about as large whatever the width."""
-        step = max(1, _AT_ONCE // max(self.width, _NARROW))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.files[0][1].shape[1:])
+
+    @property
+    def kind(self) -> str:
+        return self.files[0][1].kind
+
+    def blocks(self, at_once: int | None = None) -> Iterator[Any]:
+        """All rows, in blocks that hold about as many numbers whatever the width."""
+        step = max(1, (at_once or _AT_ONCE) // max(int(np.prod(self.shape[1:])), _NARROW))
         for path, stored in self.files:
-            with _naming(path):
+            with naming(path):
                 rows = 0
                 for block in stored.blocks(step):
                     rows += len(block)
@@ -58,6 +107,22 @@ class Rows:
                     yield block
                 if rows != stored.shape[0]:
                     raise BadFile(f"{path}: holds {rows} rows, not the {stored.shape[0]} that its head tells of")
+
+    def whole(self) -> Any:
+        """All rows in one array, of one file mapped into memory where the format can be."""
+        if len(self.files) == 1:
+            path, stored = self.files[0]
+            with naming(path):
+                blocks = list(stored.blocks(max(1, stored.shape[0])))
+        else:
+            blocks = list(self.blocks())
+        if len(blocks) == 1:
+            return blocks[0]
+        if isinstance(blocks[0], np.ndarray):
+            return np.concatenate(blocks)
+        import torch
+
+        return torch.cat(blocks)
 
     def find(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
@@ -69,6 +134,14 @@ class Rows:
 
     def place(self, row: int) -> str:
         return "{}: row {}".format(*self.find(row))
+
+
+def two_files(files: Sequence[str]) -> tuple[str, str | None]:
+    """The logits and the labels as they stand on the command line; one file may have both."""
+    if len(files) in (1, 2):
+        return files[0], files[1] if len(files) == 2 else None
+    few = "" if not files else ": put patterns in quotes, as in 'logits-*.npy', so that the shell leaves them alone"
+    raise ValueError(f"expected LOGITS and LABELS, or one file that has both, got {len(files)} files{few}")
 
 
 def paths_of(pattern: str) -> list[Path]:
@@ -85,80 +158,118 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
-def _stored(path: Path, key: str | None, integers: bool) -> Stored:
-    if path.suffix not in FORMATS:
-        raise BadFile(f"{path}: the suffix must be one of {', '.join(FORMATS)}")
-    module, extra = NEEDS.get(path.suffix, ("numpy", ""))
-    if find_spec(module) is None:
-        raise BadFile(f"{path}: reading {path.suffix} needs {module}: pip install crossent[{extra}]")
-    with _naming(path):
+def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False) -> Rows:
+    """The logits or the labels (the `role`) in a file or in shards, which have to be read alike."""
+    opened = [(path, _opened(path, role, reading, labels_here)) for path in paths_of(pattern)]
+    (first, one), *others = opened
+    for path, other in others:
+        if other.stored.shape[1:] != one.stored.shape[1:]:
+            width, others_width = (shape[1] if len(shape) == 2 else shape[1:] for shape in _shapes(other, one))
+            raise BadFile(f"{path}: has {width} classes, and {first} has {others_width}")
+        if (other.parts, other.names) != (one.parts, one.names) or _differ(one.stored, other.stored):
+            said = "; ".join(other.notes) or "all of it is taken"
+            raise BadFile(f"{path}: is read otherwise than {first}: {said}")
+    return Rows([(path, item.stored) for path, item in opened], one.names, one.parts, one.notes)
+
+
+def _shapes(*opened: "_Opened") -> list[tuple[int, ...]]:
+    return [item.stored.shape for item in opened]
+
+
+def _differ(one: Stored, other: Stored) -> bool:
+    """Whether numbers are of two kinds. Files without rows are of any."""
+    return one.kind != other.kind and one.shape[0] != 0 and other.shape[0] != 0
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An array in a file, the names of its columns, the parts of the file that it was taken from, and why."""
+
+    stored: Stored
+    names: tuple[str, ...] = ()
+    parts: tuple = ()
+    notes: tuple[str, ...] = ()
+
+
+def suffix_of(path: Path) -> str:
+    """In lower case, both of two where the last one says how the file is packed."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Opened:
+    with naming(path):
+        if path.is_dir():
+            raise BadFile(f"{path}: is a folder{_inside(path)}")
+        suffix = suffix_of(path)
+        if suffix not in SUFFIXES:
+            if path.suffix.lower() in _PACKED:
+                raise BadFile(f"{path}: is packed: unpack it first (text alone is read from .gz)")
+            raise BadFile(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+        module, extra = _NEEDS.get(suffix, ("numpy", ""))
+        if find_spec(module) is None:
+            raise BadFile(f"{path}: reading {suffix} needs {module}: pip install crossent[{extra}]")
+        if not path.exists():
+            raise BadFile(f"{path}: there is no such file")
         if not path.is_file():
-            raise BadFile(f"{path}: is a folder" if path.is_dir() else f"{path}: there is no such file")
-        stored = FORMATS[path.suffix](path, key, integers)
-        if min(stored.shape, default=0) < 0:
-            raise BadFile(f"{path}: has the shape {stored.shape}")
-        return stored
-
-
-def whole(path: Path, key: str | None = None, integers: bool = False) -> Any:
-    """The array of one file, of any shape: mapped into memory where the format can be."""
-    stored = _stored(path, key, integers)
-    with _naming(path):
+            raise BadFile(f"{path}: is no file that can be read twice: write what comes out of it to one")
+        if suffix in ARRAYS:
+            opened = _entry(ARRAYS[suffix](path), role, reading)
+        else:
+            opened = _columns(TABLES[suffix](path, reading.header), role, reading, labels_here)
+        stored = opened.stored
+        if not stored.kind:
+            next(stored.blocks(1))  # which says why it cannot be read
         if not stored.shape:
             raise BadFile(f"{path}: holds one number, not rows of them")
-        blocks = list(stored.blocks(max(1, stored.shape[0])))
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.empty(stored.shape)])
+        if min(stored.shape) < 0:
+            raise BadFile(f"{path}: has the shape {stored.shape}")
+        if int(np.prod(stored.shape[1:], dtype=object)) > _LONGEST_ROW:
+            raise BadFile(f"{path}: a row of {stored.shape[1:]} is longer than {_LONGEST_ROW} numbers")
+        return opened
 
 
-def logits_of(pattern: str, key: str | None = None) -> Rows:
-    """Files of shape (rows, classes), of one number of classes."""
-    files = [(path, _stored(path, key, False)) for path in paths_of(pattern)]
-    for path, stored in files:
-        if len(stored.shape) != 2:
-            raise BadFile(f"{path}: logits must have the shape (rows, classes), got {stored.shape}")
-        if stored.shape[1] != files[0][1].shape[1]:
-            raise BadFile(f"{path}: has {stored.shape[1]} classes, and {files[0][0]} has {files[0][1].shape[1]}")
-        if not 0 < stored.shape[1] <= _LONGEST_ROW:
-            raise BadFile(f"{path}: logits must have from 1 to {_LONGEST_ROW} classes, got {stored.shape}")
-    return Rows(files, files[0][1].shape[1])
+def _inside(folder: Path) -> str:
+    """How to name the files of a folder."""
+    found = Counter(suffix for path in folder.iterdir() if (suffix := suffix_of(path)) in SUFFIXES)
+    if not found:
+        return ""
+    pattern = f"{escape(str(folder))}/*{found.most_common(1)[0][0]}"
+    return f": name the files in it, as in '{pattern}'"
 
 
-def labels_of(pattern: str, key: str | None = None) -> Rows:
-    """Files of shape (rows,)."""
-    files = [(path, _stored(path, key, True)) for path in paths_of(pattern)]
-    for path, stored in files:
-        if len(stored.shape) != 1:
-            raise BadFile(f"{path}: labels must have the shape (rows,), got {stored.shape}")
-    return Rows(files, 1)
+_KINDS = {"logits": "f", "labels": "iubUS"}
 
 
-def paired(logits: Rows, labels: Rows, ignore_index: int) -> Iterator[tuple[int, Any, np.ndarray]]:
-    """Blocks of logits, each with the number of its first row and its labels, which are classes or ignored."""
-    if len(logits) != len(labels):
-        raise BadFile(
-            f"{logits.files[0][0]}: {len(logits)} rows of logits do not fit the {len(labels)} labels of "
-            f"{labels.files[0][0]}"
-        )
-    following, waiting, start = _checked(labels, logits.width, ignore_index), np.empty(0, np.int64), 0
-    for block in logits.blocks():
-        while len(waiting) < len(block):
-            waiting = np.concatenate([waiting, next(following)])
-        yield start, block, waiting[: len(block)]
-        waiting, start = waiting[len(block) :], start + len(block)
+def _entry(entries: dict[str, Stored], role: str, reading: Reading) -> _Opened:
+    """The entry that is named, or the only one that can be meant."""
+    key = reading.key if role == "logits" else reading.labels_key
+    stored = only(entries, key)
+    if stored is not None:
+        name = key if key is not None else next(iter(entries))
+        return _Opened(stored, parts=(name,), notes=(stored.note,) if stored.note else ())
+    fit = [name for name, stored in entries.items() if stored.kind and stored.kind in _KINDS[role] and stored.shape]
+    if role == "logits":
+        fit = [name for name in fit if len(entries[name].shape) > 1]
+    known = {"logits"} if role == "logits" else LABELS
+    if len(fit) > 1:
+        fit = [name for name in fit if name.lower() in known]
+    if len(fit) != 1:
+        raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(entries)}")
+    stored = entries[fit[0]]
+    notes = (f"its entry {fit[0]!r} has the {role}", *([stored.note] if stored.note else []))
+    return _Opened(stored, parts=(fit[0],), notes=notes)
 
 
-def _checked(labels: Rows, classes: int, ignore_index: int) -> Iterator[np.ndarray]:
-    start = 0
-    for block in labels.blocks():
-        some = np.asarray(block)
-        if some.dtype.kind not in "iu":
-            raise BadFile(f"{labels.place(start)}: labels must be integers, got {some.dtype}")
-        bad = ((some < 0) | (some >= classes)) & (some != ignore_index)
-        if bad.any():
-            row = int(bad.argmax())
-            raise BadFile(
-                f"{labels.place(start + row)}: label {some[row]} is out of bounds: labels must be between 0 and "
-                f"{classes - 1}, or {ignore_index} to be ignored"
-            )
-        start += len(some)
-        yield some.astype(np.int64)
+def _columns(table: Table, role: str, reading: Reading, labels_here: bool) -> _Opened:
+    if role == "logits":
+        chosen = roles.classes_of(table, reading.key, reading.columns, labels_here)
+    else:
+        chosen = roles.labels_of(table, reading.labels_key)
+    columns, words = chosen.columns, chosen.words
+    first, *others = columns
+    width = (len(columns),) if others else table.columns[first].values.shape[1:]
+    stored = Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
+    names = tuple(table.columns[i].name for i in columns)
+    notes = (*([table.note] if table.note else []), *chosen.notes)
+    return _Opened(stored, names if any(names) else (), columns, notes)

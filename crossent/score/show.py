@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from crossent.explanation._show import finding_line
 from crossent.score import Score
 from crossent.score.metrics import BINS, Metrics
 
@@ -27,7 +29,7 @@ class ClassRow:
 
 def class_rows(metrics: Metrics, labels: np.ndarray) -> list[ClassRow]:
     found, confusion = metrics.by_class, metrics.confusion
-    recall, precision, nll = map(_finite, (found.recall, found.precision, found.nll))
+    recall, precision, nll = map(_there, (found.recall, found.precision, found.nll))
     return [
         ClassRow(c, int(found.rows[c]), recall[c], precision[c], nll[c], confusion.of(c, TAKEN_FOR))
         for c in labels.tolist()
@@ -77,6 +79,8 @@ def tables(console: Console, score: Score, top: int) -> None:
     if score.places:
         console.print()
         console.print(_of_rows(score))
+    for finding in score.findings:
+        console.print(finding_line(finding))
 
 
 def _of_classes(rows: list[ClassRow]) -> Table:
@@ -100,7 +104,7 @@ def _of_rows(score: Score) -> Table:
     return table
 
 
-def worst_rows(score: Score) -> list[tuple[str, int, str, str, str, str]]:
+def worst_rows(score: Score) -> list[tuple[str, Any, str, str, str, str]]:
     """File, row, label, prediction, confidence and NLL."""
     w = score.metrics.worst
     numbers = zip(w["label"].tolist(), w["prediction"].tolist(), w["confidence"].tolist(), w["logprob"].tolist())
@@ -119,24 +123,24 @@ def percent(value: float | None) -> str:
 
 
 def as_dict(score: Score) -> dict:
-    """For JSON, which has neither nan nor infinity: they become None."""
+    """For JSON. None is what there is nothing to divide by."""
     said = {
         "logits": score.logits, "labels": score.labels, "rows": score.rows, "done": score.done,
-        "complete": score.complete,
+        "complete": score.complete, "notes": score.notes, "findings": [asdict(finding) for finding in score.findings],
     }  # fmt: skip
     m = score.metrics
     numbers = {"nll": m.nll, "perplexity": m.perplexity, "accuracy": m.accuracy, "top5": m.top5, "brier": m.brier}
     bins = m.calibration
-    columns = {"rows": bins.rows.tolist(), "accuracy": _finite(bins.accuracy), "confidence": _finite(bins.confidence)}
+    columns = {"rows": bins.rows.tolist(), "accuracy": _there(bins.accuracy), "confidence": _there(bins.confidence)}
     calibration = [
         {"above": i / BINS, "to": (i + 1) / BINS} | {name: column[i] for name, column in columns.items()}
         for i in range(BINS)
     ]
     classes = class_rows(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted))
-    worst = {name: _finite(m.worst[name]) for name in ("label", "prediction", "rank", "logprob", "confidence")}
+    worst = {name: m.worst[name].tolist() for name in ("label", "prediction", "rank", "logprob", "confidence")}
     return said | {
         "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
-        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        **numbers,
         "calibration_error": m.calibration.error, "calibration": calibration,
         "by_class": [_named(row) for row in classes], "confusion_short": m.confusion.short,
         "worst": [
@@ -150,5 +154,6 @@ def _named(row: ClassRow) -> dict:
     return asdict(row) | {"taken_for": [{"label": label, "rows": n} for label, n in row.taken_for]}
 
 
-def _finite(values: np.ndarray) -> list:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+def _there(values: np.ndarray) -> list:
+    """None where 0 was divided by 0."""
+    return [None if math.isnan(value) else value for value in values.tolist()]

@@ -1,0 +1,179 @@
+"""Which columns of a table are the classes and which has the labels, where only the table itself can tell.
+
+What could be either is refused, and the message says which option settles it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossent.score.tables import INDICES, LABELS, Table
+
+_ENOUGH = 3  # rows, before what they have in common says something
+_SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns that are meant, whether they hold words, and what was taken for what, if anything was."""
+
+    columns: tuple[int, ...]
+    words: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def classes_of(table: Table, key: str | None, columns: str | None, labels_here: bool) -> Chosen:
+    """The columns of the logits. `labels_here` says that the labels come from the same table."""
+    if key is not None:
+        return Chosen((_named(table, key),))
+    if columns is not None:
+        return Chosen(_listed(table, columns))
+    lists = _of_kind(table, range(len(table.columns)), "lists")
+    if len(lists) > 1:
+        raise ValueError(f"has several columns of lists, name one of them with --key: {_names(table, lists)}")
+    if lists:
+        others = [i for i in range(len(table.columns)) if i not in lists]
+        note = (f"the logits are the lists in column {table.name(lists[0])}",) if others else ()
+        return Chosen((lists[0],), notes=note)
+    index, rest = _without_index(table)
+    words = _of_kind(table, rest, "words")
+    labels = [i for i in _called(table, rest, LABELS) if table.columns[i].kind in ("whole", "words", "empty")]
+    kept = [i for i in rest if i not in words and i not in labels]
+    if not kept:
+        first = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
+        raise ValueError(f"has no column of numbers for the logits{first}: {_names(table, range(len(table.columns)))}")
+    _refuse_counting(table, kept)
+    odd = _odd(table, kept, labels_here)
+    if odd and not (labels_here and not labels and len(odd) == 1):
+        raise ValueError(f"column {table.name(odd[0])} holds whole numbers and the others do not: {_SETTLE}")
+    labels += odd
+    kept = [i for i in kept if i not in odd]
+    return Chosen(tuple(kept), notes=_left_out(table, index, labels, [i for i in words if i not in labels]))
+
+
+def labels_of(table: Table, key: str | None) -> Chosen:
+    """The column of the labels; several where they are one-hot or probabilities."""
+    columns = table.columns
+    if key is not None:
+        return _chosen(table, _named(table, key))
+    index, rest = _without_index(table)
+    named = _called(table, rest, LABELS)
+    if len(rest) == 1:
+        return _chosen(table, rest[0], _left_out(table, index, (), ()))
+    if len(named) == 1:
+        return _chosen(table, named[0], (f"the labels are in column {table.name(named[0])}",))
+    ids = [i for i in _of_kind(table, rest, "words") if len(set(columns[i].values)) == len(columns[i].values) > 1]
+    whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in ids]
+    if len(whole) == 1:
+        return _chosen(table, whole[0], (f"the labels are in column {table.name(whole[0])}",))
+    if len(whole) in (0, len(rest)) and all(columns[i].numbers for i in rest) and (not whole or _one_hot(table, rest)):
+        return Chosen(tuple(rest), notes=_left_out(table, index, (), ()))
+    raise ValueError(f"holds {len(rest)} columns, name that of the labels with --labels-key: {_names(table, rest)}")
+
+
+def _chosen(table: Table, i: int, notes: tuple[str, ...] = ()) -> Chosen:
+    return Chosen((i,), table.columns[i].kind == "words", notes)
+
+
+def _named(table: Table, key: str) -> int:
+    found = [i for i, column in enumerate(table.columns) if column.name == key]
+    if not found and key in map(str, range(len(table.columns))):
+        return int(key)
+    if not table.header:
+        raise ValueError(f"its first line has no names, got the key {key!r}: columns are numbered from 0")
+    if len(found) != 1:
+        many = "no column" if not found else f"{len(found)} columns"
+        raise ValueError(f"has {many} {key!r}: {_names(table, range(len(table.columns)))}")
+    return found[0]
+
+
+def _listed(table: Table, said: str) -> tuple[int, ...]:
+    """Columns as --columns names them: names, numbers from 0, and from the first to the last of several."""
+    found = [i for part in said.split(",") for i in _part(table, part.strip())]
+    if len(set(found)) < len(found):
+        raise ValueError(f"--columns names a column twice, got {said!r}")
+    return tuple(found)
+
+
+def _part(table: Table, part: str) -> Sequence[int]:
+    places = {str(i): i for i in range(len(table.columns))}
+    for known in ({column.name: i for i, column in enumerate(table.columns)}, places):
+        if part in known:
+            return [known[part]]
+        for dash in re.finditer("-", part):
+            first, last = part[: dash.start()].strip(), part[dash.end() :].strip()
+            if first in known and last in known and known[first] <= known[last]:
+                return range(known[first], known[last] + 1)
+    raise ValueError(f"--columns: there is no column {part!r} among {_names(table, places.values())}")
+
+
+def _without_index(table: Table) -> tuple[list[int], list[int]]:
+    """The columns that number the rows, and all others."""
+    columns, index = table.columns, set(table.index)
+    first, others = columns[0], columns[1:]
+    if len(index) < len(columns) - 1 and others:
+        nameless = table.header and any(column.name for column in others)
+        if nameless and first.name in ("", "Unnamed: 0"):
+            index.add(0)
+        elif first.name.lower() in INDICES and first.kind == "whole":
+            index.add(0)
+        elif first.counts and _counts_alone(table):
+            index.add(0)
+    return sorted(index), [i for i in range(len(columns)) if i not in index]
+
+
+def _counts_alone(table: Table) -> bool:
+    """Whether what the first column counts can be nothing but the rows, seen from the others."""
+    others = table.columns[1:]
+    if all(column.kind != "whole" for column in others):
+        return True
+    return len(others) == 1 and not others[0].counts and len(table.columns[0].values) >= _ENOUGH
+
+
+def _refuse_counting(table: Table, kept: Sequence[int]) -> None:
+    """A first column that counts among other whole numbers may be either."""
+    first = table.columns[kept[0]]
+    if len(kept) > 1 and not table.header and first.counts and len(first.values) >= _ENOUGH:
+        raise ValueError(f"column {table.name(kept[0])} counts the rows and may be a class or not: {_SETTLE}")
+
+
+def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
+    """Columns of whole numbers among others. A constant that is not positive may be a class that is masked."""
+    whole = _of_kind(table, kept, "whole")
+    if len(whole) > len(kept) // 2:
+        return []
+    enough = 1 if labels_here else _ENOUGH
+    columns = table.columns
+    return [
+        i for i in whole if len(columns[i].values) >= enough and (columns[i].varies or (columns[i].values > 0).any())
+    ]
+
+
+def _one_hot(table: Table, columns: Iterable[int]) -> bool:
+    values = [table.columns[i].values for i in columns]
+    sample = np.array(values) if len({len(column) for column in values}) == 1 else np.empty((0, 0))
+    return bool(np.isin(sample, (0, 1)).all() and (sample.sum(0) == 1).all())
+
+
+def _of_kind(table: Table, columns: Iterable[int], kind: str) -> list[int]:
+    return [i for i in columns if table.columns[i].kind == kind]
+
+
+def _called(table: Table, columns: Iterable[int], names: frozenset[str]) -> list[int]:
+    return [i for i in columns if table.columns[i].name.lower() in names]
+
+
+def _names(table: Table, columns: Iterable[int]) -> str:
+    columns = list(columns)
+    return ", ".join(table.name(i) for i in columns[:10]) + (", ..." if len(columns) > 10 else "")
+
+
+def _left_out(table: Table, index: Sequence[int], labels: Sequence[int], words: Sequence[int]) -> tuple[str, ...]:
+    """Each kind of column that is not taken, in a few words."""
+    kinds = ((index, "the numbers of the rows"), (labels, "labels"), (words, "words"))
+    one, many = "column {} with {} is left out", "columns {} with {} are left out"
+    return tuple(
+        (many if len(columns) > 1 else one).format(_names(table, columns), what) for columns, what in kinds if columns
+    )

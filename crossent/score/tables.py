@@ -1,0 +1,97 @@
+"""Files of columns: what their columns are like, and their rows in blocks. Which columns are meant is for `roles`."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SAMPLED = 1000  # rows at most, from which it is decided what the columns are
+# Names of columns that have the labels, or the numbers of the rows.
+LABELS = frozenset(
+    "class classes ground_truth gt label label_id label_ids labels target targets true_label y y_true".split()
+)
+INDICES = frozenset("id idx index row row_id sample sample_id".split())
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+
+
+class Unclear(ValueError):
+    """Whether the first line is a header cannot be told from the file alone."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the first rows of a column are like, and its `name`, "" where it has none.
+
+    `kind` is "whole" for numbers without a fraction, however they are written, "fraction" for others, "words", "lists"
+    (of numbers), "empty", or "mixed" for words among numbers. `values` are the numbers, a row each of lists, or the
+    words. `pointed` says that text has a point or an exponent in them.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    pointed: bool = True
+
+    @property
+    def numbers(self) -> bool:
+        return self.kind in ("whole", "fraction")
+
+    @property
+    def counts(self) -> bool:
+        """Whether these are whole numbers that go up by one from row to row."""
+        return self.kind == "whole" and len(self.values) > 1 and bool((np.diff(self.values) == 1).all())
+
+    @property
+    def varies(self) -> bool:
+        return bool((self.values != self.values[:1]).any())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of as many rows. `read(columns, words, step)` gives those columns, as numbers or as words, in blocks.
+
+    `header` says whether the columns have names, `index` which of them the file itself calls an index of the rows, and
+    `note` what the file was taken for.
+    """
+
+    rows: int
+    columns: tuple[Column, ...]
+    read: Callable[[Sequence[int], bool, int], Iterator[np.ndarray]]
+    header: bool = False
+    index: frozenset[int] = frozenset()
+    note: str = ""
+
+    def name(self, i: int) -> str:
+        """Of a column, for messages."""
+        return name_of(self.columns[i].name, i)
+
+
+def name_of(name: str, i: int) -> str:
+    return repr(name) if name else str(i)
+
+
+def column_of(name: str, cells: Sequence[str]) -> Column:
+    """A column of text, by some of its cells."""
+    full = [cell for cell in cells if cell]
+    kinds = {kind_of(cell) for cell in full}
+    if not full:
+        return Column(name, "empty")
+    if "words" in kinds:
+        return Column(name, "words", np.array(full)) if len(kinds) == 1 else Column(name, "mixed")
+    values = np.array(full, np.float64)
+    return Column(name, number_kind(values), values, "fraction" in kinds)
+
+
+def number_kind(values: np.ndarray) -> str:
+    return "whole" if np.isfinite(values).all() and (values == np.floor(values)).all() else "fraction"
+
+
+def kind_of(cell: str) -> str:
+    if _WHOLE.fullmatch(cell):
+        return "whole"
+    try:
+        float(cell)
+    except ValueError:
+        return "words"
+    return "fraction"

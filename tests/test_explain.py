@@ -370,6 +370,27 @@ def test_plot(rows, tmp_path):
     assert len(crossent.explain(logits - 9, labels, function=crossent.nll_loss).plot().axes) == 2
 
 
+@pytest.mark.parametrize("rows", [6, 60])
+@pytest.mark.parametrize("bad", [-1e6, -np.inf])
+def test_losses_far_from_the_others_leave_them_room(rows, bad):
+    """The median loss is seen: more than a twentieth of the axis."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(rows, 4)), rng.integers(0, 4, rows)
+    logits[1, labels[1]] = bad
+    found = crossent.explain(logits, labels)
+    figure = found.plot()
+    figure.draw_without_rendering()
+    left, _, right = figure.axes
+    median = float(np.median(found.losses))
+    place = right.transAxes.inverted().transform(right.transData.transform((median, median)))
+    assert place[0 if rows == 6 else 1] > 0.05
+    if rows == 6:
+        hatched = [bar for bar in right.patches if bar.get_hatch()]
+        assert len(hatched) == (bad == -np.inf) and all(bar.get_width() == 1.0 for bar in hatched)
+    image = left.images[0]
+    assert image.norm.vmin >= image.norm.vmax - 40.0  # a mask does not take all colours
+
+
 def test_print(capsys):
     found = crossent.explain(FIRST, LABELS)
     found.print()

@@ -147,6 +147,25 @@ CASES = {
         call(np.float32([[-6e4, 6e4], [0, 1]]), np.array([0, 1])),
         ("Row 0", "65504", "float32"),
     ),
+    "one_class": (
+        "error", call(LOGITS[:, :1], LABELS * 0), call(LOGITS[:, :2], LABELS % 2), ("one class",),
+    ),
+    "one_class, of the head": (
+        "error", call(HIDDEN, WEIGHT[:1], LABELS * 0, **HEAD), call(HIDDEN, WEIGHT[:2], LABELS % 2, **HEAD), (),
+    ),
+    "equal_logits": (
+        "warning", call(ZEROS + 2.5, LABELS), call(changed(ZEROS, (0, 1), 1.0), LABELS), ("all logits are equal",),
+    ),
+    "equal_logits, of rows that count": (
+        "warning", call(changed(ZEROS, (0, 1), 1.0), changed(LABELS, 0, -100)),
+        call(changed(ZEROS, (0, 1), 1.0), LABELS), (),
+    ),
+    "equal_logits, of the head": (
+        "warning", call(HIDDEN, WEIGHT * 0, LABELS, **HEAD), call(HIDDEN, WEIGHT, LABELS, **HEAD), ("layer before",),
+    ),
+    "equal_logits, log-probabilities": (
+        "warning", call(ZEROS - np.float32(np.log(C)), LABELS, **NLL), call(np.log(softmax(LOGITS)), LABELS, **NLL), (),
+    ),
     "probabilities": (
         "error", call(softmax(LOGITS), LABELS), call(LOGITS, LABELS), ("softmax itself", "pass the logits"),
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from score_files import example, write
 
-from crossent.score import score
+from crossent.score import plots, score
 from crossent.score.command import run
 from crossent.score.report import page
 
@@ -90,6 +90,22 @@ def test_infinite_losses(tmp_path):
     logits[0, labels[0]] = -np.inf
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels))
     assert "probability 0" in page(found, 5)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, -1e4])
+def test_losses_far_from_the_others_have_one_bar(tmp_path, bad, monkeypatch):
+    logits, labels = example()
+    logits[[0, 7], labels[[0, 7]]] = bad
+    monkeypatch.setattr("crossent.score.plots._svg", lambda figure, name: figure)
+    found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)).metrics
+    axes = plots.losses(found).axes[0]
+    others = np.delete(-(logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(200), labels], [0, 7])
+    assert others.max() < axes.get_xlim()[1] < 1.3 * others.max()
+    said = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert said[0] == f"mean {found.nll:.4g}" and said[1].startswith("2 above ")
+    assert said[1].endswith("2 infinite") == (bad == -np.inf)
+    heights = [bar.get_height() for bar in axes.patches]
+    assert sum(heights) == 200 and heights[-1] == 2
 
 
 def test_names_of_files_are_escaped(tmp_path):

@@ -459,6 +459,8 @@ def test_a_folder_and_many_files(tmp_path):
         write(tmp_path / "shards", {f"x-{i}.npy": X})
     with pytest.raises(BadFile, match=r"shards: is a folder: name the files in it, as in '.*/shards/\*\.npy'"):
         score(str(tmp_path / "shards"), *write(tmp_path, {"y.npy": Y}))
+    with pytest.raises(BadFile, match="-: files are read twice, and a stream cannot be: write it to a file first"):
+        score("-", *write(tmp_path, {"y.npy": Y}))
     with pytest.raises(ValueError, match=r"got 5 files: put patterns in quotes, as in 'logits-\*\.npy'"):
         two_files(["a-0.npy", "a-1.npy", "a-2.npy", "a-3.npy", "y.npy"])
 

@@ -9,6 +9,8 @@ from matplotlib.patches import Rectangle
 from crossent.explanation import _words
 
 _BARS = 40  # rows whose losses are drawn one by one
+_FAR = 20.0  # times the median, beyond which a loss would leave no room for the others
+_COLOURED = 40.0  # nats below the largest number, where the colours of logits end: exp(-40) is next to nothing
 
 
 def figure(explanation):
@@ -35,7 +37,8 @@ def _heat(axes, e, step):
         values[i, : len(cells)] = cells
     probabilities = step.name == "softmax"
     finite = values[np.isfinite(values)]
-    span = (0.0, 1.0) if probabilities else (finite.min(initial=0.0), finite.max(initial=1.0))
+    largest = finite.max(initial=1.0)
+    span = (0.0, 1.0) if probabilities else (max(finite.min(initial=0.0), largest - _COLOURED), largest)
     colours = "Blues" if probabilities else "viridis"
     image = axes.imshow(
         np.where(np.isfinite(values), values, np.nan), colours, aspect="auto", vmin=span[0], vmax=span[1]
@@ -63,17 +66,31 @@ def _frame(j, i):
 
 def _bars(axes, e):
     losses = e.losses.reshape(-1).astype(np.float64)
-    axes.barh(range(len(losses)), np.where(np.isfinite(losses), losses, 0.0), color="#3b82c4")
+    finite = np.isfinite(losses)
+    axes.barh(range(len(losses)), np.where(finite, losses, 0.0), color="#3b82c4")
     axes.invert_yaxis()
+    scale = _scale(losses[finite])
+    if scale:
+        axes.set_xscale("symlog", **scale)
+    if losses[finite].min(initial=0.0) >= 0.0:
+        axes.set_xlim(0.0, None if losses[finite].any() else 1.0)
     if len(losses) == len(e.rows):
         axes.set_yticks(range(len(losses)), [f"row {row.position}" for row in e.rows])
-    for i, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            axes.text(0.0, i, f" {loss}", va="center", color="#c22")
+    for i in np.flatnonzero(~finite):  # as wide as the axes
+        across, red = axes.get_yaxis_transform(), "#c22"
+        axes.barh(i, 1.0, linewidth=0.0, fill=False, edgecolor=red, hatch="////", transform=across)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        axes.text(0.5, i, str(losses[i]), transform=across, ha="center", va="center", color=red, bbox=box)
     if e.result is not None and e.reduction == "mean" and math.isfinite(e.result):
         axes.axvline(e.result, color="0.4", linestyle="--", linewidth=1)
     axes.set_title("loss of each row", fontsize=10)
     axes.set_xlabel("nats")
+
+
+def _scale(losses):
+    """Of an axis of losses some of which are far larger than most: linear up to the median, logarithmic beyond."""
+    median = float(np.median(np.abs(losses))) if len(losses) else 0.0
+    return {"linthresh": median} if median > 0.0 and losses.max() > _FAR * median else {}
 
 
 def _curve(axes, e):
@@ -81,15 +98,20 @@ def _curve(axes, e):
     losses = np.sort(e.losses.reshape(-1).astype(np.float64))[::-1]
     finite = losses[np.isfinite(losses)]
     axes.plot(np.linspace(0.0, 100.0, len(finite)), finite, color="#3b82c4")
-    for row in e.rows:
+    if scale := _scale(finite):
+        axes.set_yscale("symlog", **scale)
+    axes.autoscale_view()  # for the places of points
+    lowest = math.inf  # of the names so far, in points, which must not lie on each other
+    for row in sorted(e.rows, key=lambda row: -row.loss if math.isfinite(row.loss) else 0.0):
         if math.isfinite(row.loss):
             at = 100.0 * np.searchsorted(-finite, -row.loss) / max(1, len(finite) - 1)
             axes.plot(at, row.loss, "o", color="#e0521f")
             side, align = (7, "left") if at < 50.0 else (-7, "right")
             name = f"row {row.position}"
-            axes.annotate(
-                name, (at, row.loss), (side, 0), textcoords="offset points", fontsize=8, ha=align, va="center"
-            )
+            point = axes.transData.transform((at, row.loss))[1] * 72.0 / axes.figure.dpi
+            lowest = min(point, lowest - 9.0)
+            place = (side, lowest - point)
+            axes.annotate(name, (at, row.loss), place, textcoords="offset points", fontsize=8, ha=align, va="center")
     lost = len(losses) - len(finite)
     axes.set_title("losses, the largest first" + (f"; {lost} not finite" if lost else ""), fontsize=10)
     axes.set_xlabel("% of the rows")

@@ -122,14 +122,17 @@ class _Named:
         if (found < 0).any():
             word = words[found.argmin()]
             row = int(np.argwhere(block.astype(str) == word)[0, 0])
-            raise BadFile(f"{place(row)}: {self._refusal(printable(str(word)[:40]))}")
+            word = printable(str(word)[:40])
+            if not self.header:
+                raise BadFile(
+                    f"{place(row)}: labels are names, such as {word!r}: store their numbers, or give the logits a "
+                    "header of them"
+                )
+            known = ", ".join(map(repr, [*self.numbers][:5])) + (", ..." if len(self.numbers) > 5 else "")
+            raise BadFile(
+                f"{place(row)}: the label {word!r} is none of the classes in {self.header}: {printable(known)}"
+            )
         return found[back.reshape(block.shape)]
-
-    def _refusal(self, word: str) -> str:
-        if not self.header:
-            return f"labels are names, such as {word!r}: store their numbers, or give the logits a header of them"
-        known = ", ".join(map(repr, [*self.numbers][:5])) + (", ..." if len(self.numbers) > 5 else "")
-        return f"the label {word!r} is none of the classes in {self.header}: {printable(known)}"
 
 
 def _by_number(logits: Rows, labels: Rows) -> Callable | None:

@@ -24,7 +24,7 @@ def parquet(path: Path, header: bool | None = None) -> Table:
             if len(set(names)) < len(names) or any(schema.names.count(name) > 1 for name in names):
                 raise ValueError("has several columns of one name")
             for some in file.iter_batches(step, columns=names):
-                yield _joined([_words(some[name]) if words else _numbers(name, some[name]) for name in names])
+                yield _joined([_words(name, some[name]) if words else _numbers(name, some[name]) for name in names])
             if some is None:
                 yield np.empty((0, len(names)))[:, : None if len(names) > 1 else 0].reshape(0, *_widths(names))
 
@@ -69,9 +69,9 @@ def _column(field, values) -> Column:
     return Column(field.name, number_kind(numbers), numbers)
 
 
-def _words(column) -> np.ndarray:
+def _words(name: str, column) -> np.ndarray:
     if column.null_count:
-        raise ValueError("a column of words has missing values")
+        raise ValueError(f"column {name!r} has missing values")
     return np.array([str(word) for word in column.to_pylist()], str)
 
 

@@ -11,6 +11,9 @@ from crossent.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is made
 _BLUE, _ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
+_RED = "#c4494c"
+_FAR, _FEW = 3, 0.01  # the share of rows that gets one bar if it is so many times farther out than the others
+_FEWEST = 32  # bins, which make a nat
 _BARS = 60  # at most, of the histogram and of the classes
 
 
@@ -31,19 +34,34 @@ def reliability(metrics: Metrics) -> str:
 
 
 def losses(metrics: Metrics) -> str:
-    """How many rows have which loss, on a logarithmic scale; the last bar has all that is larger."""
-    counts = metrics.losses
-    last = int(np.flatnonzero(counts)[-1]) + 1
+    """How many rows have which loss, on a logarithmic scale. The few that are far larger, or infinite, have one bar."""
+    counts, last = metrics.losses, _where_most_are(metrics)
     step = -(-last // _BARS)
     bars = np.add.reduceat(counts[:last], np.arange(0, last, step))
+    width, end, beyond = step * LOSS_STEP, len(bars) * step * LOSS_STEP, int(counts[last:].sum())
     with _figure() as figure:
         axes = figure.add_subplot()
-        edges = np.arange(len(bars)) * step * LOSS_STEP
-        axes.bar(edges, bars, step * LOSS_STEP * 0.92, align="edge", color=_BLUE)
-        axes.axvline(min(metrics.nll, last * LOSS_STEP), color=_ORANGE, linewidth=1.2, label=f"mean {metrics.nll:.4g}")
+        axes.bar(np.arange(len(bars)) * width, bars, width * 0.92, align="edge", color=_BLUE)
+        if beyond:
+            infinite = f", {metrics.impossible:,} infinite" if metrics.impossible else ""
+            said = f"{beyond:,} above {end:.3g}{infinite}"
+            axes.bar(end + width, beyond, width * 2, align="edge", color=_RED, label=said)
+        draw = axes.axvline if metrics.nll <= end else lambda at, **style: axes.plot([], [], **style)
+        draw(metrics.nll, color=_ORANGE, linewidth=1.2, label=f"mean {metrics.nll:.4g}")
         axes.set(yscale="log", ylim=(0.7, None), xlim=(0, None), xlabel="NLL in nats", ylabel="rows")
         _legend(axes)
         return _svg(figure, "losses")
+
+
+def _where_most_are(metrics: Metrics) -> int:
+    """The number of bins that are drawn: all that hold rows, unless the last hundredth of these is far from the rest.
+
+    Never the very last bin, which has what is larger than the others, and what is infinite.
+    """
+    counts = metrics.losses[:-1]
+    last = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    reach = int(np.searchsorted(np.cumsum(counts), (1.0 - _FEW) * counts.sum())) + 1
+    return max(_FEWEST, min(last, _FAR * reach))
 
 
 def classes(metrics: Metrics) -> str:

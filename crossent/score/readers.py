@@ -15,7 +15,7 @@ import numpy as np
 from crossent.score import roles
 from crossent.score.formats import ARRAYS, Stored, listed, only
 from crossent.score.parquet import parquet
-from crossent.score.tables import LABELS, Table, Unclear
+from crossent.score.tables import LABELS, Table, UnclearError
 from crossent.score.text import text
 
 _AT_ONCE = 2**23  # numbers in a block
@@ -48,7 +48,7 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         # What a library quotes of a file may be anything, to a terminal as well.
-        bad = UnclearFile if isinstance(error, Unclear) else BadFile
+        bad = UnclearFile if isinstance(error, UnclearError) else BadFile
         raise bad(f"{path}: {printable(said)}") from error
 
 
@@ -201,6 +201,10 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Open
     with naming(path):
         if path.is_dir():
             raise BadFile(f"{path}: is a folder{_inside(path)}")
+        if str(path) == "-" or (path.exists() and not path.is_file()):
+            raise BadFile(f"{path}: files are read twice, and a stream cannot be: write it to a file first")
+        if not path.exists():
+            raise BadFile(f"{path}: there is no such file")
         suffix = suffix_of(path)
         if suffix not in SUFFIXES:
             if path.suffix.lower() in _PACKED:
@@ -209,10 +213,6 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Open
         module, extra = _NEEDS.get(suffix, ("numpy", ""))
         if find_spec(module) is None:
             raise BadFile(f"{path}: reading {suffix} needs {module}: pip install crossent[{extra}]")
-        if not path.exists():
-            raise BadFile(f"{path}: there is no such file")
-        if not path.is_file():
-            raise BadFile(f"{path}: is no file that can be read twice: write what comes out of it to one")
         if suffix in ARRAYS:
             opened = _entry(ARRAYS[suffix](path), role, reading)
         else:

@@ -83,9 +83,10 @@ def _named(table: Table, key: str) -> int:
         return int(key)
     if not table.header:
         raise ValueError(f"its first line has no names, got the key {key!r}: columns are numbered from 0")
-    if len(found) != 1:
-        many = "no column" if not found else f"{len(found)} columns"
-        raise ValueError(f"has {many} {key!r}: {_names(table, range(len(table.columns)))}")
+    if not found:
+        raise ValueError(f"has no column {key!r}, only {_names(table, range(len(table.columns)))}")
+    if len(found) > 1:
+        raise ValueError(f"has {len(found)} columns {key!r}")
     return found[0]
 
 

@@ -15,7 +15,7 @@ INDICES = frozenset("id idx index row row_id sample sample_id".split())
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
-class Unclear(ValueError):
+class UnclearError(ValueError):
     """Whether the first line is a header cannot be told from the file alone."""
 
 

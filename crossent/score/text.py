@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from crossent.score.tables import LABELS, SAMPLED, Column, Table, Unclear, column_of, kind_of, name_of
+from crossent.score.tables import LABELS, SAMPLED, Column, Table, UnclearError, column_of, kind_of, name_of
 
 _LONGEST_LINE = 2**26  # bytes; a file with a longer one is no text
 _AT_ONCE = 2**20  # cells, which take ten times their memory as text
@@ -56,7 +56,7 @@ def _sampled(width: int) -> int:
 
 
 def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool:
-    """Whether names stand above the columns, or the first of their numbers. Raises `Unclear`."""
+    """Whether names stand above the columns, or the first of their numbers. Raises `UnclearError`."""
     # A number with a decimal comma is no name either.
     kinds = [kind_of(cell.replace(",", ".")) if cell else "empty" for cell in first]
     if "fraction" in kinds:
@@ -92,8 +92,8 @@ def _names(first: Sequence[str], kinds: Sequence[str], below: Sequence[Column]) 
     raise _unclear(first)
 
 
-def _unclear(first: Sequence[str]) -> Unclear:
-    return Unclear(
+def _unclear(first: Sequence[str]) -> UnclearError:
+    return UnclearError(
         f"its first line ({_shortened(first)}) may be a header or a row: say --header or --no-header, which hold for "
         "both files"
     )

@@ -1,6 +1,26 @@
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--poison", action="store_true", help="fill memory that nobody has written yet with nan")
+
+
+@pytest.fixture(autouse=True)
+def poisoned(request):
+    """Where --poison asks for it."""
+    if not request.config.getoption("--poison"):
+        yield
+        return
+    import torch
+    from poison import poison
+
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        poison(monkeypatch)
+        yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture
 def nothing_planned():
     """Nor any gradient made that nobody has asked for."""

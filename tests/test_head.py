@@ -21,6 +21,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import crossent
+from benchmarks import precision
+from benchmarks.precision import Case
 from crossent import _head_filter
 from crossent.frontends import _problem, _torch_products, torch as torch_frontend
 from crossent.kernels import _processor, numba as kernels
@@ -278,10 +280,11 @@ def reads_whole_lines(a, b, *, out=None, product=torch.mm):
 
 @pytest.fixture
 def new_memory_is_nan():
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.usefixtures("new_memory_is_nan")
@@ -329,6 +332,20 @@ def test_many_chunks_in_bfloat16(frontend, reduction):
     floors = [EPS["bfloat16"] / 8 * float(np.sqrt(np.mean(g**2))) for g in (exact, *gradients[:3])]
     for name, a, b, floor in zip(("loss", "input", "linear_weight", "linear_bias"), one, many, floors):
         assert b <= 1.5 * a + floor, f"{name}: error {b:.3g} of many chunks, {a:.3g} of one"
+
+
+@pytest.mark.parametrize("accurate", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_precision_of_16_bits(products_of_bfloat16, dtype, scale, accurate):
+    """Gradients have little more than the error of their own rounding, and lse that of float32."""
+    case = Case.of(scale, dtype, rows=128, features=256, classes=2000)
+    options = Chunks(acc_policy="accurate") if accurate else Chunks()
+    errors = precision.errors(case, lambda *leaves: crossent.linear_cross_entropy(*leaves, options=options))
+    if products_of_bfloat16 != LIBRARY or accurate:
+        assert max(errors) <= (2.2e-3 if dtype is torch.bfloat16 else 3e-4), errors
+    lse = precision.lse_errors(case)
+    assert lse["crossent"] <= 1e-6 * max(1.0, 100 * scale) < lse["PyTorch, eager"]
 
 
 # Targets that count for nothing

@@ -125,7 +125,7 @@ def test_products_follow_from_the_processors_features(features, usual, exact):
     features = dict.fromkeys(features.split(), True) | {"fma": True, "avx512fp16": False}
     assert products_of_bfloat16(features) == (usual, exact)
     told = {PAIRS: WIDENED}
-    assert products_of_bfloat16(features, True) == (told.get(usual, usual), told.get(exact, exact))
+    assert products_of_bfloat16(features, known=False) == (told.get(usual, usual), told.get(exact, exact))
     assert products_of_bfloat16(FEATURES) == PRODUCTS_OF_BFLOAT16 or "NUMBA_CPU_NAME" in os.environ
 
 

@@ -93,7 +93,7 @@ def test_metrics_are_those_of_scikit_learn(tmp_path, dtype, rows, classes):
 def test_worst_classes_and_what_they_are_taken_for(tmp_path):
     labels = np.repeat([0, 1, 2, 3], [10, 10, 10, 1])
     predicted = np.array([*[0] * 10, *[2] * 4, *[0] * 2, *[3] * 2, 1, 1, *[2] * 7, *[0] * 3, 3])
-    found = score(*saved(tmp_path, np.eye(4, dtype=np.float32)[predicted], labels)).metrics
+    found = score(*saved(tmp_path, 2 * np.eye(4, dtype=np.float32)[predicted], labels)).metrics
     assert found.by_class.worst(5).tolist() == [1, 2] and found.by_class.worst(1).tolist() == [1]
     assert found.confusion.of(1, 3) == [(2, 4), (0, 2), (3, 2)] and found.confusion.of(2, 3) == [(0, 3)]
     assert found.confusion.of(0, 3) == [] and found.confusion.short == 0

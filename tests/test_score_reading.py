@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from crossent.explanation import _command
 from crossent.score import command, score
@@ -94,6 +95,8 @@ READ = {
     "columns by name": ({"x.csv": text(Y, X, names=["p", *NAMES]), **Y_CSV}, {"columns": "cat-fox,bee,ant-elk"}, ""),
     "mark and header": ({"x.csv": text(X, names=NAMES, mark=MARK), **Y_CSV}, {"columns": "cat-elk"}, "(cat,dog,cow,"),
     "mark, no header": ({"x.csv": text(X, mark=MARK), "y.csv": text(Y, mark=MARK)}, {}, None),
+    "a class that is masked": ({"x.csv": text(np.column_stack([X, X[:, 0] * 0 - 1e4])), **Y_CSV}, {}, None),
+    "index and labels, no header": ({"x.csv": text(COUNT, X, Y)}, {}, "column 0 with the numbers of the rows"),
     "tabs": ({"x.tsv": text(X, names=range(C), between="\t"), **Y_CSV}, {}, "first line (0,1,2,...,9)"),
     "semicolons": ({"x.csv": text(X, between=";"), **Y_CSV}, {}, None),
     "blanks": ({"x.txt": text(X, between=" "), **Y_CSV}, {}, None),
@@ -203,8 +206,19 @@ REFUSED = {
     ),
     "labels without a name": ({"x.csv": text(X, Y), **Y_CSV}, {}, "column 10 holds whole numbers .* --columns"),
     "two columns of whole numbers": (
-        {"x.csv": text(X, Y, Y, names=[*NAMES, "label", "pred"])}, {}, "column 'pred' holds whole numbers",
+        {"x.csv": text(X, Y, Y, names=[*NAMES, "label", "more"])}, {}, "column 'more' holds whole numbers",
     ),
+    "a column whose name is of something else": (
+        {"x.csv": text(X, X[:, 0], names=[*NAMES, "confidence"]), **Y_CSV}, {},
+        "column 'confidence' may be no class, seen from its name: .*--columns",
+    ),
+    "a column that is not called like the others": (
+        {"x.csv": text(X, X[:, 0], names=[*(f"logit_{i}" for i in range(C)), "x"]), **Y_CSV}, {}, "'x' may be no",
+    ),
+    "labels that are all 0": ({"x.csv": text(X, Y * 0), **Y_CSV}, {}, "column 10 holds whole numbers and"),
+    "labels of one row": ({"x.csv": text(X[:1], Y[:1]), "y.npy": Y[:1]}, {}, "column 10 holds whole numbers and the"),
+    "an index without order, no labels": ({"x.csv": text(SHUFFLED[SHUFFLED < C], X[:C])}, {}, "column 0 holds whole"),
+    "index of one row": ({"x.csv": text([0], X[:1]), "y.npy": Y[:1]}, {}, "column 0 holds whole numbers and"),
     "a first column that counts": ({"x.csv": text(COUNT, np.round(X).astype(int)), **Y_CSV}, {}, "counts the rows"),
     "a first line of whole numbers": (
         {"x.csv": text(X, names=range(10, 110, 10)), "y.npy": Y[:9]}, {}, "may be a header or a row: say --header or",
@@ -284,6 +298,61 @@ def test_bfloat16_without_torch(tmp_path, kind, monkeypatch):
             f"e.{kind}": {"logits": half[:0], "y": Y[:0]}})  # fmt: skip
 
 
+WRITTEN = {"pandas": lambda v: repr(float(v)), "savetxt": lambda v: f"{v:.18e}", "rounded": lambda v: f"{v:.3f}"}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_frame_gives_a_wrong_number(tmp_path, data):
+    """However a frame of logits is written, with whatever beside them: the right number, or a refusal."""
+    rows, classes = data.draw(st.sampled_from([1, 2, 3, 9])), data.draw(st.sampled_from([2, 3, 10]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    labels = rng.integers(0, classes, rows)
+    if data.draw(st.booleans(), "in order"):
+        labels.sort()
+    written = WRITTEN[data.draw(st.sampled_from(sorted(WRITTEN)))]
+    cells = [[written(v) for v in row] for row in rng.normal(size=(rows, classes)) * 3]
+    kinds = {"none": None, "from 0": range(classes), "from 1": range(1, classes + 1), "names": NAMES[:classes]}
+    names = kinds[kind := data.draw(st.sampled_from(sorted(kinds)), "names")]
+    columns, head = [*np.array(cells).T], None if names is None else [*names]
+    beside = data.draw(st.sampled_from(["", "label", "pred", *(["words"] if kind == "names" else [])]), "beside")
+    if beside:
+        columns.append(np.array(NAMES)[labels] if beside == "words" else labels)
+        head = None if head is None else [*head, "pred" if beside == "pred" else "label"]
+    index = data.draw(st.sampled_from([None, np.arange(rows), rng.permutation(rows)]), "index")
+    if index is not None:
+        columns.insert(0, index)
+        head = None if head is None else [data.draw(st.sampled_from(["", "id"]), "name of the index"), *head]
+    mark = MARK if data.draw(st.booleans(), "mark") else b""
+    files = {"x.csv": text(*columns, names=head, mark=mark, between=data.draw(st.sampled_from(",;\t"), "between"))}
+    ways = {"array": labels, "text": text(labels), "header of 0": text(labels, names=[0]),
+            "header": text(labels, names=["label"]), "index": text(range(rows), labels, names=["", "0"])}  # fmt: skip
+    way = data.draw(st.sampled_from(sorted(ways) + ["the same"]), "labels")
+    if way != "the same":
+        files["y.npy" if way == "array" else "y.csv"] = ways[way]
+    try:
+        found, _ = scored(tmp_path, files)
+    except BadFile:
+        return
+    known = (
+        way != "the same" or beside in ("label", "words") or (beside == "pred" and head is None)
+    )  # the only integers
+    assert known and found.metrics.nll == pytest.approx(nll(np.array(cells, float), labels), rel=1e-6)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.text("0123456789.,;\t\n\r\"# -+eainfycl\ufeff\x00é", max_size=40),
+    second=st.sampled_from(["", "a\nb\n", "1\n"]),
+    suffix=st.sampled_from(["csv", "tsv", "txt"]), header=st.sampled_from([None, None, True, False]),
+)  # fmt: skip
+def test_any_text_is_scored_or_refused(tmp_path, content, second, suffix, header, capsys):
+    paths = write(tmp_path, {f"x.{suffix}": content.encode(), **({"y.csv": second.encode()} if second else {})})
+    status = command.run(paths, as_json=True, html=None, top=1, reading=Reading(header=header))
+    out, err = capsys.readouterr()
+    assert status == (0 if out else 2) and all(line.startswith("crossent score: ") for line in err.splitlines())
+
+
 # Probabilities
 
 
@@ -311,6 +380,15 @@ def test_rounded_probabilities_have_to_be_named(tmp_path):
     found = score(*write(tmp_path, files), scale="probabilities")
     with np.errstate(divide="ignore"):
         assert found.metrics.nll == pytest.approx(-np.log(right[np.arange(N), Y]).mean(), rel=1e-6)
+
+
+def test_predictions_of_0_and_1_have_to_be_named(tmp_path):
+    """As probabilities their NLL is infinite, as logits it is not."""
+    files = {"x.npy": np.eye(C)[Y[::-1]], "y.npy": Y}
+    with pytest.raises(BadFile, match="every row is a single 1 among zeros: say --probabilities or --logits"):
+        scored(tmp_path, files)
+    assert score(*write(tmp_path, files), scale="probabilities").metrics.nll == np.inf
+    assert score(*write(tmp_path, files), scale="logits").metrics.nll == pytest.approx(nll(np.eye(C)[Y[::-1]], Y))
 
 
 def test_one_row_of_logits_makes_them_logits(tmp_path):
@@ -479,13 +557,28 @@ def test_labels_of_a_first_row_that_looks_like_a_header(tmp_path):
     assert found.metrics.nll == pytest.approx(nll(X, labels), rel=1e-6) and not said
 
 
-def test_no_rows_are_of_their_own_type(tmp_path):
-    from crossent.cli import _application
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_come_in_the_order_in_which_they_are_named(tmp_path, kind):
+    order = RNG.permutation(C)
+    content = text(X, names=NAMES) if kind == "csv" else parquet(dict(zip(NAMES, X.T)))
+    files = {f"x.{kind}": content, "y.npy": Y}
+    found, _ = scored(tmp_path, files, columns=",".join(NAMES[i] for i in order))
+    assert found.metrics.nll == pytest.approx(nll(X[:, order], Y), rel=1e-6)
+    found, _ = scored(tmp_path, files, columns=",".join(map(str, order)))
+    assert found.metrics.nll == pytest.approx(nll(X[:, order], Y), rel=1e-6)
 
-    files = write(tmp_path, {"x.npy": np.zeros((0, 3), np.int64), "y.npy": np.zeros(0, int)})
-    with pytest.raises(SystemExit) as stopped:
-        _application()(["explain", *files])
-    assert stopped.value.code == 2
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
+def test_no_rows_are_of_their_own_type(tmp_path, kind):
+    import torch
+
+    x, path = np.zeros((0, 3), np.int64), tmp_path / f"x.{kind}"
+    {"npy": np.save, "npz": np.savez, "pt": lambda path, x: torch.save(torch.from_numpy(x), path)}[kind](path, x)
+    files = [str(path), *write(tmp_path, {"y.npy": np.zeros(0, int)})]
+    with pytest.raises(TypeError, match="input must be .* got (torch.)?int64"):
+        _command._explained(files, Reading(), None, [], {})
+    with pytest.raises(BadFile, match="input must be .* got (torch.)?int64"):
+        score(*files)
 
 
 def test_infinity_is_the_same_word_in_both(tmp_path, capsys):

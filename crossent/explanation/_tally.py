@@ -19,8 +19,9 @@ class Tally:
     """Of rows of so many `classes`, in `dtype`: what holds for all that count and whose logits are finite.
 
     `probable` says that no number is negative and their sum is 1, `nearly_probable` that they are at most 1 and their
-    sum is not far from it, `log_probable` that the exponentials sum to 1, and `equal` that a row's logits are all the
-    same. A Tally of a head, whose logits are not what was passed, has none of these.
+    sum is not far from it, `certain` that all are 0 but a single 1, `log_probable` that the exponentials sum to 1, and
+    `equal` that a row's logits are all the same. A Tally of a head, whose logits are not what was passed, has none of
+    these but the last.
     """
 
     classes: int
@@ -30,6 +31,7 @@ class Tally:
     counted: int = 0
     _probable: bool = True
     _nearly: bool = True
+    _certain: bool = True
     _log_probable: bool = True
     _equal: bool = True
     _above: float = -math.inf  # C * (mean - smallest), its largest, and how often it is close to 1
@@ -52,6 +54,7 @@ class Tally:
         eps = EPS[self.dtype]
         self._probable &= bool(((low >= 0.0) & (off <= max(1e-3, 2 * eps))).all())
         self._nearly &= bool(((low >= 0.0) & (high <= 1.0 + _NEARLY) & (off <= _NEARLY)).all())
+        self._certain &= bool(((low == 0.0) & (high == 1.0) & (total == 1.0)).all())
         # lse of log-probabilities is 0, but for the rounding of each.
         self._log_probable &= bool((np.abs(lse) <= max(1e-4, 2 * eps * (1.0 + math.log(self.classes)))).all())
         self._equal &= bool((high == low).all())
@@ -79,6 +82,10 @@ class Tally:
     @property
     def nearly_probable(self) -> bool:
         return self._all(self._nearly)
+
+    @property
+    def certain(self) -> bool:
+        return self._all(self._certain)
 
     @property
     def log_probable(self) -> bool:

@@ -46,8 +46,7 @@ class Inputs:
         """A block as it comes from the pair, its rows as logits, those that count, and the class of the largest."""
         if self.tally is None:
             self.tally = Tally(self.classes, dtype_of(rows))
-        if self.tally.undecided:
-            add(self.tally, rows, kept)
+        add(self.tally, rows, kept)
         flat = labels.reshape(-1)
         self.tally.add_labels(top[kept], flat[kept])
         for other in self._along.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crossent.explanation._case import like
 from crossent.score.labels import Labels, is_one_hot, labels_for
 from crossent.score.readers import BadFile, Reading, Rows, UnclearFile, printable, rows_of
 
@@ -72,18 +73,18 @@ class Pair:
     def whole(self) -> tuple[Any, Any, tuple[str, ...]]:
         """Logits and labels in one array each, and the notes. Labels may be probabilities, as they cannot be in blocks.
 
-        Both are tensors where one of them is.
+        Labels are of the library of the logits.
         """
         logits, labels, notes = self.logits.whole(), self.labels.whole(), self.notes
         if self.reading.soft and not is_one_hot(np.asarray(as_floats(labels)), self.axis):
             notes = tuple(note for note in notes if note not in self.reading.notes)
         else:
             labels = self.reading.of(labels, self.labels.place)
-        if isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray):
-            return logits, labels, notes
-        import torch
-
-        return torch.as_tensor(logits), torch.as_tensor(labels), notes
+        if isinstance(logits, np.ndarray):
+            return logits, np.asarray(as_floats(labels)), notes
+        if isinstance(labels, np.ndarray):
+            labels = like(logits, labels.copy())  # since a mapped file cannot be written to, as a tensor can
+        return logits, labels, notes
 
     def index(self, row: int) -> tuple[int, ...]:
         """Of a label among the axes of its own file."""

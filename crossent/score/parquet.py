@@ -66,7 +66,7 @@ def _column(field, values) -> Column:
     if values is None:
         return Column(field.name, "empty")
     numbers = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
-    return Column(field.name, number_kind(numbers), numbers)
+    return Column(field.name, number_kind(numbers), numbers, len(numbers) if types.is_floating(field.type) else 0)
 
 
 def _words(name: str, column) -> np.ndarray:

@@ -263,7 +263,7 @@ def _entry(entries: dict[str, Stored], role: str, reading: Reading) -> _Opened:
 
 def _columns(table: Table, role: str, reading: Reading, labels_here: bool) -> _Opened:
     if role == "logits":
-        chosen = roles.classes_of(table, reading.key, reading.columns, labels_here)
+        chosen = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
     else:
         chosen = roles.labels_of(table, reading.labels_key)
     columns, words = chosen.columns, chosen.words

@@ -4,14 +4,15 @@ What could be either is refused, and the message says which option settles it.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from crossent.score.tables import INDICES, LABELS, Table
+from crossent.score.tables import INDICES, LABELS, OTHERS, Column, Table
 
-_ENOUGH = 3  # rows, before what they have in common says something
+_ENOUGH = 3  # rows, before what they have in common says something; or decimals that a number has not
 _SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
 
 
@@ -25,7 +26,7 @@ class Chosen:
 
 
 def classes_of(table: Table, key: str | None, columns: str | None, labels_here: bool) -> Chosen:
-    """The columns of the logits. `labels_here` says that the labels come from the same table."""
+    """The columns of the logits. `labels_here` says that the labels are to be found in the same table."""
     if key is not None:
         return Chosen((_named(table, key),))
     if columns is not None:
@@ -45,12 +46,17 @@ def classes_of(table: Table, key: str | None, columns: str | None, labels_here: 
         first = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
         raise ValueError(f"has no column of numbers for the logits{first}: {_names(table, range(len(table.columns)))}")
     _refuse_counting(table, kept)
+    if strange := _strange(table, kept):
+        raise ValueError(f"column {table.name(strange[0])} may be no class, seen from its name: {_SETTLE}")
     odd = _odd(table, kept, labels_here)
-    if odd and not (labels_here and not labels and len(odd) == 1):
+    if odd and not (labels_here and not labels and len(odd) == 1 and not _numbers_rows(table, odd[0])):
         raise ValueError(f"column {table.name(odd[0])} holds whole numbers and the others do not: {_SETTLE}")
     labels += odd
     kept = [i for i in kept if i not in odd]
-    return Chosen(tuple(kept), notes=_left_out(table, index, labels, [i for i in words if i not in labels]))
+    notes = _left_out(table, index, () if labels_here else labels, [i for i in words if i not in labels])
+    if not table.header and len(_of_kind(table, kept, "whole")) == len(kept):
+        notes = (*notes, f"whole numbers alone: all {len(kept)} columns are taken for classes")
+    return Chosen(tuple(kept), notes=notes)
 
 
 def labels_of(table: Table, key: str | None) -> Chosen:
@@ -127,10 +133,18 @@ def _without_index(table: Table) -> tuple[list[int], list[int]]:
 
 def _counts_alone(table: Table) -> bool:
     """Whether what the first column counts can be nothing but the rows, seen from the others."""
-    others = table.columns[1:]
+    others, rows = table.columns[1:], len(table.columns[0].values)
     if all(column.kind != "whole" for column in others):
         return True
-    return len(others) == 1 and not others[0].counts and len(table.columns[0].values) >= _ENOUGH
+    if any(column.kind == "fraction" for column in others):
+        return rows >= _ENOUGH
+    return len(others) == 1 and not others[0].counts and rows >= _ENOUGH
+
+
+def _numbers_rows(table: Table, i: int) -> bool:
+    """Whether a first column has each number once, so that it may be an index without order."""
+    values = np.sort(table.columns[i].values)
+    return i == 0 and bool((np.diff(values) == 1).all())
 
 
 def _refuse_counting(table: Table, kept: Sequence[int]) -> None:
@@ -140,16 +154,47 @@ def _refuse_counting(table: Table, kept: Sequence[int]) -> None:
         raise ValueError(f"column {table.name(kept[0])} counts the rows and may be a class or not: {_SETTLE}")
 
 
+def _strange(table: Table, kept: Sequence[int]) -> list[int]:
+    """Columns whose names do not belong to those of the others, or are known to be of something else."""
+    known = _called(table, kept, OTHERS)
+    parts = {i: match.groups() for i in kept if (match := re.fullmatch(r"(.*?)(\d{1,9})", table.columns[i].name))}
+    if not parts or known:
+        return known
+    stem, _ = Counter(stem for stem, _ in parts.values()).most_common(1)[0]
+    numbers = sorted(int(number) for i, (one, number) in parts.items() if one == stem)
+    in_order = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return [i for i in kept if parts.get(i, ("", ""))[0] != stem or i not in parts] if in_order else []
+
+
 def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
-    """Columns of whole numbers among others. A constant that is not positive may be a class that is masked."""
-    whole = _of_kind(table, kept, "whole")
-    if len(whole) > len(kept) // 2:
+    """Columns of whole numbers among others: written otherwise, or whole where that is no accident.
+
+    A float that is the same in all rows and not positive may be a class that is masked.
+    """
+    fractions = [table.columns[i] for i in _of_kind(table, kept, "fraction")]
+    if not fractions:
         return []
-    enough = 1 if labels_here else _ENOUGH
-    columns = table.columns
-    return [
-        i for i in whole if len(columns[i].values) >= enough and (columns[i].varies or (columns[i].values > 0).any())
-    ]
+    pointed = all(column.pointed for column in fractions)
+    decimals = _decimals(np.concatenate([column.values for column in fractions]))
+
+    def is_odd(column: Column) -> bool:
+        if pointed and not column.points:
+            return True
+        if not column.varies and (column.values <= 0).all():
+            return False
+        return labels_here or len(column.values) * decimals >= _ENOUGH
+
+    return [i for i in _of_kind(table, kept, "whole") if is_odd(table.columns[i])]
+
+
+def _decimals(values: np.ndarray) -> int:
+    """How many the numbers have after the point, or more than enough."""
+    finite = values[np.isfinite(values)]
+    for decimals in range(_ENOUGH):
+        scaled = finite * 10.0**decimals
+        if np.allclose(scaled, np.rint(scaled), 1e-12, 1e-9):
+            return decimals
+    return _ENOUGH
 
 
 def _one_hot(table: Table, columns: Iterable[int]) -> bool:

@@ -12,7 +12,7 @@ from crossent.score.pairs import Pair
 from crossent.score.readers import BadFile, Reading
 
 LOGITS, PROBABILITIES, LOG_PROBABILITIES = SCALES = ("logits", "probabilities", "log-probabilities")
-_FIRST_LOOK = 2**18  # numbers in a block, since of logits the first rows tell
+_FIRST_LOOK = 2**16  # numbers that are looked at together, since of logits the first rows tell
 _ROUNDED = 0.1  # by which the sum of probabilities, or the logarithm of the sum, may miss what it should be
 BLOCK = 2**21  # numbers in a block of which float64 is made
 
@@ -35,17 +35,23 @@ def scale_of(pair: Pair, ignore_index: int) -> tuple[str, str]:
             f"{where}: in every row the numbers are from 0 to 1 and their sum is near 1, as that of rounded "
             "probabilities: say --probabilities or --logits"
         )
+    if tally.certain:
+        raise BadFile(f"{where}: every row is a single 1 among zeros: say --probabilities or --logits")
     said = f"{where}: in every row the numbers sum to 1: taken for probabilities (--logits takes them as they are)"
     return PROBABILITIES, said
 
 
 def add(tally: Tally, block: Any, kept: np.ndarray) -> None:
-    """Rows of a block, the classes last, of which some count."""
-    x = as_numpy(block).reshape(-1, tally.classes)
-    x = x if kept.all() else x[kept]
-    if len(x):
-        with np.errstate(all="ignore"):
-            tally.add(*sizes(x))
+    """Rows of a block, the classes last, of which some count, as long as they make a difference."""
+    rows = block.reshape(-1, tally.classes)
+    step = max(1, _FIRST_LOOK // tally.classes)
+    for lo in range(0, len(rows), step):
+        if not tally.undecided:
+            return
+        x = as_numpy(rows[lo : lo + step])[kept[lo : lo + step]]
+        if len(x):
+            with np.errstate(all="ignore"):
+                tally.add(*sizes(x))
 
 
 def as_logits(block: Any, scale: str, kept: np.ndarray, place: Any) -> Any:

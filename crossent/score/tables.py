@@ -11,6 +11,11 @@ SAMPLED = 1000  # rows at most, from which it is decided what the columns are
 LABELS = frozenset(
     "class classes ground_truth gt label label_id label_ids labels target targets true_label y y_true".split()
 )
+# Of columns that stand beside logits and are no classes.
+OTHERS = frozenset(
+    "argmax confidence epoch fold loss nll pred predicted prediction predictions sample_weight split step top1 weight "
+    "y_hat y_pred yhat".split()
+)
 INDICES = frozenset("id idx index row row_id sample sample_id".split())
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
@@ -25,17 +30,22 @@ class Column:
 
     `kind` is "whole" for numbers without a fraction, however they are written, "fraction" for others, "words", "lists"
     (of numbers), "empty", or "mixed" for words among numbers. `values` are the numbers, a row each of lists, or the
-    words. `pointed` says that text has a point or an exponent in them.
+    words. `points` says how many of them are written with a point or an exponent, or are of a type of floats.
     """
 
     name: str
     kind: str
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
-    pointed: bool = True
+    points: int = 0
 
     @property
     def numbers(self) -> bool:
         return self.kind in ("whole", "fraction")
+
+    @property
+    def pointed(self) -> bool:
+        """Whether all are written as floats are."""
+        return self.numbers and self.points == len(self.values)
 
     @property
     def counts(self) -> bool:
@@ -74,13 +84,14 @@ def name_of(name: str, i: int) -> str:
 def column_of(name: str, cells: Sequence[str]) -> Column:
     """A column of text, by some of its cells."""
     full = [cell for cell in cells if cell]
-    kinds = {kind_of(cell) for cell in full}
+    written = [kind_of(cell) for cell in full]
+    kinds = set(written)
     if not full:
         return Column(name, "empty")
     if "words" in kinds:
         return Column(name, "words", np.array(full)) if len(kinds) == 1 else Column(name, "mixed")
     values = np.array(full, np.float64)
-    return Column(name, number_kind(values), values, "fraction" in kinds)
+    return Column(name, number_kind(values), values, written.count("fraction"))
 
 
 def number_kind(values: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from crossent.score.tables import LABELS, SAMPLED, Column, Table, UnclearError, 
 
 _LONGEST_LINE = 2**26  # bytes; a file with a longer one is no text
 _AT_ONCE = 2**20  # cells, which take ten times their memory as text
-_SAMPLED_CELLS = 2**18
+_SAMPLED_CELLS = 2**14
 _MARK = b"\xef\xbb\xbf"  # that some programs begin UTF-8 with
 
 
@@ -71,12 +71,12 @@ def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool:
         return False
     numbers = [column for column, kind in zip(below, kinds) if kind == "whole" and column.kind != "empty"]
     if in_order:
-        if numbers and all(column.pointed for column in numbers):
+        if numbers and all(column.points for column in numbers):
             return True
         if kinds[0] == "empty" and below[0].counts:
             return True
         raise _unclear(first)
-    if len(whole) > 1 and len(set(whole)) == len(whole) and all(column.pointed for column in numbers):
+    if len(whole) > 1 and len(set(whole)) == len(whole) and all(column.points for column in numbers):
         raise _unclear(first)
     return False
 
@@ -186,10 +186,11 @@ class _Lines:
     def _numbers(self, lines: list[str], columns: Sequence[int], start: int) -> np.ndarray:
         if not lines:
             return np.empty((0, len(columns)))
-        some = None if len(columns) == len(self.names) else columns
+        some = None if [*columns] == [*range(len(self.names))] else columns
+        quote = '"' if any('"' in line for line in lines) else None
         try:
             return np.loadtxt(
-                lines, np.float64, delimiter=self.between, comments=None, quotechar='"', usecols=some, ndmin=2
+                lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
             )
         except ValueError:
             self._explain(lines, columns, start)

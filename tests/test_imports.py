@@ -18,6 +18,7 @@ BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "cros
 # Its overrides of torch functions name the public ones, which only `_dispatch` knows.
 TORCH_FRONTEND = (
     *HELPERS,
+    "crossent.frontends._torch_distributed",
     "crossent.frontends._torch_head",
     "crossent.frontends._torch_operators",
     "crossent.frontends._torch_plans",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),
     "crossent.frontends._torch_plans": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
+    "crossent.frontends._torch_distributed": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends._numpy_head", "numpy"),
     "crossent.frontends._numpy_head": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),

@@ -247,11 +247,12 @@ class Case:
 
 
 def detached(arguments):
-    """The arguments without what autograd would record."""
+    """The arguments without what autograd would record, those that are spread over processes as a whole."""
 
     def value(array):
         if isinstance(array, SparseTarget):
             return replace(array, classes=value(array.classes), probs=value(array.probs))
+        array = array.full_tensor() if hasattr(array, "full_tensor") else array  # of a DTensor's parts
         return array.detach() if hasattr(array, "detach") else array
 
     return {name: value(array) for name, array in arguments.items()}

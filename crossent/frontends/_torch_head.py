@@ -330,15 +330,27 @@ def _composite(tensors, call, **how_chunked):
     return frontend.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
 
 
+def counts(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
+    """What each target counts in the mean's divisor."""
+    classes, probs = _classes_and_probs(target)
+    call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, None, None)
+    labels, weight, keep = _checked(input, probs, weight, sample_weight, call)
+    return array.row_weights(torch, labels, call.shape.soft, weight, keep)
+
+
 def _differentiable_gradients(tensors, wanted, call, dloss):
     with torch.enable_grad():
         loss = _composite(tensors, call, chunked=_by_checkpoints)
         return _gradients([loss], tensors, wanted, [dloss], create_graph=True)
 
 
+def _classes_and_probs(target):
+    """Those of a sparse target; of others no classes."""
+    return (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
+
+
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
-    sparse = isinstance(target, _rows.SparseTarget)
-    classes, probs = (target.classes, target.probs) if sparse else (None, target)
+    classes, probs = _classes_and_probs(target)
     tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -353,6 +365,9 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
         weight=weight, sample_weight=sample_weight,
     )  # fmt: skip
+    if frontend.is_distributed(input):
+        tensors = input, linear_weight, target, linear_bias, weight, sample_weight
+        return frontend.distributed().linear_cross_entropy(tensors, denominator, options, how)
     out_dtype = frontend.result_dtype(input)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     check_sums(how.given, input.dtype)
@@ -428,6 +443,8 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     input, linear_weight, target, linear_bias = frontend.checked(
         input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias
     )
+    if frontend.is_distributed(input):
+        return frontend.distributed().linear_token_stats((input, linear_weight, target, linear_bias), options, how)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
     _rows.check_tokens(call.shape)

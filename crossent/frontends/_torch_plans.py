@@ -11,6 +11,8 @@ from crossent.kernels.numba import best_at_once
 
 def plan(name, arguments, options, how):
     a = arguments
+    if frontend.is_distributed(a["input"]):
+        return frontend.distributed().planned(plan, name, a, options, how)
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":

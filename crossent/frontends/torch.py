@@ -8,6 +8,7 @@ itself, and so does what `torch.jit.trace` records. Under `torch.compile` and `t
 
 import ctypes
 import math
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
@@ -518,6 +519,9 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
+    if is_distributed(input):
+        arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
+        return distributed().loss(cross_entropy, *arguments)
     out_dtype = result_dtype(input)
     common = common_dtype(input, target)
     if common is not None:
@@ -565,8 +569,31 @@ def checked(**tensors):
         elif tensor.device != device:
             raise _device_error(name, tensor, device)
         if type(tensor) not in _ORDINARY:
+            _check_distributed(name, tensor, tensors["input"])
             tensors[name] = _plain(tensor)
     return tensors.values()
+
+
+def is_distributed(tensor):
+    """Whether it is a DTensor, of which there is none as long as nobody has imported them."""
+    if type(tensor) in _ORDINARY:
+        return False
+    defined = sys.modules.get("torch.distributed.tensor")
+    return defined is not None and isinstance(tensor, defined.DTensor)
+
+
+def distributed():
+    from crossent.frontends import _torch_distributed
+
+    return _torch_distributed
+
+
+def _check_distributed(name, tensor, input):
+    if is_distributed(tensor) and not is_distributed(input):
+        raise TypeError(
+            f"{name} must be a plain tensor like input, got a DTensor: distribute input as well, or take the "
+            "full_tensor() of this"
+        )
 
 
 def _device_error(name, tensor, device):
@@ -594,6 +621,7 @@ def divisor_of(options, denominator, input):
     if denominator.is_meta and not input.is_meta:
         raise _device_error("denominator", denominator, input.device)
     if type(denominator) not in _ORDINARY:
+        _check_distributed("denominator", denominator, input)
         denominator = _plain(denominator)
     if _compiling() or denominator.requires_grad or not ordinary(denominator):
         return denominator
@@ -760,6 +788,8 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
+    if is_distributed(input):
+        return distributed().loss(nll_loss, input, target, weight, sample_weight, denominator, dim, options)
     out_dtype = result_dtype(input)
     divisor = divisor_of(options, denominator, input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
@@ -792,6 +822,8 @@ def prediction_stats(input, target, dim, options):
             ignore_index=options.ignore_index,
         )  # fmt: skip
     input, target = checked(input=input, target=target)
+    if is_distributed(input):
+        return distributed().prediction_stats(input, target, dim, options)
     input = input.detach()
     if not _compiling() and ordinary(input, target):
         return _problem.prediction_stats(TORCH, input, target, dim, options)
@@ -864,6 +896,8 @@ def softmax(input, dim, dtype, log, stacklevel):
     if not x.ndim:
         return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
+    if is_distributed(x):
+        return distributed().softmax(x, axis, log)
     if _compiling():
         return _compiled_softmax(x, axis, log)
     if not ordinary(x):

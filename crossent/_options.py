@@ -23,15 +23,17 @@ class LossOptions:
     label_smoothing: float = 0.0
     softcap: float | None = None
     z_loss: float = 0.0
+    loss_dtype: str | None = None
 
 
 def loss_options(
-    size_average=None, reduce=None, reduction="mean", ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0
-):
+    size_average=None, reduce=None, reduction="mean", ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0,
+    loss_dtype=None,
+):  # fmt: skip
     """The validated options; the deprecated `size_average` and `reduce` override `reduction`, as in PyTorch."""
     if size_average is not None or reduce is not None:
         reduction = _reduction_of_deprecated(size_average, reduce)
-    values = reduction, ignore_index, label_smoothing, softcap, z_loss
+    values = reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype
     if is_traced():
         return LossOptions(*_validated(*values))
     try:
@@ -49,7 +51,7 @@ def tell_of_tracing(is_compiling):
     is_traced = is_compiling
 
 
-def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
+def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype):
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of 'none', 'mean' and 'sum', got {reduction!r}")
     ignore_index = integer("ignore_index", ignore_index)
@@ -65,7 +67,17 @@ def _validated(reduction, ignore_index, label_smoothing, softcap, z_loss):
     z_loss = number("z_loss", z_loss)
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss must be a finite number of at least 0, got {z_loss}")
-    return reduction, ignore_index, label_smoothing, softcap, z_loss
+    return reduction, ignore_index, label_smoothing, softcap, z_loss, _wide_float("loss_dtype", loss_dtype)
+
+
+def _wide_float(name, dtype):
+    """What a dtype of any array library is called."""
+    if dtype is None:
+        return None
+    found = (getattr(dtype, "__name__", None) or str(dtype)).removeprefix("torch.")
+    if found not in ("float32", "float64"):
+        raise TypeError(f"{name} must be float32, float64 or None, got {dtype!r}")
+    return found
 
 
 CHUNK_BYTES = 2**26

@@ -115,6 +115,7 @@ def nll_loss(
     dim: int | None = None,
     sample_weight: Any = None,
     denominator: Any = None,
+    loss_dtype: Any = None,
 ) -> ArrayT:
     """Negative log likelihood: minus the log-probability that the input gives to each label.
 
@@ -132,13 +133,13 @@ def nll_loss(
             bfloat16 (for NumPy that of ml_dtypes), float32 or float64. They are taken as they are, normalised or not.
         target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
 
-    `weight`, `ignore_index`, `reduction`, `dim`, `sample_weight`, `denominator` and the deprecated `size_average` and
-    `reduce` are those of `crossent.cross_entropy`. The arithmetic is in float64 for a float64 input and in float32 for
-    all others, rounded once, at the end. Losses are in nats.
+    `weight`, `ignore_index`, `reduction`, `dim`, `sample_weight`, `denominator`, `loss_dtype` and the deprecated
+    `size_average` and `reduce` are those of `crossent.cross_entropy`. The arithmetic is in float64 for a float64 input
+    and in float32 for all others, rounded once, at the end. Losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the target's shape, in the
-    input's dtype; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing, where the batch is empty
-    or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
+    input's dtype or in `loss_dtype`; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing, where
+    the batch is empty or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
 
     Raises IndexError, with the label, its position and the valid range, for a label that is neither a class nor
     `ignore_index`, before anything is read with it; ValueError for shapes that do not fit and for options that are out
@@ -162,7 +163,7 @@ def nll_loss(
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
     frontend = frontend_of(type(input))
-    options = loss_options(size_average, reduce, reduction, ignore_index)
+    options = loss_options(size_average, reduce, reduction, ignore_index, loss_dtype=loss_dtype)
     return frontend.nll_loss(input, target, weight, sample_weight, denominator, dim, options)
 
 
@@ -182,6 +183,7 @@ def cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     inplace_backward: bool = False,
+    loss_dtype: Any = None,
 ) -> ArrayT:
     """Cross entropy between targets, labels or class probabilities, and the softmax of logits.
 
@@ -227,12 +229,18 @@ def cross_entropy(
             gradient, and where `input` is promoted to the dtype of its probabilities. Without this option no argument
             is ever written to.
 
-    Arrays are all of the input's kind. The arithmetic is in float64 where `input` or probabilities are float64 and in
+        loss_dtype: the dtype of the loss, float32 or float64, of the arrays' library or by name; gradients keep that of
+            what they belong to. A loss of bfloat16 has two or three digits, too few for a log, while its sums are made
+            in float32 in any case. None is the input's dtype.
+
+    Arrays are all of the input's kind; DTensors have their rows sharded or replicated, and one number is that of all
+    rows in every process. The arithmetic is in float64 where `input` or probabilities are float64 and in
     float32 for all others, rounded once, at the end. Logits and losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
-    input's dtype or the one promoted to; float16 and bfloat16 give float32 under torch.autocast. The mean of nothing,
-    where the batch is empty or every label ignored, is nan, as in PyTorch, unless there is a `denominator`.
+    input's dtype, the one promoted to, or `loss_dtype`; float16 and bfloat16 give float32 under torch.autocast. The
+    mean of nothing, where the batch is empty or every label ignored, is nan, as in PyTorch, unless there is a
+    `denominator`.
 
     Raises:
         IndexError: for a label that is neither a class nor `ignore_index`, with its value, its position and the valid
@@ -295,7 +303,7 @@ def cross_entropy(
     IndexError: Target 3 at position 1 is out of bounds: labels must be between 0 and 2, or -100 to be ignored
     """
     frontend = frontend_of(type(input))
-    options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss)
+    options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype)
     return frontend.cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
 
 
@@ -317,6 +325,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
     filter_eps: float = 0.0,
+    loss_dtype: Any = None,
 ) -> ArrayT:
     """Cross entropy of a linear layer's output, which is never held as a whole: a language model's head and its loss.
 
@@ -354,8 +363,8 @@ def linear_cross_entropy(
             language model is far smaller. The loss and the bias's gradient stay exact. Beside the chunk it takes up to
             ten numbers a class.
 
-    `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap` and `z_loss` are those of
-    `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
+    `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss` and `loss_dtype` are
+    those of `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
 
     All of it is computed in float32, for float64 in float64. Of bfloat16, a processor that multiplies it in pairs
     (AVX-512 BF16) gives logits in float32, whose gradient is rounded once, for its two products. Where logits of 16
@@ -363,7 +372,7 @@ def linear_cross_entropy(
     rounded too, unless `options` ask for accuracy. `crossent.plan` says which it is. Losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
-    input's dtype; float16 and bfloat16 give float32 under torch.autocast.
+    input's dtype or in `loss_dtype`; float16 and bfloat16 give float32 under torch.autocast.
 
     Raises what `crossent.cross_entropy` raises, and ValueError for shapes that do not fit each other, TypeError for a
     linear_weight or linear_bias of another dtype than the input.
@@ -388,8 +397,9 @@ def linear_cross_entropy(
     """
     frontend = frontend_of(type(input))
     loss = loss_options(
-        None, None, reduction, -100 if ignore_index is None else ignore_index, label_smoothing, softcap, z_loss
-    )
+        None, None, reduction, -100 if ignore_index is None else ignore_index, label_smoothing, softcap, z_loss,
+        loss_dtype,
+    )  # fmt: skip
     how = head_options(shift, chunk_bytes, filter_eps, options)
     return frontend.linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
@@ -613,7 +623,7 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     ignored = a.get("ignore_index", -100)
     options = loss_options(
         a.get("size_average"), a.get("reduce"), a.get("reduction", "none"), -100 if ignored is None else ignored,
-        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0),
+        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0), a.get("loss_dtype"),
     )  # fmt: skip
     how = None
     if name.startswith("linear_"):

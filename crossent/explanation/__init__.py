@@ -69,7 +69,7 @@ def explain(
     ignored = a["ignore_index"]
     options = loss_options(
         a.get("size_average"), a.get("reduce"), a["reduction"], -100 if ignored is None else ignored,
-        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0),
+        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0), a["loss_dtype"],
     )  # fmt: skip
     a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
     with np.errstate(over="ignore"):  # in float16, which is a finding

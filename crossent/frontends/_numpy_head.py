@@ -203,7 +203,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         divisor = float(counts.sum()) if divisor is None else divisor
         value, factor = _rows.reduced(options.reduction, total, divisor, None)
         factor = factor if counts.any() else 1.0
-    value = result(value, head.x.dtype)
+    value = result(value, head.x.dtype, options)
     if differentiates:
         arrays = input, linear_weight, linear_bias
         tape.record(value, lambda: tuple(_finished(*pair, factor) for pair in zip(gradients, arrays)))

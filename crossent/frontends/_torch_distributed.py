@@ -14,6 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
+from crossent._options import loss_options
 from crossent.frontends import _torch_head, torch as frontend
 from crossent.kernels import array
 
@@ -71,29 +72,36 @@ class _Parts:
         return self.like_rows(sample_weight, row_shape)
 
     def divisor(self, options, denominator, counts):
-        """What the mean of all rows divides by.
-
-        A process with a bad label tells of it after the others have heard of its rows, so that none waits for ever; the
-        loss of those is nan.
-        """
+        """What the mean of all rows divides by."""
         if isinstance(denominator, DTensor):
             return denominator.full_tensor()
         if denominator is not None or options.reduction != "mean":
             return denominator
-        error = None
-        try:
-            counted = counts().sum(dtype=torch.float64)
-        except IndexError as bad:
-            counted, error = torch.full((), math.nan, dtype=torch.float64, device=self.whole.device), bad
-        whole = self._sum(counted)
-        if error is not None:
-            raise error
+        whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
         return whole.to_local(grad_placements=self.of_sums)
 
     def _sum(self, part):
-        """Over all processes that have different rows."""
-        parts = DTensor.from_local(part, self.mesh, self.of_sums, run_check=False)
-        return parts.redistribute(self.mesh, self.replicated)
+        """Over all processes that have different rows, in float64; and the error of a bad label in this one.
+
+        That is to be raised after the others have heard of this process, so that none waits for ever. They hear nan.
+        """
+        error = None
+        try:
+            value = part()
+        except IndexError as bad:
+            value, error = torch.full((), math.nan, dtype=torch.float64, device=self.whole.device), bad
+        parts = DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
+        return parts.redistribute(self.mesh, self.replicated), error
+
+    def loss(self, compute, options, dtype, shape):
+        """The losses, or what all processes' parts of them sum up to, rounded once."""
+        if options.reduction == "none":
+            return self.rows(compute(options), shape)
+        wide = loss_options(**vars(options) | {"loss_dtype": "float64"})
+        whole, error = self._sum(lambda: compute(wide))
+        if error is not None:
+            raise error
+        return whole.to(dtype)
 
     def rows(self, part, shape):
         """The DTensor of this shape whose part this is."""
@@ -107,9 +115,6 @@ class _Parts:
         return DTensor.from_local(
             part.contiguous(), self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
         )
-
-    def result(self, loss, options, shape):
-        return self.rows(loss, shape) if options.reduction == "none" else self._sum(loss)
 
 
 def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False):
@@ -125,13 +130,20 @@ def loss(function, input, target, weight, sample_weight, denominator, dim, optio
     """`cross_entropy` or `nll_loss` of the plain frontend."""
     soft_allowed = function is frontend.cross_entropy
     parts, shape, tensors = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
+    x, target, weight, samples = tensors
+    common = frontend.common_dtype(x, target) if soft_allowed else None
+    x, target = (x, target) if common is None else (x.to(common), target.to(common))
 
     def counts():
-        _, soft, *found = frontend.checked_rows(*tensors, dim, options, soft_allowed)
+        _, soft, *found = frontend.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
         return array.row_weights(torch, found[0], soft, *found[1:])
 
     divisor = parts.divisor(options, denominator, counts)
-    return parts.result(function(*tensors, divisor, dim, options, *others), options, shape)
+
+    def compute(options):
+        return function(x, target, weight, samples, divisor, dim, options, *others)
+
+    return parts.loss(compute, options, frontend.result_dtype(x, options), shape)
 
 
 def prediction_stats(input, target, dim, options):
@@ -181,8 +193,11 @@ def _parts_of_head(tensors, how, planned=False):
 def linear_cross_entropy(tensors, denominator, options, how):
     parts, shape, tensors = _parts_of_head(tensors, how)
     divisor = parts.divisor(options, denominator, lambda: _torch_head.counts(*tensors, options, how))
-    loss = _torch_head.linear_cross_entropy(*tensors, divisor, options, how)
-    return parts.result(loss, options, shape.losses(how.shift))
+
+    def compute(options):
+        return _torch_head.linear_cross_entropy(*tensors, divisor, options, how)
+
+    return parts.loss(compute, options, frontend.result_dtype(tensors[0], options), shape.losses(how.shift))
 
 
 def linear_token_stats(tensors, options, how):

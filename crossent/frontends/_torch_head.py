@@ -151,7 +151,7 @@ def gradients_again(tensors, wanted, call, dloss):
     """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
     head, later, _ = head_of(tensors, call)
     if call.options.reduction == "none":
-        return head.gradients(wanted, _upstream(dloss, call)), later
+        return head.gradients(wanted, _upstream(dloss, call, head.x)), later
     if later == 1.0 or not math.isfinite(dloss):
         head.scale *= float(dloss)
     else:
@@ -184,10 +184,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
 
 
-def _upstream(dloss, call):
+def _upstream(dloss, call, x):
     """The gradient from above for every target, with one axis for the rows."""
     shape, shift = call.shape, call.how.shift
-    whole = dloss.new_zeros(shape.targets, dtype=frontend.compute_dtype(dloss.dtype))
+    whole = dloss.new_zeros(shape.targets, dtype=frontend.compute_dtype(x.dtype))
     (whole[..., shift:] if shift else whole).copy_(dloss)
     return whole.reshape(shape.rows, *shape.out)
 
@@ -358,8 +358,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
             weight=weight, reduction=options.reduction, ignore_index=options.ignore_index,
             label_smoothing=options.label_smoothing, shift=how.shift, sample_weight=sample_weight,
             denominator=denominator, softcap=options.softcap, z_loss=options.z_loss, chunk_bytes=how.chunk_bytes,
-            filter_eps=how.filter_eps,
-            options=how.given,
+            filter_eps=how.filter_eps, loss_dtype=options.loss_dtype, options=how.given,
         )  # fmt: skip
     input, linear_weight, probs, classes, linear_bias, weight, sample_weight = frontend.checked(
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
@@ -368,7 +367,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     if frontend.is_distributed(input):
         tensors = input, linear_weight, target, linear_bias, weight, sample_weight
         return frontend.distributed().linear_cross_entropy(tensors, denominator, options, how)
-    out_dtype = frontend.result_dtype(input)
+    out_dtype = frontend.result_dtype(input, options)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
     check_sums(how.given, input.dtype)
     divisor = frontend.divisor_of(options, denominator, input)
@@ -407,7 +406,7 @@ class _TokenStats(torch.autograd.Function):
         if any(frontend.needs_composite(above) for above in given):
             return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
         head, _, _ = head_of((*tensors, None, None), call)
-        rows = [None if above is None else _upstream(above, call) for above in upstream]
+        rows = [None if above is None else _upstream(above, call, head.x) for above in upstream]
         gradients = head.token_gradients(wanted, ctx.results, rows)
         return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
 

@@ -143,7 +143,9 @@ def _promoted(input, target):
     return input.astype(common, copy=False), target.astype(common, copy=False)
 
 
-def result(value, dtype):
+def result(value, dtype, options):
+    if options.loss_dtype is not None:
+        dtype = np.dtype(options.loss_dtype)
     return value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else dtype.type(value)
 
 
@@ -164,7 +166,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
         def gradient():
             return _new_gradient(problem, stats, scale)
 
-    loss = result(loss, logits.dtype)
+    loss = result(loss, logits.dtype, options)
     if wanted:
         tape.record(loss, gradient)
     return loss
@@ -195,7 +197,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     divisor, tape = divisor_of(options, denominator), tape_of_call.get()
     problem = problem_of(NUMPY, logits, target, weight, sample_weight, dim, options, picks=True)
     loss, scale = problem.forward(divisor)
-    loss = result(loss, logits.dtype)
+    loss = result(loss, logits.dtype, options)
     if tape is not None and tape.input is input:
 
         def gradient():

@@ -195,7 +195,7 @@ class _IsTracedError(Exception):
 def _quick(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
     if is_traced():  # then the sizes are tensors, which nothing kept is equal to: this is reached
         raise _IsTracedError
-    if dtype not in _number_at:
+    if dtype not in _number_at or options.loss_dtype not in (None, _STORAGE[dtype]):
         return None
     plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
     if plan is None or plan.quick_forward is None:
@@ -222,8 +222,14 @@ def without_autocast(device):
     return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
-def result_dtype(input):
-    """Autocast gives losses in float32."""
+def result_dtype(input, options):
+    """The caller's choice, or the input's; autocast gives losses in float32."""
+    if options.loss_dtype is not None:
+        return getattr(torch, options.loss_dtype)
+    return _autocast_result(input)
+
+
+def _autocast_result(input):
     half = input.dtype in (torch.float16, torch.bfloat16)
     return torch.float32 if half and autocasts(input.device.type) else input.dtype
 
@@ -515,6 +521,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             _dispatch.public("cross_entropy"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, options.label_smoothing, dim=dim, sample_weight=sample_weight, denominator=denominator,
             softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
+            loss_dtype=options.loss_dtype,
         )  # fmt: skip
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
@@ -522,10 +529,10 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     if is_distributed(input):
         arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
         return distributed().loss(cross_entropy, *arguments)
-    out_dtype = result_dtype(input)
     common = common_dtype(input, target)
     if common is not None:
-        input, target, out_dtype = input.to(common), target.to(common), torch.promote_types(common, out_dtype)
+        input, target = input.to(common), target.to(common)
+    out_dtype = result_dtype(input, options)
     divisor = divisor_of(options, denominator, input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     if is_operator(input) and not by_weights:
@@ -784,13 +791,14 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
         return handle_torch_function(
             _dispatch.public("nll_loss"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, dim=dim, sample_weight=sample_weight, denominator=denominator,
+            loss_dtype=options.loss_dtype,
         )  # fmt: skip
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
     if is_distributed(input):
         return distributed().loss(nll_loss, input, target, weight, sample_weight, denominator, dim, options)
-    out_dtype = result_dtype(input)
+    out_dtype = result_dtype(input, options)
     divisor = divisor_of(options, denominator, input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     if is_operator(input) and not by_weights:
@@ -884,7 +892,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     if dtype is None and not input.is_cpu:  # where autocast gives softmax in float32
-        dtype = result_dtype(input)
+        dtype = _autocast_result(input)
     if input.is_nested and not (log and input.layout is _STRIDED):  # as far as PyTorch has them
         return _native_softmax(input if dtype is None else input.to(dtype), dim, log)
     (x,) = checked(input=input)

@@ -15,7 +15,7 @@ _LinearLoss: Any = getattr(_torch_loss, "LinearCrossEntropyLoss", _torch_loss._W
 
 
 class NLLLoss(_torch_loss.NLLLoss):
-    """`crossent.nll_loss` with its options as a module; torch.nn.NLLLoss with another engine and one more option.
+    """`crossent.nll_loss` with its options as a module; torch.nn.NLLLoss with another engine and two more options.
 
     Args:
         weight: a weight for each class, of shape (C,), kept as a buffer; None weighs all classes alike.
@@ -23,6 +23,7 @@ class NLLLoss(_torch_loss.NLLLoss):
         ignore_index: the label whose rows count for nothing.
         reduction: "mean", "sum" or "none".
         dim: the class axis of the input. None is PyTorch's: axis 1, or axis 0 of an input with one axis.
+        loss_dtype: the dtype of the loss, float32 or float64; None is the input's.
 
     Calling it takes `input` (log-probabilities) and `target`, and by keyword `sample_weight`, a weight per target, and
     `denominator`, what "mean" divides by. Shapes, dtypes, errors and derivatives are those of `crossent.nll_loss`.
@@ -37,13 +38,23 @@ class NLLLoss(_torch_loss.NLLLoss):
     """
 
     dim: int | None = None
+    loss_dtype: Any = None
 
     def __init__(
-        self, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean", *, dim=None
+        self,
+        weight=None,
+        size_average=None,
+        ignore_index=-100,
+        reduce=None,
+        reduction="mean",
+        *,
+        dim=None,
+        loss_dtype=None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction)
-        loss_options(reduction=self.reduction, ignore_index=ignore_index)
+        loss_options(reduction=self.reduction, ignore_index=ignore_index, loss_dtype=loss_dtype)
         self.dim = dim
+        self.loss_dtype = loss_dtype
 
     def forward(self, input, target, *, sample_weight=None, denominator=None):
         return nll_loss(
@@ -55,13 +66,14 @@ class NLLLoss(_torch_loss.NLLLoss):
             dim=self.dim,
             sample_weight=sample_weight,
             denominator=denominator,
+            loss_dtype=self.loss_dtype,
         )
 
     def __prepare_scriptable__(self):
         return scripted_as(self, NLLLoss, _torch_loss.NLLLoss, "dim")
 
     def extra_repr(self) -> str:
-        return _changed(self, NLLLoss, "dim")
+        return _changed(self, NLLLoss, "dim", "loss_dtype")
 
 
 class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
@@ -77,6 +89,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         softcap: the bound c that replaces the logits x by c * tanh(x / c), or None.
         z_loss: the factor of the squared log-normaliser that is added to every row's loss.
         inplace_backward: write the gradient over the logits. A later backward that needs their values then raises.
+        loss_dtype: the dtype of the loss, float32 or float64; None is the input's.
 
     Calling it takes `input` (logits) and `target` (labels or class probabilities), and by keyword `sample_weight`, a
     weight per target, and `denominator`, what "mean" divides by. Shapes, dtypes, errors and derivatives are those of
@@ -99,6 +112,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
     softcap: float | None = None
     z_loss: float = 0.0
     inplace_backward: bool = False
+    loss_dtype: Any = None
 
     def __init__(
         self,
@@ -113,13 +127,15 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         softcap=None,
         z_loss=0.0,
         inplace_backward=False,
+        loss_dtype=None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        loss_options(None, None, self.reduction, ignore_index, label_smoothing, softcap, z_loss)
+        loss_options(None, None, self.reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype)
         self.dim = dim
         self.softcap = softcap
         self.z_loss = z_loss
         self.inplace_backward = inplace_backward
+        self.loss_dtype = loss_dtype
 
     def forward(self, input, target, *, sample_weight=None, denominator=None):
         return cross_entropy(
@@ -135,6 +151,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
             softcap=self.softcap,
             z_loss=self.z_loss,
             inplace_backward=self.inplace_backward,
+            loss_dtype=self.loss_dtype,
         )
 
     def __prepare_scriptable__(self):
@@ -142,7 +159,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         return scripted_as(self, CrossEntropyLoss, _torch_loss.CrossEntropyLoss, *own)
 
     def extra_repr(self) -> str:
-        return _changed(self, CrossEntropyLoss, "dim", "softcap", "z_loss", "inplace_backward")
+        return _changed(self, CrossEntropyLoss, "dim", "softcap", "z_loss", "inplace_backward", "loss_dtype")
 
 
 class LinearCrossEntropyLoss(_LinearLoss):
@@ -155,8 +172,8 @@ class LinearCrossEntropyLoss(_LinearLoss):
         bias: whether the layer has a bias.
         device, dtype: those of the layer's parameters.
         weight: a weight for each class, of shape (C,), kept as a buffer; None weighs all classes alike.
-        reduction, ignore_index, label_smoothing, options, shift, softcap, z_loss, chunk_bytes, filter_eps: those of
-            `crossent.linear_cross_entropy`.
+        reduction, ignore_index, label_smoothing, options, shift, softcap, z_loss, chunk_bytes, filter_eps, loss_dtype:
+            those of `crossent.linear_cross_entropy`.
 
     The layer is `linear`, a torch.nn.Linear with C * d1 * ... * dK rows, as in PyTorch; its weight can be tied to an
     embedding's. Calling the module takes `input` and `target`, and by keyword `sample_weight` and `denominator`.
@@ -177,6 +194,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
     z_loss: float = 0.0
     chunk_bytes: int = CHUNK_BYTES
     filter_eps: float = 0.0
+    loss_dtype: Any = None
 
     def __init__(
         self,
@@ -197,17 +215,18 @@ class LinearCrossEntropyLoss(_LinearLoss):
         z_loss=0.0,
         chunk_bytes=CHUNK_BYTES,
         filter_eps=0.0,
+        loss_dtype=None,
     ) -> None:
         _torch_loss._WeightedLoss.__init__(self, weight=weight, reduction=reduction)
         if weight is not None and weight.shape != (num_classes,):
             raise ValueError(f"weight must have shape {(num_classes,)}, got {tuple(weight.shape)}")
         ignored = -100 if ignore_index is None else ignore_index
-        loss_options(None, None, reduction, ignored, label_smoothing, softcap, z_loss)
+        loss_options(None, None, reduction, ignored, label_smoothing, softcap, z_loss, loss_dtype)
         head_options(shift, chunk_bytes, filter_eps, options)
         self.num_classes, self.out_features = num_classes, out_features
         self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
         self.shift, self.softcap, self.z_loss = shift, softcap, z_loss
-        self.chunk_bytes, self.filter_eps = chunk_bytes, filter_eps
+        self.chunk_bytes, self.filter_eps, self.loss_dtype = chunk_bytes, filter_eps, loss_dtype
         rows = math.prod(out_features, start=num_classes)
         self.linear = Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
 
@@ -231,6 +250,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
             z_loss=self.z_loss,
             chunk_bytes=self.chunk_bytes,
             filter_eps=self.filter_eps,
+            loss_dtype=self.loss_dtype,
         )
 
     def __prepare_scriptable__(self):
@@ -242,7 +262,8 @@ class LinearCrossEntropyLoss(_LinearLoss):
 
     def extra_repr(self) -> str:
         size = f"in_features={self.linear.in_features}, num_classes={self.num_classes}"
-        extras = _changed(self, LinearCrossEntropyLoss, "shift", "softcap", "z_loss", "chunk_bytes", "filter_eps")
+        names = "shift", "softcap", "z_loss", "chunk_bytes", "filter_eps", "loss_dtype"
+        extras = _changed(self, LinearCrossEntropyLoss, *names)
         return f"{size}, {extras}" if extras else size
 
 

@@ -452,6 +452,8 @@ def linear_token_stats(
     those of the logits.
 
     Args: as those of `crossent.linear_cross_entropy`, with labels for targets and a linear_weight of shape (C, D).
+    Of logits divided by a temperature T, after their softcap, they are those of input / T, linear_bias / T and
+    softcap / T.
 
     On the CPU logits are summed in float32 whatever the dtype and the processor, for float64 in float64; elsewhere as
     in `crossent.linear_cross_entropy`. lse, logprob and entropy are in nats.

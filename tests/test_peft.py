@@ -70,3 +70,57 @@ def test_patch_comes_first(kind):
     assert_same(ours, theirs)
     assert_same(step(copy.deepcopy(model)), theirs)
     assert "logits" in step(unpatch(model))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtypes(dtype, rows):
+    theirs = step(adapt(build(), "lora").to(dtype))
+    model = patch(adapt(build(), "lora").to(dtype))
+    ours = step(model)
+    assert ours[1].dtype == theirs[1].dtype == torch.float32
+    assert_same(ours, theirs, rtol=0.03 if dtype == torch.bfloat16 else 1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.float()
+        ours = step(model)
+        theirs = step(unpatch(model))
+    assert_same(ours, theirs, rtol=0.03)
+    with torch.no_grad():
+        torch.testing.assert_close(patch(model)(**batch()).loss, unpatch(model)(**batch()).loss)
+
+
+def test_loss_function_of_ones_own(rows):
+    """Its options, a bias, and losses for each row."""
+
+    def loss_function(logits, labels, vocab_size, **kwargs):
+        logits = (0.5 * logits + bias)[..., :60].view(-1, 60)
+        labels, weight = labels.view(-1) % 60, torch.linspace(0.1, 1, 60)
+        smoothed = torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=3, label_smoothing=0.1)
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return smoothed + (each * torch.linspace(0, 1, len(each))).sum()
+
+    bias = torch.linspace(-2, 2, 67).requires_grad_()
+    model = adapt(build(), "lora")
+    model.get_base_model().loss_function = loss_function
+    theirs, expected = step(model), bias.grad
+    bias.grad = None
+    assert_same(step(patch(model)), theirs)
+    torch.testing.assert_close(bias.grad, expected)
+
+
+def test_under_torch_compile(rows):
+    theirs = step(adapt(build(), "lora"))
+    model = patch(adapt(build(), "lora"))
+    torch._dynamo.reset()
+    assert_same(step(model, call=torch.compile(model, backend="eager")), theirs)
+
+
+def test_quantised_layers_are_refused():
+    class Quantised(torch.nn.Linear):
+        def forward(self, input):
+            return super().forward(input).round()
+
+    for kind in ("lora", "saved"):
+        model = build()
+        model.lm_head = Quantised(16, 67)
+        with pytest.raises(TypeError, match="or PEFT's of one, got .*Quantised"):
+            patch(adapt(model, kind))

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from language_models import assert_same, batch, build, step
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from crossent.integrations.transformers import patch
@@ -100,7 +101,10 @@ def sharded_step(make, rank, shard):
         model.zero_grad()
         loss = model(**inputs).loss
         loss.backward()
-    whole = {name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for name, p in model.named_parameters()}
+    here = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()}
+    whole = {
+        name: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient for name, gradient in here.items()
+    }
     return None, loss.detach(), whole
 
 
@@ -119,11 +123,19 @@ def in_a_process(rank, folder):
 
         return shard
 
+    def wrapped(model):
+        from torch.distributed.fsdp import FullyShardedDataParallel as Wrapper
+
+        how = {"device_id": torch.device("cpu"), "use_orig_params": True}
+        model.lm_head = Wrapper(model.lm_head, **how)
+        return Wrapper(model, **how)
+
     half = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}
     cases = {
         "its own unit": (by_units("lm_head"), 1e-5),
         "in the root's unit": (by_units(), 1e-5),
         "its own unit, in 16 bits": (by_units("lm_head", **half), 0.03),
+        "wrapped": (wrapped, 1e-5),
         "not sharded": (torch.nn.parallel.DistributedDataParallel, 1e-5),
     }
     for shard, tolerance in cases.values():

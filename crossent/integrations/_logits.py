@@ -1,7 +1,7 @@
 """Logits that a model's output embedding never makes, and the cross entropy of them that it makes instead."""
 
 import contextlib
-import dataclasses
+import inspect
 from typing import Any
 
 import torch
@@ -14,16 +14,17 @@ _HALVES = (torch.float16, torch.bfloat16)
 _MASKS = (torch.bool, torch.uint8)
 
 
-@dataclasses.dataclass(eq=False)
+# None of these classes is a dataclass: hooks of libraries look into those for tensors, and make copies of them.
+
+
 class Step:
     """One call of a patched model: whose logits are left out, and whether a loss came of it.
 
     `head` is the output embedding as the model calls it, `answering` the patched modules in it that answer.
     """
 
-    head: Any
-    answering: tuple
-    has_loss: bool = False
+    def __init__(self, head, answering):
+        self.head, self.answering, self.has_loss = head, answering, False
 
 
 def refused(what):
@@ -33,29 +34,26 @@ def refused(what):
     )
 
 
+def _has_autocast(device):
+    return device != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+
+
 def autocasts(device):
-    return device != "meta" and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@dataclasses.dataclass(eq=False, repr=False)
 class Logits:
     """With x = hidden @ weight.T + bias and y = x * times / over + shift: z = y, or cap * tanh(y).
 
     `times` and `over` are kept apart, so that what a softcap divides by and multiplies with cancels to exactly 1.
     """
 
-    step: Step
-    hidden: Any
-    classes: int
-    products: torch.dtype
-    dtype: torch.dtype
-    times: float = 1.0
-    over: float = 1.0
-    shift: Any = None
-    cap: float | None = None
+    def __init__(self, step, hidden, classes, products, dtype, times=1.0, over=1.0, shift=None, cap=None):
+        self.step, self.hidden, self.classes, self.products, self.dtype = step, hidden, classes, products, dtype
+        self.times, self.over, self.shift, self.cap = times, over, shift, cap
 
     def _with(self, **changes):
-        return Logits(**{field: getattr(self, field) for field in _FIELDS} | changes)
+        return Logits(**{name: getattr(self, name) for name in _FIELDS} | changes)
 
     @property
     def shape(self):
@@ -166,17 +164,15 @@ class Logits:
     __ne__ = __eq__
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Logits))
+_FIELDS = tuple(inspect.signature(Logits).parameters)
 _FUNCTIONS = {F.cross_entropy: Logits.cross_entropy, torch.tanh: Logits.tanh}
 
 
-@dataclasses.dataclass(eq=False)
 class _Loss:
     """What the output embedding is asked for the second time; `hidden` are the rows that it was given with it."""
 
-    logits: Logits
-    target: Any
-    options: dict[str, Any]
+    def __init__(self, logits, target, options):
+        self.logits, self.target, self.options = logits, target, options
 
     def of_linear(self, head, hidden):
         logits, classes = self.logits, self.logits.classes
@@ -193,23 +189,28 @@ class _Loss:
             loss = linear_cross_entropy(hidden, matrix, self.target, linear_bias=bias, softcap=softcap, **self.options)
         return self._rounded(loss)
 
-    def by_chunks(self, head, hidden):
-        """Of any function of rows, whose logits are made a second time in the backward pass."""
-        rows = max(1, CHUNK_BYTES // (4 * self.logits.classes))
-        reduction = self.options["reduction"]
+    def by_chunks(self, module, head, hidden):
+        """Of any function of rows: the forward of an adapted module."""
+        reduction, classes = self.options["reduction"], self.logits.classes
         options: dict[str, Any] = self.options | {"reduction": "none" if reduction == "none" else "sum"}
         factor, shift, softcap = self._transform()
 
         def losses(hidden, target):
-            x = head(hidden)[:, : self.logits.classes]
-            x = x.to(torch.promote_types(x.dtype, torch.float32)) * factor
+            x = head(hidden)
+            x = x.to(torch.promote_types(x.dtype, torch.float32))[:, :classes]
+            x = x if factor == 1 else x * factor
             return cross_entropy(x if shift is None else x + shift, target, softcap=softcap, **options)
 
-        chunks = zip(hidden.split(rows), self.target.split(rows))
-        made = [checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks]
-        if reduction == "none":
-            return self._rounded(torch.cat(made))
-        total = torch.stack(made).sum()
+        rows = max(1, CHUNK_BYTES // (4 * classes))
+        chunks = list(zip(hidden.split(rows), self.target.split(rows)))
+        if reduction == "none" or torch.compiler.is_compiling():
+            made = [checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks]
+            if reduction == "none":
+                return self._rounded(torch.cat(made))
+            total = torch.stack(made).sum()
+        else:
+            shared = [tensor for tensor in (*module.parameters(), shift) if tensor is not None and tensor.requires_grad]
+            total = _SumOverChunks.apply(losses, chunks, hidden, *shared)
         return self._rounded(total / self._divisor() if reduction == "mean" else total)
 
     def _transform(self):
@@ -226,7 +227,36 @@ class _Loss:
 
     def _autocast(self, **how):
         device = self.logits.device.type
-        return contextlib.nullcontext() if device == "meta" else torch.autocast(device, **how)
+        return torch.autocast(device, **how) if _has_autocast(device) else contextlib.nullcontext()
 
     def _rounded(self, loss):
         return loss if autocasts(self.logits.device.type) else loss.to(self.logits.dtype)
+
+
+class _SumOverChunks(torch.autograd.Function):
+    """The sum of the losses, whose gradients are made in forward, while the logits of a chunk of rows are there."""
+
+    @staticmethod
+    def forward(ctx, losses, chunks, hidden, *shared):
+        total, rows = 0.0, []
+        sums = [torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in shared]
+        differentiated = any(ctx.needs_input_grad)
+        for some, target in chunks:
+            some = some.detach().requires_grad_(differentiated)
+            with torch.set_grad_enabled(differentiated):
+                loss = losses(some, target)
+            total = total + loss.detach()
+            if differentiated:
+                drows, *gradients = torch.autograd.grad(loss, (some, *shared), materialize_grads=True)
+                rows.append(drows)
+                for summed, gradient in zip(sums, gradients):
+                    summed += gradient
+        if differentiated:
+            ctx.save_for_backward(torch.cat(rows), *sums)
+            ctx.dtypes = [tensor.dtype for tensor in (hidden, *shared)]
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dtotal):
+        return None, None, *((made * dtotal).to(dtype) for made, dtype in zip(ctx.saved_tensors, ctx.dtypes))

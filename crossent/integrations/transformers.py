@@ -51,7 +51,7 @@ def _linear_forward(base):
 
 def _adapted_forward(base):
     def loss_of(self, input, loss):
-        return loss.by_chunks(functools.partial(base.forward, self), input)
+        return loss.by_chunks(self, functools.partial(base.forward, self), input)
 
     return _head_forward(base, loss_of, lambda self: self.get_base_layer().out_features)
 
@@ -182,7 +182,7 @@ def patch(model):
 
     The loss is made in a call of the output embedding as a module, the second of a step: offloading, gathering and
     sharding by hooks work as before, with one more gathering of its weights in a step where they are its own unit. An
-    adapted one is called for chunks of rows, once more in the backward pass.
+    adapted one makes its logits for some rows at a time, and their gradients while they are there.
 
     Returns the model, whose class and whose output embedding's class are now subclasses of the same names. Parameters,
     their names, state_dict, deepcopy and pickle work as before. Patching again is harmless, and needed once the output

@@ -3,9 +3,10 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-REDUCTIONS = ("none", "mean", "sum")
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 _MADE_AT_MOST = 1024
 _made = {}
 is_traced = bool  # False, unless there is an array library that traces Python code

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from crossent import _dispatch
 from crossent._dispatch import frontend_of
-from crossent._options import CHUNK_BYTES, head_options, loss_options
+from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options
 from crossent._plan import Plan as Plan
 from crossent._rows import SparseTarget as SparseTarget
 
@@ -110,7 +110,7 @@ def nll_loss(
     size_average: bool | None = None,
     ignore_index: int = -100,
     reduce: bool | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     sample_weight: Any = None,
@@ -174,7 +174,7 @@ def cross_entropy(
     size_average: bool | None = None,
     ignore_index: int = -100,
     reduce: bool | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
     dim: int | None = None,
@@ -314,7 +314,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Any = None,
     weight: Any = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     options: Any = None,

@@ -25,7 +25,7 @@ from crossent.explanation._working import work
 
 
 def explain(
-    *args: Any, function: Callable = cross_entropy, rows: Iterable[Position] | None = None, **kwargs: Any
+    *args: Any, function: Callable[..., Any] = cross_entropy, rows: Iterable[Position] | None = None, **kwargs: Any
 ) -> Explanation:
     """Every step of a call of a loss, with its numbers, and what is worth knowing about it.
 

@@ -258,7 +258,7 @@ def detached(arguments):
     return {name: value(array) for name, array in arguments.items()}
 
 
-def like(original, values):
+def like(original: Any, values: Any) -> Any:
     """The values as an array of the original's library, on its device."""
     if isinstance(original, np.ndarray | np.generic):
         return values

@@ -14,7 +14,17 @@ except ModuleNotFoundError as error:
     raise ImportError("crossent.nn needs PyTorch: pip install crossent[torch]") from None
 
 from torch import Tensor as _Tensor
-from torch.nn import *  # noqa: F403
+
+if TYPE_CHECKING:  # of two names mypy takes the first and pyright the last, so that ours come before and after torch's
+    from crossent.nn import functional as functional, modules as modules
+    from crossent.nn.modules import (
+        CrossEntropyLoss as CrossEntropyLoss,
+        LinearCrossEntropyLoss as LinearCrossEntropyLoss,
+        LogSoftmax as LogSoftmax,
+        NLLLoss as NLLLoss,
+        Softmax as Softmax,
+    )
+from torch.nn import *  # type: ignore # noqa: F403
 
 # The star brought torch's `functional` and `modules`; importing ours puts them in their place.
 import crossent.nn.functional

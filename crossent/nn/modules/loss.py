@@ -1,14 +1,56 @@
 """torch.nn.modules.loss with crossent's `NLLLoss`, `CrossEntropyLoss` and `LinearCrossEntropyLoss` in it."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch.nn.modules.loss as _torch_loss
+from torch import Tensor, dtype as _Dtype
 from torch.nn.modules.linear import Linear
 
-from crossent._options import CHUNK_BYTES, head_options, loss_options
-from crossent.functional import cross_entropy, linear_cross_entropy, nll_loss
+from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options
+from crossent.functional import SparseTarget, cross_entropy, linear_cross_entropy, nll_loss
 from crossent.nn._scripting import scripted_as
+
+if TYPE_CHECKING:
+    from torch.nn.modules.loss import (
+        BCELoss as BCELoss,
+        BCEWithLogitsLoss as BCEWithLogitsLoss,
+        CosineEmbeddingLoss as CosineEmbeddingLoss,
+        CTCLoss as CTCLoss,
+        GaussianNLLLoss as GaussianNLLLoss,
+        HingeEmbeddingLoss as HingeEmbeddingLoss,
+        HuberLoss as HuberLoss,
+        KLDivLoss as KLDivLoss,
+        L1Loss as L1Loss,
+        MarginRankingLoss as MarginRankingLoss,
+        MSELoss as MSELoss,
+        MultiLabelMarginLoss as MultiLabelMarginLoss,
+        MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss,
+        MultiMarginLoss as MultiMarginLoss,
+        NLLLoss2d as NLLLoss2d,
+        PoissonNLLLoss as PoissonNLLLoss,
+        SmoothL1Loss as SmoothL1Loss,
+        SoftMarginLoss as SoftMarginLoss,
+        TripletMarginLoss as TripletMarginLoss,
+        TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss,
+        _Loss as _Loss,
+        _WeightedLoss as _WeightedLoss,
+    )
+
+    _Target = TypeVar("_Target", contravariant=True)
+
+    class _Call(Protocol[_Target]):
+        """A module called, of which torch says that it takes and gives anything."""
+
+        def __call__(
+            self,
+            input: Tensor,
+            target: _Target,
+            *,
+            sample_weight: Tensor | None = None,
+            denominator: float | Tensor | None = None,
+        ) -> Tensor: ...
+
 
 # PyTorch has the fused head as a module from 2.13 on.
 _LinearLoss: Any = getattr(_torch_loss, "LinearCrossEntropyLoss", _torch_loss._WeightedLoss)
@@ -38,25 +80,32 @@ class NLLLoss(_torch_loss.NLLLoss):
     """
 
     dim: int | None = None
-    loss_dtype: Any = None
+    loss_dtype: _Dtype | str | None = None
 
     def __init__(
         self,
-        weight=None,
-        size_average=None,
-        ignore_index=-100,
-        reduce=None,
-        reduction="mean",
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: Reduction = "mean",
         *,
-        dim=None,
-        loss_dtype=None,
+        dim: int | None = None,
+        loss_dtype: _Dtype | str | None = None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction)
         loss_options(reduction=self.reduction, ignore_index=ignore_index, loss_dtype=loss_dtype)
         self.dim = dim
         self.loss_dtype = loss_dtype
 
-    def forward(self, input, target, *, sample_weight=None, denominator=None):
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
         return nll_loss(
             input,
             target,
@@ -68,6 +117,10 @@ class NLLLoss(_torch_loss.NLLLoss):
             denominator=denominator,
             loss_dtype=self.loss_dtype,
         )
+
+    if TYPE_CHECKING:
+        reduction: Reduction
+        __call__: _Call[Tensor]
 
     def __prepare_scriptable__(self):
         return scripted_as(self, NLLLoss, _torch_loss.NLLLoss, "dim")
@@ -112,22 +165,22 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
     softcap: float | None = None
     z_loss: float = 0.0
     inplace_backward: bool = False
-    loss_dtype: Any = None
+    loss_dtype: _Dtype | str | None = None
 
     def __init__(
         self,
-        weight=None,
-        size_average=None,
-        ignore_index=-100,
-        reduce=None,
-        reduction="mean",
-        label_smoothing=0.0,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
         *,
-        dim=None,
-        softcap=None,
-        z_loss=0.0,
-        inplace_backward=False,
-        loss_dtype=None,
+        dim: int | None = None,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
+        inplace_backward: bool = False,
+        loss_dtype: _Dtype | str | None = None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         loss_options(None, None, self.reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype)
@@ -137,7 +190,14 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         self.inplace_backward = inplace_backward
         self.loss_dtype = loss_dtype
 
-    def forward(self, input, target, *, sample_weight=None, denominator=None):
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
         return cross_entropy(
             input,
             target,
@@ -153,6 +213,10 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
             inplace_backward=self.inplace_backward,
             loss_dtype=self.loss_dtype,
         )
+
+    if TYPE_CHECKING:
+        reduction: Reduction
+        __call__: _Call[Tensor]
 
     def __prepare_scriptable__(self):
         own = "dim", "softcap", "z_loss", "inplace_backward"
@@ -194,28 +258,28 @@ class LinearCrossEntropyLoss(_LinearLoss):
     z_loss: float = 0.0
     chunk_bytes: int = CHUNK_BYTES
     filter_eps: float = 0.0
-    loss_dtype: Any = None
+    loss_dtype: _Dtype | str | None = None
 
     def __init__(
         self,
-        in_features,
-        num_classes,
+        in_features: int,
+        num_classes: int,
         *,
-        out_features=(),
-        bias=False,
-        device=None,
-        dtype=None,
-        reduction="mean",
-        weight=None,
-        ignore_index=None,
-        label_smoothing=0.0,
-        options=None,
-        shift=0,
-        softcap=None,
-        z_loss=0.0,
-        chunk_bytes=CHUNK_BYTES,
-        filter_eps=0.0,
-        loss_dtype=None,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        reduction: Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        shift: int = 0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
+        chunk_bytes: int = CHUNK_BYTES,
+        filter_eps: float = 0.0,
+        loss_dtype: _Dtype | str | None = None,
     ) -> None:
         _torch_loss._WeightedLoss.__init__(self, weight=weight, reduction=reduction)
         if weight is not None and weight.shape != (num_classes,):
@@ -230,7 +294,14 @@ class LinearCrossEntropyLoss(_LinearLoss):
         rows = math.prod(out_features, start=num_classes)
         self.linear = Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, input, target, *, sample_weight=None, denominator=None):
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | SparseTarget,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
         axes = self.num_classes, *self.out_features
         bias = self.linear.bias
         return linear_cross_entropy(
@@ -253,6 +324,9 @@ class LinearCrossEntropyLoss(_LinearLoss):
             loss_dtype=self.loss_dtype,
         )
 
+    if TYPE_CHECKING:
+        __call__: _Call[Tensor | SparseTarget]
+
     def __prepare_scriptable__(self):
         if type(self).forward is not LinearCrossEntropyLoss.forward:
             return self
@@ -273,5 +347,7 @@ def _changed(module, kind, *names):
     return ", ".join(f"{name}={value!r}" for name, value in values.items() if value != getattr(kind, name))
 
 
-def __getattr__(name):
-    return getattr(_torch_loss, name)
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
+
+    def __getattr__(name):
+        return getattr(_torch_loss, name)

@@ -1,0 +1,4 @@
+from torch.nn.intrinsic import *
+from torch.nn.intrinsic import modules as modules
+from torch.nn.intrinsic import qat as qat
+from torch.nn.intrinsic import quantized as quantized

@@ -1,0 +1,2 @@
+from torch.nn.intrinsic.modules import *
+from torch.nn.intrinsic.modules import fused as fused

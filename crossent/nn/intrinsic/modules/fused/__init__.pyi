@@ -1,0 +1,1 @@
+from torch.nn.intrinsic.modules.fused import *

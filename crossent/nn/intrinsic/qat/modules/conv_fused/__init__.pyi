@@ -1,0 +1,1 @@
+from torch.nn.intrinsic.qat.modules.conv_fused import *

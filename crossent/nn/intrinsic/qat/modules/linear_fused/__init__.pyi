@@ -1,0 +1,1 @@
+from torch.nn.intrinsic.qat.modules.linear_fused import *

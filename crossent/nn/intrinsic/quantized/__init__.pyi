@@ -1,0 +1,3 @@
+from torch.nn.intrinsic.quantized import *
+from torch.nn.intrinsic.quantized import dynamic as dynamic
+from torch.nn.intrinsic.quantized import modules as modules

@@ -1,0 +1,1 @@
+from torch.nn.intrinsic.quantized.dynamic.modules.linear_relu import *

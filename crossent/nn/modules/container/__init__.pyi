@@ -1,0 +1,2 @@
+from torch.nn.modules.container import *
+from torch.nn.modules.container import _addindent as _addindent

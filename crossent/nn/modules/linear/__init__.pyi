@@ -1,0 +1,2 @@
+from torch.nn.modules.linear import *
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NonDynamicallyQuantizableLinear

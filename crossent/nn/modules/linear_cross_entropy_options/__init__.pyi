@@ -1,0 +1,2 @@
+from torch.nn.modules.linear_cross_entropy_options import *
+from torch.nn.modules.linear_cross_entropy_options import _AutoDefault as _AutoDefault

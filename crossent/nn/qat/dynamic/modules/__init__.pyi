@@ -1,0 +1,2 @@
+from torch.nn.qat.dynamic.modules import *
+from torch.nn.qat.dynamic.modules import linear as linear

@@ -1,0 +1,1 @@
+from torch.nn.qat.dynamic.modules.linear import *

@@ -1,0 +1,1 @@
+from torch.nn.qat.modules.embedding_ops import *

@@ -1,0 +1,1 @@
+from torch.nn.quantizable.modules.activation import *

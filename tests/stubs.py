@@ -1,0 +1,51 @@
+"""The stubs by which type checkers find torch's own modules below `crossent.nn`; `python tests/stubs.py` writes them.
+
+Each is an `__init__.pyi` in a folder of its own: of a stub beside which there is no code pyright says that it found no
+source, of one in a folder it does not.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import warnings
+from pathlib import Path
+
+import torch.nn
+
+from crossent.nn._submodules import OWN
+
+TORCH = "2.13"  # that they are written with
+NN = Path(__file__).parents[1] / "crossent/nn"
+
+
+def stubs():
+    """Of each public module below torch.nn that is not ours, the stub's path below crossent/nn, and its text."""
+    for found in pkgutil.walk_packages(torch.nn.__path__, "torch.nn."):
+        name = found.name.removeprefix("torch.nn.")
+        if name not in OWN and not any(part.startswith("_") for part in name.split(".")):
+            yield Path(*name.split("."), "__init__.pyi"), text_of(found.name)
+
+
+def text_of(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module(name)
+    if Path(inspect.getfile(module)).with_suffix(".pyi").exists():  # torch's own stub, which has no hidden names
+        return f"from {name} import *\n"
+    starred = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
+    hidden = [each for each, value in vars(module).items() if each not in starred and belongs(value, module)]
+    named = [f"from {name} import {each} as {each}\n" for each in sorted(hidden)]
+    return "".join([f"from {name} import *\n", *named])
+
+
+def belongs(value, module):
+    """Whether it is a class, a function or a module that is public below this one, or defined there."""
+    if inspect.ismodule(value):
+        return value.__name__.startswith(f"{module.__name__}.")
+    return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
+
+
+if __name__ == "__main__":
+    for path, text in stubs():
+        (NN / path).parent.mkdir(parents=True, exist_ok=True)
+        (NN / path).write_text(text)

@@ -115,6 +115,14 @@ READ = {
     "series, a header of 0": ({"x.npy": X, "y.csv": text(Y, names=[0])}, {}, "first line (0) is taken for its header"),
     "series with index": ({"x.npy": X, "y.csv": text(COUNT, Y, names=["", 0])}, {}, "column 0 with the numbers"),
     "series with index, no header": ({"x.npy": X, "y.csv": text(COUNT, Y)}, {}, "column 0 with the numbers"),
+    "rows that both call the same": (
+        {"x.csv": text(SHUFFLED, X, names=["", *NAMES]), "y.csv": text(SHUFFLED, Y, names=["", "label"])}, {},
+        "column 0 with the numbers of the rows is left out",
+    ),
+    "rows that one calls otherwise": (
+        {"x.csv": text(COUNT, X, names=["", *NAMES]), "y.csv": text(SHUFFLED + 100, Y, names=["", "label"])}, {},
+        "column 0 with the numbers of the rows is left out",
+    ),
     "labels of files": (
         {"x.npy": X, "y.csv": text([f"{i}.png" for i in COUNT], Y)}, {}, "the labels are in column 1",
     ),
@@ -219,6 +227,26 @@ REFUSED = {
     "labels of one row": ({"x.csv": text(X[:1], Y[:1]), "y.npy": Y[:1]}, {}, "column 10 holds whole numbers and the"),
     "an index without order, no labels": ({"x.csv": text(SHUFFLED[SHUFFLED < C], X[:C])}, {}, "column 0 holds whole"),
     "index of one row": ({"x.csv": text([0], X[:1]), "y.npy": Y[:1]}, {}, "column 0 holds whole numbers and"),
+    "rows in another order": (
+        {"x.csv": text(COUNT, X, names=["", *NAMES]), "y.csv": text(SHUFFLED, Y[SHUFFLED], names=["", "label"])}, {},
+        "x.csv: names the same rows as .*y.csv in another order, and rows are paired by their order: sort them alike",
+    ),
+    "rows in another order, files": (
+        {
+            "x.csv": text([f"{i}.png" for i in COUNT], X, names=["file", *NAMES]),
+            "y.csv": text([f"{i}.png" for i in SHUFFLED], Y[SHUFFLED], names=["file", "label"]),
+        },
+        {}, "names the same rows as .*y.csv in another order",
+    ),
+    "rows in another order, parquet": (
+        {
+            "x.csv": text(COUNT, X, names=["", *NAMES]),
+            "y.parquet": parquet({"label": Y[SHUFFLED], "__index_level_0__": SHUFFLED}, "__index_level_0__"),
+        },
+        {}, "names the same rows as .*y.parquet in another order",
+    ),
+    "a class of words": ({"x.csv": text(X[:, :4], ["many"] * N, X[:, 5:]), **Y_CSV}, {}, "column 4 may be no class"),
+    "a class that is missing": ({"x.csv": text(X[:, :9], ["NA"] * N), **Y_CSV}, {}, "row 0: 'NA' in column 9 is not a"),
     "a first column that counts": ({"x.csv": text(COUNT, np.round(X).astype(int)), **Y_CSV}, {}, "counts the rows"),
     "a first line of whole numbers": (
         {"x.csv": text(X, names=range(10, 110, 10)), "y.npy": Y[:9]}, {}, "may be a header or a row: say --header or",

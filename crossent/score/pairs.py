@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from crossent.explanation._case import like
+from crossent.score.formats import Stored
 from crossent.score.labels import Labels, is_one_hot, labels_for
-from crossent.score.readers import BadFile, Reading, Rows, UnclearFile, printable, rows_of
+from crossent.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
 
 _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
 
@@ -132,6 +133,8 @@ def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
             f"{first}: {wanted} rows of logits do not fit the {len(targets)} labels of {targets.files[0][0]}"
             f"{_to_blame(rows.shape, len(targets), reading)}"
         )
+    if not here:
+        _check_order(rows, targets)
     read = labels_for(rows, targets, axis)
     return Pair(rows, targets, axis, read, (*_notes(rows, targets, here), *read.notes))
 
@@ -146,6 +149,37 @@ def _notes(rows: Rows, targets: Rows, here: bool) -> list[str]:
             more = f" and {len(others)} more" if others else ""
             lines.append(printable(f"{first}{more}: {', '.join(dict.fromkeys(notes))}"))
     return lines
+
+
+def _check_order(rows: Rows, targets: Rows) -> None:
+    """Where both files say what their rows are called, it must not be the same in another order."""
+    if rows.ids is None or targets.ids is None or rows.ids.kind != targets.ids.kind:
+        return
+    one, other = (_fingerprint(side.files[0][0], side.ids) for side in (rows, targets) if side.ids is not None)
+    if one[0] == other[0] and one[1] != other[1]:
+        raise BadFile(
+            f"{rows.files[0][0]}: names the same rows as {targets.files[0][0]} in another order, and rows are paired "
+            "by their order: sort them alike, or name the columns of the classes with --columns if all is right"
+        )
+
+
+def _fingerprint(path: Path, ids: Stored) -> tuple[int, int]:
+    """Numbers that are the same for the same names: whatever their order, and in the same order."""
+    names = order = np.uint64(0)
+    start = 0
+    with naming(path), np.errstate(over="ignore"):
+        for block in ids.blocks(2**16):
+            values = block.astype(np.float64).view(np.uint64) if ids.kind == "f" else _hashes(block)
+            mixed = (values ^ (values >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(32)
+            names += mixed.sum(dtype=np.uint64)
+            order += (mixed * np.arange(start + 1, start + 1 + len(block), dtype=np.uint64)).sum(dtype=np.uint64)
+            start += len(block)
+    return int(names), int(order)
+
+
+def _hashes(words: np.ndarray) -> np.ndarray:
+    return np.array([hash(word) % 2**64 for word in words.tolist()], np.uint64)
 
 
 def _to_blame(shape: tuple[int, ...], labels: int, reading: Reading) -> str:

@@ -76,12 +76,14 @@ class Rows:
     """The rows of one or several files, in order. `names` are those of the columns, where they have some.
 
     `parts` are the entries or columns that they were taken from, and `notes` what was taken for what in each file.
+    `ids` is what the rows are called, if there is one file that says it.
     """
 
     files: list[tuple[Path, Stored]]
     names: tuple[str, ...] = ()
     parts: tuple = ()
     notes: tuple[str, ...] = ()
+    ids: Stored | None = None
 
     def __len__(self) -> int:
         return sum(stored.shape[0] for _, stored in self.files)
@@ -169,7 +171,9 @@ def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False
         if (other.parts, other.names) != (one.parts, one.names) or _differ(one.stored, other.stored):
             said = "; ".join(other.notes) or "all of it is taken"
             raise BadFile(f"{path}: is read otherwise than {first}: {said}")
-    return Rows([(path, item.stored) for path, item in opened], one.names, one.parts, one.notes)
+    return Rows(
+        [(path, item.stored) for path, item in opened], one.names, one.parts, one.notes, None if others else one.ids
+    )
 
 
 def _shapes(*opened: "_Opened") -> list[tuple[int, ...]]:
@@ -183,12 +187,14 @@ def _differ(one: Stored, other: Stored) -> bool:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An array in a file, the names of its columns, the parts of the file that it was taken from, and why."""
+    """An array in a file, the names of its columns, the parts of the file that it was taken from, why, and what the
+    file calls its rows."""
 
     stored: Stored
     names: tuple[str, ...] = ()
     parts: tuple = ()
     notes: tuple[str, ...] = ()
+    ids: Stored | None = None
 
 
 def suffix_of(path: Path) -> str:
@@ -272,4 +278,10 @@ def _columns(table: Table, role: str, reading: Reading, labels_here: bool) -> _O
     stored = Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
     names = tuple(table.columns[i].name for i in columns)
     notes = (*([table.note] if table.note else []), *chosen.notes)
-    return _Opened(stored, names if any(names) else (), columns, notes)
+    ids = None
+    if (i := chosen.ids) is not None:
+        kind = table.columns[i].kind
+        ids = Stored(
+            (table.rows,), "U" if kind == "words" else "f", lambda step: table.read((i,), kind == "words", step)
+        )
+    return _Opened(stored, names if any(names) else (), columns, notes, ids)

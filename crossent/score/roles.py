@@ -6,7 +6,7 @@ What could be either is refused, and the message says which option settles it.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,11 +18,15 @@ _SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns that are meant, whether they hold words, and what was taken for what, if anything was."""
+    """The columns that are meant, whether they hold words, and what was taken for what, if anything was.
+
+    `ids` is a column that was left out and says what the rows are called.
+    """
 
     columns: tuple[int, ...]
     words: bool = False
     notes: tuple[str, ...] = ()
+    ids: int | None = None
 
 
 def classes_of(table: Table, key: str | None, columns: str | None, labels_here: bool) -> Chosen:
@@ -46,7 +50,7 @@ def classes_of(table: Table, key: str | None, columns: str | None, labels_here: 
         first = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
         raise ValueError(f"has no column of numbers for the logits{first}: {_names(table, range(len(table.columns)))}")
     _refuse_counting(table, kept)
-    if strange := _strange(table, kept):
+    if strange := _strange(table, kept) or [i for i in words if i not in labels and kept[0] < i < kept[-1]]:
         raise ValueError(f"column {table.name(strange[0])} may be no class, seen from its name: {_SETTLE}")
     odd = _odd(table, kept, labels_here)
     if odd and not (labels_here and not labels and len(odd) == 1 and not _numbers_rows(table, odd[0])):
@@ -56,7 +60,7 @@ def classes_of(table: Table, key: str | None, columns: str | None, labels_here: 
     notes = _left_out(table, index, () if labels_here else labels, [i for i in words if i not in labels])
     if not table.header and len(_of_kind(table, kept, "whole")) == len(kept):
         notes = (*notes, f"whole numbers alone: all {len(kept)} columns are taken for classes")
-    return Chosen(tuple(kept), notes=notes)
+    return Chosen(tuple(kept), notes=notes, ids=_ids(table, index, words))
 
 
 def labels_of(table: Table, key: str | None) -> Chosen:
@@ -66,17 +70,26 @@ def labels_of(table: Table, key: str | None) -> Chosen:
         return _chosen(table, _named(table, key))
     index, rest = _without_index(table)
     named = _called(table, rest, LABELS)
+    words = [i for i in _of_kind(table, rest, "words") if _all_differ(table, i)]
+    whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in words]
+    ids = _ids(table, index, [i for i in words if i not in named])
     if len(rest) == 1:
-        return _chosen(table, rest[0], _left_out(table, index, (), ()))
-    if len(named) == 1:
-        return _chosen(table, named[0], (f"the labels are in column {table.name(named[0])}",))
-    ids = [i for i in _of_kind(table, rest, "words") if len(set(columns[i].values)) == len(columns[i].values) > 1]
-    whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in ids]
-    if len(whole) == 1:
-        return _chosen(table, whole[0], (f"the labels are in column {table.name(whole[0])}",))
+        return replace(_chosen(table, rest[0], _left_out(table, index, (), ())), ids=ids)
+    for one in (named, whole):
+        if len(one) == 1:
+            return replace(_chosen(table, one[0], (f"the labels are in column {table.name(one[0])}",)), ids=ids)
     if len(whole) in (0, len(rest)) and all(columns[i].numbers for i in rest) and (not whole or _one_hot(table, rest)):
         return Chosen(tuple(rest), notes=_left_out(table, index, (), ()))
     raise ValueError(f"holds {len(rest)} columns, name that of the labels with --labels-key: {_names(table, rest)}")
+
+
+def _ids(table: Table, index: Sequence[int], words: Sequence[int]) -> int | None:
+    return next((i for i in (*index, *words) if i in index or _all_differ(table, i)), None)
+
+
+def _all_differ(table: Table, i: int) -> bool:
+    values = table.columns[i].values
+    return len(set(values.tolist())) == len(values) > 1
 
 
 def _chosen(table: Table, i: int, notes: tuple[str, ...] = ()) -> Chosen:

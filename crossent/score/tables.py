@@ -17,6 +17,7 @@ OTHERS = frozenset(
     "y_hat y_pred yhat".split()
 )
 INDICES = frozenset("id idx index row row_id sample sample_id".split())
+_MISSING = frozenset(["#n/a", "-", "?", "missing", "n/a", "na", "none", "null"])  # words for a number that is not there
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
@@ -89,7 +90,8 @@ def column_of(name: str, cells: Sequence[str]) -> Column:
     if not full:
         return Column(name, "empty")
     if "words" in kinds:
-        return Column(name, "words", np.array(full)) if len(kinds) == 1 else Column(name, "mixed")
+        missing = {cell.lower() for cell in full} <= _MISSING
+        return Column(name, "words", np.array(full)) if len(kinds) == 1 and not missing else Column(name, "mixed")
     values = np.array(full, np.float64)
     return Column(name, number_kind(values), values, written.count("fraction"))
 

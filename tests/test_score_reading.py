@@ -585,6 +585,22 @@ def test_labels_of_a_first_row_that_looks_like_a_header(tmp_path):
     assert found.metrics.nll == pytest.approx(nll(X, labels), rel=1e-6) and not said
 
 
+def test_one_class_and_an_axis_too_many(tmp_path):
+    found, said = scored(tmp_path, {"x.npy": X[:, :1], "y.npy": Y[:, None] * 0})
+    assert found.metrics.nll == 0.0 and "labels of shape (40, 1) are read as (rows,)" in said
+
+
+@pytest.mark.parametrize("kind", ["pt", "npy"])
+def test_logits_and_labels_of_two_libraries(tmp_path, kind):
+    import torch
+
+    files = write(tmp_path, {"x.npy": X, "y.npy": Y})
+    torch.save(torch.from_numpy(X if kind == "pt" else Y), tmp_path / "t.pt")
+    files = [f"{tmp_path}/t.pt", files[1]] if kind == "pt" else [files[0], f"{tmp_path}/t.pt"]
+    assert score(*files).metrics.nll == pytest.approx(RIGHT, rel=1e-6)
+    assert _command._explained(files, Reading(), None, [], {}).result == pytest.approx(RIGHT, rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_columns_come_in_the_order_in_which_they_are_named(tmp_path, kind):
     order = RNG.permutation(C)

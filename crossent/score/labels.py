@@ -29,7 +29,7 @@ def labels_for(logits: Rows, labels: Rows, axis: int) -> Labels:
     shape, classes = labels.shape, logits.shape[axis]
     wanted = (*logits.shape[:axis], *logits.shape[axis + 1 :])
     where = labels.files[0][0]
-    if shape[1:] == logits.shape[1:] and labels.kind != "U" and len(shape) > 1:
+    if shape[1:] == logits.shape[1:] and labels.kind not in "US" and classes > 1:
         said = (f"{where}: the labels are one-hot",)
         return Labels(lambda block, place: one_hot(block, axis, place), said, labels.kind == "f")
     squeezed = shape[1:] == (*wanted[1:], 1)

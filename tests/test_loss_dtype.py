@@ -111,6 +111,21 @@ def test_modules():
             kind(loss_dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_traced_and_scripted(kind):
+    """A trace keeps the dtype; TorchScript has none to give, and does not leave it out in silence."""
+    x, other = LOGITS.bfloat16(), (2 * LOGITS).bfloat16()
+    module = kind(loss_dtype=torch.float32)
+    traced = torch.jit.trace(module, (x, LABELS), check_trace=False)
+    assert traced(other, LABELS).dtype is torch.float32
+    torch.testing.assert_close(traced(other, LABELS), module(other, LABELS), rtol=1e-5, atol=0.0)
+    with pytest.raises(ValueError, match="loss_dtype=torch.float32 cannot be scripted"):
+        torch.jit.script(module)
+    per_row = torch.func.vmap(lambda row, label: module(row, label))(x, LABELS)
+    assert per_row.dtype is torch.float32
+    torch.testing.assert_close(per_row.mean(), module(x, LABELS), rtol=1e-5, atol=0.0)
+
+
 def test_promoted_probabilities():
     """The caller's choice counts after logits and probabilities have met in a wider type."""
     x, probabilities = LOGITS.bfloat16(), torch.full((13, 10), 0.1, dtype=torch.float64)

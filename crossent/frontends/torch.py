@@ -526,7 +526,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
-    if is_distributed(input):
+    if type(input) not in _ORDINARY and is_distributed(input):
         arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
         return distributed().loss(cross_entropy, *arguments)
     common = common_dtype(input, target)
@@ -562,6 +562,16 @@ def checked(**tensors):
     """These, once they are dense tensors on one device; of subclasses that are plain memory, as plain tensors. None is
     not checked where it may be given.
     """
+    for name, tensor in tensors.items():
+        if tensor is None and name not in _REQUIRED:
+            continue
+        plain = type(tensor) in _ORDINARY and tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_nested
+        if not plain:
+            return _checked(tensors)
+    return tensors.values()
+
+
+def _checked(tensors):
     device = None
     for name, tensor in tensors.items():
         if tensor is None and name not in _REQUIRED:
@@ -796,7 +806,7 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
-    if is_distributed(input):
+    if type(input) not in _ORDINARY and is_distributed(input):
         return distributed().loss(nll_loss, input, target, weight, sample_weight, denominator, dim, options)
     out_dtype = result_dtype(input, options)
     divisor = divisor_of(options, denominator, input)
@@ -830,7 +840,7 @@ def prediction_stats(input, target, dim, options):
             ignore_index=options.ignore_index,
         )  # fmt: skip
     input, target = checked(input=input, target=target)
-    if is_distributed(input):
+    if type(input) not in _ORDINARY and is_distributed(input):
         return distributed().prediction_stats(input, target, dim, options)
     input = input.detach()
     if not _compiling() and ordinary(input, target):
@@ -893,9 +903,11 @@ def softmax(input, dim, dtype, log, stacklevel):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     if dtype is None and not input.is_cpu:  # where autocast gives softmax in float32
         dtype = _autocast_result(input)
-    if input.is_nested and not (log and input.layout is _STRIDED):  # as far as PyTorch has them
+    if input.is_nested:
+        if log and input.layout is _STRIDED:  # which PyTorch does not have
+            checked(input=input)
         return _native_softmax(input if dtype is None else input.to(dtype), dim, log)
-    (x,) = checked(input=input)
+    x = input if type(input) in _ORDINARY else _plain(input)
     x = x if dtype is None else x.to(dtype)
     if x is not input:
         return softmax(x, dim, None, log, stacklevel)
@@ -904,7 +916,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if not x.ndim:
         return _native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
-    if is_distributed(x):
+    if type(x) not in _ORDINARY and is_distributed(x):
         return distributed().softmax(x, axis, log)
     if _compiling():
         return _compiled_softmax(x, axis, log)

@@ -123,7 +123,7 @@ class NLLLoss(_torch_loss.NLLLoss):
         __call__: _Call[Tensor]
 
     def __prepare_scriptable__(self):
-        return scripted_as(self, NLLLoss, _torch_loss.NLLLoss, "dim")
+        return scripted_as(self, NLLLoss, _torch_loss.NLLLoss, "dim", "loss_dtype")
 
     def extra_repr(self) -> str:
         return _changed(self, NLLLoss, "dim", "loss_dtype")
@@ -219,7 +219,7 @@ class CrossEntropyLoss(_torch_loss.CrossEntropyLoss):
         __call__: _Call[Tensor]
 
     def __prepare_scriptable__(self):
-        own = "dim", "softcap", "z_loss", "inplace_backward"
+        own = "dim", "softcap", "z_loss", "inplace_backward", "loss_dtype"
         return scripted_as(self, CrossEntropyLoss, _torch_loss.CrossEntropyLoss, *own)
 
     def extra_repr(self) -> str:

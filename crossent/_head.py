@@ -108,8 +108,10 @@ class Head:
 
     def chunk(self, wanted):
         """Rows in a chunk of logits, and its bytes. What is as large as the logits shares their memory."""
-        arrays = 1 + (self.classes is not None) + any(wanted[3:])
-        a_row = max(1, arrays * self.lib.logits_bytes(self.x) * len(self.weight))
+        logit = self.lib.logits_bytes(self.x)
+        widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
+        arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
+        a_row = max(1, arrays * logit * len(self.weight))
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
         multiple = self.lib.rows_at_once(self.x)
         if rows > multiple and not self.how.chunk_rows:

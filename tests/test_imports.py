@@ -111,6 +111,7 @@ MAY_IMPORT = {
         "crossent.bench",
         "crossent._files",
         "crossent._shapes",
+        "llvmlite",
         "numpy",
         "torch",
         "scipy",

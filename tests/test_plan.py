@@ -189,6 +189,13 @@ def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
         assert "logits and their gradient are float32" in said
 
 
+@pytest.mark.parametrize(("dtype", "arrays"), [(torch.float32, 1), (torch.float16, 2)])
+def test_probabilities_that_are_widened_count(dtype, arrays):
+    x, matrix, target = torch.zeros(8, 4).to(dtype), torch.zeros(100, 4).to(dtype), torch.zeros(8, 100).to(dtype)
+    planned = crossent.plan(crossent.linear_cross_entropy, x, matrix, target, chunk_bytes=4 * 400)
+    assert planned.chunk_rows == 4 // arrays and planned.extra_bytes == 4 * 400
+
+
 def test_numpy():
     planned = crossent.plan(crossent.cross_entropy, LOGITS.numpy(), LABELS.numpy())
     assert planned.path == "kernels"

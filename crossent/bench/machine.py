@@ -5,6 +5,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 
+import llvmlite.binding as llvm
+
 import crossent
 from crossent.bench.memory import text_of
 
@@ -17,7 +19,7 @@ def cores() -> int:
 def machine() -> dict:
     cpu = re.search(r"model name\s*:\s*(.+)", text_of("/proc/cpuinfo"))
     return {
-        "cpu": cpu[1] if cpu else platform.processor(),
+        "cpu": f"{cpu[1] if cpu else platform.processor()} ({llvm.get_host_cpu_name()})",  # as compilers name its kind
         "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": platform.platform(),

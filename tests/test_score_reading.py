@@ -128,6 +128,7 @@ READ = {
     ),
     "names, no header": ({"x.csv": text(X, names=NAMES), "y.csv": text(WORDS)}, {}, "class names are found in"),
     "names, header": ({"x.csv": text(X, names=NAMES), "y.csv": text(WORDS, names=["class"])}, {}, "class names are"),
+    "names, in an array of bytes": ({"x.csv": text(X, names=NAMES), "y.npy": np.char.encode(WORDS)}, {}, "class names"),
     "names, in an array": ({"x.csv": text(X, names=NAMES), "y.npy": WORDS}, {}, "class names are found in"),
     "header in another order": (
         {"x.csv": text(X[:, ::-1], names=range(C)[::-1]), **Y_CSV}, {}, "labels are the numbers in the header of",
@@ -152,6 +153,8 @@ READ = {
     "labels (N, 1)": ({"x.npy": X, "y.npy": Y[:, None]}, {}, "labels of shape (40, 1) are read as (rows,)"),
     "labels, floats": ({"x.npy": X, "y.npy": Y * 1.0}, {}, "whole numbers with a fraction of 0"),
     "labels, floats of text": ({"x.npy": X, "y.csv": text(Y * 1.0)}, {}, None),
+    "labels, half": ({"x.npy": X, "y.npy": Y.astype(np.float16)}, {}, "whole numbers with a fraction of 0"),
+    "labels, unsigned": ({"x.npy": X, "y.npy": Y.astype(np.uint64)}, {}, None),
     "labels, small": ({"x.npy": X, "y.npy": Y.astype(np.uint8)}, {}, None),
     "one-hot": ({"x.npy": X, "y.npy": np.eye(C)[Y]}, {}, "the labels are one-hot"),
     "one-hot, booleans": ({"x.npy": X, "y.npy": np.eye(C, dtype=bool)[Y]}, {}, "the labels are one-hot"),
@@ -266,6 +269,10 @@ REFUSED = {
     "names and no header": (
         {"x.npy": X, "y.csv": text(WORDS)}, {}, "y.csv: row .*: labels are names, such as '[a-z]+': store",
     ),
+    "names of bytes": (
+        {"x.csv": text(X, names=NAMES), "y.npy": np.where(WORDS == "cat", b"c\xe4t", np.char.encode(WORDS))}, {},
+        "the label 'c.t' is none of the classes",
+    ),
     "names of other classes": (
         {"x.csv": text(X, names=NAMES), "y.csv": text(np.where(WORDS == "cat", "yak", WORDS))}, {},
         "the label 'yak' is none of the classes in the header of .*x.csv: 'cat', 'dog', 'cow', 'pig', 'hen', ...",
@@ -275,6 +282,7 @@ REFUSED = {
     ),
     "labels from 1": ({"x.npy": X, "y.npy": Y + 1}, {}, "label 10 is out of bounds.*one-based, subtract 1"),
     "no labels": ({"x.csv": text(X)}, {}, "holds no labels beside the logits: name the file of the labels as well"),
+    "labels beyond all": ({"x.npy": X, "y.npy": Y.astype(np.uint64) + 2**63}, {}, "label 9223372036854775811 is"),
     "true or false of ten": ({"x.npy": X, "y.npy": Y > 4}, {}, "true or false need two classes, and there are 10"),
     "labels with a fraction": ({"x.npy": X, "y.npy": Y + 0.5}, {}, "row 0: labels must be whole numbers, got 3.5"),
     "labels that are missing": (
@@ -305,7 +313,7 @@ def test_what_may_be_either_is_refused(tmp_path, case, capsys):
     assert command.run(paths, as_json=True, html=None, top=3, reading=Reading(**options)) == 2
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err and err.splitlines()[-1].startswith("crossent score: ")
-    if case not in ("labels from 1", "probabilities as labels"):  # which are findings, and right
+    if case not in ("labels from 1", "labels beyond all", "probabilities as labels"):  # which are findings, and right
         with pytest.raises(BadFile, match=message):
             pair_of(*two_files(paths), Reading(**options)).whole()
 

@@ -175,7 +175,13 @@ def safetensors(path: Path) -> dict[str, Stored]:
             return _sliced(shape, "f", lambda: _Wide(_raw(path, name)))
         if dtype not in _SAFETENSORS:
             return _refused(ValueError(f"the entry {name!r} holds {dtype}: save it as float32"))
-        return _sliced(shape, _SAFETENSORS[dtype], lambda: safe_open(path, framework="numpy").get_slice(name))
+        whole = 0 in shape  # of which there are no slices
+
+        def opened() -> Any:
+            file = safe_open(path, framework="numpy")
+            return file.get_tensor(name) if whole else file.get_slice(name)
+
+        return _sliced(shape, _SAFETENSORS[dtype], opened)
 
     with safe_open(path, framework="numpy") as file:
         return {name: one(file, name) for name in file.keys()}

@@ -85,6 +85,7 @@ def _first(labels: Rows) -> str:
 
 def whole(block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
     """Floats without a fraction as integers."""
+    block = block.astype(np.float64)
     good = np.isfinite(block) & (block == np.floor(block)) & (np.abs(block) < 2.0**62)
     if not good.all():
         row = int(np.argwhere(~good)[0, 0])
@@ -117,11 +118,12 @@ class _Named:
     header: str
 
     def of(self, block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
-        words, back = np.unique(block.astype(str), return_inverse=True)
+        block = np.char.decode(block, "utf-8", "replace") if block.dtype.kind == "S" else block.astype(str)
+        words, back = np.unique(block, return_inverse=True)
         found = np.array([self.numbers.get(word, -1) for word in words.tolist()], np.int64)
         if (found < 0).any():
             word = words[found.argmin()]
-            row = int(np.argwhere(block.astype(str) == word)[0, 0])
+            row = int(np.argwhere(block == word)[0, 0])
             word = printable(str(word)[:40])
             if not self.header:
                 raise BadFile(

@@ -41,12 +41,13 @@ class Pair:
 
     def blocks(self, at_once: int | None = None) -> Iterator[tuple[int, Any, np.ndarray]]:
         """Blocks of logits, classes last but not reshaped, with the number of their first label, and their labels."""
-        following, waiting, start = self._labels(), np.empty((0, *self.shape[1:]), np.int64), 0
+        following, start = self._labels(), 0
+        waiting = next(following)
         for block in self._logits(at_once):
             parts = [waiting]
             while sum(map(len, parts)) < len(block):
                 parts.append(next(following))
-            waiting = np.concatenate(parts)
+            waiting = np.concatenate(parts) if len(parts) > 1 else waiting
             yield start, block, waiting[: len(block)]
             start += waiting[: len(block)].size
             waiting = waiting[len(block) :]
@@ -64,7 +65,9 @@ class Pair:
     def _labels(self) -> Iterator[np.ndarray]:
         start = 0
         for block in self.labels.blocks():
-            yield self.reading.of(block, lambda row, start=start: self.labels.place(start + row))
+            with naming(self.labels.files[0][0]):
+                found = self.reading.of(block, lambda row, start=start: self.labels.place(start + row))
+            yield found
             start += len(block)
 
     def targets(self) -> np.ndarray:
@@ -80,7 +83,8 @@ class Pair:
         if self.reading.soft and not is_one_hot(np.asarray(as_floats(labels)), self.axis):
             notes = tuple(note for note in notes if note not in self.reading.notes)
         else:
-            labels = self.reading.of(labels, self.labels.place)
+            with naming(self.labels.files[0][0]):
+                labels = self.reading.of(labels, self.labels.place)
         if isinstance(logits, np.ndarray):
             return logits, np.asarray(as_floats(labels)), notes
         if isinstance(labels, np.ndarray):

@@ -445,7 +445,7 @@ def linear_token_stats(
         lse     = log sum_c exp(z_c)
         logprob = z_y - lse
         entropy = -sum_c p_c * log p_c        with p_c = exp(z_c - lse)
-        rank    = how many c have z_c > z_y
+        rank    = how many c have z_c > z_y, or z_c = z_y and c < y
 
     From these follow the perplexity, exp(-mean logprob), the accuracy, rank == 0, and the top-k accuracy, rank < k.
     PyTorch has no such function: logprob is -linear_cross_entropy(..., reduction="none"), and lse, entropy and rank are
@@ -498,14 +498,14 @@ def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_
     For a row of logits z_1 to z_C with its label y and p = softmax(z):
 
         logprob    = log p_y
-        rank       = how many c have z_c > z_y
+        rank       = how many c have z_c > z_y, or z_c = z_y and c < y
         prediction = the c with the largest z_c, the first of equal ones
         confidence = p_prediction
         brier      = sum_c (p_c - 1[c == y])**2
 
-    From these follow the mean NLL, -mean logprob; the perplexity, exp of that; the accuracy, prediction == y; the top-k
-    accuracy, rank < k; the calibration error, which compares confidence and accuracy; and the mean Brier score.
-    PyTorch has no such function.
+    From these follow the mean NLL, -mean logprob; the perplexity, exp of that; the accuracy, prediction == y, which is
+    rank == 0; the top-k accuracy, rank < k; the calibration error, which compares confidence and accuracy; and the mean
+    Brier score. PyTorch has no such function.
 
     Args:
         input: logits of C classes, of shape (C,), (N, C) or (N, C, d1, ..., dK), or with the class axis at `dim`;

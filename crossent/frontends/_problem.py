@@ -13,8 +13,6 @@ from crossent import _rows
 from crossent._options import integer
 from crossent.kernels import BadLabel, numba as kernels
 
-_NO_ARRAY = 0, 0, 0, 0
-
 
 def compute_storage(storage):
     """How the results of the arithmetic on what is stored so are stored."""
@@ -302,27 +300,39 @@ def prediction_stats(lib, input, target, dim, options):
     return results
 
 
-def softmax_forward(lib, x, axis, log):
-    x, layout = _laid_out(lib, x, axis)
-    out = lib.empty(layout, x)
-    plan = kernels.softmax_plan(layout, lib.storage(x), log)
-    plan.forward((lib.address(out), *layout.new_strides, lib.address(x), *layout.strides), lib.threads, (x, out))
+@lru_cache(maxsize=4096)
+def ready_softmax(lib, shape, strides, dtype, dim, log):
+    """The plan for an array that needs no copy, or None."""
+    storage = lib.storages.get(dtype)
+    if storage in (None, "labels"):
+        raise _rows.dtype_error("input", dtype)
+    layout = _rows.layout_of(shape, strides, _rows.class_axis(len(shape), dim))
+    return None if layout is None else kernels.softmax_plan(layout, storage, log)
+
+
+def softmax_forward(lib, x, dim, log):
+    plan = ready_softmax(lib, x.shape, lib.strides(x), x.dtype, dim, log)
+    if plan is None:
+        return softmax_forward(lib, lib.contiguous(x), dim, log)
+    out = lib.empty(plan.layout, x)
+    plan.forward((lib.address(x), lib.address(out)), lib.threads, (x, out))
     return out
 
 
-def softmax_backward(lib, out, dout, axis, log):
-    layout = _rows.layout_of(out.shape, lib.strides(out), axis)
-    strides = layout.strides_of(dout.shape, lib.strides(dout))
+@lru_cache(maxsize=4096)
+def _ready_softmax_backward(lib, shape, strides, dout_strides, dtype, dim, log):
+    """The plan, and the strides of dout in its layout, or None."""
+    plan = ready_softmax(lib, shape, strides, dtype, dim, log)
+    return plan, plan.layout.strides_of(shape, dout_strides)
+
+
+def softmax_backward(lib, out, dout, dim, log):
+    """`out` is what `softmax_forward` returned."""
+    plan, strides = _ready_softmax_backward(lib, out.shape, lib.strides(out), lib.strides(dout), out.dtype, dim, log)
     if strides is None:
-        dout = lib.copied(layout, dout)
-        strides = layout.new_strides
-    dx = lib.empty(layout, out)
-    plan = kernels.softmax_plan(layout, lib.storage(out), log)
-    plan.backward(
-        (lib.address(out), *layout.strides, *_NO_ARRAY, lib.address(dout), *strides, lib.address(dx),
-         *layout.new_strides),
-        lib.threads, (out, dout, dx),
-    )  # fmt: skip
+        dout, strides = lib.copied(plan.layout, dout), plan.layout.new_strides
+    dx = lib.empty(plan.layout, out)
+    plan.backward((lib.address(out), lib.address(dx), lib.address(dout), *strides), lib.threads, (out, dout, dx))
     return dx
 
 

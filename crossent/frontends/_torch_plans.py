@@ -48,8 +48,6 @@ def _of_softmax(name, input, dim, dtype):
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
     reasons = frontend.obstacles((input,), False)
-    if not reasons and x.ndim and frontend.is_short(x, axis):
-        reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain",)
     return _plans.of_softmax(TORCH, name, x, bool(reasons) or not x.ndim, reasons)
 
 

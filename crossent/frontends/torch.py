@@ -29,6 +29,7 @@ from crossent.frontends._problem import (
     label_error,
     problem_of,
     ready_plan,
+    ready_softmax,
     softmax_backward,
     softmax_forward,
 )
@@ -67,9 +68,8 @@ _NO_OPERATIONS = getattr(torch.Tensor, "__torch_dispatch__")  # noqa: B009 - of 
 _OPERATOR_FROM = 2**20  # bytes
 _FINITE = 3e38  # below it a number is, in float32 too
 _UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several losses may wait for one backward pass
-_NATIVE_SOFTMAX_UP_TO = 32  # classes side by side: PyTorch's own row loop leaves nothing to gain there
-# Sizes that are tensors, as those of what is traced, are not in it, and nobody has to ask.
-_NATIVE_SOFTMAX_SIZES = frozenset(range(_NATIVE_SOFTMAX_UP_TO + 1))
+_NATIVE_SOFTMAX_CLASSES, _NATIVE_SOFTMAX_NUMBERS = 32, 512
+_NEARLY_CERTAIN = -0.34  # log-probability
 
 _composite_forced = False
 
@@ -856,44 +856,84 @@ def prediction_stats(input, target, dim, options):
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, axis, log):
-        out = softmax_forward(TORCH, x, axis, log)
+    def forward(ctx, x, call):
+        out = _softmax_of(x, call)
         ctx.save_for_backward(out)
-        ctx.call = axis, log
+        ctx.call = call
         return out
 
     @staticmethod
     def backward(ctx, dout):
         (out,) = ctx.saved_tensors
-        axis, log = ctx.call
+        _, _, dim, log = ctx.call
         if needs_composite(dout):
-            return _softmax_grad(out, dout, axis, log), None, None
-        return softmax_backward(TORCH, out, in_memory(dout).to(out.dtype), axis, log), None, None
+            return _softmax_grad(out, dout, dim, log), None
+        dout = in_memory(dout)
+        if dout.dtype is not out.dtype:
+            dout = dout.to(out.dtype)
+        return softmax_backward(TORCH, out, dout, dim, log), None
 
 
 _apply_softmax = _applier(_Softmax)
 
 
-def _softmax_grad(out, dout, axis, log):
+@lru_cache(maxsize=4096)
+def _softmax_call(shape, strides, dtype, dim, log):
+    """The plan for ordinary tensors, what makes their result's, and the rest of the call."""
+    if is_traced():
+        raise _IsTracedError
+    plan = ready_softmax(TORCH, shape, strides, dtype, dim, log)
+    if plan is None:
+        return None, None, dim, log
+    return plan, torch.empty_like if _is_small(plan.layout, dtype) else partial(_empty, plan.layout), dim, log
+
+
+def _softmax_of(x, call):
+    plan, new, dim, log = call
+    if plan is None:
+        return softmax_forward(TORCH, x, dim, log)
+    out = new(x)
+    plan.forward((_address(x), _address(out)), _threads, (x, out))
+    return out
+
+
+def _softmax_grad(out, dout, dim, log):
     """The derivative in operations that can be differentiated again: `out` is a function of the input."""
-    if log:
-        return dout - out.exp() * dout.sum(axis, keepdim=True)
-    return out * (dout - (out * dout).sum(axis, keepdim=True))
+    if not log:
+        return out * (dout - (out * dout).sum(dim, keepdim=True))
+    total = dout.sum(dim, keepdim=True)
+    # Of a class that is nearly certain, p - 1 keeps its digits.
+    return torch.where(out > _NEARLY_CERTAIN, dout - total - out.expm1() * total, dout - out.exp() * total)
 
 
-def is_short(input, dim):
-    """Whether PyTorch's own row loop leaves nothing to gain."""
-    try:
-        # Tuples of all axes are to be had in less time than the numbers of one.
-        short = input.shape[dim] in _NATIVE_SOFTMAX_SIZES and input.stride()[dim] == 1
-        return short and input.dtype in _number_at
-    except (IndexError, RuntimeError):  # a single number, a dim that is none or a nested tensor: the caller sees to it
-        return False
+def _is_tiny(input, dim):
+    """Whether PyTorch's node of the graph, which is not in Python, saves more time than its row loop takes longer."""
+    short = input.shape[dim] <= _NATIVE_SOFTMAX_CLASSES and input.stride()[dim] == 1
+    return short and input.numel() <= _NATIVE_SOFTMAX_NUMBERS and input.dtype in _number_at
 
 
 def softmax(input, dim, dtype, log, stacklevel):
-    if dtype is None and type(dim) is int and type(input) is _Tensor and is_short(input, dim):
-        return input.log_softmax(dim) if log else input.softmax(dim)
+    plain = (
+        dtype is None
+        and type(dim) is int
+        and type(input) is _Tensor
+        and input.is_cpu
+        and input.layout is _STRIDED
+        and input.ndim
+        and not _compiling()
+        and not input.is_neg()
+        and not _function_modes()
+        and not transformed()
+    )
+    if plain:
+        try:
+            call = _softmax_call(input.shape, _stride(input), input.dtype, dim, log)
+        except (_IsTracedError, RuntimeError):  # a nested tensor has no shape
+            pass
+        else:
+            if not (input.requires_grad and _grad_enabled()):
+                return _softmax_of(input, call)
+            return input.softmax(dim) if not log and _is_tiny(input, dim) else _apply_softmax(input, call)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
@@ -921,19 +961,27 @@ def softmax(input, dim, dtype, log, stacklevel):
     if _compiling():
         return _compiled_softmax(x, axis, log)
     if not ordinary(x):
-        return _native_softmax(x, dim, log)
-    if x.requires_grad and torch.is_grad_enabled():
-        return _apply_softmax(x, axis, log)
-    return softmax_forward(TORCH, x, axis, log)
+        return _plain_softmax(x, axis, log)
+    call = _softmax_call(x.shape, _stride(x), x.dtype, axis, log)
+    return _apply_softmax(x, call) if x.requires_grad and _grad_enabled() else _softmax_of(x, call)
 
 
 def _compiled_softmax(x, axis, log):
     """For much at once the kernels; less is left to the compiler to fuse, and exported programs to PyTorch."""
     if not is_operator(x) or is_exporting() or x.numel() * x.itemsize < _OPERATOR_FROM:
-        return _native_softmax(x, axis, log)
+        return _plain_softmax(x, axis, log)
     from crossent.frontends import _torch_operators  # noqa: F401 - defines them
 
     return torch.ops.crossent.softmax(x, axis, log)
+
+
+def _plain_softmax(x, axis, log):
+    """In plain operations where PyTorch's own lose digits, unless the device is one on which these take several times
+    as long.
+    """
+    if log and x.device.type == "cpu":
+        return array.log_softmax(torch, x.to(compute_dtype(x.dtype)), axis, torch.Tensor.detach).to(x.dtype)
+    return _native_softmax(x, axis, log)
 
 
 def _native_softmax(x, dim, log):

@@ -15,8 +15,8 @@ not change between calls is a plan, made once for each layout, storage type and 
         # the same with nothing else given, where they are not None: `plan.unit` is the scale, and `with_loss` is on
 
     plan = softmax_plan(layout, storage, log)
-    plan.forward((out, *out_strides, x, *x_strides), threads, owners)
-    plan.backward((out, *out_strides, *no_array, dout, *dout_strides, dx, *dx_strides), threads, owners)
+    plan.forward((x, out), threads, owners)
+    plan.backward((out, dx, dout, *dout_strides), threads, owners)  # of a plan for the layout of out
 
     plan = token_plan(layout, storage, target_strides, options)       # for rows along their classes
     plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)

@@ -69,7 +69,7 @@ def _scan(like, weight_like, row, kept, lo, hi, peak, cap, ahead, total):
 
 
 @inline
-def _sum(like, weight_like, row, kept, n, label, peak, cap, ahead):
+def sum_of_block(like, weight_like, row, kept, n, label, peak, cap, ahead):
     """Of a block's exp(z - peak), but for the label's; they are written to `kept`, if that is not 0."""
     width = lanes(like)
     full = n // width * width
@@ -91,7 +91,7 @@ def _sum(like, weight_like, row, kept, n, label, peak, cap, ahead):
 
 
 @inline
-def _share(top, peak):
+def share(top, peak):
     """What an exponential relative to `top` is relative to `peak`."""
     return 1.0 if top == peak or top == -np.inf else math.exp(top - peak)
 
@@ -109,7 +109,7 @@ def walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead):
         kept_block = at(weight_like, kept, lo) if kept != 0 else 0
         if lo:
             top = largest(like, block, n, cap)
-        total = _sum(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap, ahead)
+        total = sum_of_block(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap, ahead)
         if tops != 0:
             put(DOUBLES, tops, lo // BLOCK, top)
         if lo == 0:
@@ -117,7 +117,7 @@ def walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead):
         elif top > peak:
             others, peak = others * math.exp(peak - top) + total, top
         else:
-            others += total * _share(top, peak)
+            others += total * share(top, peak)
     return finite_peak(peak), others
 
 
@@ -127,7 +127,7 @@ def multiply(like, weight_like, kept, drow, tops, classes, peak, factor):
     width, zero = lanes(like), lift(like, 0.0)
     for lo in range(0, classes, BLOCK):
         n, block, dblock = min(BLOCK, classes - lo), at(weight_like, kept, lo), at(like, drow, lo)
-        full, scale = n // width * width, lift(like, factor * _share(get(DOUBLES, tops, lo // BLOCK), peak))
+        full, scale = n // width * width, lift(like, factor * share(get(DOUBLES, tops, lo // BLOCK), peak))
         for j in range(0, full, width):
             store(like, dblock, j, class_grad(load(weight_like, block, j), zero, scale))
         if full < n:

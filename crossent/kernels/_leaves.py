@@ -11,11 +11,13 @@ from crossent.kernels._simd import (
     first_lanes,
     get,
     lanes,
+    larger,
     lift,
     load,
     load_some,
     put,
     rounded,
+    select,
     store,
     store_some,
     stream,
@@ -106,6 +108,23 @@ def exponential(own, peak):
 def passes_caches(large, address):
     """Whether to write a row past the caches: it would not stay there, and the old contents need not be read."""
     return large and address % VECTOR_BYTES == 0
+
+
+@inline
+def ahead(like, z, own, earlier):
+    """1 where a class with logit z comes before the label in the order by logit, 0 elsewhere; of equals the `earlier`
+    class comes first.
+    """
+    if earlier:
+        return select(own <= z, lift(like, 1.0), lift(like, 0.0))
+    return select(own < z, lift(like, 1.0), lift(like, 0.0))
+
+
+@inline
+def ahead_in_label_vector(like, z, own, lane):
+    """As `ahead`, for the vector that holds the label in this lane."""
+    ties = select(first_lanes(like, lane), ahead(like, z, own, True), lift(like, 0.0))
+    return larger(ties, ahead(like, z, own, False))
 
 
 @inline

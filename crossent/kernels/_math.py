@@ -16,6 +16,7 @@ _ROUNDER = constant(1.5 * 2**23, 1.5 * 2**52)
 _MINUS_LN2_HIGH = constant(-0.693145751953125, -0.6931471803691238)
 _MINUS_LN2_LOW = constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
 _SMALLEST = constant(-87.0, -708.0)  # below it exp is subnormal, and taken as 0
+_NEARLY_ONE = constant(-0.34, -0.34)  # log(1/2) / 2, and a little to be sure
 _EXP_REST = polynomial(
     [0.0013926183587713495, 0.008363179052722577, 0.041666554617204574, 0.16666576989698776, 0.5],
     [
@@ -66,6 +67,15 @@ def exp(like, x):
 
 
 @inline
+def exp_or_expm1(like, x):
+    """Where x is so near 0 that exp(x) - 1 is what has digits, and there this, elsewhere exp(x); for x up to 0."""
+    n, rest = _reduced(like, x)
+    power = scale_by_power(rest + _ONE(like), n)
+    near = _NEARLY_ONE(like) < x  # n is 0
+    return near, select(near, rest, select(x < _SMALLEST(like), lift(like, 0.0), power))
+
+
+@inline
 def _atanh(like, s):
     square = s * s
     return fma(s * square, _ATANH_REST(like, square), s)
@@ -86,6 +96,17 @@ def log(like, x):
     n = exponent(x)
     logarithm = fma(n, _LN2(like), s + s)
     return select(lift(like, 0.0) < x, logarithm, select(x <= lift(like, 0.0), lift(like, -float("inf")), x))
+
+
+@inline
+def log_of_sum(like, total, rest):
+    """log(total) as `log` gives it; from 1 up to 2 that of 1 + rest, which has the digits of rest."""
+    one, two = _ONE(like), lift(like, 2.0)
+    small, f = (one <= total) & (total < two), fraction(total)
+    s = _atanh(like, select(small, rest, f - one) / select(small, rest + two, f + one))
+    s = s + s
+    logarithm = select(small, s, fma(exponent(total), _LN2(like), s))
+    return select(lift(like, 0.0) < total, logarithm, select(total <= lift(like, 0.0), lift(like, -float("inf")), total))
 
 
 @inline

@@ -11,7 +11,17 @@ import numpy as np
 from crossent.kernels._blocks import BLOCK, largest, some_logits
 from crossent.kernels._compile import inline
 from crossent.kernels._last import LOOKED_AT
-from crossent.kernels._leaves import LABELS, OK, brier, finish, finite_peak, load_within, negative_log
+from crossent.kernels._leaves import (
+    LABELS,
+    OK,
+    ahead,
+    ahead_in_label_vector,
+    brier,
+    finish,
+    finite_peak,
+    load_within,
+    negative_log,
+)
 from crossent.kernels._math import exp
 from crossent.kernels._simd import (
     all_lanes_but,
@@ -36,17 +46,16 @@ _HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
 
 
 @inline
-def _scan(like, row, lo, hi, own, peak, others, squares, above, best, best_at):
-    """Add the classes lo to hi, which fill their vectors, to what `_walk` sums."""
-    zero, one = lift(like, 0.0), lift(like, 1.0)
+def _scan(like, row, lo, hi, own, earlier, peak, others, squares, above, best, best_at):
+    """Add the classes lo to hi, which fill their vectors, to what `_walk` sums; `earlier` if the label follows them."""
     while lo < hi:
         stop = min(lo + BLOCK, hi)
-        part, part_squares, top = zero, zero, lift(like, -np.inf)
+        part, part_squares, top = lift(like, 0.0), lift(like, 0.0), lift(like, -np.inf)
         for j in range(lo, stop, lanes(like)):
             prefetch(like, row, j)
             z = load(like, row, j)
             top = larger(z, top)
-            above = above + select(z > own, one, zero)
+            above = above + ahead(like, z, own, earlier)
             e = exp(like, z - peak)
             part = part + e
             part_squares = fma(e, e, part_squares)
@@ -60,20 +69,22 @@ def _scan(like, row, lo, hi, own, peak, others, squares, above, best, best_at):
 
 @inline
 def _walk(like, row, classes, label, own, peak):
-    """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of z > own; the
-    largest z of all, and where the block starts that has it first."""
-    width, zero, one = lanes(like), lift(like, 0.0), lift(like, 1.0)
+    """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of those ahead of
+    it; the largest z of all, and where the block starts that has it first.
+    """
+    width, zero = lanes(like), lift(like, 0.0)
     full, special = classes // width * width, label // width * width
     others, squares, above, best, best_at = zero, zero, zero, -np.inf, 0
     lo, hi, apart = 0, min(special, full), special
-    for _ in range(2):
+    for turn in range(2):
         others, squares, above, best, best_at = _scan(
-            like, row, lo, hi, own, peak, others, squares, above, best, best_at
+            like, row, lo, hi, own, turn == 0, peak, others, squares, above, best, best_at
         )
         if apart < classes:  # the label's vector, and after it one that is not full
             z = some_logits(like, row, apart, first_lanes(like, classes - apart), 0.0)
             e = select(all_lanes_but(like, label - apart), exp(like, z - peak), zero)
-            others, squares, above = others + e, fma(e, e, squares), above + select(z > own, one, zero)
+            others, squares = others + e, fma(e, e, squares)
+            above = above + ahead_in_label_vector(like, z, own, label - apart)
             highest = np.float64(max_of_lanes(z))
             if highest > best:
                 best, best_at = highest, apart

@@ -13,6 +13,8 @@ from crossent.kernels._last import LOOKED_AT, out_of_headroom
 from crossent.kernels._leaves import (
     LABELS,
     OK,
+    ahead,
+    ahead_in_label_vector,
     entropy_of,
     exponential,
     finish,
@@ -43,37 +45,48 @@ from crossent.kernels._simd import (
 
 
 @inline
-def _scan(like, row, lo, hi, whole, label, own, peak, cap, others, dot, above, top):
-    """Add the classes lo to hi to what `_walk` sums; `whole` if they fill their vectors."""
-    zero, one = lift(like, 0.0), lift(like, 1.0)
-    part, part_dot, part_above = zero, zero, zero
-    for j in range(lo, hi, lanes(like)):
-        prefetch(like, row, j)
-        if whole:
+def _scan(like, row, lo, hi, own, earlier, peak, cap, others, dot, above, top):
+    """Add the classes lo to hi, which fill their vectors, to what `_walk` sums; `earlier` if the label follows them."""
+    zero = lift(like, 0.0)
+    while lo < hi:
+        stop = min(lo + BLOCK, hi)
+        part, part_dot = zero, zero
+        for j in range(lo, stop, lanes(like)):
+            prefetch(like, row, j)
             z = capped(like, load(like, row, j), cap)
-        else:
-            z = some_logits(like, row, j, first_lanes(like, hi - j), cap)
-        top = larger(z, top)
-        part_above = part_above + select(z > own, one, zero)
-        z = z - peak
-        e = exp(like, z)
-        part = part + select(all_lanes_but(like, label - j), e, zero)
-        part_dot = part_dot + select(same(e, zero), zero, e * z)
-    return others + part, dot + part_dot, above + part_above, top
+            top = larger(z, top)
+            above = above + ahead(like, z, own, earlier)
+            z = z - peak
+            e = exp(like, z)
+            part = part + e
+            part_dot = part_dot + select(same(e, zero), zero, e * z)
+        others, dot = others + part, dot + part_dot
+        lo = stop
+    return others, dot, above, top
 
 
 @inline
 def _walk(like, row, classes, label, own, peak, cap):
-    """The sums of exp(z - peak) over the others, of exp(z - peak) * (z - peak), the count of z > own, the largest z."""
-    zero = lift(like, 0.0)
+    """The sums of exp(z - peak) over the others and of exp(z - peak) * (z - peak) over all, the count of the classes
+    ahead of the label, and the largest z.
+    """
+    width, zero = lanes(like), lift(like, 0.0)
+    full, special = classes // width * width, label // width * width
     others, dot, above, top = zero, zero, zero, lift(like, -np.inf)
-    full = classes // lanes(like) * lanes(like)
-    for block in range(0, full, BLOCK):
-        others, dot, above, top = _scan(
-            like, row, block, min(block + BLOCK, full), True, label, own, peak, cap, others, dot, above, top
-        )
-    if full < classes:
-        others, dot, above, top = _scan(like, row, full, classes, False, label, own, peak, cap, others, dot, above, top)
+    lo, hi, apart = 0, min(special, full), special
+    for turn in range(2):
+        others, dot, above, top = _scan(like, row, lo, hi, own, turn == 0, peak, cap, others, dot, above, top)
+        if apart < classes:  # the label's vector, and after it one that is not full
+            z = some_logits(like, row, apart, first_lanes(like, classes - apart), cap)
+            top = larger(z, top)
+            above = above + ahead_in_label_vector(like, z, own, label - apart)
+            z = z - peak
+            e = exp(like, z)
+            others = others + select(all_lanes_but(like, label - apart), e, zero)
+            dot = dot + select(same(e, zero), zero, e * z)
+        if special == full:
+            break
+        lo, hi, apart = special + width, full, full
     sums = sum_of_lanes(others), sum_of_lanes(dot), sum_of_lanes(above), max_of_lanes(top)
     return np.float64(sums[0]), np.float64(sums[1]), np.float64(sums[2]), np.float64(sums[3])
 

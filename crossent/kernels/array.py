@@ -77,11 +77,35 @@ def picked_losses(xp, logits, target, weight, keep, axis):
     return xp.sum(xp.where(counted, -mass * xp.where(counted, logits, 0.0), 0.0), axis=axis)
 
 
+def log_softmax(xp, x, axis, freeze):
+    """With the digits of a class that outweighs all others, in the results and in the derivative.
+
+    All is said relative to that class, which counts in no sum: its log-probability is -log(1 + others), its derivative
+    the others' with the other sign. Of a row whose largest logits are equal nothing is lost.
+    """
+    peak = freeze(xp.amax(x, axis=axis, keepdims=True))
+    at_peak = x == peak
+    untied = xp.sum(at_peak, axis=axis, keepdims=True) == 1
+    top = at_peak & untied
+    reference = xp.where(untied, xp.sum(xp.where(top, x, 0.0), axis=axis, keepdims=True), peak)
+    z = xp.where(top, freeze(x) - peak, x - reference)
+    others = xp.sum(xp.where(top, freeze(z), xp.exp(z)), axis=axis, keepdims=True)
+    return z - xp.log1p(xp.where(untied, others, others - 1.0))
+
+
 def row_weights(xp, target, soft, weight, keep):
     """What each row counts in the mean's divisor."""
     if soft or weight is None:
         return keep
     return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
+
+
+def _rank(xp, z, own, label, axis):
+    """The count of the classes ahead of the label in the order by logit, in which of equals the earlier comes first."""
+    shape = [1] * z.ndim
+    shape[axis] = z.shape[axis]
+    earlier = xp.reshape(xp.arange(shape[axis], device=z.device), shape) < label
+    return xp.sum((z > own) | ((z == own) & earlier), axis=axis)
 
 
 def token_stats(xp, logits, target, keep, options, axis):
@@ -96,7 +120,7 @@ def token_stats(xp, logits, target, keep, options, axis):
     entropy = -xp.sum(p * xp.where(p == 0, 0.0, log_p), axis=axis)
     label = xp.unsqueeze(xp.where(keep != 0, target, 0), axis)
     logprob = xp.squeeze(xp.gather(log_p, axis, label), axis)
-    rank = xp.sum(z > xp.gather(z, axis, label), axis=axis)
+    rank = _rank(xp, z, xp.gather(z, axis, label), label, axis)
     # A bad label that could not be refused has a keep of nan.
     logprob, lse, entropy = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, lse, entropy))
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
@@ -107,16 +131,18 @@ def prediction_stats(xp, logits, target, keep, axis):
     shape = [1] * logits.ndim
     shape[axis] = logits.shape[axis]
     z = xp.where(xp.unsqueeze(keep != 0, axis), logits, 0.0)
+    at_label = _at_label(xp, target, keep, axis, shape)
+    label_logit = xp.sum(xp.where(at_label, z, 0.0), axis=axis, keepdims=True)
+    rank, prediction = _rank(xp, z, label_logit, xp.unsqueeze(target, axis), axis), xp.argmax(z, axis=axis)
     peak = xp.amax(z, axis=axis, keepdims=True)
     z = z - xp.where(peak == -float("inf"), 0.0, peak)
-    at_label, e = _at_label(xp, target, keep, axis, shape), xp.exp(z)
-    own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
+    own, e = xp.sum(xp.where(at_label, z, 0.0), axis=axis), xp.exp(z)
     rest = xp.where(at_label, 0.0, e)
     others, total = xp.sum(rest, axis=axis), xp.sum(e, axis=axis)
-    logprob, rank = -_nll(xp, own, others)[0], xp.sum(z > xp.unsqueeze(own, axis), axis=axis)
+    logprob = -_nll(xp, own, others)[0]
     confidence = xp.amax(e, axis=axis) / total
     brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
     # As in `token_stats`.
     logprob, confidence, brier = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, confidence, brier))
-    rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, xp.argmax(z, axis=axis)))
+    rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, prediction))
     return logprob, rank, prediction, confidence, brier

@@ -32,7 +32,8 @@ SCORES = Fields(
     (),
     (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
 )
-SOFTMAX = Fields((*strided("out"), *strided("x")), (*strided("dout"), *strided("dx")), (*_GEOMETRY, "is_log"))
+# `x` is what backward reads of what forward returned.
+SOFTMAX = Fields(("x", "result"), strided("dout"), (*_GEOMETRY, *strides("x"), *strides("new"), "is_log"))
 SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes", "blocks"))
 COMBINATIONS = Fields(
     ("x", "x_outer", "rows", "factors", "factors_row", "count", "combined", "combined_row"), (), ("classes", "blocks")
@@ -145,7 +146,8 @@ class SoftmaxPlan:
             else (_softmax.forward_inner, _softmax.backward_inner)
         )
         self.layout = layout
-        self.forward, self.backward = _calls(SOFTMAX, kernels, layout, storage, 0 if layout.last else 2, log)
+        fixed = *layout.strides, *layout.new_strides, log
+        self.forward, self.backward = _calls(SOFTMAX, kernels, layout, storage, 0 if layout.last else 2, *fixed)
 
 
 class TokenPlan:

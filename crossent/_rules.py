@@ -3,13 +3,18 @@
 For one row with logits z (after a softcap), target weights q, lse = log sum_c exp(z_c) and p_c = exp(z_c - lse):
 
     q_c  = keep * w_c * ((1 - smoothing) * t_c + smoothing / n_classes)
-    loss = sum_c q_c * (lse - z_c) + keep * z_loss * lse**2
-    d loss / d z_c = (sum_c q_c + 2 * keep * z_loss * lse) * p_c - q_c
+    loss = sum_c q_c * (lse - z_c + z_loss * lse**2)
+    d loss / d z_c = (sum_c q_c) * (1 + 2 * z_loss * lse) * p_c - q_c
 
-`keep` is the row's sample weight, 0 where it is ignored. For a label y the loss is split into the label's own part,
-`label_mass * nll` with nll = lse - z_y, and the rest that smoothing spreads over the classes: nll and the gradient at y
-are then built from the other classes alone, and keep their digits when the row is confident. The rest is taken
-relative to any number `peak` near the largest logit: log_total = lse - peak, rest_dot = sum_c q_c * (z_c - peak).
+`keep` is the row's sample weight, 0 where it is ignored. Class weights, like sample weights, say what a row counts, in
+the z term as in all else. So multiplying all of them by a number does not change the balance between the terms: each
+row's loss is multiplied by it, and the mean stays as it is. A z term that the mean divides by the number of rows is
+balanced as well, but then there are two divisors, and one `denominator` for several steps or processes would not do.
+
+For a label y the loss is split into the label's own part, `label_mass * nll` with nll = lse - z_y, and the rest that
+smoothing spreads over the classes: nll and the gradient at y are then built from the other classes alone, and keep
+their digits when the row is confident. The rest is taken relative to any number `peak` near the largest logit:
+log_total = lse - peak, rest_dot = sum_c q_c * (z_c - peak).
 """
 
 
@@ -23,13 +28,13 @@ def label_weight(w, keep, smoothing):
     return keep * w * (1.0 - smoothing)
 
 
-def row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, keep, z_loss):
-    return label_mass * nll + rest_mass * log_total - rest_dot + keep * z_loss * lse * lse
+def row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, z_loss):
+    return label_mass * nll + rest_mass * log_total - rest_dot + (label_mass + rest_mass) * z_loss * lse * lse
 
 
-def lse_slope(mass, lse, keep, z_loss):
+def lse_slope(mass, lse, z_loss):
     """d loss / d lse, all target weights summed in `mass`."""
-    return mass + 2.0 * keep * z_loss * lse
+    return mass + 2.0 * mass * z_loss * lse
 
 
 def class_grad(p, q, slope):
@@ -41,9 +46,9 @@ def label_grad(p, others, label_mass, rest, slope):
     return (slope - label_mass) * p - label_mass * others - rest
 
 
-def target_grad(log_total, z, w, keep, smoothing):
-    """d loss / d t_c of a soft target, z relative to the peak."""
-    return keep * w * (1.0 - smoothing) * (log_total - z)
+def target_grad(cost, z, w, keep, smoothing):
+    """d loss / d t_c of a soft target, z relative to the peak, cost = log_total + z_loss * lse**2."""
+    return keep * w * (1.0 - smoothing) * (cost - z)
 
 
 def softcap_slope(z, cap):

@@ -64,7 +64,9 @@ def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dty
 
         log_softmax(x)_c = x_c - log sum_k exp(x_k)
 
-    The sum runs over the entries along `dim`. Equals torch.nn.functional.log_softmax(input, dim, dtype=dtype).
+    The sum runs over the entries along `dim`. Equals torch.nn.functional.log_softmax(input, dim, dtype=dtype), but for
+    the entry that outweighs all others: -log(1 + the others' share) keeps its digits here, and so does what its
+    gradient has of 1 - p, so that `nll_loss` of it is `cross_entropy`. On other devices than the CPU it is PyTorch's.
 
     Args:
         input: tensor or NumPy array of any shape; float16, bfloat16 (for NumPy that of ml_dtypes), float32 or float64,
@@ -192,7 +194,7 @@ def cross_entropy(
         z_c  = x_c, or softcap * tanh(x_c / softcap)
         lse  = log sum_c exp(z_c)
         q_c  = w_c * ((1 - label_smoothing) * t_c + label_smoothing / C)
-        loss = s * (sum_c q_c * (lse - z_c) + z_loss * lse**2)
+        loss = s * sum_c q_c * (lse - z_c + z_loss * lse**2)
 
     t_c is 1 at the label and 0 elsewhere, or the target's probability; w are the class weights and s is the sample
     weight (1 where not given); s is 0 where the label is `ignore_index`. Where q_c is 0 a logit of -inf adds 0.
@@ -221,7 +223,8 @@ def cross_entropy(
         denominator: what "mean" divides by, a number or 0-dimensional array: the number of targets in the whole batch
             when the batch comes in parts or on several machines.
         softcap: a positive bound for the size of the logits.
-        z_loss: the factor of lse**2, which keeps the normaliser near 1.
+        z_loss: the factor of lse**2, which keeps the normaliser near 1. It counts what the row's target weighs, so that
+            all class weights may be multiplied by a number without a change of the balance between the terms.
         inplace_backward: PyTorch only: the backward pass may write the gradient over `input`, which saves the memory of
             one. `input` then holds its own gradient, and a backward pass that still needs the logits raises a
             RuntimeError; whoever reads it then finds the gradient. Nothing is overwritten on devices other than the

@@ -2,8 +2,8 @@
 
 For one row with capped logits z, target weights q and lse = log sum exp z:
 
-    loss = sum_c q_c (lse - z_c) + z_loss lse^2
-    d loss / d z_c = sum_k q_k p_c - q_c + 2 z_loss lse p_c
+    loss = sum_c q_c (lse - z_c + z_loss lse^2)
+    d loss / d z_c = sum_k q_k (1 + 2 z_loss lse) p_c - q_c
 
 Every difference lse - z_c is kept as (lse - max z) + (max z - z_c), two terms that are not negative, so that nothing
 cancels and a row in which one class has all the probability is still right to the last digit.
@@ -155,11 +155,13 @@ def cross_entropy(
             z = softcap * np.tanh(x / LONG(softcap))
             slope = 1 / np.cosh(x / LONG(softcap)) ** 2
         lse, distance = _distances(z)
-        loss = _times(q, distance).sum(1) + _times(keep * z_loss, lse * lse)
+        mass = q.sum(1)
+        loss = _times(q, distance).sum(1) + np.where((keep == 0) | (z_loss == 0), 0, mass * z_loss * lse * lse)
         # mass * p - q = (mass - q) * p - q * (1 - p), and 1 - p = -expm1(-distance) does not cancel
         rest = q.sum(1, keepdims=True) - q
         p = np.exp(-distance)
-        rows = _times(rest, p) + _times(q, np.expm1(-distance)) + _times((2 * keep * z_loss)[:, None], lse[:, None] * p)
+        rows = _times(rest, p) + _times(q, np.expm1(-distance))
+        rows = rows + np.where(keep * z_loss == 0, 0, 2 * mass * z_loss * lse)[:, None] * p
         rows = rows * slope
     sample_weight = sample_weight * keep
     value, scale = _reduce(loss, counts, sample_weight, reduction, denominator, shape)
@@ -170,10 +172,11 @@ def soft_target_gradient(
     logits, target, weight=None, reduction="mean", label_smoothing=0.0, dim=None, sample_weight=None,
     denominator=None, softcap=None, z_loss=0.0, upstream=1,
 ):  # fmt: skip
-    """The gradient of sum(upstream * cross_entropy) in the probabilities: d loss / d q_c = lse - z_c."""
+    """The gradient of sum(upstream * cross_entropy) in the probabilities: d loss / d q_c = lse - z_c + z_loss lse^2."""
     logits, dim, _, weight, sample_weight = _prepare(logits, target, weight, dim, sample_weight)
     x, moved_shape = _rows(logits, dim)
     z = x if softcap is None else softcap * np.tanh(x / LONG(softcap))
-    rows = weight * (1 - LONG(label_smoothing)) * _distances(z)[1]
+    lse, distance = _distances(z)
+    rows = weight * (1 - LONG(label_smoothing)) * (distance + LONG(z_loss) * lse[:, None] ** 2)
     _, scale = _reduce(np.zeros(len(x), LONG), np.ones(len(x), LONG), sample_weight, reduction, denominator, (len(x),))
     return _gradient(rows, scale, upstream, reduction, sample_weight, moved_shape, dim)

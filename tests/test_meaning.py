@@ -145,6 +145,36 @@ def test_classes_and_rows_may_be_permuted(frontend):
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("kind", ["labels", "smoothed", "soft"])
+def test_a_multiple_of_all_class_weights_leaves_the_balance(frontend, kind):
+    """Between z-loss and the rest: the loss is the multiple too, and the mean over labels the same."""
+    logits, labels, weight = numbers(8, 5), labels_of(8, classes=5), np.linspace(0.5, 2, 5)
+    target = np.random.default_rng(2).dirichlet(np.ones(5), 8) if kind == "soft" else labels
+    options = {"z_loss": 0.3, "label_smoothing": 0.2 if kind == "smoothed" else 0.0}
+    for reduction in ("none", "sum", "mean"):
+        one, four = (
+            call(frontend, "cross_entropy", logits, target, factor * weight, reduction=reduction, **options)
+            for factor in (1, 4)
+        )
+        factor = 1 if reduction == "mean" and kind != "soft" else 4
+        same(four, [None if part is None else factor * part for part in one])
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_z_loss_counts_what_the_label_weighs(frontend):
+    """By the formula; and how it comes to count all rows alike, as other libraries have it."""
+    logits, labels, weight = numbers(8, 5), labels_of(8, classes=5), np.linspace(0.5, 2, 5)
+    lse = np.log(np.exp(logits).sum(1))
+    w, nll = weight[labels], lse - logits[np.arange(8), labels]
+    weighted = call(frontend, "cross_entropy", logits, labels, weight, z_loss=0.3)[0]
+    np.testing.assert_allclose(weighted, (w * (nll + 0.3 * lse**2)).sum() / w.sum(), rtol=1e-12)
+    alike = [call(frontend, "cross_entropy", logits, labels, z_loss=z_loss)[0] for z_loss in (0.3, 0.0)]
+    plain = call(frontend, "cross_entropy", logits, labels, weight)[0]
+    expected_loss = (w * nll).sum() / w.sum() + 0.3 * (lse**2).mean()
+    np.testing.assert_allclose(plain + alike[0] - alike[1], expected_loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_weights_scale(frontend):
     """Sample weights c times as large change no mean and multiply a sum; a weight of 2 is the row twice."""
     logits, labels = numbers(6, 7), labels_of(6, classes=7)

@@ -31,7 +31,7 @@ def calls_of_kernels(monkeypatch, call):
     for way in ("forward", "forward_and_backward", "backward"):
         monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
     monkeypatch.setattr(_problem, "prediction_stats", counted(_problem.prediction_stats))
-    for name in ("softmax_forward", "tensor_of"):
+    for name in ("_softmax_of", "tensor_of"):
         monkeypatch.setattr(frontend, name, counted(getattr(frontend, name)))
     call()
     return count[0]
@@ -45,7 +45,9 @@ def calls_of_kernels(monkeypatch, call):
         (LOSSES[0], {"weight": torch.rand(7, requires_grad=True)}, "plain operations"),
         ((crossent.cross_entropy, LOGITS.t(), torch.arange(6).repeat(7)[:7] % 6), {}, "kernels"),
         ((crossent.cross_entropy, LOGITS.to("meta"), LABELS.to("meta")), {}, "plain operations"),
-        ((crossent.softmax, LOGITS, 1), {}, "PyTorch's own"),
+        ((crossent.softmax, LOGITS, 1), {}, "kernels"),
+        ((crossent.softmax, LOGITS.clone().requires_grad_(), 1), {}, "PyTorch's own"),
+        ((crossent.log_softmax, LOGITS.clone().requires_grad_(), 1), {}, "kernels"),
         ((crossent.log_softmax, torch.randn(3, 100), 1), {}, "kernels"),
         ((crossent.softmax, LOGITS, 0), {}, "kernels"),
         ((crossent.prediction_stats, LOGITS, LABELS), {}, "kernels"),

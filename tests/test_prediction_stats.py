@@ -22,7 +22,7 @@ def exact(logits, labels):
     logprob = np.where(others < 0.5, np.log1p(-np.minimum(others, 0.5)), far)
     t = np.eye(logits.shape[1])[labels]
     missing = np.where(t == 1, -np.expm1(logprob)[:, None], p)
-    rank = (logits > logits[rows, labels][:, None]).sum(1)
+    rank = np.argsort(np.argsort(-logits, 1, kind="stable"), 1)[rows, labels]
     return logprob, rank, logits.argmax(1), p.max(1), (missing**2).sum(1)
 
 
@@ -118,11 +118,37 @@ def test_one_row_and_none(frontend):
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_ties(frontend):
-    """The first of equal logits is the prediction; equals do not count for the rank."""
+    """The first of equal logits is the prediction, and ranks before the others."""
     logits = np.zeros((2, 40))
     logits[1, [18, 33]] = 1
     stats = call(frontend, np.repeat(logits, 2, 0), np.array([7, 39, 33, 0]), "float32")
-    assert stats.prediction.tolist() == [0, 0, 18, 18] and stats.rank.tolist() == [0, 0, 0, 2]
+    assert stats.prediction.tolist() == [0, 0, 18, 18] and stats.rank.tolist() == [7, 39, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("frontend", "dtype"),
+    [(f, d) for f in FRONTENDS for d in TORCH_DTYPES if (f, d) != ("numpy", "bfloat16")],
+)
+@pytest.mark.parametrize("classes", [3, 16, 17, 70, 1040, 2100])
+def test_many_ties(frontend, dtype, classes):
+    """Ranks by a stable sort, with the label in every part of a row and of a vector."""
+    generator = np.random.default_rng(classes)
+    labels = generator.permutation(np.arange(60) * (classes - 1) // 59)
+    logits = generator.integers(-2, 3, size=(60, classes)).astype(np.float64)
+    logits[3], logits[4] = -0.0, -np.inf
+    logits[5, ::2], logits[6, labels[6]] = -np.inf, -np.inf
+    stats = call(frontend, logits, labels, dtype)
+    order = np.lexsort((np.broadcast_to(np.arange(classes), logits.shape), -logits), axis=1)
+    np.testing.assert_array_equal(stats.rank, (order == labels[:, None]).argmax(1))
+    np.testing.assert_array_equal(stats.prediction, order[:, 0])
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_logits_that_are_equal_only_beside_a_much_larger_one(frontend):
+    logits = np.zeros((1, 40))
+    logits[0, :3] = 1e8, 0.25, 0.5
+    stats = call(frontend, np.repeat(logits, 3, 0), np.array([1, 2, 3]), "float32")
+    assert stats.rank.tolist() == [2, 1, 3]
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

@@ -77,7 +77,8 @@ def test_extras_against_autograd():
         z = x if softcap is None else softcap * torch.tanh(x / softcap)
         keep = (labels != -100).double()
         rows = F.cross_entropy(z.movedim(2, 1), labels, weight, label_smoothing=smoothing, reduction="none")
-        rows = sample_weight * (rows + keep * z_loss * z.logsumexp(2) ** 2)
+        mass = keep * ((1 - smoothing) * weight[labels.clamp(0)] + smoothing * weight.mean())
+        rows = sample_weight * (rows + mass * z_loss * z.logsumexp(2) ** 2)
         total = (keep * sample_weight * weight[labels.clamp(0)]).sum() if denominator is None else denominator
         out = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / total}[reduction]
         up = torch.rand_like(out)

@@ -23,7 +23,7 @@ def lse_of(z):
 def loss_of(x, t):
     z = CAP * np.tanh(x / CAP)
     q = KEEP * WEIGHT * ((1 - SMOOTHING) * t + SMOOTHING / len(x))
-    return (q * (lse_of(z) - z)).sum() + KEEP * Z_LOSS * lse_of(z) ** 2
+    return (q * (lse_of(z) - z + Z_LOSS * lse_of(z) ** 2)).sum()
 
 
 Z = CAP * np.tanh(X / CAP)
@@ -33,10 +33,10 @@ LOG_TOTAL = lse_of(Z) - PEAK
 
 def test_a_soft_target():
     q = _rules.target_weight(PROBABILITIES, WEIGHT, KEEP, SMOOTHING, len(X))
-    slope = _rules.lse_slope(q.sum(), lse_of(Z), KEEP, Z_LOSS)
+    slope = _rules.lse_slope(q.sum(), lse_of(Z), Z_LOSS)
     dx = _rules.class_grad(P, q, slope) * _rules.softcap_slope(Z, CAP)
     assert dx == pytest.approx(derivative(lambda x: loss_of(x, PROBABILITIES), X), rel=1e-12)
-    dt = _rules.target_grad(LOG_TOTAL, Z - PEAK, WEIGHT, KEEP, SMOOTHING)
+    dt = _rules.target_grad(LOG_TOTAL + Z_LOSS * lse_of(Z) ** 2, Z - PEAK, WEIGHT, KEEP, SMOOTHING)
     assert dt == pytest.approx(derivative(lambda t: loss_of(X, t), PROBABILITIES), rel=1e-12)
 
 
@@ -45,9 +45,9 @@ def test_a_label():
     mass = _rules.label_weight(w, KEEP, SMOOTHING)
     rest = _rules.target_weight(0.0, WEIGHT, KEEP, SMOOTHING, len(X))
     nll = lse_of(Z) - Z[LABEL]
-    loss = _rules.row_loss(nll, mass, LOG_TOTAL, rest.sum(), (rest * (Z - PEAK)).sum(), lse_of(Z), KEEP, Z_LOSS)
+    loss = _rules.row_loss(nll, mass, LOG_TOTAL, rest.sum(), (rest * (Z - PEAK)).sum(), lse_of(Z), Z_LOSS)
     assert loss == pytest.approx(loss_of(X, one_hot), rel=1e-12)
-    slope = _rules.lse_slope(mass + rest.sum(), lse_of(Z), KEEP, Z_LOSS)
+    slope = _rules.lse_slope(mass + rest.sum(), lse_of(Z), Z_LOSS)
     d = _rules.label_grad(P[LABEL], 1 - P[LABEL], mass, rest[LABEL], slope) * _rules.softcap_slope(Z[LABEL], CAP)
     assert d == pytest.approx(derivative(lambda x: loss_of(x, one_hot), X)[LABEL], rel=1e-12)
 

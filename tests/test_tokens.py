@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from harness import composite
 
 import crossent
 
@@ -109,13 +110,26 @@ def test_ignored_rows_may_hold_nan():
     assert torch.equal(gradients[0][0, 3], torch.zeros(6)) and all(g.isfinite().all() for g in gradients)
 
 
-def test_ties_do_not_count():
-    hidden, weight = torch.ones(1, 2), torch.tensor([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
-    for softcap in (None, 3.0):
-        ranks = [
-            int(crossent.linear_token_stats(hidden, weight, torch.tensor([c]), softcap=softcap).rank) for c in range(4)
-        ]
-        assert ranks == [1, 1, 0, 3]
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("classes", [5, 40, 1040])
+def test_ties_go_by_class_order(classes, softcap):
+    """Ranks by a stable sort; of logits that are exact, from every kind of array."""
+    generator = np.random.default_rng(classes)
+    weight = generator.integers(-2, 3, size=(classes, 30)).astype(np.float32)
+    weight[:, 0] = 0
+    labels = generator.permutation(np.arange(30) * (classes - 1) // 29)
+    order = np.argsort(-weight, 0, kind="stable")
+    expected = (order == labels).argmax(0)
+    arrays = np.eye(30, dtype=np.float32), weight, labels
+    found = [crossent.linear_token_stats(*arrays, softcap=softcap).rank]
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [torch.from_numpy(array) for array in arrays]
+        tensors[:2] = [tensor.to(dtype) for tensor in tensors[:2]]
+        found.append(crossent.linear_token_stats(*tensors, softcap=softcap).rank)
+        with composite():
+            found.append(crossent.linear_token_stats(*tensors, softcap=softcap).rank)
+    for rank in found:
+        np.testing.assert_array_equal(rank, expected)
 
 
 def test_confident_rows_keep_their_digits():

@@ -86,6 +86,8 @@ class _Table:
         case, formula = self.case, self.formula
         if case.options.z_loss:
             term = f"{case.options.z_loss:g} lse^2"
+            if case.weight is not None or case.soft:
+                term = f"sum(q) {term}" if case.spread else f"w[y] {term}"
             self.by_row("z-loss", term, "z_term", "Keeps the normaliser near 1.")
             formula = f"{formula} + {term}"
         if case.samples is not None:

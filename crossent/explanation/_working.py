@@ -26,19 +26,19 @@ class Worked:
 
 
 def work(case, row):
-    """loss = s (sum_c q_c (lse - z_c) + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
+    """loss = s sum_c q_c (lse - z_c + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
     options, sample, x = case.options, case.sample(row), case.row_logits(row)
     with np.errstate(all="ignore"):
         z = x if options.softcap is None else options.softcap * np.tanh(x / options.softcap)
         lse, distance = _distances(z)
         q = _target_weights(case, row)
         cost = _times(q, -z if case.picks else distance)
-        z_term = options.z_loss * lse * lse if options.z_loss else 0.0
+        z_term = q.sum() * options.z_loss * lse * lse if options.z_loss else 0.0
         loss = sample * (cost.sum() + z_term) if sample else 0.0
         if sample and case.spread and np.isnan(lse):
             loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
         finite = z[np.isfinite(z)]
-        mass = np.abs(q).sum() + 2.0 * options.z_loss * abs(lse)
+        mass = np.abs(q).sum() * (1.0 + 2.0 * options.z_loss * abs(lse))
         size = abs(sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
     if case.bad[row]:
         loss = np.nan

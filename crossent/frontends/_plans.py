@@ -12,6 +12,7 @@ from crossent.frontends._problem import compute_storage, ready_plan
 KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
 _PLAIN_ARRAYS_OF_TOKENS = 8
+_PLAIN_ARRAYS_OF_SOFTMAX = 3
 
 
 def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=False, at_once=False):
@@ -56,9 +57,10 @@ def of_prediction(lib, name, input, target, dim, out_of_kernels):
     return Plan(name, KERNELS, arithmetic, numbers * input.itemsize, reasons=reasons)
 
 
-def of_softmax(lib, name, x, native, reasons):
-    path, arithmetic = NATIVE if native else KERNELS, compute_storage(lib.storage(x))
-    return Plan(name, path, arithmetic, 0, reasons=reasons)
+def of_softmax(lib, name, x, path, reasons):
+    arithmetic = compute_storage(lib.storage(x))
+    size = _PLAIN_ARRAYS_OF_SOFTMAX * math.prod(x.shape) * _size(arithmetic) if path == PLAIN else 0
+    return Plan(name, path, arithmetic, size, reasons=reasons)
 
 
 def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0):

@@ -43,12 +43,17 @@ def _best_at_once(name, input, target, dim, options):
 
 def _of_softmax(name, input, dim, dtype):
     if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
-        return _plans.of_softmax(TORCH, name, input, True, ("nested tensors have no kernel",))
+        return _plans.of_softmax(TORCH, name, input, _plans.NATIVE, ("nested tensors have no kernel",))
     (input,) = frontend.checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
     reasons = frontend.obstacles((input,), False)
-    return _plans.of_softmax(TORCH, name, x, bool(reasons) or not x.ndim, reasons)
+    if reasons:
+        plain = name == "log_softmax" and x.device.type == "cpu"
+        return _plans.of_softmax(TORCH, name, x, _plans.PLAIN if plain else _plans.NATIVE, reasons)
+    if x.ndim and name == "softmax" and input.requires_grad and torch.is_grad_enabled() and frontend.is_tiny(x, axis):
+        reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain, as few as they are",)
+    return _plans.of_softmax(TORCH, name, x, _plans.NATIVE if reasons or not x.ndim else _plans.KERNELS, reasons)
 
 
 def _of_head(name, a, options, how):

@@ -275,7 +275,7 @@ def plan(name, arguments, options, how):
     input = readable("input", a["input"])
     if name in ("softmax", "log_softmax"):
         x = input if a["dtype"] is None else input.astype(a["dtype"])
-        return _plans.of_softmax(NUMPY, name, x, False, ())
+        return _plans.of_softmax(NUMPY, name, x, _plans.KERNELS, ())
     if how is not None:
         return _numpy_head.plan(name, a, options, how)
     if name == "prediction_stats":

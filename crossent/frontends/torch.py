@@ -906,7 +906,7 @@ def _softmax_grad(out, dout, dim, log):
     return torch.where(out > _NEARLY_CERTAIN, dout - total - out.expm1() * total, dout - out.exp() * total)
 
 
-def _is_tiny(input, dim):
+def is_tiny(input, dim):
     """Whether PyTorch's node of the graph, which is not in Python, saves more time than its row loop takes longer."""
     short = input.shape[dim] <= _NATIVE_SOFTMAX_CLASSES and input.stride()[dim] == 1
     return short and input.numel() <= _NATIVE_SOFTMAX_NUMBERS and input.dtype in _number_at
@@ -933,7 +933,7 @@ def softmax(input, dim, dtype, log, stacklevel):
         else:
             if not (input.requires_grad and _grad_enabled()):
                 return _softmax_of(input, call)
-            return input.softmax(dim) if not log and _is_tiny(input, dim) else _apply_softmax(input, call)
+            return input.softmax(dim) if not log and is_tiny(input, dim) else _apply_softmax(input, call)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)

@@ -32,7 +32,7 @@ from crossent.kernels._simd import (
 )
 
 ARRAYS = 12
-PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, _NLL, FACTOR, LABEL_GRAD, LOG_TOTAL = range(ARRAYS)
+PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, _NLL, FACTOR, LABEL_GRAD, COST = range(ARRAYS)
 
 
 @inline
@@ -102,7 +102,7 @@ def _losses(call, state, n, row, general):
             label_mass = zero if is_soft != 0 else label_mass
             lse = _of(weight_like, state, tile, PEAK, j) + log_total
         nll = select(same(label_mass, zero), zero, _of(weight_like, state, tile, _NLL, j))
-        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, keep, z_loss)
+        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
         value = select(keep != zero, value, zero)
         total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
         if call.loss != 0:
@@ -126,8 +126,8 @@ def losses_of(call, state, n, row):
 def prepare_gradients(call, state, n, row, plain):
     """Write what the exponentials are multiplied by, and the gradient at the label.
 
-    Where other logits than the label's count by themselves, not `plain`, also log_total, and g * keep in place of keep,
-    g being what each loss is multiplied by.
+    Where other logits than the label's count by themselves, not `plain`, also what of `target_grad` no class has a part
+    in, and g * keep in place of keep, g being what each loss is multiplied by.
     """
     like, weight_like, tile, smoothing, is_soft = call.like, call.weight_like, call.tile, call.smoothing, call.is_soft
     zero, dloss = lift(like, 0.0), call.dloss
@@ -144,7 +144,7 @@ def prepare_gradients(call, state, n, row, plain):
         if dloss != 0:
             g = g * load_some(weight_like, dloss, row + j, first_lanes(like, n - j), zero)
         lse = _of(weight_like, state, tile, PEAK, j) + log_total
-        slope = lse_slope(label_mass + keep * mass, lse, keep, call.z_loss)
+        slope = lse_slope(label_mass + keep * mass, lse, call.z_loss)
         share = 1.0 / (others + own_exp)
         p = own_exp * share
         not_p = select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
@@ -152,5 +152,6 @@ def prepare_gradients(call, state, n, row, plain):
         store(weight_like, array(weight_like, state, tile, FACTOR), j, g * slope * share)
         store(weight_like, array(weight_like, state, tile, LABEL_GRAD), j, d)
         if not plain:
-            store(weight_like, array(weight_like, state, tile, LOG_TOTAL), j, log_total)
+            cost = log_total + call.z_loss * lse * lse if call.z_loss > 0.0 else log_total
+            store(weight_like, array(weight_like, state, tile, COST), j, cost)
             store(weight_like, array(weight_like, state, tile, KEEP), j, select(keep != zero, g * keep, zero))

@@ -13,11 +13,11 @@ import numpy as np
 from crossent.kernels._compile import inline
 from crossent.kernels._epilogue import (
     ARRAYS,
+    COST,
     DOT,
     FACTOR,
     KEEP,
     LABEL_GRAD,
-    LOG_TOTAL,
     MASS,
     OTHERS,
     OWN,
@@ -372,7 +372,7 @@ def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_clas
     keeps = _array(weight_like, scratch, tile, classes, KEEP)
     factors = _array(weight_like, scratch, tile, classes, FACTOR)
     label_grads = _array(weight_like, scratch, tile, classes, LABEL_GRAD)
-    log_totals = _array(weight_like, scratch, tile, classes, LOG_TOTAL)
+    costs = _array(weight_like, scratch, tile, classes, COST)
     for c in range(classes):
         w = np.float64(get(weight_like, weight, c)) if weight != 0 else 1.0
         for j in range(0, n, lanes(like)):
@@ -387,7 +387,7 @@ def _differentiate(like, weight_like, scratch, tile, n, classes, soft, soft_clas
                 d = d * softcap_slope(logits, cap)
             store(weight_like, scratch, c * tile + j, select(kept, d, zero))
             if dsoft != 0:
-                dt = target_grad(load(weight_like, log_totals, j), z, w, keep, smoothing)
+                dt = target_grad(load(weight_like, costs, j), z, w, keep, smoothing)
                 store_some(like, dsoft, c * dsoft_class + j, within, select(kept, dt, zero))
 
 

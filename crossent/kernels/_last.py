@@ -16,11 +16,11 @@ from crossent.kernels._blocks import BLOCK, some_logits
 from crossent.kernels._compile import inline
 from crossent.kernels._epilogue import (
     ARRAYS,
+    COST,
     DOT,
     FACTOR,
     KEEP,
     LABEL_GRAD,
-    LOG_TOTAL,
     MASS,
     OTHERS,
     OWN,
@@ -331,7 +331,7 @@ def _fill_zero(like, row, classes):
 
 
 @inline
-def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, log_total, factor, scaled, cap,
+def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, peak, cost, factor, scaled, cap,
                 smoothing, classes):  # fmt: skip
     z = capped(like, load_some(like, row, j, within, lift(like, 0.0)), cap)
     e = exp(like, z - peak)
@@ -340,7 +340,7 @@ def _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, within, pe
         w = _read(weight_like, weight, j, within, False, 1.0)
         q = target_weight(_read(like, soft, j, within, False, 0.0), w, scaled, smoothing, np.float64(classes))
         if dsoft != 0:
-            dt = target_grad(log_total, z - peak, w, scaled, smoothing)
+            dt = target_grad(cost, z - peak, w, scaled, smoothing)
             store_some(like, dsoft, j, within, dt)
     d = class_grad(e, q, factor)
     if cap > 0.0:
@@ -387,9 +387,9 @@ def backward(call, state, lo, hi, sums):
                 kept, tops = _kept_of(call, state, k, drow)
                 _blocks.multiply(like, weight_like, kept, drow, tops, classes, peak, factor)
             else:
-                log_total = scaled = 0.0
+                cost = scaled = 0.0
                 if not plain:
-                    log_total, scaled = _get(call, state, LOG_TOTAL, k), _get(call, state, KEEP, k)
+                    cost, scaled = _get(call, state, COST, k), _get(call, state, KEEP, k)
                 full = classes // width * width if plain else 0
                 past_caches = passes_caches(call.large, drow) and drow != row
                 for j in range(0, full, width):
@@ -399,7 +399,7 @@ def backward(call, state, lo, hi, sums):
                 for j in range(full, classes, width):
                     prefetch(like, row, j)
                     _grad_lanes(like, weight_like, row, soft, weight, drow, dsoft, j, first_lanes(like, classes - j),
-                                peak, log_total, factor, scaled, cap, smoothing, classes)  # fmt: skip
+                                peak, cost, factor, scaled, cap, smoothing, classes)  # fmt: skip
             if label >= 0:
                 d = _get(call, state, LABEL_GRAD, k)
                 put(like, drow, label, d * softcap_slope(own, cap) if cap > 0.0 else d)

@@ -101,12 +101,12 @@ def log(like, x):
 @inline
 def log_of_sum(like, total, rest):
     """log(total) as `log` gives it; from 1 up to 2 that of 1 + rest, which has the digits of rest."""
-    one, two = _ONE(like), lift(like, 2.0)
+    zero, one, two = lift(like, 0.0), _ONE(like), lift(like, 2.0)
     small, f = (one <= total) & (total < two), fraction(total)
     s = _atanh(like, select(small, rest, f - one) / select(small, rest + two, f + one))
     s = s + s
     logarithm = select(small, s, fma(exponent(total), _LN2(like), s))
-    return select(lift(like, 0.0) < total, logarithm, select(total <= lift(like, 0.0), lift(like, -float("inf")), total))
+    return select(zero < total, logarithm, select(total <= zero, lift(like, -float("inf")), total))
 
 
 @inline

@@ -32,7 +32,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
         counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
         rest_mass, rest_dot = xp.sum(q, axis=axis), xp.sum(q * counted, axis=axis)
     lse = xp.squeeze(peak, axis) + log_total
-    loss = _rules.row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, keep, options.z_loss)
+    loss = _rules.row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, options.z_loss)
     return xp.where(keep != 0, loss, 0.0)
 
 
@@ -83,6 +83,9 @@ def log_softmax(xp, x, axis, freeze):
     All is said relative to that class, which counts in no sum: its log-probability is -log(1 + others), its derivative
     the others' with the other sign. Of a row whose largest logits are equal nothing is lost.
     """
+    classes = x.shape[axis]
+    if isinstance(classes, int) and not classes:  # as in `row_losses`
+        return xp.exp(x)
     peak = freeze(xp.amax(x, axis=axis, keepdims=True))
     at_peak = x == peak
     untied = xp.sum(at_peak, axis=axis, keepdims=True) == 1

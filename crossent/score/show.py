@@ -43,7 +43,7 @@ def summary(score: Score) -> list[tuple[str, str, str]]:
         ("mean NLL", f"{m.nll:.4f}", "nats; the loss of cross_entropy"),
         ("perplexity", f"{m.perplexity:.6g}", "exp of the mean NLL"),
         ("accuracy", f"{m.accuracy:.2%}", "the largest logit is the label's"),
-        ("top-5 accuracy", f"{m.top5:.2%}", "fewer than five classes come before the label, of equal logits the earlier"),
+        ("top-5 accuracy", f"{m.top5:.2%}", "fewer than five classes come before the label's"),
         ("calibration error", f"{m.calibration.error:.4f}", f"ECE, {BINS} bins: |accuracy - confidence|"),
         ("Brier score", f"{m.brier:.4f}", "squared error of the probabilities, 0 to 2"),
     ]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import tomllib
+from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import typed, write_predictions
-from hiding import typed_without
+from hiding import run_without, typed_without
 from test_bench import fake
 
 import crossent
@@ -186,3 +188,33 @@ def test_a_command_needs_no_more_than_it_uses(tmp_path):
 def test_what_is_missing_is_one_line_and_status_2(command, said):
     done = typed_without(OPTIONAL, *shlex.split(command))
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"crossent: {said}\n")
+
+
+def test_an_explanation_is_text_without_any_extra():
+    source = """
+        import numpy as np
+        import crossent
+
+        found = crossent.explain(np.eye(3), np.array([0, 1, 3]))
+        print(found)
+        print("=" * 80)
+        found.print()
+        print("=" * 80)
+        print(found._repr_html_())
+        print("=" * 80)
+        for method in (found.to_html, found.plot):
+            try:
+                method()
+            except ImportError as error:
+                print(error)
+    """
+    done = run_without([*OPTIONAL, "rich", "typer"], source)
+    assert done.returncode == 0, done.stderr
+    text, printed, html, errors = done.stdout.split("=" * 80 + "\n")
+    found = crossent.explain(np.eye(3), np.array([0, 1, 3]))
+    assert text == printed == f"{found}\n" and "bad label" in text
+    assert html == f"<pre>{escape(text.rstrip())}</pre>\n"
+    assert errors == (
+        "Explanation.to_html needs jinja2: pip install crossent[explain]\n"
+        "Explanation.plot needs matplotlib: pip install crossent[explain]\n"
+    )

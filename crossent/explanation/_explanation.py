@@ -1,6 +1,9 @@
 """The answer of `explain`: plain data, and the ways to look at it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,13 +106,21 @@ class Explanation:
         return any(finding.severity == "error" for finding in self.findings)
 
     def print(self, console: "Console | None" = None) -> None:
-        """Print to a rich console, by default to standard output: colours in a terminal, plain text elsewhere."""
-        from crossent.explanation._show import show
+        """Print to a rich console, by default to standard output: colours in a terminal, plain text elsewhere.
 
-        show(self, console)
+        Without rich it is plain text everywhere.
+        """
+        try:
+            from crossent.explanation._show import show
+        except ModuleNotFoundError as error:
+            if error.name != "rich":
+                raise
+            print(self)
+        else:
+            show(self, console)
 
     def __str__(self) -> str:
-        from crossent.explanation._show import text
+        from crossent.explanation._lines import text
 
         return text(self)
 
@@ -118,22 +129,28 @@ class Explanation:
         return f"<Explanation of {self.function}: {self.summary['rows']} rows, {self.classes} classes, {found}>"
 
     def _repr_html_(self) -> str:
-        from crossent.explanation._html import fragment
-
+        try:
+            from crossent.explanation._html import fragment
+        except ModuleNotFoundError as error:
+            if error.name != "jinja2":
+                raise
+            return f"<pre>{escape(str(self))}</pre>"
         return fragment(self)
 
     def to_html(self) -> str:
-        """A page of its own that asks for no other file."""
-        from crossent.explanation._html import page
+        """A page of its own that asks for no other file. Needs jinja2."""
+        with _needs("jinja2", "to_html"):
+            from crossent.explanation._html import page
 
         return page(self)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """A matplotlib figure: logits and probabilities as heat maps with the picked entries marked, and the losses.
 
-        Written to `path` where one is given, in the format that its ending names.
+        Written to `path` where one is given, in the format that its ending names. Needs matplotlib.
         """
-        from crossent.explanation._plot import figure
+        with _needs("matplotlib", "plot"):
+            from crossent.explanation._plot import figure
 
         made = figure(self)
         if path is not None:
@@ -150,3 +167,13 @@ class Explanation:
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as JSON, which has no word for nan."""
         return _json.text(self.to_dict(), indent)
+
+
+@contextmanager
+def _needs(package: str, method: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(f"Explanation.{method} needs {package}: pip install crossent[explain]") from None

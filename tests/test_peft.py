@@ -107,6 +107,7 @@ def test_loss_function_of_ones_own(rows):
     torch.testing.assert_close(bias.grad, expected)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="models of transformers 5 cannot be compiled there")
 def test_under_torch_compile(rows):
     theirs = step(adapt(build(), "lora"))
     model = patch(adapt(build(), "lora"))

@@ -6,6 +6,8 @@ from language_models import assert_same, batch, build, step
 
 from crossent.integrations.transformers import patch, unpatch
 
+pytestmark = pytest.mark.skipif(torch.__version__ < "2.10", reason="models of transformers 5 are no one graph there")
+
 
 @pytest.fixture(autouse=True)
 def new_compiler():
@@ -15,10 +17,10 @@ def new_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("family", "backend"), [("Gemma2", "aot_eager"), ("Mixtral", "eager")])
+@pytest.mark.parametrize(("family", "backend"), [("Gemma2", "aot_eager"), ("Llama", "eager")])
 def test_one_graph(family, backend):
     """As without the patch."""
-    model = build(family)
+    model = build(family, attn_implementation="eager")  # the one that Gemma asks for, by a message where it is not
     theirs = step(model)
     compiled = torch.compile(patch(model), backend=backend, fullgraph=True)
     for _ in range(2):  # the second runs what the first made

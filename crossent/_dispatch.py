@@ -49,6 +49,11 @@ def public(name):
     return getattr(import_module("crossent.functional"), name)
 
 
+def define_operators():
+    """Those that compiled code and exported programs call, for programs that are loaded from a file."""
+    from crossent.frontends import _torch_operators  # noqa: F401
+
+
 def empty_cache():
     """Give back the memory kept for the next large result."""
     from crossent.frontends import _memory

@@ -1063,6 +1063,17 @@ def test_compiled_options_may_change():
             torch.testing.assert_close(compiled(x, labels, **options), crossent.cross_entropy(x, labels, **options))
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_compiled_softmax_of_a_number(name):
+    number = torch.tensor(2.0)
+    for dim in (0, -1):
+        with fresh_compiler():
+            compiled = torch.compile(
+                lambda x, dim=dim: getattr(crossent, name)(x, dim), fullgraph=True, backend="eager"
+            )
+            torch.testing.assert_close(compiled(number), getattr(F, name)(number, 0))
+
+
 LOSSES_OF = {
     "cross_entropy": [{}, {"reduction": "none"}, {"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 0.1}],
     "nll_loss": [{}, {"reduction": "none"}],

@@ -19,6 +19,7 @@ BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "cros
 TORCH_FRONTEND = (
     *HELPERS,
     "crossent.frontends._torch_distributed",
+    "crossent.frontends._torch_decompositions",
     "crossent.frontends._torch_head",
     "crossent.frontends._torch_operators",
     "crossent.frontends._torch_plans",
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "crossent.frontends._torch_products": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends._torch_head": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
+    "crossent.frontends._torch_decompositions": (*BELOW_FRONTENDS, *TORCH_FRONTEND),
     "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
     "crossent.frontends": (),
     "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._plan", "crossent._rows"),

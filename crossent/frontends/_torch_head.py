@@ -212,7 +212,7 @@ def _computable(x, weight, bias, exact):
 def _all_at_once():
     """Whether plain operations hold the logits as a whole: function transforms and traces see no chunks."""
     eager = not torch.compiler.is_compiling()
-    return frontend.transforms() or (eager and (frontend.transformed() or frontend.is_traced()))
+    return frontend.is_plain() or frontend.transforms() or (eager and (frontend.transformed() or frontend.is_traced()))
 
 
 def plain_rows(shape, how, itemsize):
@@ -293,16 +293,16 @@ def _summed(call, tensors, wanted, upstream):
 
 def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
     """`function(*shared, *rows)`, of which the last has the arithmetic's dtype."""
-    if _all_at_once():
-        return function(*shared, *rows)
-    if torch.compiler.is_compiling():
-        chunked = _by_checkpoints
-    step = plain_rows(call.shape, call.how, rows[-1].itemsize)
     with frontend.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
+        if _all_at_once():
+            return function(*shared, *rows)
+        if torch.compiler.is_compiling():
+            chunked = _by_checkpoints
+        step = plain_rows(call.shape, call.how, rows[-1].itemsize)
         return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)
 
 
-def _composite(tensors, call, **how_chunked):
+def composite(tensors, call, **how_chunked):
     """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape = call.shape
@@ -340,7 +340,7 @@ def counts(input, linear_weight, target, linear_bias, weight, sample_weight, opt
 
 def _differentiable_gradients(tensors, wanted, call, dloss):
     with torch.enable_grad():
-        loss = _composite(tensors, call, chunked=_by_checkpoints)
+        loss = composite(tensors, call, chunked=_by_checkpoints)
         return _gradients([loss], tensors, wanted, [dloss], create_graph=True)
 
 
@@ -379,7 +379,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         return _torch_operators.head_loss(*tensors, classes, divisor, options, how, out_dtype)
     call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, divisor, out_dtype)
     if by_weights or torch.compiler.is_compiling() or not frontend.ordinary(*tensors):
-        return _composite(tensors, call)
+        return composite(tensors, call)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4]):
         return _LinearCrossEntropy.apply(*tensors, call)
     return loss_and_gradients(tensors, (), call)[0]
@@ -411,7 +411,7 @@ class _TokenStats(torch.autograd.Function):
         return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
 
 
-def _composite_tokens(tensors, call, **how_chunked):
+def composite_token_rows(tensors, call, **how_chunked):
     input, linear_weight, linear_bias, target = tensors
     shape = call.shape
     labels, _, keep = _checked(input, target, None, None, call)
@@ -422,8 +422,11 @@ def _composite_tokens(tensors, call, **how_chunked):
         logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
         return array.token_stats(torch, logits, labels, keep, call.options, 1)
 
-    results = _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
-    return tuple(_losses(result, call) for result in results)
+    return _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
+
+
+def _composite_tokens(tensors, call, **how_chunked):
+    return tuple(_losses(result, call) for result in composite_token_rows(tensors, call, **how_chunked))
 
 
 def _differentiable_token_gradients(tensors, wanted, call, upstream):

@@ -6,12 +6,14 @@ denominator are left to the graph. Gradients of gradients are not available here
 """
 
 import math
+from typing import Any
 
 import torch
+from torch._decomp import meta_table, register_decomposition
 
 from crossent import _rows
 from crossent._options import HeadOptions, loss_options
-from crossent.frontends import _torch_head, torch as frontend
+from crossent.frontends import _torch_decompositions, _torch_head, torch as frontend
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
 
 _library = torch.library.Library("crossent", "DEF")
@@ -381,3 +383,25 @@ torch.library.register_autograd("crossent::tokens", _differentiate_tokens, setup
 def tokens(tensors, options, how):
     """`linear_token_stats` for the compiler, a number for every target."""
     return torch.ops.crossent.tokens(*tensors, how.shift, how.chunk_bytes, options.ignore_index, options.softcap)
+
+
+# Those that exported programs call, in the table of PyTorch's own decompositions, where exporters look for them.
+
+
+def _decompose_loss(*arguments):
+    return _torch_decompositions.loss(*arguments), *_fake(*arguments)[1:]
+
+
+def _decompose_head(*arguments):
+    return _torch_decompositions.head(*arguments), *_fake_head(*arguments)[1:]
+
+
+_of_exported_programs: list[tuple[Any, Any, Any]] = [
+    (torch.ops.crossent.loss, _decompose_loss, _fake),
+    (torch.ops.crossent.checked_labels, _torch_decompositions.checked_labels, _fake_checked_labels),
+    (torch.ops.crossent.head, _decompose_head, _fake_head),
+    (torch.ops.crossent.tokens, _torch_decompositions.tokens, _fake_tokens),
+]
+for _operator, _decomposition, _shapes in _of_exported_programs:
+    register_decomposition(_operator.default)(_decomposition)
+    meta_table[_operator.default] = _shapes  # else the shapes of what is compiled would be those of the decomposition

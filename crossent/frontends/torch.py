@@ -71,18 +71,18 @@ _UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several lo
 _NATIVE_SOFTMAX_CLASSES, _NATIVE_SOFTMAX_NUMBERS = 32, 512
 _NEARLY_CERTAIN = -0.34  # log-probability
 
-_composite_forced = False
+_plain_only = False
 
 
 @contextmanager
-def _force_composite():
-    """Have everything computed by `kernels.array`, so that tests reach it on the CPU."""
-    global _composite_forced
-    _composite_forced, before = True, _composite_forced
+def plain_operations():
+    """Have everything computed by `kernels.array`: what is to become of operators, and what tests are to reach."""
+    global _plain_only
+    _plain_only, before = True, _plain_only
     try:
         yield
     finally:
-        _composite_forced = before
+        _plain_only = before
 
 
 def is_traced():
@@ -132,8 +132,12 @@ def obstacles(tensors, by_weights):
     return tuple(dict.fromkeys(found))
 
 
+def is_plain():
+    return _plain_only
+
+
 def transformed():
-    return transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _composite_forced
+    return transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _plain_only
 
 
 def is_operator(input):
@@ -412,7 +416,7 @@ def _gradients(ctx, dloss, tensors, options, call, stats, scale):
     dim, divisor, out_dtype, inplace = call
     if needs_composite(dloss):
         arguments = weight, sample_weight, divisor, dim, options, out_dtype
-        return _differentiable_grads(ctx, _composite, input, target, dim, arguments, dloss)
+        return _differentiable_grads(ctx, composite, input, target, dim, arguments, dloss)
     if inplace:
         input.data_ptr()  # after which it shares memory with no copy on write
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
@@ -540,7 +544,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, False, dim, options, out_dtype)
     if by_weights or _compiling() or not ordinary(input, target, weight, sample_weight):
-        return _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
+        return composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options)
     divisor = None if divisor is None else float(divisor)  # may be on another device
     if _grad_enabled() and (input.requires_grad or target.requires_grad):
@@ -703,7 +707,8 @@ def outside(labels, classes):
 def _checked_labels(labels, keep, classes, ignore_index):
     """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan.
 
-    What is compiled for the CPU looks when it runs; a trace refuses what it is made with, and counts nan when it runs.
+    What is compiled for the CPU looks when it runs, unless it was exported to where there is nobody to ask; a trace
+    refuses what it is made with, and counts nan when it runs.
     """
     if is_traced():
         with untraced():
@@ -712,10 +717,10 @@ def _checked_labels(labels, keep, classes, ignore_index):
     if target is not None and counts is not None:
         refuse_bad_labels(target, counts, classes, ignore_index)
         return labels, keep
-    if _compiling() and labels.device.type == "cpu":
+    if _compiling() and labels.device.type == "cpu" and not _plain_only:
         from crossent.frontends import _torch_operators  # noqa: F401 - defines them
 
-        return torch.ops.crossent.checked_labels(labels, keep.detach(), classes, ignore_index), keep
+        labels = torch.ops.crossent.checked_labels(labels, keep.detach(), classes, ignore_index)
     bad = outside(labels, classes) & (keep != 0)
     return torch.where(bad, 0, labels), torch.where(bad, math.nan, keep)
 
@@ -739,7 +744,7 @@ def concrete(tensor):
     return None if fake or _dispatch_modes() else tensor.detach()
 
 
-def _composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
+def composite(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
     axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, True)
     target = target.to(keep.dtype) if soft else target
     x, target, keep, axis = _lined_up(input, target, keep, axis)
@@ -785,7 +790,7 @@ class _NLLLoss(torch.autograd.Function):
         options, (dim, divisor, out_dtype), scale = ctx.kept
         if needs_composite(dloss):
             arguments = weight, sample_weight, divisor, dim, options, out_dtype
-            return *_differentiable_grads(ctx, _composite_nll, input, target, dim, arguments, dloss), None, None
+            return *_differentiable_grads(ctx, composite_nll, input, target, dim, arguments, dloss), None, None
         problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
         dx = _empty(problem.layout, input).zero_()
         problem.backward(None, *upstream(problem, dloss, scale), dx, False)
@@ -816,14 +821,14 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
 
         return _torch_operators.loss(input, target, weight, sample_weight, divisor, True, dim, options, out_dtype)
     if by_weights or _compiling() or not ordinary(input, target, weight, sample_weight):
-        return _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
+        return composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks=True)
     if _grad_enabled() and input.requires_grad:
         return _apply_nll_loss(input, target, problem, (weight, sample_weight, dim, divisor, out_dtype))
     return result(problem.forward(divisor)[0], out_dtype)
 
 
-def _composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
+def composite_nll(input, target, weight, sample_weight, divisor, dim, options, out_dtype):
     axis, soft, target, weight, keep = checked_rows(input, target, weight, sample_weight, dim, options, False)
     x, target, keep, axis = _lined_up(input, target, keep, axis)
     rows = array.picked_losses(torch, x.to(keep.dtype), target, weight, keep, axis)

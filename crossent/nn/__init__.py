@@ -29,7 +29,7 @@ from torch.nn import *  # type: ignore # noqa: F403
 # The star brought torch's `functional` and `modules`; importing ours puts them in their place.
 import crossent.nn.functional
 import crossent.nn.modules  # noqa: F401
-from crossent._dispatch import frontend_of as _frontend_of
+from crossent._dispatch import define_operators as _define_operators, frontend_of as _frontend_of
 from crossent.nn import _submodules as _submodules, functional as functional, modules as modules
 from crossent.nn.modules import (
     CrossEntropyLoss as CrossEntropyLoss,
@@ -43,6 +43,7 @@ from crossent.nn.modules import (
 # if it saw how they are found, would soon compile all of it again.
 for _kind in (_Tensor, _torch_nn.Parameter):
     _frontend_of(_kind)
+_define_operators()
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for a good one
 

@@ -151,6 +151,16 @@ def test_links_of_the_repository_lead_somewhere(path):
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_what_a_package_index_shows():
+    """The README alone, so that nothing in it may point at a file beside it; and whom and what the package is for."""
+    readme = read(ROOT / "README.md")
+    assert not re.findall(r"\]\((?!https?:|#)[^)]*\)|(?:src|href)=[\"'](?!https?:)", readme)
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    assert project["readme"] == "README.md" and project["authors"] == [{"name": "crossent contributors"}]
+    named = [name.rpartition(" :: ")[2] for name in project["classifiers"] if name.startswith("Programming Language")]
+    assert project["requires-python"] == f">={min((v for v in named if '.' in v), key=lambda v: int(v[2:]))}"
+
+
 def messages():
     """Every message that the library raises or warns with, as a pattern."""
     package = ROOT / "crossent"

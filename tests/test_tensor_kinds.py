@@ -168,6 +168,21 @@ def test_other_arguments_may_be_of_the_subclass(no_plain_operations):
     )
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_subclasses_under_a_compiler(name):
+    """In one graph, with the type that PyTorch's own function gives."""
+    function, of_torch, others, options = CALLS[name]
+    found = arguments_of(function if others else crossent.cross_entropy)
+    x, others = found["input"].as_subclass(KeepsTheType), [found[other] for other in others]
+    kinds = []
+    for call in (function, of_torch):
+        result = torch.compile(call, backend="eager", fullgraph=call is function)(x, *others, **options)
+        kinds.append(type(result))
+        expected = call(found["input"], *others, **options)
+        torch.testing.assert_close(result.as_subclass(torch.Tensor), expected, rtol=1e-4, atol=1e-6)
+    assert kinds[0] is kinds[1]
+
+
 class Logged(torch.Tensor):
     """Has operations of its own, and no memory."""
 

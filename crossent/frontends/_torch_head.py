@@ -352,7 +352,7 @@ def _classes_and_probs(target):
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
     classes, probs = _classes_and_probs(target)
     tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) and frontend.may_take_over(input):
         return handle_torch_function(
             _dispatch.public("linear_cross_entropy"), tensors, input, linear_weight, target, linear_bias=linear_bias,
             weight=weight, reduction=options.reduction, ignore_index=options.ignore_index,
@@ -437,7 +437,7 @@ def _differentiable_token_gradients(tensors, wanted, call, upstream):
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     tensors = input, linear_weight, target, linear_bias
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) and frontend.may_take_over(input):
         return handle_torch_function(
             _dispatch.public("linear_token_stats"), tensors, input, linear_weight, target, linear_bias=linear_bias,
             ignore_index=options.ignore_index, shift=how.shift, softcap=options.softcap, chunk_bytes=how.chunk_bytes,

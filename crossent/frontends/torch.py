@@ -140,6 +140,11 @@ def transformed():
     return transforms() or forward_ad._current_level >= 0 or _dispatch_modes() or _plain_only
 
 
+def may_take_over(input):
+    """Whether a type's `__torch_function__` gets the call: torch.compile hands it what a tensor's call is made of."""
+    return not (_compiling() and isinstance(input, _Tensor))
+
+
 def is_operator(input):
     """Whether what is compiled calls an operator: for function transforms it is made of what they can transform."""
     return _compiling() and input.device.type == "cpu" and not transforms()
@@ -520,7 +525,7 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             checked(input=input, target=target)
             raise
     tensors = (input, target, weight, sample_weight, denominator)
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) and may_take_over(input):
         return handle_torch_function(
             _dispatch.public("cross_entropy"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, options.label_smoothing, dim=dim, sample_weight=sample_weight, denominator=denominator,
@@ -802,7 +807,7 @@ _apply_nll_loss = _applier(_NLLLoss)
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
     tensors = (input, target, weight, sample_weight, denominator)
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) and may_take_over(input):
         return handle_torch_function(
             _dispatch.public("nll_loss"), tensors, input, target, weight, None, options.ignore_index, None,
             options.reduction, dim=dim, sample_weight=sample_weight, denominator=denominator,
@@ -839,7 +844,7 @@ def composite_nll(input, target, weight, sample_weight, divisor, dim, options, o
 
 
 def prediction_stats(input, target, dim, options):
-    if has_torch_function((input, target)):
+    if has_torch_function((input, target)) and may_take_over(input):
         return handle_torch_function(
             _dispatch.public("prediction_stats"), (input, target), input, target, dim=dim,
             ignore_index=options.ignore_index,
@@ -940,7 +945,7 @@ def softmax(input, dim, dtype, log, stacklevel):
                 return _softmax_of(input, call)
             return input.softmax(dim) if not log and is_tiny(input, dim) else _apply_softmax(input, call)
     name = "log_softmax" if log else "softmax"
-    if has_torch_function((input,)):
+    if has_torch_function((input,)) and may_take_over(input):
         return handle_torch_function(_dispatch.public(name), (input,), input, dim, dtype=dtype)
     if dim is None:
         dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)

@@ -1,5 +1,6 @@
 """Array type -> frontend, without importing an array library that the caller has not imported."""
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -44,6 +45,7 @@ def frontend_of(kind) -> Any:
     return found
 
 
+@cache
 def public(name):
     """A public function, for the protocols by which array subclasses take calls over."""
     return getattr(import_module("crossent.functional"), name)

@@ -532,9 +532,12 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
             softcap=options.softcap, z_loss=options.z_loss, inplace_backward=inplace_backward,
             loss_dtype=options.loss_dtype,
         )  # fmt: skip
+    of_any_type = input
     input, target, weight, sample_weight = checked(
         input=input, target=target, weight=weight, sample_weight=sample_weight
     )
+    if input is not of_any_type:  # for which there is a quick plan perhaps
+        return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
     if type(input) not in _ORDINARY and is_distributed(input):
         arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
         return distributed().loss(cross_entropy, *arguments)

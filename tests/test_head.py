@@ -263,6 +263,9 @@ def test_bfloat16_by_either_products(reduction, kind):
         check("torch", case, "bfloat16")
         check("torch", case, "bfloat16", options=Chunks(batch_chunk_size=4))
         check("torch", case, "bfloat16", options=Chunks(acc_policy="accurate"))
+    check(
+        "torch", case_of((9,), kind, "everything", "bfloat16", classes=37, features=5, reduction=reduction), "bfloat16"
+    )
 
 
 def reads_whole_lines(a, b, *, out=None, product=torch.mm):

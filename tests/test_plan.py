@@ -191,6 +191,14 @@ def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
         assert "logits and their gradient are float32" in said
 
 
+@pytest.mark.parametrize(("features", "copied"), [(4, 0), (5, 2 * 100 * 6)])
+def test_a_weight_that_is_copied_for_pairs_counts(features, copied, monkeypatch):
+    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (PAIRS, PAIRS))
+    x, matrix = (torch.zeros(rows, features, dtype=torch.bfloat16) for rows in (8, 100))
+    planned = crossent.plan(crossent.linear_cross_entropy, x, matrix, torch.zeros(8, dtype=torch.int64))
+    assert planned.extra_bytes == 4 * 8 * 100 + copied and ("copy of linear_weight" in str(planned)) == bool(copied)
+
+
 @pytest.mark.parametrize(("dtype", "arrays"), [(torch.float32, 1), (torch.float16, 2)])
 def test_probabilities_that_are_widened_count(dtype, arrays):
     x, matrix, target = torch.zeros(8, 4).to(dtype), torch.zeros(100, 4).to(dtype), torch.zeros(8, 100).to(dtype)

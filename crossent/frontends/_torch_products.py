@@ -121,6 +121,20 @@ class PairsHead(TorchHead):
         return dlogits.view(torch.bfloat16)[:, : dlogits.shape[1]]
 
 
+class CopiedPairsHead(PairsHead):
+    """The same for a weight that cannot be read in pairs along its features, by a copy with an even number of them."""
+
+    def __init__(self, weight):
+        rows, columns = weight.shape
+        self.copied = weight.itemsize * rows * (columns + columns % 2)
+        self._even = None
+
+    def logits(self, x, weight, bias, out):
+        if self._even is None:
+            self._even = _with_zeros(weight, 2)
+        super().logits(_with_zeros(x, 2), self._even, bias, out)
+
+
 class LibraryHead(TorchHead):
     """For bfloat16 that PyTorch multiplies best: logits of 16 bits."""
 
@@ -173,13 +187,18 @@ def _dense(matrix):
 
 def _whole_lines(matrix):
     """With zeros behind each row, where a product that reads whole lines would read the next row, which may be nan."""
-    rows, columns = matrix.shape
     line = _LINE // matrix.itemsize
-    if columns % line == 0:
+    if matrix.shape[1] % line == 0:
         return _dense(matrix)
-    padded = matrix.new_zeros(rows, -(-columns // line) * line)
-    padded[:, :columns] = matrix
-    return padded[:, :columns]
+    return _with_zeros(matrix, line)[:, : matrix.shape[1]]
+
+
+def _with_zeros(matrix, multiple):
+    """A copy whose rows are filled up to a multiple of so many numbers."""
+    rows, columns = matrix.shape
+    copy = matrix.new_zeros(rows, -(-columns // multiple) * multiple)
+    copy[:, :columns] = matrix
+    return copy
 
 
 _WAYS = {PAIRS: PairsHead, LIBRARY: LibraryHead, WIDENED: TorchHead}
@@ -191,7 +210,7 @@ def products_for(x, weight, exact):
         return TorchHead
     usual, if_exact = PRODUCTS_OF_BFLOAT16
     way = if_exact if exact else usual
-    return _WAYS[WIDENED if way == PAIRS and not _of_pairs(weight) else way]
+    return CopiedPairsHead(weight) if way == PAIRS and not _of_pairs(weight) else _WAYS[way]
 
 
 def _of_pairs(weight):

@@ -184,8 +184,8 @@ LOSSES = {
         lambda x, w, y: crossent.cross_entropy(x @ w.t(), y), lambda x, w, y: F.cross_entropy(x @ w.t(), y), classes=10
     ),
     "cross_entropy of images": Case(
-        lambda x, w, y: crossent.cross_entropy((x @ w.t()).movedim(-1, 1), y.int(), reduction="sum"),
-        lambda x, w, y: F.cross_entropy((x @ w.t()).movedim(-1, 1), y, reduction="sum"),
+        lambda x, w, y: crossent.cross_entropy((x @ w.t()).permute(0, 3, 1, 2), y.int(), reduction="sum"),
+        lambda x, w, y: F.cross_entropy((x @ w.t()).permute(0, 3, 1, 2), y, reduction="sum"),
         (2, 3),
     ),
     "cross_entropy with options": Case(

@@ -3,6 +3,7 @@
 Errors of gradients are relative, by norm; the others are those of the row that is farthest off, in nats.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,4 +99,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__).parse_args()
     main()

@@ -178,6 +178,23 @@ def plan(
     _plan_of_shapes.show(planned, json)
 
 
+def warmup(
+    dtypes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DTYPE ...", help="float16, bfloat16, float32 (if left out), float64."),
+    ] = None,
+) -> None:
+    """Compile the kernels of common calls now, so that no first call has to wait for them.
+
+    They are kept where numba keeps them: in the package's folder, else in the user's cache, else in a private
+    folder in the temporary directory; with NUMBA_CACHE_DIR in that folder.
+    """
+    from crossent import _warmup
+
+    with _bad_input():
+        _warmup.run(dtypes or ["float32"])
+
+
 def score(
     files: Annotated[
         list[str],
@@ -218,7 +235,7 @@ def score(
     raise typer.Exit(status)
 
 
-COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score)}
+COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score, warmup)}
 
 
 def _application():

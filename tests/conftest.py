@@ -1,4 +1,9 @@
+import os
+
 import pytest
+
+# What other processes print is compared with what it should be.
+os.environ.setdefault("CROSSENT_QUIET", "1")
 
 
 def pytest_addoption(parser):

@@ -81,6 +81,7 @@ NOT_RUN = {
     "pip install": "installs packages; the extra has to be one of pyproject.toml",
     "python -m": "measures for an hour; with --help",
     "crossent demo": "trains for minutes; with --help",
+    "crossent warmup": "compiles for a minute; with --help",
 }
 
 

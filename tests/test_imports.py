@@ -108,6 +108,7 @@ MAY_IMPORT = {
     "crossent.__main__": ("crossent.cli",),
     "crossent._json": (),
     "crossent._plan_of_shapes": ("crossent", "crossent._shapes", "numpy", "torch", "rich"),
+    "crossent._warmup": ("crossent.kernels",),
     "crossent.bench": (
         *PUBLIC,
         "crossent.bench",
@@ -135,6 +136,7 @@ MAY_IMPORT = {
         "crossent.score.scales",
         "crossent._plan_of_shapes",
         "crossent._output",
+        "crossent._warmup",
         "typer",
     ),
     "crossent": ("crossent.functional", "crossent.nn"),

@@ -290,9 +290,9 @@ def copy_of_the_package(folder):
     return folder
 
 
-@pytest.mark.parametrize("writable", ["nothing", "home"])
+@pytest.mark.parametrize("writable", ["nothing", "temporary", "home"])
 def test_read_only_package(tmp_path, writable):
-    """The cache of kernels goes to the user's folder, and where that cannot be written either, nowhere."""
+    """The cache of kernels goes to the user's folder, or a private one for temporary files, and else nowhere."""
     folder = copy_of_the_package(tmp_path / "site")
     for inner in [folder / "crossent", *[f for f in (folder / "crossent").rglob("*") if f.is_dir()]]:
         unwritable(inner / "__pycache__")
@@ -301,11 +301,16 @@ def test_read_only_package(tmp_path, writable):
         home.mkdir()
     else:
         unwritable(home)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    if writable == "nothing":
+        unwritable(temporary / f"crossent-{os.getuid()}")
     environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NUMBA_CACHE_DIR": None}
+    environment["TMPDIR"] = str(temporary)
     out = python(USE, folder=folder, **environment)
     assert out == f"{folder / 'crossent' / '__init__.py'} 1.3863\n"
-    if writable == "home":
-        assert list((home / "cache").rglob("*.nbi"))
+    kept = {folder for folder in (home, temporary) if folder.is_dir() and list(folder.rglob("*.nbi"))}
+    assert kept == {"home": {home}, "temporary": {temporary}, "nothing": set()}[writable]
 
 
 def test_cache_folder_that_cannot_be_made(tmp_path):

@@ -4,11 +4,12 @@ import hashlib
 from pathlib import Path
 
 from numba import types
-from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 
 from crossent import _rules as rules_source
+from crossent.kernels._cache import Cache
+from crossent.kernels._patience import patience
 
 _FOLDER = Path(__file__).parent
 _SOURCES = [Path(rules_source.__file__), *sorted(_FOLDER.glob("_*.py"))]
@@ -24,22 +25,39 @@ def _fingerprint():
 _FINGERPRINT = _fingerprint()
 
 
-class _SourceCache(FunctionCache):
+class _SourceCache(Cache):
+    on_miss = None
     """Numba's own cache looks at one file, and would keep kernels that inlined an older rule from another."""
 
     def _index_key(self, sig, codegen):
         return str(sig), codegen.magic_tuple(), _FINGERPRINT
 
+    def load_overload(self, sig, target_context):
+        found = super().load_overload(sig, target_context)
+        if found is None and self.on_miss is not None:
+            self.on_miss()
+        return found
+
 
 def compiled(function, arguments, result=types.void):
     """A C function of these numba types, as an object with an `address`."""
     kernel = CFunc(function, (arguments, result), {}, {"nopython": True, "error_model": "numpy"})
+    cache = None
     try:
-        kernel._cache = _SourceCache(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        kernel._cache = cache = _SourceCache(function)
+    except RuntimeError:  # no folder can be written
         pass
-    kernel.compile()
+    with patience(cache):
+        kernel.compile()
     return kernel
+
+
+def folder():
+    """Where compiled kernels are kept, None where nothing can be written."""
+    try:
+        return _SourceCache(_fingerprint).cache_path
+    except RuntimeError:
+        return None
 
 
 class _Inline(CPUDispatcher):

@@ -175,8 +175,13 @@ def backward_last(call, scratch, lo, hi, sums):
         summed = lift(like, sum_of_lanes(total))
         past_caches = passes_caches(call.large != 0, result)
         for j in range(0, classes, width):
-            d, factor = load_within(like, drow, j, classes), _factor(like, load_within(like, row, j, classes), is_log)
-            write_within(like, result, j, classes, _derivative(like, factor, d, summed, is_log), past_caches)
+            d, out = load_within(like, drow, j, classes), load_within(like, row, j, classes)
+            if is_log:  # as below, with what tells the two factors apart still at hand
+                near, factor = exp_or_expm1(like, out)
+                value = select(near, d - summed, d) - factor * summed
+            else:
+                value = _derivative(like, out, d, summed, False)
+            write_within(like, result, j, classes, value, past_caches)
     finish(sums, OK, 0.0, 0.0)
 
 

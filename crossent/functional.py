@@ -539,7 +539,7 @@ def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_
     >>> logits = np.log([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]])
     >>> stats = crossent.prediction_stats(logits, np.array([0, 2]))
     >>> stats.logprob.round(4), stats.prediction, stats.rank
-    (array([-0.6931, -2.0794]), array([0, 1]), array([0, 1]))
+    (array([-0.6931, -2.0794]), array([0, 1]), array([0, 2]))
     >>> stats.brier
     array([0.375  , 1.34375])
     """

@@ -20,16 +20,17 @@ NN = Path(__file__).parents[1] / "crossent/nn"
 
 def stubs():
     """Of each public module below torch.nn that is not ours, the stub's path below crossent/nn, and its text."""
-    for found in pkgutil.walk_packages(torch.nn.__path__, "torch.nn."):
-        name = found.name.removeprefix("torch.nn.")
-        if name not in OWN and not any(part.startswith("_") for part in name.split(".")):
-            yield Path(*name.split("."), "__init__.pyi"), text_of(found.name)
-
-
-def text_of(name):
+    names = [found.name.removeprefix("torch.nn.") for found in pkgutil.walk_packages(torch.nn.__path__, "torch.nn.")]
+    names = [name for name in names if name not in OWN and not any(part.startswith("_") for part in name.split("."))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = importlib.import_module(name)
+        # All before the first is looked at: a package has a module as its attribute once somebody has imported it.
+        modules = [importlib.import_module(f"torch.nn.{name}") for name in names]
+    for name, module in zip(names, modules):
+        yield Path(*name.split("."), "__init__.pyi"), text_of(f"torch.nn.{name}", module)
+
+
+def text_of(name, module):
     if Path(inspect.getfile(module)).with_suffix(".pyi").exists():  # torch's own stub, which has no hidden names
         return f"from {name} import *\n"
     starred = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
@@ -39,9 +40,10 @@ def text_of(name):
 
 
 def belongs(value, module):
-    """Whether it is a class, a function or a module that is public below this one, or defined there."""
+    """Whether it is a public module below this one, or a class or a function that is defined there."""
     if inspect.ismodule(value):
-        return value.__name__.startswith(f"{module.__name__}.")
+        below = value.__name__.removeprefix(f"{module.__name__}.")
+        return below != value.__name__ and not below.startswith("_")
     return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
 
 

@@ -723,6 +723,19 @@ def test_opinfo_samples(variant, dtype):
         assert_as_good(ours, theirs, exact, dtype, size_of_logits(sample.input, sample.args[0]))
 
 
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_probabilities_in_memory_of_other_order(frontend):
+    """Each other class of every second row, for which a kernel wants a copy."""
+    case = case_of(kind="probabilities", classes=10)
+    exact, *_ = exact_head(**case)
+    x, matrix, target = case["x"], case["matrix"], case["target"]
+    wide = np.zeros((2 * target.shape[0], 2 * target.shape[1]))
+    wide[::2, ::2] = target
+    x, matrix, wide = (torch.from_numpy(a) if frontend == "torch" else a for a in (x, matrix, wide))
+    loss = crossent.linear_cross_entropy(x, matrix, wide[::2, ::2])
+    assert_close(to_numpy(loss), exact, "float64", 10.0)
+
+
 @quiet
 @pytest.mark.parametrize("variant", OPS)
 def test_opinfo_noncontiguous(variant):

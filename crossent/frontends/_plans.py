@@ -80,14 +80,16 @@ def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0
         reasons.append(f"{beside / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
     if head.x.itemsize == 2:
         reasons.append(head.lib.precision)
-    if head.lib.copied:
-        reasons.append(f"{head.lib.copied / 1e6:.1f} MB are a copy of linear_weight, which cannot be read in pairs")
+    if head.lib.copied_weight:
+        reasons.append(
+            f"{head.lib.copied_weight / 1e6:.1f} MB are a copy of linear_weight, which cannot be read in pairs"
+        )
     if name == "linear_token_stats" or head.options.reduction == "none":
         reasons.append("the backward pass makes the logits again: it has to know what comes from above")
     else:
         reasons.append("the gradients are made in the forward pass, where somebody wants them")
     chunks = -(-targets // max(1, rows))
-    return Plan(name, KERNELS, arithmetic, size + beside + head.lib.copied, rows, chunks, tuple(reasons))
+    return Plan(name, KERNELS, arithmetic, size + beside + head.lib.copied_weight, rows, chunks, tuple(reasons))
 
 
 def _size(storage):

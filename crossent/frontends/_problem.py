@@ -340,7 +340,7 @@ class HeadKernels:
     """What the fused head asks of every array library that has kernels."""
 
     precision = "logits and their gradient are float32"  # of 16 bits, for `plan`
-    copied = 0  # bytes of the weight, of which a copy suits the products better
+    copied_weight = 0  # bytes of the weight, of which a copy suits the products better
     sums = classmethod(sums)
     combinations = classmethod(combinations)
     tokens = classmethod(token_forward)

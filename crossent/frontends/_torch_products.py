@@ -126,7 +126,7 @@ class CopiedPairsHead(PairsHead):
 
     def __init__(self, weight):
         rows, columns = weight.shape
-        self.copied = weight.itemsize * rows * (columns + columns % 2)
+        self.copied_weight = weight.itemsize * rows * (columns + columns % 2)
         self._even = None
 
     def logits(self, x, weight, bias, out):

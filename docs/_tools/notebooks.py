@@ -1,5 +1,6 @@
 """The lesson's notebooks, made of their one source. Run as a program it executes and writes them."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def unexecuted(language: str) -> NotebookNode:
 def execute(notebook: NotebookNode) -> NotebookNode:
     from nbclient import NotebookClient
 
+    os.environ["CROSSENT_QUIET"] = "1"  # where kernels were compiled on the way, a page has no word of it
     NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False, coalesce_streams=True).execute()
     return notebook
 

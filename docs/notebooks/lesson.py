@@ -442,10 +442,11 @@ pairs = torch.stack((margin, torch.zeros(41)), dim=1)
 firsts = torch.zeros(41, dtype=torch.int64)
 exact = torch.log1p(torch.exp(-margin.double()))
 naive = -F.softmax(pairs, dim=1)[:, 0].log()
+torchs = -torch.log_softmax(pairs, dim=1)[:, 0]
 picked = -F.log_softmax(pairs, dim=1)[:, 0]
 fused = F.cross_entropy(pairs, firsts, reduction="none")
 for at in (5, 15, 30):
-    print(at, *(f"{losses[at].abs():.6e}" for losses in (exact, naive, picked, fused)))
+    print(at, *(f"{losses[at].abs():.6e}" for losses in (exact, naive, torchs, picked, fused)))
 
 figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.semilogy(margin, exact, lw=6, alpha=0.3, color="grey", label="exact")
@@ -456,10 +457,11 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown] lang="en"
-# The columns are: exact, the logarithm of softmax, log-softmax, and `cross_entropy`. The logarithm of softmax drops to
-# 0 at a margin of 17, and so does log-softmax here: whatever subtracts one number from another of nearly its size has
-# lost the digits between them. PyTorch's `cross_entropy` does just that. crossent's keeps the digits, since where the
-# label outweighs the rest it computes log1p(sum of exp(x_c - x_y)).
+# The columns are: exact, the logarithm of softmax, PyTorch's log-softmax, crossent's log-softmax, and `cross_entropy`.
+# The logarithm of softmax drops to 0 at a margin of 17, and so does PyTorch's log-softmax here: whatever subtracts one
+# number from another of nearly its size has lost the digits between them. PyTorch's `cross_entropy` does just that.
+# crossent's functions keep the digits, since for a class that outweighs the rest they compute
+# log1p(sum of exp(x_c - x_y)).
 #
 # ## 9. Reductions, done wrong and right
 #
@@ -468,9 +470,10 @@ plt.show()
 # of the labels. That matters as soon as a batch is cut into micro-batches:
 
 # %% [markdown] lang="zh"
-# 各列依次是：精确值、对 softmax 取对数、log-softmax、`cross_entropy`。对 softmax 取对数，差值到 17 就直接变成 0；
-# log-softmax 在这里也一样：两个几乎相等的数相减，中间的有效数字就没了。PyTorch 的 `cross_entropy` 正是这么算的。
-# crossent 的 `cross_entropy` 保住了有效数字：当标签压过其余类别时，它计算的是 log1p(sum of exp(x_c - x_y))。
+# 各列依次是：精确值、对 softmax 取对数、PyTorch 的 log-softmax、crossent 的 log-softmax、`cross_entropy`。对 softmax
+# 取对数，差值到 17 就直接变成 0；PyTorch 的 log-softmax 在这里也一样：两个几乎相等的数相减，中间的有效数字就没了。
+# PyTorch 的 `cross_entropy` 正是这么算的。crossent 的函数保住了有效数字：当一个类别压过其余类别时，它们计算的是
+# log1p(sum of exp(x_c - x_y))。
 #
 # ## 9. 归约（reduction）：错误的做法与正确的做法
 #

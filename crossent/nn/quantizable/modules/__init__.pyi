@@ -1,1 +1,3 @@
 from torch.nn.quantizable.modules import *
+from torch.nn.quantizable.modules import activation as activation
+from torch.nn.quantizable.modules import rnn as rnn

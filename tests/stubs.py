@@ -36,7 +36,8 @@ def text_of(name, module):
     starred = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
     hidden = [each for each, value in vars(module).items() if each not in starred and belongs(value, module)]
     named = [f"from {name} import {each} as {each}\n" for each in sorted(hidden)]
-    return "".join([f"from {name} import *\n", *named])
+    # That they are not for everybody is torch's to say: who imports them from torch.nn can import them from here.
+    return "".join([*["# pyright: reportPrivateImportUsage=false\n"] * bool(named), f"from {name} import *\n", *named])
 
 
 def belongs(value, module):

@@ -95,7 +95,8 @@ def test_a_real_run_of_torch_and_scipy_in_processes_of_their_own():
         low, high = row["quartiles"]
         assert low <= row["ratio"] <= high
     assert results["not_measured"] == [{"case": LOSS.name, "rival": "chunked", "reason": "has the fused head alone"}]
-    assert results["versions"]["torch"] == torch.__version__ and results["versions"]["numpy"] == np.__version__
+    assert results["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert results["versions"]["numpy"] == np.__version__
     assert results["machine"]["threads"] == torch.get_num_threads()
     assert json.loads(json.dumps(results)) == json.loads(json.dumps(results | {"interrupted": False}))
 

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.attention import *
 from torch.nn.attention import _backend_from_string as _backend_from_string
 from torch.nn.attention import _cur_sdpa_kernel_backends as _cur_sdpa_kernel_backends

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.init import *
 from torch.nn.init import _calculate_correct_fan as _calculate_correct_fan
 from torch.nn.init import _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out

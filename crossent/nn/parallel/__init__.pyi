@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.parallel import *
 from torch.nn.parallel import DistributedDataParallelCPU as DistributedDataParallelCPU
 from torch.nn.parallel import comm as comm

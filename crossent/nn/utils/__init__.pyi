@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils import *
 from torch.nn.utils import clip_grad as clip_grad
 from torch.nn.utils import convert_parameters as convert_parameters

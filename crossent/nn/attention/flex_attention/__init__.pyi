@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.attention.flex_attention import *
 from torch.nn.attention.flex_attention import _CallableLeaf as _CallableLeaf
 from torch.nn.attention.flex_attention import _ExtractedLeaf as _ExtractedLeaf

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.attention.varlen import *
 from torch.nn.attention.varlen import _backward as _backward
 from torch.nn.attention.varlen import _normalize_window_size as _normalize_window_size

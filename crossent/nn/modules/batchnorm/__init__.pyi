@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.batchnorm import *
 from torch.nn.modules.batchnorm import _BatchNorm as _BatchNorm
 from torch.nn.modules.batchnorm import _LazyNormBase as _LazyNormBase

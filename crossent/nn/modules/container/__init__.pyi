@@ -1,2 +1,3 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.container import *
 from torch.nn.modules.container import _addindent as _addindent

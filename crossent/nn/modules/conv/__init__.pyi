@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.conv import *
 from torch.nn.modules.conv import _ConvNd as _ConvNd
 from torch.nn.modules.conv import _ConvTransposeMixin as _ConvTransposeMixin

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.linear_cross_entropy import *
 from torch.nn.modules.linear_cross_entropy import _ as _
 from torch.nn.modules.linear_cross_entropy import _ChunkContext as _ChunkContext

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.module import *
 from torch.nn.modules.module import _IncompatibleKeys as _IncompatibleKeys
 from torch.nn.modules.module import _WrappedHook as _WrappedHook

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.padding import *
 from torch.nn.modules.padding import _CircularPadNd as _CircularPadNd
 from torch.nn.modules.padding import _ConstantPadNd as _ConstantPadNd

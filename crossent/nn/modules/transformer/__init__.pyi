@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.transformer import *
 from torch.nn.modules.transformer import _detect_is_causal_mask as _detect_is_causal_mask
 from torch.nn.modules.transformer import _generate_square_subsequent_mask as _generate_square_subsequent_mask

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.modules.utils import *
 from torch.nn.modules.utils import _list_with_default as _list_with_default
 from torch.nn.modules.utils import _ntuple as _ntuple

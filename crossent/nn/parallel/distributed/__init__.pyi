@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.parallel.distributed import *
 from torch.nn.parallel.distributed import _BucketCapacityConfig as _BucketCapacityConfig
 from torch.nn.parallel.distributed import _BufferCommHook as _BufferCommHook

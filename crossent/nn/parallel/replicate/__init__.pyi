@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.parallel.replicate import *
 from torch.nn.parallel.replicate import _broadcast_coalesced_reshape as _broadcast_coalesced_reshape
 from torch.nn.parallel.replicate import _init_script_module as _init_script_module

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.quantized.modules import *
 from torch.nn.quantized.modules import activation as activation
 from torch.nn.quantized.modules import batchnorm as batchnorm

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils.parametrizations import *
 from torch.nn.utils.parametrizations import _OrthMaps as _OrthMaps
 from torch.nn.utils.parametrizations import _Orthogonal as _Orthogonal

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils.parametrize import *
 from torch.nn.utils.parametrize import _inject_new_class as _inject_new_class
 from torch.nn.utils.parametrize import _inject_property as _inject_property

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils.prune import *
 from torch.nn.utils.prune import _compute_norm as _compute_norm
 from torch.nn.utils.prune import _compute_nparams_toprune as _compute_nparams_toprune

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils.rnn import *
 from torch.nn.utils.rnn import PackedSequence_ as PackedSequence_
 from torch.nn.utils.rnn import _packed_sequence_init as _packed_sequence_init

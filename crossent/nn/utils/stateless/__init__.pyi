@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 from torch.nn.utils.stateless import *
 from torch.nn.utils.stateless import _functional_call as _functional_call
 from torch.nn.utils.stateless import _reparametrize_module as _reparametrize_module

@@ -22,6 +22,15 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "typer":
         raise
+else:
+    # How `explain` and `score` are told to read files.
+    _Key = Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")]
+    _LabelsKey = Annotated[str | None, typer.Option(help="The labels' entry or column.")]
+    _Header = Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")]
+    _Columns = Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")]
+    _Logits = Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")]
+    _Probabilities = Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")]
+    _LogProbabilities = Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")]
 
 _ANY = ("typer", "rich")  # what every command needs
 
@@ -65,13 +74,13 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for the plots.")] = P
 
 def explain(
     files: Annotated[list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
-    key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
-    labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
-    header: Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")] = None,
-    columns: Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
-    log_probabilities: Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")] = False,
+    key: _Key = None,
+    labels_key: _LabelsKey = None,
+    header: _Header = None,
+    columns: _Columns = None,
+    logits: _Logits = False,
+    probabilities: _Probabilities = False,
+    log_probabilities: _LogProbabilities = False,
     row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given more than once.")] = None,
     ignore_index: Annotated[int, typer.Option(help="The label of rows that count for nothing.")] = -100,
     label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
@@ -200,13 +209,13 @@ def score(
         list[str],
         typer.Argument(metavar="LOGITS [LABELS]", help="Both, or one file that has both.", show_default=False),
     ],
-    key: Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")] = None,
-    labels_key: Annotated[str | None, typer.Option(help="The labels' entry or column.")] = None,
-    header: Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")] = None,
-    columns: Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
-    log_probabilities: Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")] = False,
+    key: _Key = None,
+    labels_key: _LabelsKey = None,
+    header: _Header = None,
+    columns: _Columns = None,
+    logits: _Logits = False,
+    probabilities: _Probabilities = False,
+    log_probabilities: _LogProbabilities = False,
     dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
     ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
     top: Annotated[int, typer.Option(min=0, help="How many of the worst classes and rows are shown.")] = 10,

@@ -6,6 +6,8 @@ leaves out is replaced before it is used, since the derivative of what was left 
 
 from crossent import _rules
 
+_NEARLY_CERTAIN = -0.34  # log-probability
+
 
 def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     """The loss of each row; `keep` has the rows' shape, and labels that are not kept may hold anything."""
@@ -80,20 +82,27 @@ def picked_losses(xp, logits, target, weight, keep, axis):
 def log_softmax(xp, x, axis, freeze):
     """With the digits of a class that outweighs all others, in the results and in the derivative.
 
-    All is said relative to that class, which counts in no sum: its log-probability is -log(1 + others), its derivative
-    the others' with the other sign. Of a row whose largest logits are equal nothing is lost.
+    All is said relative to the largest logit, which counts in no sum: its log-probability is -log(1 + others), its
+    derivative the others' with the other sign. Equal largest logits share the derivative of the maximum, so all that
+    they add to the sum is their count.
     """
     classes = x.shape[axis]
     if isinstance(classes, int) and not classes:  # as in `row_losses`
         return xp.exp(x)
-    peak = freeze(xp.amax(x, axis=axis, keepdims=True))
-    at_peak = x == peak
-    untied = xp.sum(at_peak, axis=axis, keepdims=True) == 1
-    top = at_peak & untied
-    reference = xp.where(untied, xp.sum(xp.where(top, x, 0.0), axis=axis, keepdims=True), peak)
-    z = xp.where(top, freeze(x) - peak, x - reference)
-    others = xp.sum(xp.where(top, freeze(z), xp.exp(z)), axis=axis, keepdims=True)
-    return z - xp.log1p(xp.where(untied, others, others - 1.0))
+    peak = xp.amax(x, axis=axis, keepdims=True)
+    at_peak, z = x == peak, x - peak
+    zero = freeze(z)  # where the largest is
+    count = xp.sum(xp.where(at_peak, xp.ones_like(zero), 0.0), axis=axis, keepdims=True)
+    others = xp.sum(xp.where(at_peak, zero, xp.exp(z)), axis=axis, keepdims=True)
+    return xp.where(at_peak & (count == 1), zero, z) - xp.log1p(others + (count - 1.0))
+
+
+def log_softmax_grad(xp, out, dout, axis):
+    """In operations that can be differentiated again: `out` is a function of the input. Of a class that is nearly
+    certain, what is missing from 1 keeps its digits.
+    """
+    total = xp.sum(dout, axis=axis, keepdims=True)
+    return xp.where(out > _NEARLY_CERTAIN, dout - total - xp.expm1(out) * total, dout - xp.exp(out) * total)
 
 
 def row_weights(xp, target, soft, weight, keep):

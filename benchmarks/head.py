@@ -17,7 +17,7 @@ import crossent
 from benchmarks.cases import HEAD_CASES, HeadCase
 from crossent.bench.calls import torch_arrays
 from crossent.bench.cases import HEAD, Case
-from crossent.kernels._processor import PRODUCTS_OF_BFLOAT16, WIDENED
+from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16, WIDENED
 
 CHUNKS = (512, 1024, 2048, 4096)
 RIVALS = ("torch", "products")

@@ -11,7 +11,7 @@ import torch
 
 import crossent
 from crossent.bench.machine import machine
-from crossent.kernels._processor import PRODUCTS_OF_BFLOAT16
+from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16
 
 F = torch.nn.functional
 ROWS, FEATURES, CLASSES = 256, 512, 8000

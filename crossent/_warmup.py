@@ -2,8 +2,8 @@
 
 from time import perf_counter
 
-from crossent.kernels._compile import folder
-from crossent.kernels.warmup import STORAGES, compile_for
+from crossent.kernels.cpu.compile import folder
+from crossent.kernels.cpu.warmup import STORAGES, compile_for
 
 
 def run(dtypes: list[str]) -> None:

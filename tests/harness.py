@@ -99,7 +99,7 @@ def new_plans():
     """Nothing planned before is used, nor used later."""
     from crossent.frontends._problem import ready_plan
     from crossent.frontends.torch import _quick
-    from crossent.kernels.numba import loss_plan
+    from crossent.kernels.cpu.kernels import loss_plan
 
     def forget():
         for plans in (_quick, ready_plan, loss_plan):
@@ -115,7 +115,7 @@ def new_plans():
 @contextlib.contextmanager
 def gradients_made_in_backward():
     """As for logits that do not stay in the caches."""
-    from crossent.kernels import numba as kernels
+    from crossent.kernels.cpu import kernels
 
     with new_plans():
         before = kernels._LARGE_FROM, kernels._MUCH_FROM

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from crossent.frontends import _memory, numpy as numpy_frontend, torch as torch_frontend
-from crossent.kernels import _call
+from crossent.kernels.cpu import call as kernel_call
 
 _ALL_ONES = 0xFF  # in every byte: nan in each of the floats, and -1 in integers
 
@@ -23,8 +23,8 @@ def poison(monkeypatch):
     block = _poisoned(_memory.block)
     for module in (_memory, numpy_frontend, torch_frontend):
         monkeypatch.setattr(module, "block", block)
-    monkeypatch.setattr(_call, "_scratch", _scratch)
-    monkeypatch.setattr(_call.Calls, "run", _run)
+    monkeypatch.setattr(kernel_call, "_scratch", _scratch)
+    monkeypatch.setattr(kernel_call.Calls, "run", _run)
 
 
 def _poisoned(function):
@@ -40,13 +40,13 @@ def _poisoned(function):
     return poisoned
 
 
-def _scratch(size, threads, original=_call._scratch):
+def _scratch(size, threads, original=kernel_call._scratch):
     address, owner = original(size, threads)
     ctypes.memset(address, _ALL_ONES, size * threads)
     return address, owner
 
 
-def _run(self, changing, threads, owners, original=_call.Calls.run):
+def _run(self, changing, threads, owners, original=kernel_call.Calls.run):
     if not self._blocks:
         self._blocks.append(self._new_block())
     block = self._blocks[-1]

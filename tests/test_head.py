@@ -25,8 +25,8 @@ from benchmarks import precision
 from benchmarks.precision import Case
 from crossent import _head_filter
 from crossent.frontends import _problem, _torch_products, torch as torch_frontend
-from crossent.kernels import _processor, numba as kernels
-from crossent.kernels._processor import LIBRARY, PRODUCTS_OF_BFLOAT16, WIDENED
+from crossent.kernels.cpu import kernels, processor
+from crossent.kernels.cpu.processor import LIBRARY, PRODUCTS_OF_BFLOAT16, WIDENED
 
 F = torch.nn.functional
 Chunks = torch.nn.LinearCrossEntropyOptions
@@ -243,11 +243,11 @@ def test_chunks_do_not_matter(frontend, dtype, reduction, kind):
         check(frontend, case, dtype, **how)
 
 
-@pytest.fixture(params=[WIDENED, LIBRARY, _processor.PAIRS])
+@pytest.fixture(params=[WIDENED, LIBRARY, processor.PAIRS])
 def products_of_bfloat16(request, monkeypatch):
     """Those of every kind of processor."""
     _, exact = PRODUCTS_OF_BFLOAT16
-    if request.param == _processor.PAIRS != exact:
+    if request.param == processor.PAIRS != exact:
         pytest.skip("the processor does not multiply pairs of bfloat16")
     ways = request.param, exact if request.param == LIBRARY else request.param
     monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", ways)

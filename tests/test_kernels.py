@@ -10,9 +10,17 @@ from harness import TORCH_DTYPES, bits, gradients_made_in_backward, new_plans
 from numba import njit
 
 import crossent
-from crossent.kernels import _call, _compile, _inner, _last, _math, _scores, _simd
-from crossent.kernels._call import kernel_of
-from crossent.kernels.numba import LOSS, SCORES
+from crossent.kernels.cpu import (
+    across,
+    along,
+    call as kernel_call,
+    compile as kernel_compile,
+    math as vector_math,
+    scores,
+    vector as v,
+)
+from crossent.kernels.cpu.call import kernel_of
+from crossent.kernels.cpu.kernels import LOSS, SCORES
 
 FLOATS = [np.float32, np.float64]
 
@@ -25,16 +33,16 @@ def not_cached(function):
 @pytest.mark.parametrize(
     ("fields", "function"),
     [
-        (LOSS, _last.forward),
-        (LOSS, _last.backward),
-        (LOSS, _inner.forward),
-        (LOSS, _inner.backward),
-        (SCORES, _scores.forward),
+        (LOSS, along.forward),
+        (LOSS, along.backward),
+        (LOSS, across.forward),
+        (LOSS, across.backward),
+        (SCORES, scores.forward),
     ],
 )
 def test_hot_loops_are_vectors(fields, function, monkeypatch):
     """The polynomial of exp is multiplied and added in registers of at least 256 bits, never one number at a time."""
-    monkeypatch.setattr(_compile, "_SourceCache", not_cached)
+    monkeypatch.setattr(kernel_compile, "_SourceCache", not_cached)
     kernel = kernel_of.__wrapped__(function, "float32", fields.names)
     fused = re.findall(r"vfn?m(?:add|sub)\d+([ps])s\s+.*%([xyz])mm\d+$", kernel._library.get_asm_str(), re.MULTILINE)
     wide = sum(kind == "p" and register in "yz" for kind, register in fused)
@@ -47,8 +55,8 @@ def through(function, x):
 
     @njit
     def apply(like, source, target, n):
-        for j in range(0, n, _simd.lanes(like)):
-            _simd.store(like, target, j, function(like, _simd.load(like, source, j)))
+        for j in range(0, n, v.lanes(like)):
+            v.store(like, target, j, function(like, v.load(like, source, j)))
 
     apply(x.dtype.type(0), x.ctypes.data, out.ctypes.data, x.size)
     return out
@@ -72,23 +80,23 @@ def in_ulps(values, exact):
 def test_vector_functions(dtype, name, points, ulps):
     x = points.astype(dtype)
     exact = getattr(np, name)(x.astype(np.longdouble))
-    assert in_ulps(through(getattr(_math, name), x), exact) < ulps
+    assert in_ulps(through(getattr(vector_math, name), x), exact) < ulps
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_vector_functions_at_the_edges(dtype):
     x = np.tile(np.array([np.nan, -np.inf, 0, -1000], dtype), 4)
-    assert np.array_equal(through(_math.exp, x)[:4], np.array([np.nan, 0, 1, 0], dtype), equal_nan=True)
+    assert np.array_equal(through(vector_math.exp, x)[:4], np.array([np.nan, 0, 1, 0], dtype), equal_nan=True)
     x = np.tile(np.array([np.nan, 0, 1, 1], dtype), 4)
-    assert np.array_equal(through(_math.log, x)[:4], np.array([np.nan, -np.inf, 0, 0], dtype), equal_nan=True)
+    assert np.array_equal(through(vector_math.log, x)[:4], np.array([np.nan, -np.inf, 0, 0], dtype), equal_nan=True)
     x = np.tile(np.array([np.nan, -np.inf, np.inf, 0], dtype), 4)
-    assert np.array_equal(through(_math.tanh, x)[:4], np.array([np.nan, -1, 1, 0], dtype), equal_nan=True)
+    assert np.array_equal(through(vector_math.tanh, x)[:4], np.array([np.nan, -1, 1, 0], dtype), equal_nan=True)
 
 
 @pytest.fixture
 def poison(monkeypatch):
     """Scratch memory holds nan, or labels of -1, wherever a kernel has not written."""
-    scratch, new_block = _call._scratch, _call._Block.__init__
+    scratch, new_block = kernel_call._scratch, kernel_call._Block.__init__
 
     def poisoned_scratch(size, threads):
         address, memory = scratch(size, threads)
@@ -101,8 +109,8 @@ def poison(monkeypatch):
             start = block.scratch - block.address
             block.memory[start:] = b"\xff" * (len(block.memory) - start)
 
-    monkeypatch.setattr(_call, "_scratch", poisoned_scratch)
-    monkeypatch.setattr(_call._Block, "__init__", poisoned_block)
+    monkeypatch.setattr(kernel_call, "_scratch", poisoned_scratch)
+    monkeypatch.setattr(kernel_call._Block, "__init__", poisoned_block)
 
 
 WEIGHED = {

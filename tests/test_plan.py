@@ -7,7 +7,7 @@ from harness import waiting_gradient
 
 import crossent
 from crossent.frontends import _problem, _torch_products, torch as frontend
-from crossent.kernels._processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
+from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 pytestmark = pytest.mark.usefixtures("nothing_planned")
 

@@ -12,8 +12,8 @@ from poison import poison
 
 import crossent
 from crossent.frontends.torch import new_tensor
-from crossent.kernels import _call
-from crossent.kernels._processor import FEATURES, LIBRARY, PAIRS, WIDENED
+from crossent.kernels.cpu import call as kernel_call
+from crossent.kernels.cpu.processor import FEATURES, LIBRARY, PAIRS, WIDENED
 
 ROOT = Path(__file__).parent.parent
 FILES = [
@@ -74,7 +74,7 @@ def test_poison_reaches_all_memory(monkeypatch):
             new_tensor((2**22,), dtype).isnan().all() and new_tensor((3,), dtype).isnan().all() for dtype in kinds
         )
         assert np.isnan(np.empty(3)).all() and (np.empty_like([1, 2]) > 2**62).all()
-        address, owner = _call._scratch(512, 1)
+        address, owner = kernel_call._scratch(512, 1)
         start = address - owner.__array_interface__["data"][0]
         assert (owner[start : start + 512] == 255).all()
     finally:
@@ -91,7 +91,7 @@ def environment(kind, **more):
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_numbas_features_decide(kind):
-    program = "from crossent.kernels import _processor, _tile; print(_processor.PRODUCTS_OF_BFLOAT16, _tile.HEIGHT)"
+    program = "from crossent.kernels.cpu import processor, tile; print(processor.PRODUCTS_OF_BFLOAT16, tile.HEIGHT)"
     done = subprocess.run([sys.executable, "-c", program], env=environment(kind), capture_output=True, text=True)
     assert done.stdout.strip() == f"{PROCESSORS[kind][3]} {6 if kind == 'AVX2' else 8}", done.stderr
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from crossent.frontends._problem import multiply, round_in_place
 from crossent.frontends.numpy import NUMPY
 from crossent.frontends.torch import TORCH
-from crossent.kernels import _products, _tile
-from crossent.kernels._processor import (
+from crossent.kernels.cpu import matmul, tile
+from crossent.kernels.cpu.processor import (
     FEATURES,
     LIBRARY,
     PAIRS,
@@ -258,7 +258,7 @@ def test_rows_that_are_not_there_are_not_read():
 
 
 OTHER_TILE = """
-import crossent.kernels._tile as tile
+import crossent.kernels.cpu.tile as tile
 tile.HEIGHT, tile.VECTORS = {shape}
 from tests.test_products import AGAINST, HAS_PAIRS, SIDES, WAYS, check, check_pairs
 import numpy as np
@@ -273,10 +273,10 @@ for rows, columns, depth in zip(SIDES, SIDES[3:] + SIDES[:3], SIDES[5:] + SIDES[
 
 def test_the_other_tile(tmp_path):
     """Of processors that have 32 registers of 512 bits, or have not."""
-    shape = (6, 1) if _tile.HEIGHT == 8 else (8, 2)
+    shape = (6, 1) if tile.HEIGHT == 8 else (8, 2)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", OTHER_TILE.format(shape=shape)], check=True, env=environment)
 
 
 def test_a_block_is_whole_tiles():
-    assert _products.ROWS % _tile.HEIGHT == 0
+    assert matmul.ROWS % tile.HEIGHT == 0

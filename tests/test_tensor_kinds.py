@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 import crossent
 import crossent.nn as nn
-from crossent.kernels import array
+from crossent.kernels import plain as plain_operations
 
 STATS = (crossent.prediction_stats, crossent.linear_token_stats)
 LOSSES = (crossent.cross_entropy, crossent.nll_loss, crossent.linear_cross_entropy)
@@ -99,7 +99,7 @@ if hasattr(F, "linear_cross_entropy"):
 @pytest.fixture
 def no_plain_operations(monkeypatch):
     for name in ("row_losses", "picked_losses", "prediction_stats", "token_stats"):
-        monkeypatch.delattr(array, name)
+        monkeypatch.delattr(plain_operations, name)
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)

@@ -14,7 +14,7 @@ from command_line import typed
 from harness import gradients_made_in_backward, new_plans
 
 import crossent
-from crossent.kernels import _cache, _call, _patience, warmup
+from crossent.kernels.cpu import cache, call as kernel_call, patience as patience_module, warmup
 
 UNIX = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
 
@@ -22,15 +22,15 @@ UNIX = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files 
 @pytest.fixture
 def patience(monkeypatch, caplog):
     """As at the start of a process, with a tenth of a second for two; and what has been said."""
-    monkeypatch.setattr(_patience, "_told", False)
-    monkeypatch.setattr(_patience, "_spent", 0.0)
-    monkeypatch.setattr(_patience, "TOLD_AFTER", 0.1)
+    monkeypatch.setattr(patience_module, "_told", False)
+    monkeypatch.setattr(patience_module, "_spent", 0.0)
+    monkeypatch.setattr(patience_module, "TOLD_AFTER", 0.1)
     monkeypatch.delenv("CROSSENT_QUIET", raising=False)
     caplog.set_level(logging.WARNING, "crossent")
 
     def spend(seconds, found=False, writable=True):
         cache = SimpleNamespace(cache_path="/kept/here") if writable else None
-        with _patience.patience(cache):
+        with patience_module.patience(cache):
             if writable and not found:
                 cache.on_miss()
             time.sleep(seconds)
@@ -66,9 +66,9 @@ def test_quiet(patience, monkeypatch):
 
 
 COMPILE = """
-from crossent.kernels import _call, _patience
-_patience.TOLD_AFTER = 0.01
-_call._entry()
+from crossent.kernels.cpu import call, patience
+patience.TOLD_AFTER = 0.01
+call._entry()
 """
 
 
@@ -95,35 +95,35 @@ def test_a_folder_that_is_private(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / f"crossent-{os.getuid()}"
     for _ in range(2):
-        assert _cache.private_folder() == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+        assert cache.private_folder() == str(folder) and folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)
-    assert _cache.private_folder() is None, "others can read it"
+    assert cache.private_folder() is None, "others can read it"
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").chmod(0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    assert _cache.private_folder() is None, "a link"
+    assert cache.private_folder() is None, "a link"
     folder.unlink()
     folder.write_text("")
-    assert _cache.private_folder() is None, "a file"
+    assert cache.private_folder() is None, "a file"
     theirs = tmp_path / f"crossent-{os.getuid() + 1}"
     theirs.mkdir(mode=0o700)
     somebody = os.getuid() + 1
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: somebody)
-        assert _cache.private_folder() is None, "somebody else's"
+        assert cache.private_folder() is None, "somebody else's"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    assert _cache.private_folder() is None
+    assert cache.private_folder() is None
 
 
 def asked_for(monkeypatch, calls):
     """The kernels that these calls ask for, of which none is compiled anew."""
     found = set()
 
-    def kernel_of(function, storage, names, original=_call.kernel_of):
+    def kernel_of(function, storage, names, original=kernel_call.kernel_of):
         found.add((function, storage, names))
         return original(function, storage, names)
 
-    monkeypatch.setattr(_call, "kernel_of", kernel_of)
+    monkeypatch.setattr(kernel_call, "kernel_of", kernel_of)
     for apart in (new_plans, gradients_made_in_backward):
         with apart():
             for call in calls:

@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from crossent import _rows
 from crossent._options import integer
-from crossent.kernels import BadLabel, numba as kernels
+from crossent.kernels import BadLabel
+from crossent.kernels.cpu import kernels
 
 
 def compute_storage(storage):

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from crossent import _rows
 from crossent._options import loss_options
 from crossent.frontends import _torch_head, torch as frontend
-from crossent.kernels import array
+from crossent.kernels import plain as array
 
 
 class _Parts:

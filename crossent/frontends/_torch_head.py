@@ -13,7 +13,7 @@ from crossent import _dispatch, _rows
 from crossent._head import Head
 from crossent.frontends import torch as frontend
 from crossent.frontends._torch_products import products_for
-from crossent.kernels import array
+from crossent.kernels import plain as array
 
 
 @dataclass(frozen=True, eq=False)

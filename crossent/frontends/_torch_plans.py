@@ -6,7 +6,7 @@ from crossent import _rows
 from crossent.frontends import _plans, _torch_head, torch as frontend
 from crossent.frontends._problem import compute_storage
 from crossent.frontends.torch import TORCH
-from crossent.kernels.numba import best_at_once
+from crossent.kernels.cpu.kernels import best_at_once
 
 
 def plan(name, arguments, options, how):

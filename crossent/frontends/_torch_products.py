@@ -5,7 +5,7 @@ import torch
 from crossent.frontends import torch as frontend
 from crossent.frontends._problem import HeadKernels, multiply, round_in_place
 from crossent.frontends.torch import TORCH
-from crossent.kernels._processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
+from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 _BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
 _LINE = 64  # bytes that a unit for whole matrices reads at once

@@ -10,7 +10,7 @@ from crossent._options import number
 from crossent.frontends import _plans, _problem
 from crossent.frontends._memory import block
 from crossent.frontends._problem import problem_of, softmax_forward
-from crossent.kernels import numba as kernels
+from crossent.kernels.cpu import kernels
 
 
 class _Storages(dict):

@@ -1,7 +1,7 @@
 """PyTorch: kernels for ordinary CPU tensors, plain tensor operations for everything else.
 
 An ordinary call goes through one autograd node whose backward is a kernel too. Other devices, subclasses, function
-transforms, forward-mode derivatives and derivatives of derivatives use `kernels.array`, which PyTorch differentiates
+transforms, forward-mode derivatives and derivatives of derivatives use `kernels.plain`, which PyTorch differentiates
 itself, and so does what `torch.jit.trace` records. Under `torch.compile` and `torch.export` the kernels are operators
 (`_torch_operators`).
 """
@@ -33,8 +33,8 @@ from crossent.frontends._problem import (
     softmax_backward,
     softmax_forward,
 )
-from crossent.kernels import BadLabel, array
-from crossent.kernels._threads import use_openmp
+from crossent.kernels import BadLabel, plain as array
+from crossent.kernels.cpu.threads import use_openmp
 
 _STORAGE = {
     torch.float16: "float16",
@@ -75,7 +75,7 @@ _plain_only = False
 
 @contextmanager
 def plain_operations():
-    """Have everything computed by `kernels.array`: what is to become of operators, and what tests are to reach."""
+    """Have everything computed by `kernels.plain`: what is to become of operators, and what tests are to reach."""
     global _plain_only
     _plain_only, before = True, _plain_only
     try:

@@ -1,16 +1,17 @@
 """What a label's row says of it: its log-probability, the normaliser, the entropy and the label's rank.
 
-Rows lie along their classes and are read once, as in `_last`, whose peak and headroom are used here too.
+Rows lie along their classes and are read once, as in `along`, whose peak and headroom are used here too.
 """
 
 import math
 
 import numpy as np
 
-from crossent.kernels._blocks import BLOCK, largest, some_logits
-from crossent.kernels._compile import inline
-from crossent.kernels._last import LOOKED_AT, out_of_headroom
-from crossent.kernels._leaves import (
+from crossent.kernels.cpu.along import LOOKED_AT, out_of_headroom
+from crossent.kernels.cpu.blocks import BLOCK, largest, some_logits
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import capped, exp
+from crossent.kernels.cpu.row import (
     LABELS,
     OK,
     ahead,
@@ -24,8 +25,7 @@ from crossent.kernels._leaves import (
     softcap_slope,
     token_grad,
 )
-from crossent.kernels._math import capped, exp
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.vector import (
     all_lanes_but,
     at,
     first_lanes,

@@ -8,9 +8,10 @@ Every sum is cut at the same places whatever the blocks, the threads and the siz
 every chunk.
 """
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import LABELS, OK, finish, load_within
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.row import LABELS, OK, finish, load_within
+from crossent.kernels.cpu.tile import HEIGHT, VECTORS, multiply
+from crossent.kernels.cpu.vector import (
     VECTOR_BYTES,
     at,
     either,
@@ -27,7 +28,6 @@ from crossent.kernels._simd import (
     store_some,
     turn,
 )
-from crossent.kernels._tile import HEIGHT, VECTORS, multiply
 
 DEPTH = 256  # elements summed in registers before they are added to what is in memory: short sums keep their digits
 ROWS, COLUMNS = 96, 1024  # of a block: rows for the core's own cache, columns for the one that cores share

@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-from crossent.kernels._blocks import BLOCK, share, some_logits, sum_of_block
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import OK, finish, finite_peak, load_within, passes_caches, write_within
-from crossent.kernels._math import exp, exp_or_expm1, log_of_sum
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.blocks import BLOCK, share, some_logits, sum_of_block
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import exp, exp_or_expm1, log_of_sum
+from crossent.kernels.cpu.row import OK, finish, finite_peak, load_within, passes_caches, write_within
+from crossent.kernels.cpu.vector import (
     any_lane,
     at,
     first_lanes,

@@ -6,8 +6,8 @@ exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <=
 log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), q a Chebyshev fit on s^2 <= 1/9.
 """
 
-from crossent.kernels._compile import inline
-from crossent.kernels._simd import constant, exponent, fma, fraction, lift, polynomial, scale_by_power, select
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.vector import constant, exponent, fma, fraction, lift, polynomial, scale_by_power, select
 
 _ONE = constant(1.0, 1.0)
 _LN2 = constant(0.6931471805599453, 0.6931471805599453)

@@ -2,9 +2,9 @@
 combinations of rows. Every number is read once, several rows at a time.
 """
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import OK, finish, load_within
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.row import OK, finish, load_within
+from crossent.kernels.cpu.vector import (
     VECTOR_BYTES,
     at,
     first_lanes,

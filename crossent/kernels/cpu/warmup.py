@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from crossent.kernels import _inner, _last, _pick, _products, _rounding, _scores, _softmax, _tokens
-from crossent.kernels._call import kernel_of
-from crossent.kernels._processor import PAIRS, PRODUCTS_OF_BFLOAT16
-from crossent.kernels.numba import LOSS, PRODUCTS, QUICK_LOSS, ROUNDING, SCORES, SOFTMAX, TOKENS
+from crossent.kernels.cpu import across, along, matmul, pick, rounding, scores, softmax, tokens
+from crossent.kernels.cpu.call import kernel_of
+from crossent.kernels.cpu.kernels import LOSS, PRODUCTS, QUICK_LOSS, ROUNDING, SCORES, SOFTMAX, TOKENS
+from crossent.kernels.cpu.processor import PAIRS, PRODUCTS_OF_BFLOAT16
 
 STORAGES = ("float16", "bfloat16", "float32", "float64")
-_LOSSES = (_last.forward, _last.backward, _inner.forward, _inner.backward)
-_SOFTMAXES = (_softmax.forward_last, _softmax.backward_last, _softmax.forward_inner, _softmax.backward_inner)
+_LOSSES = (along.forward, along.backward, across.forward, across.backward)
+_SOFTMAXES = (softmax.forward_last, softmax.backward_last, softmax.forward_inner, softmax.backward_inner)
 
 
 def common(storage: str) -> Iterator[tuple]:
@@ -17,19 +17,19 @@ def common(storage: str) -> Iterator[tuple]:
     quick = [(function, QUICK_LOSS) for function in _LOSSES] if storage in ("float32", "float64") else []
     for function, fields in (
         *quick,
-        *((function, LOSS) for function in (*_LOSSES, _pick.forward, _pick.backward)),
+        *((function, LOSS) for function in (*_LOSSES, pick.forward, pick.backward)),
         *((function, SOFTMAX) for function in _SOFTMAXES),
-        (_scores.forward, SCORES),
-        (_tokens.forward, TOKENS),
-        (_tokens.backward, TOKENS),
-        (_products.product, PRODUCTS),
+        (scores.forward, SCORES),
+        (tokens.forward, TOKENS),
+        (tokens.backward, TOKENS),
+        (matmul.product, PRODUCTS),
     ):
         yield function, storage, fields.names
     if storage in ("float16", "bfloat16"):  # logits of a head
         yield from ((function, "float32", LOSS.names) for function in _LOSSES[:2])
     if storage == "bfloat16" and PAIRS in PRODUCTS_OF_BFLOAT16:
-        yield _rounding.forward, "float32", ROUNDING.names
-        for function in (_products.product, _products.rounded_product):
+        yield rounding.forward, "float32", ROUNDING.names
+        for function in (matmul.product, matmul.rounded_product):
             yield function, "bfloat16 pairs", PRODUCTS.names
 
 

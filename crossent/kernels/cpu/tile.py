@@ -4,8 +4,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from crossent.kernels._processor import FEATURES
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.processor import FEATURES
+from crossent.kernels.cpu.vector import (
     _I32,
     _I64,
     PAIRS,

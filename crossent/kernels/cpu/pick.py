@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.row import (
     LABELS,
     OK,
     add,
@@ -14,7 +14,7 @@ from crossent.kernels._leaves import (
     sample_weight_of,
     upstream_of,
 )
-from crossent.kernels._simd import get, put
+from crossent.kernels.cpu.vector import get, put
 
 
 @inline

@@ -1,6 +1,6 @@
 """What metrics need of a row: its label's log-probability and rank, the most likely class, the Brier score.
 
-Rows lie along their classes and are read from memory once, as in `_last`. The headroom is smaller, since exponentials
+Rows lie along their classes and are read from memory once, as in `along`. The headroom is smaller, since exponentials
 are squared here.
 """
 
@@ -8,10 +8,11 @@ import math
 
 import numpy as np
 
-from crossent.kernels._blocks import BLOCK, largest, some_logits
-from crossent.kernels._compile import inline
-from crossent.kernels._last import LOOKED_AT
-from crossent.kernels._leaves import (
+from crossent.kernels.cpu.along import LOOKED_AT
+from crossent.kernels.cpu.blocks import BLOCK, largest, some_logits
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import exp
+from crossent.kernels.cpu.row import (
     LABELS,
     OK,
     ahead,
@@ -22,8 +23,7 @@ from crossent.kernels._leaves import (
     load_within,
     negative_log,
 )
-from crossent.kernels._math import exp
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.vector import (
     all_lanes_but,
     at,
     first_lanes,

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from crossent import _rules
-from crossent.kernels._compile import inline
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.vector import (
     VECTOR_BYTES,
     first_lanes,
     get,

@@ -1,12 +1,13 @@
-"""The contract's kernels for CPUs, compiled by numba on first use."""
+"""What the rest of the library calls: the contract of `crossent.kernels` on a CPU."""
 
 import os
 from functools import lru_cache
 
 from numba import config
 
-from crossent.kernels import _inner, _last, _pick, _products, _rounding, _scores, _softmax, _sums, _tokens
-from crossent.kernels._call import Calls, Fields, strided, strides
+from crossent.kernels.cpu import across, along, matmul, pick, scores, softmax, sums as column_sums, tokens
+from crossent.kernels.cpu.call import Calls, Fields, strided, strides
+from crossent.kernels.cpu.rounding import forward as round_rows
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
 _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
@@ -65,9 +66,9 @@ def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=
     """
     units, size = layout.rows, layout.classes
     if buffers:
-        tile = _inner.tile_rows(layout.inner, layout.classes, layout.last)
+        tile = across.tile_rows(layout.inner, layout.classes, layout.last)
         units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
-        scratches = (_inner.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage]),) * 2
+        scratches = (across.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage]),) * 2
     step = max(1, _CHUNK // max(size, 1), units // _CHUNKS)
     if units * size < _SHARED_FROM:
         step = max(1, units)
@@ -87,7 +88,7 @@ def best_at_once(layout, storage, reduction, picks):
     exponentials are too many to keep.
     """
     itemsize = _BYTES[storage]
-    below = _MUCH_FROM if layout.last and layout.classes > _last.BLOCK else _LARGE_FROM
+    below = _MUCH_FROM if layout.last and layout.classes > along.BLOCK else _LARGE_FROM
     few = 0 < layout.rows * layout.classes * itemsize < below
     return few and itemsize > 2 and reduction != "none" and not picks
 
@@ -106,16 +107,16 @@ class LossPlan:
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
-        kernels = _pick if picks else _last if along_classes else _inner
+        kernels = pick if picks else along if along_classes else across
         self.layout = layout
-        self.stats = (3 if soft else 2) if kernels is _last and layout.classes >= _STATS_FROM else 0
+        self.stats = (3 if soft else 2) if kernels is along and layout.classes >= _STATS_FROM else 0
         tile, scratches, places = 0, (0, 0), (0, 0)
-        if kernels is _last:
-            tile, keeps = _last.TILE, not (soft or options.label_smoothing or options.softcap) and self.stats
-            scratches, places = _last.scratch_bytes(layout.classes, _BYTES[storage], keeps)
+        if kernels is along:
+            tile, keeps = along.TILE, not (soft or options.label_smoothing or options.softcap) and self.stats
+            scratches, places = along.scratch_bytes(layout.classes, _BYTES[storage], keeps)
         functions = kernels.forward, kernels.backward
         fixed = (
-            layout, storage, kernels is _inner, *layout.strides, *target_strides, *layout.new_strides, layout.rows,
+            layout, storage, kernels is across, *layout.strides, *target_strides, *layout.new_strides, layout.rows,
             options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss, *places,
         )  # fmt: skip
         memory = {"tile": tile, "scratches": scratches}
@@ -125,7 +126,7 @@ class LossPlan:
         if not best_at_once(layout, storage, options.reduction, picks):
             return
         self.at_once = self.backward
-        if layout.classes > _last.BLOCK:  # else the gradient would have other bits than in a larger batch
+        if layout.classes > along.BLOCK:  # else the gradient would have other bits than in a larger batch
             fixed = *fixed[: -len(places)], 0, 0
             _, self.at_once = _calls(LOSS, functions, *fixed, **memory)
         self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
@@ -141,9 +142,9 @@ class SoftmaxPlan:
 
     def __init__(self, layout, storage, log):
         kernels = (
-            (_softmax.forward_last, _softmax.backward_last)
+            (softmax.forward_last, softmax.backward_last)
             if layout.last
-            else (_softmax.forward_inner, _softmax.backward_inner)
+            else (softmax.forward_inner, softmax.backward_inner)
         )
         self.layout = layout
         fixed = *layout.strides, *layout.new_strides, log
@@ -158,29 +159,29 @@ class TokenPlan:
     def __init__(self, layout, storage, target_strides, options):
         self.layout = layout
         self.forward, self.backward = _calls(
-            TOKENS, (_tokens.forward, _tokens.backward), layout, storage, 0, *layout.strides, *target_strides,
+            TOKENS, (tokens.forward, tokens.backward), layout, storage, 0, *layout.strides, *target_strides,
             *layout.strides, options.ignore_index, options.softcap or 0.0,
         )  # fmt: skip
 
 
-BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = _sums.BLOCK, _sums.ROOM
+BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = column_sums.BLOCK, column_sums.ROOM
 
 
 @lru_cache(maxsize=4096)
 def sums(classes, storage, threads):
     """The call that adds up matrices with so many columns; for more threads the units may be smaller."""
-    return _by_columns(SUMS, _sums.forward, classes, storage, threads)
+    return _by_columns(SUMS, column_sums.forward, classes, storage, threads)
 
 
 @lru_cache(maxsize=4096)
 def combinations(classes, storage, threads):
     """The call that multiplies matrices with so many columns by few rows; for more threads the units may be smaller."""
-    return _by_columns(COMBINATIONS, _sums.combine, classes, storage, threads)
+    return _by_columns(COMBINATIONS, column_sums.combine, classes, storage, threads)
 
 
 def _by_columns(fields, kernel, classes, storage, threads):
     blocks = -(-classes // BLOCK_OF_SUMS)
-    together = max(1, min(_sums.BLOCKS, blocks // threads))
+    together = max(1, min(column_sums.BLOCKS, blocks // threads))
     scratch = 2 * together * BLOCK_OF_SUMS * max(4, _BYTES[storage])
     units = -(-blocks // together)
     return Calls(fields, kernel, fields.pack_first, storage, units, 1, scratch, (classes, together)).run
@@ -201,21 +202,21 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
     `along` says of either factor whether the products are summed along its rows of memory.
     """
     itemsize, each = max(4, _BYTES[storage]), 2 if storage == "bfloat16 pairs" else 1
-    width, columns_at_most, rows_at_most = _products.panel_width(itemsize), _products.COLUMNS, _ROWS_AT_ONCE
-    at_once = _even(depth, each * _products.DEPTH, each)
+    width, columns_at_most, rows_at_most = matmul.panel_width(itemsize), matmul.COLUMNS, _ROWS_AT_ONCE
+    at_once = _even(depth, each * matmul.DEPTH, each)
     if rounded and at_once < depth:  # what is rounded cannot be added to
-        at_once, columns_at_most = depth, max(width, columns_at_most * each * _products.DEPTH // depth // width * width)
-    if rows <= _products.HEIGHT:  # which cannot be shared out
+        at_once, columns_at_most = depth, max(width, columns_at_most * each * matmul.DEPTH // depth // width * width)
+    if rows <= matmul.HEIGHT:  # which cannot be shared out
         columns_at_most = min(columns_at_most, -(-columns // threads))
     block_columns = _even(columns, columns_at_most, width)
     blocks = -(-columns // block_columns)
     if blocks < 4 * threads:
         rows_at_most = min(rows_at_most, -(-rows // threads))
-    block_rows = _even(rows, rows_at_most, _products.HEIGHT)
+    block_rows = _even(rows, rows_at_most, matmul.HEIGHT)
     units = blocks * -(-rows // block_rows)
     fixed = *along, *strides, rows, columns, depth, at_once, block_rows, block_columns, blocks
-    scratch = _products.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize
-    kernel = _products.rounded_product if rounded else _products.product
+    scratch = matmul.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize
+    kernel = matmul.rounded_product if rounded else matmul.product
     return Calls(PRODUCTS, kernel, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
 
 
@@ -224,7 +225,7 @@ def rounding(rows, columns, row_stride):
     """The call that rounds a matrix of float32 to bfloat16 where it is, with a 0 behind each row."""
     step = max(1, _CHUNK // max(1, columns), rows // _CHUNKS)
     fixed = row_stride, columns
-    return Calls(ROUNDING, _rounding.forward, ROUNDING.pack_first, "float32", rows, step, 0, fixed).run
+    return Calls(ROUNDING, round_rows, ROUNDING.pack_first, "float32", rows, step, 0, fixed).run
 
 
 class ScorePlan:
@@ -235,7 +236,7 @@ class ScorePlan:
     def __init__(self, layout, storage, target_strides, ignore_index):
         self.layout = layout
         (self.forward,) = _calls(
-            SCORES, (_scores.forward,), layout, storage, 0, *layout.strides, *target_strides, ignore_index
+            SCORES, (scores.forward,), layout, storage, 0, *layout.strides, *target_strides, ignore_index
         )
 
 

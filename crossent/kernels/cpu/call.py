@@ -19,10 +19,11 @@ from threading import local
 import numpy as np
 from numba import from_dtype, types
 
-from crossent.kernels import BadLabel, _threads
-from crossent.kernels._compile import compiled
-from crossent.kernels._leaves import DOUBLES, LABELS, OK
-from crossent.kernels._simd import at, fetch_add, get, invoke, put
+from crossent.kernels import BadLabel
+from crossent.kernels.cpu import threads as helpers
+from crossent.kernels.cpu.compile import compiled
+from crossent.kernels.cpu.row import DOUBLES, LABELS, OK
+from crossent.kernels.cpu.vector import at, fetch_add, get, invoke, put
 
 _LIKES = {
     "float16": (np.int16, np.float32),
@@ -197,7 +198,7 @@ class Calls:
         if at_once == 1:
             self._entry(block.address)
         else:
-            over = _threads.run(self._entry, block, at_once, owners)
+            over = helpers.run(self._entry, block, at_once, owners)
         bad, losses, weights = _outcome(block.memory, _OUTCOME_AT)
         if over:
             self._blocks.append(block)

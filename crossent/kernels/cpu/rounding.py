@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import OK, finish, load_within
-from crossent.kernels._simd import at, first_lanes, lanes, prefetch, put, store, store_some
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.row import OK, finish, load_within
+from crossent.kernels.cpu.vector import at, first_lanes, lanes, prefetch, put, store, store_some
 
 _BFLOAT16 = np.uint16(0)
 

@@ -8,11 +8,15 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 
 from crossent import _rules as rules_source
-from crossent.kernels._cache import Cache
-from crossent.kernels._patience import patience
+from crossent.kernels.cpu.cache import Cache
+from crossent.kernels.cpu.patience import patience
 
 _FOLDER = Path(__file__).parent
-_SOURCES = [Path(rules_source.__file__), *sorted(_FOLDER.glob("_*.py"))]
+_NOT_COMPILED = ("__init__.py", "kernels.py", "warmup.py")  # what these say reaches kernels as numbers or as fields
+_SOURCES = [
+    Path(rules_source.__file__),
+    *(path for path in sorted(_FOLDER.glob("*.py")) if path.name not in _NOT_COMPILED),
+]
 
 
 def _fingerprint():
@@ -26,8 +30,9 @@ _FINGERPRINT = _fingerprint()
 
 
 class _SourceCache(Cache):
-    on_miss = None
     """Numba's own cache looks at one file, and would keep kernels that inlined an older rule from another."""
+
+    on_miss = None
 
     def _index_key(self, sig, codegen):
         return str(sig), codegen.magic_tuple(), _FINGERPRINT

@@ -14,10 +14,10 @@ and find the rest written here. A row's numbers do not depend on the rows beside
 
 import numpy as np
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import label_grad, label_weight, lse_slope, row_loss, target_weight
-from crossent.kernels._math import log, log1p, negative_log
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import log, log1p, negative_log
+from crossent.kernels.cpu.row import label_grad, label_weight, lse_slope, row_loss, target_weight
+from crossent.kernels.cpu.vector import (
     at,
     first_lanes,
     lanes,

@@ -1,20 +1,20 @@
 """Rows whose classes lie side by side: vectors run along a row, one row after the other.
 
-The logits are read from memory once. Without soft targets and smoothing the sums go block by block (`_blocks`). Where
+The logits are read from memory once. Without soft targets and smoothing the sums go block by block (`blocks`). Where
 these give every class a weight, the sums are taken relative to a `peak` known before the pass (the larger of the
 label's logit and the maximum of the first few), so maximum and sums need one pass; where a later logit turns out more
 than `_HEADROOM` above the peak, which would endanger the sums, the row is passed again with the true maximum.
 
 What is found of up to `TILE` rows goes to arrays at `state`, the scratch memory, from which their losses and the
-factors of their gradients follow for all at once (`_epilogue`).
+factors of their gradients follow for all at once (`epilogue`).
 """
 
 import numpy as np
 
-from crossent.kernels import _blocks
-from crossent.kernels._blocks import BLOCK, some_logits
-from crossent.kernels._compile import inline
-from crossent.kernels._epilogue import (
+from crossent.kernels.cpu import blocks
+from crossent.kernels.cpu.blocks import BLOCK, some_logits
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.epilogue import (
     ARRAYS,
     COST,
     DOT,
@@ -31,7 +31,8 @@ from crossent.kernels._epilogue import (
     losses_of,
     prepare_gradients,
 )
-from crossent.kernels._leaves import (
+from crossent.kernels.cpu.math import capped, exp
+from crossent.kernels.cpu.row import (
     DOUBLES,
     LABELS,
     OK,
@@ -49,8 +50,7 @@ from crossent.kernels._leaves import (
     target_weight,
     write,
 )
-from crossent.kernels._math import capped, exp
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.vector import (
     all_lanes_but,
     at,
     first_lanes,
@@ -232,7 +232,7 @@ def _make_sums(call, state, first, n, at_once, keeps):
             return first + k
         if keep != 0.0:
             looked_at = LOOKED_AT if dense else BLOCK
-            _put(call, state, PEAK, k, _blocks.largest(like, row, min(classes, looked_at), cap))
+            _put(call, state, PEAK, k, blocks.largest(like, row, min(classes, looked_at), cap))
     for k in range(n):
         keep, _, label, soft, row = _read_row(call, first + k)
         if keep == 0.0:
@@ -246,7 +246,7 @@ def _make_sums(call, state, first, n, at_once, keeps):
             kept, tops = 0, 0
             if keeps:
                 kept, tops = _kept_of(call, state, k, _row_of(call, call.dx, strides_of_dx(call), first + k))
-            peak, others = _blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead)
+            peak, others = blocks.walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead)
         _put_row(call, state, k, keep, label, own, peak, others)
     _own_exponentials(call, state, n)
     return OK
@@ -385,7 +385,7 @@ def backward(call, state, lo, hi, sums):
             peak, factor = _get(call, state, PEAK, k), _get(call, state, FACTOR, k)
             if keeps:
                 kept, tops = _kept_of(call, state, k, drow)
-                _blocks.multiply(like, weight_like, kept, drow, tops, classes, peak, factor)
+                blocks.multiply(like, weight_like, kept, drow, tops, classes, peak, factor)
             else:
                 cost = scaled = 0.0
                 if not plain:

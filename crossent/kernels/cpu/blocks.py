@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from crossent.kernels._compile import inline
-from crossent.kernels._leaves import DOUBLES, class_grad, finite_peak
-from crossent.kernels._math import capped, exp
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import capped, exp
+from crossent.kernels.cpu.row import DOUBLES, class_grad, finite_peak
+from crossent.kernels.cpu.vector import (
     all_lanes_but,
     at,
     first_lanes,

@@ -3,15 +3,15 @@ Short rows whose classes lie side by side are turned in the buffer, so that a ve
 
 A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in arrays
 behind a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As
-in `_last` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile
+in `along` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile
 whose sums come out too large is passed again relative to its maxima. A label is only ever compared with class numbers,
 so that a bad one cannot reach memory.
 """
 
 import numpy as np
 
-from crossent.kernels._compile import inline
-from crossent.kernels._epilogue import (
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.epilogue import (
     ARRAYS,
     COST,
     DOT,
@@ -28,7 +28,8 @@ from crossent.kernels._epilogue import (
     losses_of,
     prepare_gradients,
 )
-from crossent.kernels._leaves import (
+from crossent.kernels.cpu.math import capped, exp
+from crossent.kernels.cpu.row import (
     LABELS,
     OK,
     add,
@@ -45,8 +46,7 @@ from crossent.kernels._leaves import (
     write,
     write_within,
 )
-from crossent.kernels._math import capped, exp
-from crossent.kernels._simd import (
+from crossent.kernels.cpu.vector import (
     and_not,
     any_lane,
     at,

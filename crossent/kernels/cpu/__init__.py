@@ -1,0 +1,1 @@
+"""The contract's kernels for CPUs, compiled by numba on first use."""

@@ -10,94 +10,77 @@ import math
 
 import numpy as np
 
+from crossent.kernels.cpu import rules, vector as v
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import capped, exp
-from crossent.kernels.cpu.row import DOUBLES, class_grad, finite_peak
-from crossent.kernels.cpu.vector import (
-    all_lanes_but,
-    at,
-    first_lanes,
-    get,
-    lanes,
-    larger,
-    lift,
-    load,
-    load_some,
-    max_of_lanes,
-    prefetch,
-    put,
-    select,
-    store,
-    store_some,
-    sum_of_lanes,
-)
+from crossent.kernels.cpu.row import DOUBLES, finite_peak
 
 BLOCK = 1024  # numbers
 
 
 @inline
-def some_logits(like, row, j, within, cap):
+def masked_logits(storage, row, j, within, cap):
     """Logits in the lanes `within`, -inf in the others."""
-    nothing = lift(like, -np.inf)
-    return select(within, capped(like, load_some(like, row, j, within, nothing), cap), nothing)
+    nothing = v.splat(storage, -np.inf)
+    return v.select(within, capped(storage, v.load_masked(storage, row, j, within, nothing), cap), nothing)
 
 
 @inline
-def largest(like, row, n, cap):
-    full = n // lanes(like) * lanes(like)
-    top = lift(like, -np.inf)
-    for j in range(0, full, lanes(like)):
-        top = larger(capped(like, load(like, row, j), cap), top)
+def row_max(storage, row, n, cap):
+    full = n // v.lanes(storage) * v.lanes(storage)
+    top = v.splat(storage, -np.inf)
+    for j in range(0, full, v.lanes(storage)):
+        top = v.max(capped(storage, v.load(storage, row, j), cap), top)
     if full < n:
-        top = larger(some_logits(like, row, full, first_lanes(like, n - full), cap), top)
-    return np.float64(max_of_lanes(top))
+        top = v.max(masked_logits(storage, row, full, v.first_n(storage, n - full), cap), top)
+    return np.float64(v.reduce_max(top))
 
 
 @inline
-def _scan(like, weight_like, row, kept, lo, hi, peak, cap, ahead, total):
+def _sum_exp_of_vectors(storage, compute, row, kept, lo, hi, peak, cap, ahead, total):
     if kept == 0:
-        for j in range(lo, hi, lanes(like)):
-            prefetch(like, row, j + ahead)
-            total = total + exp(like, capped(like, load(like, row, j), cap) - peak)
+        for j in range(lo, hi, v.lanes(storage)):
+            v.prefetch(storage, row, j + ahead)
+            total = total + exp(storage, capped(storage, v.load(storage, row, j), cap) - peak)
     else:
-        for j in range(lo, hi, lanes(like)):
-            prefetch(like, row, j + ahead)
-            e = exp(like, capped(like, load(like, row, j), cap) - peak)
-            store(weight_like, kept, j, e)
+        for j in range(lo, hi, v.lanes(storage)):
+            v.prefetch(storage, row, j + ahead)
+            e = exp(storage, capped(storage, v.load(storage, row, j), cap) - peak)
+            v.store(compute, kept, j, e)
             total = total + e
     return total
 
 
 @inline
-def sum_of_block(like, weight_like, row, kept, n, label, peak, cap, ahead):
+def sum_exp_of_block(storage, compute, row, kept, n, label, peak, cap, ahead):
     """Of a block's exp(z - peak), but for the label's; they are written to `kept`, if that is not 0."""
-    width = lanes(like)
+    width = v.lanes(storage)
     full = n // width * width
     special = label // width * width if 0 <= label < full else full
-    total = _scan(like, weight_like, row, kept, 0, special, peak, cap, ahead, lift(like, 0.0))
+    total = _sum_exp_of_vectors(storage, compute, row, kept, 0, special, peak, cap, ahead, v.splat(storage, 0.0))
     j = special
     for _ in range(2):
         if j < n:
-            within = first_lanes(like, n - j)
-            e = exp(like, some_logits(like, row, j, within, cap) - peak)
+            within = v.first_n(storage, n - j)
+            e = exp(storage, masked_logits(storage, row, j, within, cap) - peak)
             if kept != 0:
-                store_some(weight_like, kept, j, within, e)
-            total = total + select(all_lanes_but(like, label - j), e, lift(like, 0.0))
+                v.store_masked(compute, kept, j, within, e)
+            total = total + v.select(v.all_but(storage, label - j), e, v.splat(storage, 0.0))
         if j == full:
             break
-        total = _scan(like, weight_like, row, kept, special + width, full, peak, cap, ahead, total)
+        total = _sum_exp_of_vectors(storage, compute, row, kept, special + width, full, peak, cap, ahead, total)
         j = full
-    return np.float64(sum_of_lanes(total))
+    return np.float64(v.reduce_sum(total))
 
 
 @inline
-def share(top, peak):
+def rescaled(top, peak):
     """What an exponential relative to `top` is relative to `peak`."""
     return 1.0 if top == peak or top == -np.inf else math.exp(top - peak)
 
 
 @inline
-def walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead):
+def sum_exp(storage, compute, row, kept, tops, classes, label, cap, top, ahead):
     """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
 
     `top` is the first block's maximum; what lies `ahead` numbers on is fetched. The exponentials are written to `kept`
@@ -105,32 +88,35 @@ def walk(like, weight_like, row, kept, tops, classes, label, cap, top, ahead):
     """
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
-        n, block = min(BLOCK, classes - lo), at(like, row, lo)
-        kept_block = at(weight_like, kept, lo) if kept != 0 else 0
+        n, block = min(BLOCK, classes - lo), v.at(storage, row, lo)
+        kept_block = v.at(compute, kept, lo) if kept != 0 else 0
         if lo:
-            top = largest(like, block, n, cap)
-        total = sum_of_block(like, weight_like, block, kept_block, n, label - lo, finite_peak(top), cap, ahead)
+            top = row_max(storage, block, n, cap)
+        total = sum_exp_of_block(storage, compute, block, kept_block, n, label - lo, finite_peak(top), cap, ahead)
         if tops != 0:
-            put(DOUBLES, tops, lo // BLOCK, top)
+            v.store_scalar(DOUBLES, tops, lo // BLOCK, top)
         if lo == 0:
             others, peak = total, top
         elif top > peak:
             others, peak = others * math.exp(peak - top) + total, top
         else:
-            others += total * share(top, peak)
+            others += total * rescaled(top, peak)
     return finite_peak(peak), others
 
 
 @inline
-def multiply(like, weight_like, kept, drow, tops, classes, peak, factor):
+def scale_kept(storage, compute, kept, drow, tops, classes, peak, factor):
     """Make the gradient of the exponentials that are kept."""
-    width, zero = lanes(like), lift(like, 0.0)
+    width, zero = v.lanes(storage), v.splat(storage, 0.0)
     for lo in range(0, classes, BLOCK):
-        n, block, dblock = min(BLOCK, classes - lo), at(weight_like, kept, lo), at(like, drow, lo)
-        full, scale = n // width * width, lift(like, factor * share(get(DOUBLES, tops, lo // BLOCK), peak))
+        n, block, dblock = min(BLOCK, classes - lo), v.at(compute, kept, lo), v.at(storage, drow, lo)
+        full, scale = (
+            n // width * width,
+            v.splat(storage, factor * rescaled(v.load_scalar(DOUBLES, tops, lo // BLOCK), peak)),
+        )
         for j in range(0, full, width):
-            store(like, dblock, j, class_grad(load(weight_like, block, j), zero, scale))
+            v.store(storage, dblock, j, rules.class_grad(v.load(compute, block, j), zero, scale))
         if full < n:
-            within = first_lanes(like, n - full)
-            e = load_some(weight_like, block, full, within, zero)
-            store_some(like, dblock, full, within, class_grad(e, zero, scale))
+            within = v.first_n(storage, n - full)
+            e = v.load_masked(compute, block, full, within, zero)
+            v.store_masked(storage, dblock, full, within, rules.class_grad(e, zero, scale))

@@ -8,7 +8,7 @@ A kernel is a C function
 
 that works on the units lo to hi (rows, or tiles of rows) and leaves three numbers at `sums`: the first bad row or OK,
 the sum of the losses and that of the weights. It sees the fields of the block by name, and beside them two numbers,
-`like` and `weight_like`, whose types say how the logits are stored and how what is computed from them is.
+`storage` and `compute`, whose types say how the logits are stored and how what is computed from them is.
 """
 
 import ctypes
@@ -20,12 +20,11 @@ import numpy as np
 from numba import from_dtype, types
 
 from crossent.kernels import BadLabel
-from crossent.kernels.cpu import threads as helpers
-from crossent.kernels.cpu.compile import compiled
+from crossent.kernels.cpu import threads as helpers, vector as v
+from crossent.kernels.cpu.compile import compiled, inline
 from crossent.kernels.cpu.row import DOUBLES, LABELS, OK
-from crossent.kernels.cpu.vector import at, fetch_add, get, invoke, put
 
-_LIKES = {
+_TYPES = {
     "float16": (np.int16, np.float32),
     "bfloat16": (np.uint16, np.float32),
     "bfloat16 pairs": (np.uint16, np.uint32),
@@ -80,42 +79,45 @@ class Fields:
 def kernel_of(function, storage, names):
     """The compiled kernel for logits stored so, told of these fields."""
     formats = [np.float64 if name in _FLOATS else np.int64 for name in names]
-    names, formats = (*names, "like", "weight_like"), (*formats, *_LIKES[storage])
+    names, formats = (*names, "storage", "compute"), (*formats, *_TYPES[storage])
     offsets = [8 * i for i in range(len(names))]
     fields = np.dtype({"names": names, "formats": formats, "offsets": offsets})
     return compiled(function, (from_dtype(fields), *[types.intp] * 4))
 
 
+@inline
+def _field(call, which):
+    return v.load_scalar(LABELS, call, which)
+
+
 def _take_part(call):
     """What every thread does; 1 for the one that finishes the last chunk, when the outcome is in the block."""
-    chunks, step, units, sums = (
-        get(LABELS, call, _CHUNKS), get(LABELS, call, _STEP), get(LABELS, call, _UNITS), get(LABELS, call, _SUMS)
-    )  # fmt: skip
-    scratch = get(LABELS, call, _SCRATCH) + fetch_add(call, _ENTERED) * get(LABELS, call, _SCRATCH_SIZE)
+    chunks, step, units, sums = _field(call, _CHUNKS), _field(call, _STEP), _field(call, _UNITS), _field(call, _SUMS)
+    scratch = _field(call, _SCRATCH) + v.fetch_add(call, _ENTERED) * _field(call, _SCRATCH_SIZE)
     # Threads side by side work far from each other, so that they do not ask for the same new page of memory at once.
-    threads = get(LABELS, call, _THREADS)
+    threads = _field(call, _THREADS)
     span = (chunks + threads - 1) // threads
     finished_last = 0
     while True:
-        turn = fetch_add(call, _NEXT)
+        turn = v.fetch_add(call, _NEXT)
         if turn >= threads * span:
             break
         chunk = turn % threads * span + turn // threads
         if chunk >= chunks:
             continue
         lo = chunk * step
-        invoke(get(LABELS, call, _KERNEL), call, scratch, lo, min(lo + step, units),
-               at(DOUBLES, sums, chunk * _SUMS_OF_A_CHUNK))  # fmt: skip
-        if fetch_add(call, _FINISHED) == chunks - 1:
+        v.invoke(_field(call, _KERNEL), call, scratch, lo, min(lo + step, units),
+               v.at(DOUBLES, sums, chunk * _SUMS_OF_A_CHUNK))  # fmt: skip
+        if v.fetch_add(call, _FINISHED) == chunks - 1:
             losses, weights, bad = 0.0, 0.0, OK
             for i in range(0, chunks * _SUMS_OF_A_CHUNK, _SUMS_OF_A_CHUNK):
                 if bad == OK:
-                    bad = get(LABELS, sums, i)
-                losses += get(DOUBLES, sums, i + 1)
-                weights += get(DOUBLES, sums, i + 2)
-            put(LABELS, call, _BAD, bad)
-            put(DOUBLES, call, _LOSSES, losses)
-            put(DOUBLES, call, _WEIGHTS, weights)
+                    bad = v.load_scalar(LABELS, sums, i)
+                losses += v.load_scalar(DOUBLES, sums, i + 1)
+                weights += v.load_scalar(DOUBLES, sums, i + 2)
+            v.store_scalar(LABELS, call, _BAD, bad)
+            v.store_scalar(DOUBLES, call, _LOSSES, losses)
+            v.store_scalar(DOUBLES, call, _WEIGHTS, weights)
             finished_last = 1
     return finished_last
 

@@ -14,80 +14,69 @@ and find the rest written here. A row's numbers do not depend on the rows beside
 
 import numpy as np
 
+from crossent.kernels.cpu import rules, vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.math import log, log1p, negative_log
-from crossent.kernels.cpu.row import label_grad, label_weight, lse_slope, row_loss, target_weight
-from crossent.kernels.cpu.vector import (
-    at,
-    first_lanes,
-    lanes,
-    lift,
-    load,
-    load_some,
-    same,
-    select,
-    store,
-    store_some,
-    sum_of_lanes_in_double,
-)
+from crossent.kernels.cpu.math import log, log1p, nll
 
 ARRAYS = 12
 PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, _NLL, FACTOR, LABEL_GRAD, COST = range(ARRAYS)
 
 
 @inline
-def array(like, state, tile, which):
-    return at(like, state, tile * which)
+def array(storage, state, tile, which):
+    return v.at(storage, state, tile * which)
 
 
 @inline
-def _of(like, state, tile, which, j):
-    return load(like, array(like, state, tile, which), j)
+def _of(storage, state, tile, which, j):
+    return v.load(storage, array(storage, state, tile, which), j)
 
 
 @inline
 def _own_weight(call, state, j):
     """The class weight of each row's label."""
-    return _of(call.weight_like, state, call.tile, WEIGHT, j) if call.weight != 0 else lift(call.like, 1.0)
+    return _of(call.compute, state, call.tile, WEIGHT, j) if call.weight != 0 else v.splat(call.storage, 1.0)
 
 
 @inline
-def _label_losses(like, weight_like, state, tile, n):
+def _label_losses(storage, compute, state, tile, n):
     """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
-    losses = array(weight_like, state, tile, _NLL)
-    for j in range(0, n, lanes(like)):
-        own, own_exp = _of(weight_like, state, tile, OWN, j), _of(weight_like, state, tile, OWN_EXP, j)
-        store(weight_like, losses, j, negative_log(like, _of(weight_like, state, tile, OTHERS, j), own, own_exp))
+    losses = array(compute, state, tile, _NLL)
+    for j in range(0, n, v.lanes(storage)):
+        own, own_exp = _of(compute, state, tile, OWN, j), _of(compute, state, tile, OWN_EXP, j)
+        v.store(compute, losses, j, nll(storage, _of(compute, state, tile, OTHERS, j), own, own_exp))
 
 
 @inline
-def _log_total(like, weight_like, state, tile, j):
+def _log_total(storage, compute, state, tile, j):
     """log of the sum of all exponentials, relative to the peak."""
-    one, others = lift(like, 1.0), _of(weight_like, state, tile, OTHERS, j)
-    own_exp = _of(weight_like, state, tile, OWN_EXP, j)
-    excess = select(same(own_exp, one), others, others + own_exp - 1.0)
-    small = (lift(like, 0.0) <= excess) & (excess <= one)
-    return select(small, log1p(like, excess), log(like, others + own_exp))
+    one, others = v.splat(storage, 1.0), _of(compute, state, tile, OTHERS, j)
+    own_exp = _of(compute, state, tile, OWN_EXP, j)
+    excess = v.select(v.eq(own_exp, one), others, others + own_exp - 1.0)
+    small = (v.splat(storage, 0.0) <= excess) & (excess <= one)
+    return v.select(small, log1p(storage, excess), log(storage, others + own_exp))
 
 
 @inline
 def _rest_mass(call, state, j):
     """The sum of q, for keep = 1, over the classes beside what is the label's own."""
     if call.is_soft != 0:
-        return _of(call.weight_like, state, call.tile, MASS, j)
-    return lift(call.like, target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes)))
+        return _of(call.compute, state, call.tile, MASS, j)
+    return v.splat(
+        call.storage, rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes))
+    )
 
 
 @inline
 def _losses(call, state, n, row, general):
     """Lane by lane the sum of the losses and that of the weights; `general` for more than the label's own part."""
-    like, weight_like, tile, smoothing, is_soft = call.like, call.weight_like, call.tile, call.smoothing, call.is_soft
-    zero = lift(like, 0.0)
+    storage, compute, tile, smoothing, is_soft = call.storage, call.compute, call.tile, call.smoothing, call.is_soft
+    zero = v.splat(storage, 0.0)
     total_loss, total_weight = zero, zero
-    for j in range(0, n, lanes(like)):
-        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _own_weight(call, state, j)
+    for j in range(0, n, v.lanes(storage)):
+        keep, own_weight = _of(compute, state, tile, KEEP, j), _own_weight(call, state, j)
         label_mass, mass, dot, log_total, lse, z_loss = (
-            label_weight(own_weight, keep, smoothing),
+            rules.label_weight(own_weight, keep, smoothing),
             zero,
             zero,
             zero,
@@ -97,16 +86,16 @@ def _losses(call, state, n, row, general):
         if general:
             z_loss, mass = call.z_loss, _rest_mass(call, state, j)
             if is_soft != 0 or smoothing > 0.0:
-                dot = _of(weight_like, state, tile, DOT, j)
-            log_total = _log_total(like, weight_like, state, tile, j)
+                dot = _of(compute, state, tile, DOT, j)
+            log_total = _log_total(storage, compute, state, tile, j)
             label_mass = zero if is_soft != 0 else label_mass
-            lse = _of(weight_like, state, tile, PEAK, j) + log_total
-        nll = select(same(label_mass, zero), zero, _of(weight_like, state, tile, _NLL, j))
-        value = row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
-        value = select(keep != zero, value, zero)
+            lse = _of(compute, state, tile, PEAK, j) + log_total
+        nll = v.select(v.eq(label_mass, zero), zero, _of(compute, state, tile, _NLL, j))
+        value = rules.row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
+        value = v.select(keep != zero, value, zero)
         total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
         if call.loss != 0:
-            store_some(weight_like, call.loss, row + j, first_lanes(like, n - j), value)
+            v.store_masked(compute, call.loss, row + j, v.first_n(storage, n - j), value)
     return total_loss, total_weight
 
 
@@ -114,12 +103,12 @@ def _losses(call, state, n, row, general):
 def losses_of(call, state, n, row):
     """Write the losses of n rows from number `row` on, if they are wanted; their sum and that of the weights."""
     if call.is_soft == 0:
-        _label_losses(call.like, call.weight_like, state, call.tile, n)
+        _label_losses(call.storage, call.compute, state, call.tile, n)
     if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
         losses, weights = _losses(call, state, n, row, True)
     else:
         losses, weights = _losses(call, state, n, row, False)
-    return sum_of_lanes_in_double(losses), sum_of_lanes_in_double(weights)
+    return v.reduce_sum_in_double(losses), v.reduce_sum_in_double(weights)
 
 
 @inline
@@ -129,29 +118,29 @@ def prepare_gradients(call, state, n, row, plain):
     Where other logits than the label's count by themselves, not `plain`, also what of `target_grad` no class has a part
     in, and g * keep in place of keep, g being what each loss is multiplied by.
     """
-    like, weight_like, tile, smoothing, is_soft = call.like, call.weight_like, call.tile, call.smoothing, call.is_soft
-    zero, dloss = lift(like, 0.0), call.dloss
-    for j in range(0, n, lanes(like)):
-        keep, own_weight = _of(weight_like, state, tile, KEEP, j), _own_weight(call, state, j)
-        own_exp, others = _of(weight_like, state, tile, OWN_EXP, j), _of(weight_like, state, tile, OTHERS, j)
+    storage, compute, tile, smoothing, is_soft = call.storage, call.compute, call.tile, call.smoothing, call.is_soft
+    zero, dloss = v.splat(storage, 0.0), call.dloss
+    for j in range(0, n, v.lanes(storage)):
+        keep, own_weight = _of(compute, state, tile, KEEP, j), _own_weight(call, state, j)
+        own_exp, others = _of(compute, state, tile, OWN_EXP, j), _of(compute, state, tile, OTHERS, j)
         label_mass, rest, log_total, mass = zero, zero, zero, _rest_mass(call, state, j)
         if is_soft == 0:
-            label_mass = label_weight(own_weight, keep, smoothing)
-            rest = target_weight(zero, own_weight, keep, smoothing, np.float64(call.classes))
+            label_mass = rules.label_weight(own_weight, keep, smoothing)
+            rest = rules.target_weight(zero, own_weight, keep, smoothing, np.float64(call.classes))
         if is_soft != 0 or call.z_loss > 0.0:
-            log_total = _log_total(like, weight_like, state, tile, j)
-        g = lift(like, call.scale)
+            log_total = _log_total(storage, compute, state, tile, j)
+        g = v.splat(storage, call.scale)
         if dloss != 0:
-            g = g * load_some(weight_like, dloss, row + j, first_lanes(like, n - j), zero)
-        lse = _of(weight_like, state, tile, PEAK, j) + log_total
-        slope = lse_slope(label_mass + keep * mass, lse, call.z_loss)
+            g = g * v.load_masked(compute, dloss, row + j, v.first_n(storage, n - j), zero)
+        lse = _of(compute, state, tile, PEAK, j) + log_total
+        slope = rules.lse_slope(label_mass + keep * mass, lse, call.z_loss)
         share = 1.0 / (others + own_exp)
         p = own_exp * share
-        not_p = select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
-        d = g * label_grad(p, not_p, label_mass, rest, slope)
-        store(weight_like, array(weight_like, state, tile, FACTOR), j, g * slope * share)
-        store(weight_like, array(weight_like, state, tile, LABEL_GRAD), j, d)
+        not_p = v.select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
+        d = g * rules.label_grad(p, not_p, label_mass, rest, slope)
+        v.store(compute, array(compute, state, tile, FACTOR), j, g * slope * share)
+        v.store(compute, array(compute, state, tile, LABEL_GRAD), j, d)
         if not plain:
             cost = log_total + call.z_loss * lse * lse if call.z_loss > 0.0 else log_total
-            store(weight_like, array(weight_like, state, tile, COST), j, cost)
-            store(weight_like, array(weight_like, state, tile, KEEP), j, select(keep != zero, g * keep, zero))
+            v.store(compute, array(compute, state, tile, COST), j, cost)
+            v.store(compute, array(compute, state, tile, KEEP), j, v.select(keep != zero, g * keep, zero))

@@ -142,9 +142,9 @@ class SoftmaxPlan:
 
     def __init__(self, layout, storage, log):
         kernels = (
-            (softmax.forward_last, softmax.backward_last)
+            (softmax.forward_along, softmax.backward_along)
             if layout.last
-            else (softmax.forward_inner, softmax.backward_inner)
+            else (softmax.forward_across, softmax.backward_across)
         )
         self.layout = layout
         fixed = *layout.strides, *layout.new_strides, log

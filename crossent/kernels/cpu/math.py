@@ -6,18 +6,18 @@ exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <=
 log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), q a Chebyshev fit on s^2 <= 1/9.
 """
 
+from crossent.kernels.cpu import vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.vector import constant, exponent, fma, fraction, lift, polynomial, scale_by_power, select
 
-_ONE = constant(1.0, 1.0)
-_LN2 = constant(0.6931471805599453, 0.6931471805599453)
-_RECIPROCAL_LN2 = constant(1.4426950408889634, 1.4426950408889634)
-_ROUNDER = constant(1.5 * 2**23, 1.5 * 2**52)
-_MINUS_LN2_HIGH = constant(-0.693145751953125, -0.6931471803691238)
-_MINUS_LN2_LOW = constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
-_SMALLEST = constant(-87.0, -708.0)  # below it exp is subnormal, and taken as 0
-_NEARLY_ONE = constant(-0.34, -0.34)  # log(1/2) / 2, and a little to be sure
-_EXP_REST = polynomial(
+_ONE = v.constant(1.0, 1.0)
+_LN2 = v.constant(0.6931471805599453, 0.6931471805599453)
+_RECIPROCAL_LN2 = v.constant(1.4426950408889634, 1.4426950408889634)
+_ROUNDER = v.constant(1.5 * 2**23, 1.5 * 2**52)
+_MINUS_LN2_HIGH = v.constant(-0.693145751953125, -0.6931471803691238)
+_MINUS_LN2_LOW = v.constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
+_SMALLEST = v.constant(-87.0, -708.0)  # below it exp is subnormal, and taken as 0
+_NEARLY_ONE = v.constant(-0.34, -0.34)  # log(1/2) / 2, and a little to be sure
+_EXP_REST = v.polynomial(
     [0.0013926183587713495, 0.008363179052722577, 0.041666554617204574, 0.16666576989698776, 0.5],
     [
         2.5100385495510319e-8,
@@ -32,7 +32,7 @@ _EXP_REST = polynomial(
         0.5000000000000001,
     ],
 )
-_ATANH_REST = polynomial(
+_ATANH_REST = v.polynomial(
     [0.11612164612011674, 0.10853287900440187, 0.14296178997151418, 0.1999985316596486, 0.3333333366026371],
     [
         0.08082022805971766,
@@ -52,65 +52,67 @@ _ATANH_REST = polynomial(
 @inline
 def _reduced(like, x):
     """n in the lowest bits of the first result, and exp(r) - 1."""
-    shifted = fma(x, _RECIPROCAL_LN2(like), _ROUNDER(like))
+    shifted = v.fma(x, _RECIPROCAL_LN2(like), _ROUNDER(like))
     n = shifted - _ROUNDER(like)
-    r = fma(n, _MINUS_LN2_LOW(like), fma(n, _MINUS_LN2_HIGH(like), x))
-    return shifted, fma(_EXP_REST(like, r), r * r, r)
+    r = v.fma(n, _MINUS_LN2_LOW(like), v.fma(n, _MINUS_LN2_HIGH(like), x))
+    return shifted, v.fma(_EXP_REST(like, r), r * r, r)
 
 
 @inline
 def exp(like, x):
     """For x up to 88 (float64: 709); exactly 0 below the smallest normal number, nan for nan."""
     n, rest = _reduced(like, x)
-    power = scale_by_power(rest + _ONE(like), n)
-    return select(x < _SMALLEST(like), lift(like, 0.0), power)
+    power = v.scale_by_power(rest + _ONE(like), n)
+    return v.select(x < _SMALLEST(like), v.splat(like, 0.0), power)
 
 
 @inline
 def exp_or_expm1(like, x):
     """Where x is so near 0 that exp(x) - 1 is what has digits, and there this, elsewhere exp(x); for x up to 0."""
     n, rest = _reduced(like, x)
-    power = scale_by_power(rest + _ONE(like), n)
+    power = v.scale_by_power(rest + _ONE(like), n)
     near = _NEARLY_ONE(like) < x  # n is 0
-    return near, select(near, rest, select(x < _SMALLEST(like), lift(like, 0.0), power))
+    return near, v.select(near, rest, v.select(x < _SMALLEST(like), v.splat(like, 0.0), power))
 
 
 @inline
 def _atanh(like, s):
     square = s * s
-    return fma(s * square, _ATANH_REST(like, square), s)
+    return v.fma(s * square, _ATANH_REST(like, square), s)
 
 
 @inline
 def log1p(like, x):
     """For 0 <= x <= 1."""
-    s = _atanh(like, x / (x + lift(like, 2.0)))
+    s = _atanh(like, x / (x + v.splat(like, 2.0)))
     return s + s
 
 
 @inline
 def log(like, x):
     """For x >= 0, subnormal numbers aside; nan for nan."""
-    f = fraction(x)
+    f = v.fraction(x)
     s = _atanh(like, (f - _ONE(like)) / (f + _ONE(like)))
-    n = exponent(x)
-    logarithm = fma(n, _LN2(like), s + s)
-    return select(lift(like, 0.0) < x, logarithm, select(x <= lift(like, 0.0), lift(like, -float("inf")), x))
+    n = v.exponent(x)
+    logarithm = v.fma(n, _LN2(like), s + s)
+    return v.select(
+        v.splat(like, 0.0) < x, logarithm, v.select(x <= v.splat(like, 0.0), v.splat(like, -float("inf")), x)
+    )
 
 
 @inline
 def log_of_sum(like, total, rest):
     """log(total) as `log` gives it; from 1 up to 2 that of 1 + rest, which has the digits of rest."""
-    zero, one, two = lift(like, 0.0), _ONE(like), lift(like, 2.0)
-    small, f = (one <= total) & (total < two), fraction(total)
-    s = _atanh(like, select(small, rest, f - one) / select(small, rest + two, f + one))
+    zero, one, two = v.splat(like, 0.0), _ONE(like), v.splat(like, 2.0)
+    small, f = (one <= total) & (total < two), v.fraction(total)
+    s = _atanh(like, v.select(small, rest, f - one) / v.select(small, rest + two, f + one))
     s = s + s
-    logarithm = select(small, s, fma(exponent(total), _LN2(like), s))
-    return select(zero < total, logarithm, select(total <= zero, lift(like, -float("inf")), total))
+    logarithm = v.select(small, s, v.fma(v.exponent(total), _LN2(like), s))
+    return v.select(zero < total, logarithm, v.select(total <= zero, v.splat(like, -float("inf")), total))
 
 
 @inline
-def negative_log(like, others, own, own_exp):
+def nll(like, others, own, own_exp):
     """log((others + own_exp) / own_exp), exact when the others vanish beside it; own is the logarithm of own_exp.
 
     Either log(1 + others / own_exp) or log(others + own_exp) - own, which need one division and one series between
@@ -118,23 +120,25 @@ def negative_log(like, others, own, own_exp):
     """
     total = others + own_exp
     confident = others <= own_exp
-    f = fraction(total)
-    above = select(confident, others, f - 1.0)
-    below = select(confident, total + own_exp, f + 1.0)
+    f = v.fraction(total)
+    above = v.select(confident, others, f - 1.0)
+    below = v.select(confident, total + own_exp, f + 1.0)
     s = _atanh(like, above / below)
     s = s + s
-    result = select(confident, s, fma(exponent(total), _LN2(like), s - own))
-    return select(total != total, total, result)
+    result = v.select(confident, s, v.fma(v.exponent(total), _LN2(like), s - own))
+    return v.select(total != total, total, result)
 
 
 @inline
 def tanh(like, x):
     """E / (E + 2) with E = exp(2x) - 1, which keeps the relative precision near 0."""
-    double = select(x < lift(like, -20.0), lift(like, -40.0), select(lift(like, 20.0) < x, lift(like, 40.0), x + x))
+    double = v.select(
+        x < v.splat(like, -20.0), v.splat(like, -40.0), v.select(v.splat(like, 20.0) < x, v.splat(like, 40.0), x + x)
+    )
     n, rest = _reduced(like, double)
-    power = scale_by_power(_ONE(like), n)
-    shrunk = fma(rest, power, power - _ONE(like))
-    return shrunk / (shrunk + lift(like, 2.0))
+    power = v.scale_by_power(_ONE(like), n)
+    shrunk = v.fma(rest, power, power - _ONE(like))
+    return shrunk / (shrunk + v.splat(like, 2.0))
 
 
 @inline

@@ -2,27 +2,27 @@
 
 import numpy as np
 
+from crossent.kernels.cpu import vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.row import OK, finish, load_within
-from crossent.kernels.cpu.vector import at, first_lanes, lanes, prefetch, put, store, store_some
+from crossent.kernels.cpu.row import OK, finish, load_n
 
 _BFLOAT16 = np.uint16(0)
 
 
 @inline
-def _round(like, row, n):
+def _round(storage, row, n):
     """From the first number on, so that nothing is written over before it is read; a 0 follows the last."""
-    full = n // lanes(like) * lanes(like)
-    for j in range(0, full, lanes(like)):
-        prefetch(like, row, j)
-        store(_BFLOAT16, row, j, load_within(like, row, j, n))
+    full = n // v.lanes(storage) * v.lanes(storage)
+    for j in range(0, full, v.lanes(storage)):
+        v.prefetch(storage, row, j)
+        v.store(_BFLOAT16, row, j, load_n(storage, row, j, n))
     if full < n:
-        store_some(_BFLOAT16, row, full, first_lanes(like, n - full), load_within(like, row, full, n))
-    put(_BFLOAT16, row, n, 0.0)
+        v.store_masked(_BFLOAT16, row, full, v.first_n(storage, n - full), load_n(storage, row, full, n))
+    v.store_scalar(_BFLOAT16, row, n, 0.0)
 
 
 def forward(call, scratch, lo, hi, sums):
     """Rows lo to hi."""
     for r in range(lo, hi):
-        _round(call.like, at(call.like, call.x, r * call.x_outer), call.columns)
+        _round(call.storage, v.at(call.storage, call.x, r * call.x_outer), call.columns)
     return finish(sums, OK, 0.0, 0.0)

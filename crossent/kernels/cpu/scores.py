@@ -8,59 +8,32 @@ import math
 
 import numpy as np
 
+from crossent.kernels.cpu import rules, vector as v
 from crossent.kernels.cpu.along import LOOKED_AT
-from crossent.kernels.cpu.blocks import BLOCK, largest, some_logits
+from crossent.kernels.cpu.blocks import BLOCK, masked_logits, row_max
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import exp
-from crossent.kernels.cpu.row import (
-    LABELS,
-    OK,
-    ahead,
-    ahead_in_label_vector,
-    brier,
-    finish,
-    finite_peak,
-    load_within,
-    negative_log,
-)
-from crossent.kernels.cpu.vector import (
-    all_lanes_but,
-    at,
-    first_lanes,
-    first_of,
-    fma,
-    get,
-    lanes,
-    larger,
-    lift,
-    load,
-    max_of_lanes,
-    prefetch,
-    put,
-    same,
-    select,
-    sum_of_lanes,
-)
+from crossent.kernels.cpu.row import LABELS, OK, ahead, ahead_in_label_vector, finish, finite_peak, load_n, scalar_nll
 
 _HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
 
 
 @inline
-def _scan(like, row, lo, hi, own, earlier, peak, others, squares, above, best, best_at):
+def _scan(storage, row, lo, hi, own, earlier, peak, others, squares, above, best, best_at):
     """Add the classes lo to hi, which fill their vectors, to what `_walk` sums; `earlier` if the label follows them."""
     while lo < hi:
         stop = min(lo + BLOCK, hi)
-        part, part_squares, top = lift(like, 0.0), lift(like, 0.0), lift(like, -np.inf)
-        for j in range(lo, stop, lanes(like)):
-            prefetch(like, row, j)
-            z = load(like, row, j)
-            top = larger(z, top)
-            above = above + ahead(like, z, own, earlier)
-            e = exp(like, z - peak)
+        part, part_squares, top = v.splat(storage, 0.0), v.splat(storage, 0.0), v.splat(storage, -np.inf)
+        for j in range(lo, stop, v.lanes(storage)):
+            v.prefetch(storage, row, j)
+            z = v.load(storage, row, j)
+            top = v.max(z, top)
+            above = above + ahead(storage, z, own, earlier)
+            e = exp(storage, z - peak)
             part = part + e
-            part_squares = fma(e, e, part_squares)
+            part_squares = v.fma(e, e, part_squares)
         others, squares = others + part, squares + part_squares
-        highest = np.float64(max_of_lanes(top))
+        highest = np.float64(v.reduce_max(top))
         if highest > best:
             best, best_at = highest, lo
         lo = stop
@@ -68,73 +41,73 @@ def _scan(like, row, lo, hi, own, earlier, peak, others, squares, above, best, b
 
 
 @inline
-def _walk(like, row, classes, label, own, peak):
+def _walk(storage, row, classes, label, own, peak):
     """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of those ahead of
     it; the largest z of all, and where the block starts that has it first.
     """
-    width, zero = lanes(like), lift(like, 0.0)
+    width, zero = v.lanes(storage), v.splat(storage, 0.0)
     full, special = classes // width * width, label // width * width
     others, squares, above, best, best_at = zero, zero, zero, -np.inf, 0
     lo, hi, apart = 0, min(special, full), special
     for turn in range(2):
         others, squares, above, best, best_at = _scan(
-            like, row, lo, hi, own, turn == 0, peak, others, squares, above, best, best_at
+            storage, row, lo, hi, own, turn == 0, peak, others, squares, above, best, best_at
         )
         if apart < classes:  # the label's vector, and after it one that is not full
-            z = some_logits(like, row, apart, first_lanes(like, classes - apart), 0.0)
-            e = select(all_lanes_but(like, label - apart), exp(like, z - peak), zero)
-            others, squares = others + e, fma(e, e, squares)
-            above = above + ahead_in_label_vector(like, z, own, label - apart)
-            highest = np.float64(max_of_lanes(z))
+            z = masked_logits(storage, row, apart, v.first_n(storage, classes - apart), 0.0)
+            e = v.select(v.all_but(storage, label - apart), exp(storage, z - peak), zero)
+            others, squares = others + e, v.fma(e, e, squares)
+            above = above + ahead_in_label_vector(storage, z, own, label - apart)
+            highest = np.float64(v.reduce_max(z))
             if highest > best:
                 best, best_at = highest, apart
         if special == full:
             break
         lo, hi, apart = special + width, full, full
     return (
-        np.float64(sum_of_lanes(others)), np.float64(sum_of_lanes(squares)), np.float64(sum_of_lanes(above)), best,
+        np.float64(v.reduce_sum(others)), np.float64(v.reduce_sum(squares)), np.float64(v.reduce_sum(above)), best,
         best_at,
     )  # fmt: skip
 
 
 @inline
-def _position(like, row, classes, value, start):
+def _position(storage, row, classes, value, start):
     """The first class from `start` on with this logit; some class for nan."""
-    width, wanted = lanes(like), lift(like, value)
-    j, lane = start, lanes(like)
+    width, wanted = v.lanes(storage), v.splat(storage, value)
+    j, lane = start, v.lanes(storage)
     while lane == width and j + width <= classes:
-        lane = first_of(same(load(like, row, j), wanted))
+        lane = v.find_first(v.eq(v.load(storage, row, j), wanted))
         j += width
     if lane < width:
         return j - width + lane
-    return min(j + first_of(same(load_within(like, row, j, classes), wanted)), classes - 1)
+    return min(j + v.find_first(v.eq(load_n(storage, row, j, classes), wanted)), classes - 1)
 
 
 def forward(call, scratch, lo, hi, sums):
     """Rows lo to hi; nothing is written for those that are ignored."""
-    like, weight_like, classes, inner = call.like, call.weight_like, call.classes, call.inner
+    storage, compute, classes, inner = call.storage, call.compute, call.classes, call.inner
     for r in range(lo, hi):
         o = r // inner
         i = r - o * inner
-        label = get(LABELS, call.target, o * call.target_outer + i * call.target_inner)
+        label = v.load_scalar(LABELS, call.target, o * call.target_outer + i * call.target_inner)
         if label == call.ignore_index:
             continue
         if label < 0 or label >= classes:
             return finish(sums, r, 0.0, 0.0)
-        row = at(like, call.x, o * call.x_outer + i * call.x_inner)
-        own = np.float64(get(like, row, label))
-        own_lanes = lift(like, get(like, row, label))
-        guess = largest(like, row, min(classes, LOOKED_AT), 0.0)
+        row = v.at(storage, call.x, o * call.x_outer + i * call.x_inner)
+        own = np.float64(v.load_scalar(storage, row, label))
+        own_lanes = v.splat(storage, v.load_scalar(storage, row, label))
+        guess = row_max(storage, row, min(classes, LOOKED_AT), 0.0)
         peak = finite_peak(max(own, guess))
-        others, squares, above, best, best_at = _walk(like, row, classes, label, own_lanes, peak)
+        others, squares, above, best, best_at = _walk(storage, row, classes, label, own_lanes, peak)
         if best > peak + _HEADROOM:
             peak = best
-            others, squares, above, best, best_at = _walk(like, row, classes, label, own_lanes, peak)
+            others, squares, above, best, best_at = _walk(storage, row, classes, label, own_lanes, peak)
         own_exp = math.exp(own - peak)
         total = others + own_exp
-        put(weight_like, call.logprob, r, -negative_log(others, own_exp, peak - own))
-        put(LABELS, call.rank, r, np.int64(above))
-        put(LABELS, call.prediction, r, _position(like, row, classes, best, best_at))
-        put(weight_like, call.confidence, r, math.exp(best - peak) / total)
-        put(weight_like, call.brier, r, brier(others, squares, total))
+        v.store_scalar(compute, call.logprob, r, -scalar_nll(others, own_exp, peak - own))
+        v.store_scalar(LABELS, call.rank, r, np.int64(above))
+        v.store_scalar(LABELS, call.prediction, r, _position(storage, row, classes, best, best_at))
+        v.store_scalar(compute, call.confidence, r, math.exp(best - peak) / total)
+        v.store_scalar(compute, call.brier, r, rules.brier(others, squares, total))
     return finish(sums, OK, 0.0, 0.0)

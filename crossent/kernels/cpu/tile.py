@@ -26,7 +26,7 @@ HEIGHT, VECTORS = (8, 2) if FEATURES.get("avx512f") else (6, 1)
 
 
 @intrinsic
-def multiply(typing, like, c_like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
+def multiply_tile(typing, like, c_like, a, a_row, a_step, b, depth, c, c_row, rows, adds):
     """Write a tile to c, stored like c_like, or add it. `a` has so many `rows`; what the others get has no meaning.
 
     For each of `depth` steps b has a row of the tile's width, and a moves on by a_step. The order of the sums does not

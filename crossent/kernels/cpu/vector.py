@@ -114,7 +114,7 @@ _operator(operator.and_, lambda b, x, y: b.and_(x, y), accepts=types.Boolean)
 
 
 @intrinsic
-def same(typing, x, y):
+def eq(typing, x, y):
     """Lanes where two vectors are equal."""
 
     def generate(context, builder, sig, args):
@@ -145,7 +145,7 @@ def fma(typing, x, y, z):
 
 
 @intrinsic
-def larger(typing, x, y):
+def max(typing, x, y):
     """The larger of two vectors; y where one of them is nan."""
 
     def generate(context, builder, sig, args):
@@ -163,7 +163,7 @@ def select(typing, mask, x, y):
 
 
 @intrinsic
-def lift(typing, like, value):
+def splat(typing, like, value):
     """A number in every lane, as the type in which `like` is computed."""
     dtype = compute_type(like)
     vector = vector_of(dtype)
@@ -175,7 +175,7 @@ def lift(typing, like, value):
 
 
 @intrinsic
-def rounded(typing, like, value):
+def round_to(typing, like, value):
     """A float64 rounded to the type in which `like` is computed."""
     dtype = compute_type(like)
 
@@ -206,8 +206,8 @@ def _lane_mask(comparison):
     return lane_mask
 
 
-first_lanes = _lane_mask("<")  # the first n lanes
-all_lanes_but = _lane_mask("!=")  # every lane but number n
+first_n = _lane_mask("<")  # the first n lanes
+all_but = _lane_mask("!=")  # every lane but number n
 
 
 def _across(emit, in_double=False):
@@ -235,13 +235,13 @@ def _across(emit, in_double=False):
     return reduce
 
 
-sum_of_lanes = _across(lambda b, x, y: b.fadd(x, y))
-sum_of_lanes_in_double = _across(lambda b, x, y: b.fadd(x, y), in_double=True)
-max_of_lanes = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+reduce_sum = _across(lambda b, x, y: b.fadd(x, y))
+reduce_sum_in_double = _across(lambda b, x, y: b.fadd(x, y), in_double=True)
+reduce_max = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
 
 @intrinsic
-def first_of(typing, mask):
+def find_first(typing, mask):
     """The number of the first lane in the mask, that of lanes if there is none."""
 
     def generate(context, builder, sig, args):
@@ -256,14 +256,14 @@ def first_of(typing, mask):
 
 
 @intrinsic
-def numbers_in(typing, like):
+def numbers_per_element(typing, like):
     """How many numbers one element holds, as a constant."""
     count = 2 if like == PAIRS else 1
     return types.intp(like), lambda context, builder, sig, args: ir.Constant(_I64, count)
 
 
 @intrinsic
-def either(typing, like, if_pairs, if_numbers):
+def if_pairs(typing, like, if_pairs, if_numbers):
     """One of two arguments, by what `like` stands for."""
     which = 1 if like == PAIRS else 2
     kind = (like, if_pairs, if_numbers)[which]
@@ -271,7 +271,7 @@ def either(typing, like, if_pairs, if_numbers):
 
 
 @intrinsic
-def pair(typing, x, y):
+def pack_pairs(typing, x, y):
     """The numbers of two vectors, which bfloat16 can hold, beside each other in pairs."""
 
     def generate(context, builder, sig, args):
@@ -423,7 +423,7 @@ def load(typing, like, address, index):
 
 
 @intrinsic
-def load_some(typing, like, address, index, mask, fill):
+def load_masked(typing, like, address, index, mask, fill):
     """A vector whose lanes outside the mask are not read and hold `fill`."""
     vector, kind = _vector_memory(like)
 
@@ -461,7 +461,7 @@ def stream(typing, like, address, index, value):
 
 
 @intrinsic
-def store_some(typing, like, address, index, mask, value):
+def store_masked(typing, like, address, index, mask, value):
     """Write the lanes in the mask and leave the others alone."""
     kind = _vector_memory(like)[1]
 
@@ -482,7 +482,7 @@ def _filled_zero(kind):
 
 
 @intrinsic
-def get(typing, like, address, index):
+def load_scalar(typing, like, address, index):
     """One number from address[index]."""
     dtype = like if like == types.int64 else compute_type(like)
 
@@ -495,7 +495,7 @@ def get(typing, like, address, index):
 
 
 @intrinsic
-def put(typing, like, address, index, value):
+def store_scalar(typing, like, address, index, value):
     """One number, rounded to the stored type, to address[index]."""
     dtype = like if like == types.int64 else compute_type(like)
 
@@ -510,7 +510,7 @@ def put(typing, like, address, index, value):
 
 
 @intrinsic
-def turn(typing, source_like, source, source_stride, like, target, target_stride, rows, columns):
+def transpose(typing, source_like, source, source_stride, like, target, target_stride, rows, columns):
     """Write a block of numbers transposed: up to as many rows and columns as a vector has lanes."""
     vector, read = _vector_memory(source_like)
     written = _vector_memory(like)[1]
@@ -612,7 +612,7 @@ def labels_below(typing, labels, classes):
 
 
 @intrinsic
-def labels_are(typing, labels, label):
+def labels_eq(typing, labels, label):
     """Lanes that hold `label`."""
 
     def generate(context, builder, sig, args):
@@ -642,7 +642,7 @@ def no_labels(typing, like):
 
 
 @intrinsic
-def store_labels(typing, like, address, index, labels):
+def store_narrow_labels(typing, like, address, index, labels):
     """Narrow labels to a scratch array."""
 
     def generate(context, builder, sig, args):
@@ -654,7 +654,7 @@ def store_labels(typing, like, address, index, labels):
 
 
 @intrinsic
-def scratch_labels(typing, like, address, index):
+def load_narrow_labels(typing, like, address, index):
     narrow = _narrow_labels(like)
 
     def generate(context, builder, sig, args):
@@ -665,7 +665,7 @@ def scratch_labels(typing, like, address, index):
 
 
 @intrinsic
-def any_lane(typing, mask):
+def any_true(typing, mask):
     def generate(context, builder, sig, args):
         bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))

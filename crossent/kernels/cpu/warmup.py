@@ -9,7 +9,7 @@ from crossent.kernels.cpu.processor import PAIRS, PRODUCTS_OF_BFLOAT16
 
 STORAGES = ("float16", "bfloat16", "float32", "float64")
 _LOSSES = (along.forward, along.backward, across.forward, across.backward)
-_SOFTMAXES = (softmax.forward_last, softmax.backward_last, softmax.forward_inner, softmax.backward_inner)
+_SOFTMAXES = (softmax.forward_along, softmax.backward_along, softmax.forward_across, softmax.backward_across)
 
 
 def common(storage: str) -> Iterator[tuple]:

@@ -1,25 +1,29 @@
-"""Vectors of 512 bits for numba: one type, its operators, and loads and stores that widen what they read.
+"""Vectors of 512 bits for numba: a type, its operators, and a table of the operations on it.
+
+    from crossent.kernels.cpu import vector as v
 
 Numba leaves vectorising to LLVM, which gives up inside long kernels and falls back to one element at a time where two
 arrays might overlap. With the vector spelled out the machine code is the same everywhere it is inlined, and the order
 of every sum is fixed, so that a row has the same bits on every machine that has fused multiply-add.
 
-Memory is an address (an integer) and an element index. The storage type comes with `like`, a number handed through for
-its type: float32, float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. The arithmetic is in
-float64 for float64, else in float32. uint32 stands for pairs of bfloat16 in the place of numbers of float32.
+Memory is an address (an integer) and an element index. How numbers are stored there comes with `like`, a number handed
+through for its type alone, as the tag `d` of Google Highway, from which most names of operations are: float32,
+float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. Vectors are of float64 for float64, else of
+float32; loads and stores convert. uint32 stands for pairs of bfloat16 in the place of numbers of float32.
 """
 
+import inspect
 import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from crossent.kernels.cpu import llvm
+from crossent.kernels.cpu.llvm import I1, I32, I64, PAIRS
+
 VECTOR_BYTES = 64
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-PAIRS = types.uint32
 _LOAD_AHEAD = 1024  # bytes; far enough to hide the memory's latency behind the exponentials
 
 
@@ -38,46 +42,98 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.lanes))
 
 
-def compute_type(like):
+# Types of results and arguments, from those of the arguments that these functions name.
+
+
+def computed(like):
     """The type of the arithmetic on what is stored like `like`."""
     return types.float64 if like == types.float64 else types.float32
 
 
-def vector_of(dtype):
+def one_number(like):
+    return like if like == types.int64 else computed(like)
+
+
+def vector(like):
+    dtype = computed(like)
     return Vector(dtype, VECTOR_BYTES * 8 // dtype.bitwidth)
 
 
-def mask_of(vector):
-    return Vector(types.boolean, vector.lanes)
+def _same(x):
+    return x
 
 
-def _constant(kind, values):
-    return ir.Constant(kind, list(values))
+def _element(x):
+    return x.dtype
 
 
-def _broadcast(builder, value, lanes):
-    kind = ir.VectorType(value.type, lanes)
-    undefined = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(_I32, lanes), [0] * lanes))
+def _mask(x):
+    return Vector(types.boolean, x.lanes)
 
 
-def _call(builder, name, result, arguments):
-    function = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+def _mask_like(like):
+    return _mask(vector(like))
 
 
-def _float_name(kind):
-    element = getattr(kind, "element", kind)
-    return f"v{kind.count}f{32 if isinstance(element, ir.FloatType) else 64}"
+def _labels(like):
+    """Labels as they lie in the caller's memory."""
+    return Vector(types.int64, vector(like).lanes)
 
 
-# Operators between vectors of one type.
+def _narrow_labels(like):
+    """Labels as wide as the floats, so that masks fit both."""
+    return Vector(types.int64 if computed(like) == types.float64 else types.int32, vector(like).lanes)
 
 
-def _operator(op, emit, result=lambda vector: vector, accepts=types.Float):
-    """Between two vectors, or a vector and a number that is broadcast."""
+def _of(function, given):
+    return function(*(given[name] for name in inspect.signature(function).parameters))
 
+
+def operation(result=None):
+    """A numba intrinsic of what is decorated: a function of LLVM's builder and values that makes the instructions.
+
+    `result` is the type of what it gives, or tells it from those of the arguments. An argument annotated with `type` is
+    handed on as its type, one with `int` is an integer as wide as an address, one with a function is converted to the
+    type that this tells, and any other is taken as it is.
+    """
+
+    def made(emit):
+        _, *parameters = inspect.signature(emit).parameters.values()
+
+        def kind_of(parameter, given):
+            if parameter.annotation is int:
+                return types.intp
+            if parameter.annotation in (type, parameter.empty):
+                return given[parameter.name]
+            return _of(parameter.annotation, given)
+
+        def typed(typing, *arguments):
+            given = dict(zip((parameter.name for parameter in parameters), arguments, strict=True))
+            kind = result or types.void
+            kind = kind if isinstance(kind, types.Type) else _of(kind, given)
+
+            def generate(context, builder, sig, args):
+                values = (
+                    given[parameter.name] if parameter.annotation is type else value
+                    for parameter, value in zip(parameters, args, strict=True)
+                )
+                value = emit(builder, *values)
+                return context.get_dummy_value() if result is None else value
+
+            return kind(*(kind_of(parameter, given) for parameter in parameters)), generate
+
+        typed.__name__, typed.__doc__ = emit.__name__, emit.__doc__
+        first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        typed.__signature__ = inspect.Signature([first, *(p.replace(annotation=p.empty) for p in parameters)])
+        return intrinsic(typed)
+
+    return made
+
+
+# Operators between vectors of one type, or a vector and a number that is broadcast.
+
+
+def _operator(op, emit, result=_same, accepts=types.Float):
     @infer_global(op)
     class _Template(AbstractTemplate):
         def generic(self, args, kws):
@@ -89,684 +145,360 @@ def _operator(op, emit, result=lambda vector: vector, accepts=types.Float):
             return None
 
     def lower(context, builder, sig, args):
-        vector = next(a for a in sig.args if isinstance(a, Vector))
-        return emit(builder, *(_as_vector(context, builder, *pair, vector) for pair in zip(args, sig.args)))
+        kind = next(a for a in sig.args if isinstance(a, Vector))
+        return emit(builder, *(_as_vector(context, builder, *pair, kind) for pair in zip(args, sig.args)))
 
     for operands in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
         lower_builtin(op, *operands)(lower)
 
 
-def _as_vector(context, builder, value, kind, vector):
-    if kind == vector:
+def _as_vector(context, builder, value, given, kind):
+    if given == kind:
         return value
-    return _broadcast(builder, context.cast(builder, value, kind, vector.dtype), vector.lanes)
+    return llvm.broadcast(builder, context.cast(builder, value, given, kind.dtype), kind.lanes)
 
 
 _operator(operator.add, lambda b, x, y: b.fadd(x, y))
 _operator(operator.sub, lambda b, x, y: b.fsub(x, y))
 _operator(operator.mul, lambda b, x, y: b.fmul(x, y))
 _operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
-_operator(operator.lt, lambda b, x, y: b.fcmp_ordered("<", x, y), mask_of)
-_operator(operator.le, lambda b, x, y: b.fcmp_ordered("<=", x, y), mask_of)
-_operator(operator.gt, lambda b, x, y: b.fcmp_ordered(">", x, y), mask_of)
-_operator(operator.ne, lambda b, x, y: b.fcmp_unordered("!=", x, y), mask_of)
+_operator(operator.lt, lambda b, x, y: b.fcmp_ordered("<", x, y), _mask)
+_operator(operator.le, lambda b, x, y: b.fcmp_ordered("<=", x, y), _mask)
+_operator(operator.gt, lambda b, x, y: b.fcmp_ordered(">", x, y), _mask)
+_operator(operator.ne, lambda b, x, y: b.fcmp_unordered("!=", x, y), _mask)
 _operator(operator.and_, lambda b, x, y: b.and_(x, y), accepts=types.Boolean)
 
 
-@intrinsic
-def eq(typing, x, y):
-    """Lanes where two vectors are equal."""
-
-    def generate(context, builder, sig, args):
-        return builder.fcmp_ordered("==", *args)
-
-    return mask_of(x)(x, y), generate
+# Lane by lane.
 
 
-@intrinsic
-def and_not(typing, x, y):
-    """Lanes of mask x that are not in mask y."""
-
-    def generate(context, builder, sig, args):
-        return builder.and_(args[0], builder.not_(args[1]))
-
-    return x(x, y), generate
-
-
-@intrinsic
-def fma(typing, x, y, z):
-    """x * y + z, rounded once."""
-
-    def generate(context, builder, sig, args):
-        kind = args[0].type
-        return _call(builder, f"llvm.fma.{_float_name(kind)}", kind, args)
-
-    return x(x, y, z), generate
-
-
-@intrinsic
-def max(typing, x, y):
-    """The larger of two vectors; y where one of them is nan."""
-
-    def generate(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
-
-    return x(x, y), generate
-
-
-@intrinsic
-def select(typing, mask, x, y):
-    def generate(context, builder, sig, args):
-        return builder.select(*args)
-
-    return x(mask, x, y), generate
-
-
-@intrinsic
-def splat(typing, like, value):
-    """A number in every lane, as the type in which `like` is computed."""
-    dtype = compute_type(like)
-    vector = vector_of(dtype)
-
-    def generate(context, builder, sig, args):
-        return _broadcast(builder, context.cast(builder, args[1], value, dtype), vector.lanes)
-
-    return vector(like, value), generate
-
-
-@intrinsic
-def round_to(typing, like, value):
-    """A float64 rounded to the type in which `like` is computed."""
-    dtype = compute_type(like)
-
-    def generate(context, builder, sig, args):
-        return context.cast(builder, context.cast(builder, args[1], types.float64, dtype), dtype, types.float64)
-
-    return types.float64(like, types.float64), generate
-
-
-@intrinsic
-def lanes(typing, like):
+@operation(types.intp)
+def lanes(b, like: type):
     """How many numbers a vector holds, as a constant."""
-    count = vector_of(compute_type(like)).lanes
-    return types.intp(like), lambda context, builder, sig, args: ir.Constant(_I64, count)
+    return llvm.number(vector(like).lanes)
 
 
-def _lane_mask(comparison):
-    @intrinsic
-    def lane_mask(typing, like, n):
-        vector = vector_of(compute_type(like))
-
-        def generate(context, builder, sig, args):
-            index = _constant(ir.VectorType(_I64, vector.lanes), range(vector.lanes))
-            return builder.icmp_signed(comparison, index, _broadcast(builder, args[1], vector.lanes))
-
-        return mask_of(vector)(like, types.intp), generate
-
-    return lane_mask
+@operation(vector)
+def splat(b, like: type, value: computed):
+    """A number in every lane, as the type in which `like` is computed."""
+    return llvm.broadcast(b, value, vector(like).lanes)
 
 
-first_n = _lane_mask("<")  # the first n lanes
-all_but = _lane_mask("!=")  # every lane but number n
+eq = operation(_mask)(lambda b, x, y: b.fcmp_ordered("==", x, y))
+select = operation(_same)(lambda b, mask, x, y: b.select(mask, x, y))
+and_not = operation(_same)(lambda b, x, y: b.and_(x, b.not_(y)))  # lanes of the mask x that are not in y
+fma = operation(_same)(llvm.fma)  # x * y + z, rounded once
+max = operation(_same)(llvm.larger)  # y where one of them is nan
 
 
-def _across(emit, in_double=False):
-    @intrinsic
-    def reduce(typing, x):
-        result = types.float64 if in_double else x.dtype
-
-        def generate(context, builder, sig, args):
-            vector, width = args[0], x.lanes
-            if result != x.dtype:
-                vector = builder.fpext(vector, ir.VectorType(ir.DoubleType(), width))
-            while width > 1:
-                width //= 2
-                halves = [
-                    builder.shuffle_vector(
-                        vector, vector, _constant(ir.VectorType(_I32, width), range(start, start + width))
-                    )
-                    for start in (0, width)
-                ]
-                vector = emit(builder, *halves)
-            return builder.extract_element(vector, ir.Constant(_I32, 0))
-
-        return result(x), generate
-
-    return reduce
+@operation(types.float64)
+def round_to(b, like: type, value: lambda: types.float64):
+    """A float64 rounded to the type in which `like` is computed."""
+    if computed(like) == types.float64:
+        return value
+    return b.fpext(b.fptrunc(value, ir.FloatType()), ir.DoubleType())
 
 
-reduce_sum = _across(lambda b, x, y: b.fadd(x, y))
-reduce_sum_in_double = _across(lambda b, x, y: b.fadd(x, y), in_double=True)
-reduce_max = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+# Masks.
 
 
-@intrinsic
-def find_first(typing, mask):
+def _lane_numbers(b, like):
+    count = vector(like).lanes
+    return llvm.constant(ir.VectorType(I64, count), range(count))
+
+
+def _compared_lanes(b, comparison, like, n):
+    return b.icmp_signed(comparison, _lane_numbers(b, like), llvm.broadcast(b, n, vector(like).lanes))
+
+
+@operation(_mask_like)
+def first_n(b, like: type, n: int):
+    """The first n lanes."""
+    return _compared_lanes(b, "<", like, n)
+
+
+@operation(_mask_like)
+def all_but(b, like: type, lane: int):
+    return _compared_lanes(b, "!=", like, lane)
+
+
+@operation(types.boolean)
+def any_true(b, mask):
+    bits = b.bitcast(mask, ir.IntType(mask.type.count))
+    return b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+
+@operation(types.intp)
+def find_first(b, mask):
     """The number of the first lane in the mask, that of lanes if there is none."""
-
-    def generate(context, builder, sig, args):
-        bits = ir.IntType(mask.lanes)
-        zeros = builder.cttz(builder.bitcast(args[0], bits), ir.Constant(_I1, 0))
-        return builder.zext(zeros, _I64)
-
-    return types.intp(mask), generate
+    bits = b.bitcast(mask, ir.IntType(mask.type.count))
+    return b.zext(b.cttz(bits, ir.Constant(I1, 0)), I64)
 
 
-# Pairs of bfloat16, of which one instruction adds both products to a sum. Memory holds them as if they were float32.
+# Reductions over the lanes.
 
 
-@intrinsic
-def numbers_per_element(typing, like):
-    """How many numbers one element holds, as a constant."""
-    count = 2 if like == PAIRS else 1
-    return types.intp(like), lambda context, builder, sig, args: ir.Constant(_I64, count)
+reduce_sum = operation(_element)(lambda b, x: llvm.halved(b, x, ir.IRBuilder.fadd))
+reduce_max = operation(_element)(lambda b, x: llvm.halved(b, x, llvm.larger))
 
 
-@intrinsic
-def if_pairs(typing, like, if_pairs, if_numbers):
-    """One of two arguments, by what `like` stands for."""
-    which = 1 if like == PAIRS else 2
-    kind = (like, if_pairs, if_numbers)[which]
-    return kind(like, if_pairs, if_numbers), lambda context, builder, sig, args: args[which]
-
-
-@intrinsic
-def pack_pairs(typing, x, y):
-    """The numbers of two vectors, which bfloat16 can hold, beside each other in pairs."""
-
-    def generate(context, builder, sig, args):
-        kind = args[0].type
-        integers, _, _ = _layout(kind)
-        low, high = (builder.bitcast(a, integers) for a in args)
-        low = builder.lshr(low, _constant(integers, [16] * kind.count))
-        return builder.bitcast(builder.or_(low, high), kind)
-
-    return x(x, y), generate
+@operation(types.float64)
+def reduce_sum_in_double(b, x):
+    return llvm.halved(b, b.fpext(x, ir.VectorType(ir.DoubleType(), x.type.count)), ir.IRBuilder.fadd)
 
 
 # The bits of floats, for exponentials and logarithms.
 
 
-def _layout(kind):
-    """Integer type, mantissa bits and the bits of sqrt(1/2) of a vector of floats."""
-    double = isinstance(kind.element, ir.DoubleType)
-    integers = ir.VectorType(_I64 if double else _I32, kind.count)
-    return (integers, 52, 0x3FE6A09E667F3BCD) if double else (integers, 23, 0x3F3504F3)
-
-
-@intrinsic
-def scale_by_power(typing, x, power):
+@operation(_same)
+def scale_by_power(b, x, power):
     """x * 2**n where the lowest bits of `power` hold the integer n."""
+    integers, mantissa, _ = llvm.layout(x.type)
+    shift = b.shl(b.bitcast(power, integers), llvm.filled(integers, mantissa))
+    return b.bitcast(b.add(b.bitcast(x, integers), shift), x.type)
 
-    def generate(context, builder, sig, args):
-        kind = args[0].type
-        integers, mantissa, _ = _layout(kind)
-        bits, shift = (builder.bitcast(a, integers) for a in args)
-        shift = builder.shl(shift, _constant(integers, [mantissa] * kind.count))
-        return builder.bitcast(builder.add(bits, shift), kind)
 
-    return x(x, power), generate
+def _bits_above_half_root(b, x):
+    """Whose exponent and mantissa are those of `exponent` and `fraction`."""
+    integers, _, half_root = llvm.layout(x.type)
+    return b.sub(b.bitcast(x, integers), llvm.filled(integers, half_root))
 
 
-def _split(which):
-    @intrinsic
-    def part(typing, x):
-        def generate(context, builder, sig, args):
-            kind = args[0].type
-            integers, mantissa, half_root = _layout(kind)
-            offset = _constant(integers, [half_root] * kind.count)
-            bits = builder.sub(builder.bitcast(args[0], integers), offset)
-            if which == "exponent":
-                return builder.sitofp(builder.ashr(bits, _constant(integers, [mantissa] * kind.count)), kind)
-            bits = builder.and_(bits, _constant(integers, [(1 << mantissa) - 1] * kind.count))
-            return builder.bitcast(builder.add(bits, offset), kind)
+@operation(_same)
+def exponent(b, x):
+    """n for a positive normal x = f * 2**n with sqrt(1/2) <= f < sqrt(2)."""
+    integers, mantissa, _ = llvm.layout(x.type)
+    return b.sitofp(b.ashr(_bits_above_half_root(b, x), llvm.filled(integers, mantissa)), x.type)
 
-        return x(x), generate
 
-    return part
+@operation(_same)
+def fraction(b, x):
+    """f for a positive normal x = f * 2**n with sqrt(1/2) <= f < sqrt(2)."""
+    integers, mantissa, half_root = llvm.layout(x.type)
+    bits = b.and_(_bits_above_half_root(b, x), llvm.filled(integers, (1 << mantissa) - 1))
+    return b.bitcast(b.add(bits, llvm.filled(integers, half_root)), x.type)
 
 
-# A positive normal x is fraction * 2**exponent with sqrt(1/2) <= fraction < sqrt(2).
-exponent = _split("exponent")
-fraction = _split("fraction")
+# Constants. Each is added to the value of `like`, which is 0, though the compiler does not know it. A constant that it
+# knew it would read from memory again in every round of a loop, rather than keep it in a register.
 
 
-# Memory.
-
-
-def _storage(like):
-    """LLVM type of one stored element."""
-    return {
-        types.float32: ir.FloatType(),
-        types.float64: ir.DoubleType(),
-        types.int16: ir.IntType(16),
-        types.uint16: ir.IntType(16),
-        PAIRS: ir.FloatType(),
-        types.int64: _I64,
-    }[like]
-
-
-def _size(stored):
-    return {ir.FloatType: 4, ir.DoubleType: 8}.get(type(stored)) or stored.width // 8
-
-
-def _pointer(builder, address, index, stored, kind):
-    base = builder.inttoptr(address, _I8.as_pointer())
-    offset = builder.mul(index, ir.Constant(_I64, _size(stored)))
-    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
-
-
-def _like(kind, element):
-    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
-
-
-def _widen(builder, like, value):
-    """Stored to computed: exact."""
-    kind = value.type
-    if like == types.int16:
-        return builder.fpext(builder.bitcast(value, _like(kind, ir.HalfType())), _like(kind, ir.FloatType()))
-    if like == types.uint16:
-        wide = builder.zext(value, _like(kind, _I32))
-        return builder.bitcast(builder.shl(wide, _filled(wide.type, 16)), _like(kind, ir.FloatType()))
-    return value
-
-
-def _narrow(builder, like, value):
-    """Computed to stored: rounded to nearest, ties to even."""
-    kind = value.type
-    if like == types.int16:
-        return builder.bitcast(builder.fptrunc(value, _like(kind, ir.HalfType())), _like(kind, ir.IntType(16)))
-    if like == types.uint16:
-        integers = _like(kind, _I32)
-        bits = builder.bitcast(value, integers)
-        odd = builder.and_(builder.lshr(bits, _filled(integers, 16)), _filled(integers, 1))
-        rounded = builder.add(bits, builder.add(odd, _filled(integers, 0x7FFF)))
-        quiet = builder.or_(bits, _filled(integers, 0x400000))
-        rounded = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        return builder.trunc(builder.lshr(rounded, _filled(integers, 16)), _like(kind, ir.IntType(16)))
-    return value
-
-
-def _filled(kind, value):
-    return _constant(kind, [value] * kind.count) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
-
-
-def _vector_memory(like):
-    """Numba vector type and LLVM type of a vector as stored."""
-    vector = vector_of(compute_type(like))
-    return vector, ir.VectorType(_storage(like), vector.lanes)
-
-
-def _masked_load(builder, like, pointer, kind, mask):
-    """Zeros outside the mask, where nothing is read."""
-    name = f"llvm.masked.load.v{kind.count}{_short(kind.element)}.p0"
-    align = ir.Constant(_I32, _size(kind.element))
-    return _widen(builder, like, _call(builder, name, kind, [pointer, align, mask, _filled_zero(kind)]))
-
-
-def _masked_store(builder, like, pointer, kind, mask, value):
-    name = f"llvm.masked.store.v{kind.count}{_short(kind.element)}.p0"
-    align = ir.Constant(_I32, _size(kind.element))
-    _call(builder, name, ir.VoidType(), [_narrow(builder, like, value), pointer, align, mask])
-
-
-@intrinsic
-def load(typing, like, address, index):
-    """A vector from address[index : index + lanes]."""
-    vector, kind = _vector_memory(like)
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        return _widen(builder, like, builder.load(pointer, align=_size(kind.element)))
-
-    return vector(like, types.intp, types.intp), generate
-
-
-@intrinsic
-def load_masked(typing, like, address, index, mask, fill):
-    """A vector whose lanes outside the mask are not read and hold `fill`."""
-    vector, kind = _vector_memory(like)
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        return builder.select(args[3], _masked_load(builder, like, pointer, kind, args[3]), args[4])
-
-    return vector(like, types.intp, types.intp, mask, fill), generate
-
-
-@intrinsic
-def store(typing, like, address, index, value):
-    kind = _vector_memory(like)[1]
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        builder.store(_narrow(builder, like, args[3]), pointer, align=_size(kind.element))
-        return context.get_dummy_value()
-
-    return types.void(like, types.intp, types.intp, value), generate
-
-
-@intrinsic
-def stream(typing, like, address, index, value):
-    """As `store`, past the caches, to an address that is a multiple of the vector's size."""
-    kind = _vector_memory(like)[1]
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        stored = builder.store(_narrow(builder, like, args[3]), pointer, align=_size(kind.element) * kind.count)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
-        return context.get_dummy_value()
-
-    return types.void(like, types.intp, types.intp, value), generate
-
-
-@intrinsic
-def store_masked(typing, like, address, index, mask, value):
-    """Write the lanes in the mask and leave the others alone."""
-    kind = _vector_memory(like)[1]
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, args[1], args[2], kind.element, kind)
-        _masked_store(builder, like, pointer, kind, args[3], args[4])
-        return context.get_dummy_value()
-
-    return types.void(like, types.intp, types.intp, mask, value), generate
-
-
-def _short(element):
-    return {4: "f32", 8: "f64"}[_size(element)] if not isinstance(element, ir.IntType) else f"i{element.width}"
-
-
-def _filled_zero(kind):
-    return ir.Constant(kind, None)
-
-
-@intrinsic
-def load_scalar(typing, like, address, index):
-    """One number from address[index]."""
-    dtype = like if like == types.int64 else compute_type(like)
-
-    def generate(context, builder, sig, args):
-        stored = _storage(like)
-        pointer = _pointer(builder, args[1], args[2], stored, stored)
-        return _widen(builder, like, builder.load(pointer, align=_size(stored)))
-
-    return dtype(like, types.intp, types.intp), generate
-
-
-@intrinsic
-def store_scalar(typing, like, address, index, value):
-    """One number, rounded to the stored type, to address[index]."""
-    dtype = like if like == types.int64 else compute_type(like)
-
-    def generate(context, builder, sig, args):
-        stored = _storage(like)
-        pointer = _pointer(builder, args[1], args[2], stored, stored)
-        number = context.cast(builder, args[3], value, dtype)
-        builder.store(_narrow(builder, like, number), pointer, align=_size(stored))
-        return context.get_dummy_value()
-
-    return types.void(like, types.intp, types.intp, value), generate
-
-
-@intrinsic
-def transpose(typing, source_like, source, source_stride, like, target, target_stride, rows, columns):
-    """Write a block of numbers transposed: up to as many rows and columns as a vector has lanes."""
-    vector, read = _vector_memory(source_like)
-    written = _vector_memory(like)[1]
-
-    def generate(context, builder, sig, args):
-        _, source, source_stride, _, target, target_stride, rows, columns = args
-        lane = _constant(ir.VectorType(_I64, vector.lanes), range(vector.lanes))
-
-        def address(start, stride, i, kind):
-            return _pointer(builder, start, builder.mul(stride, ir.Constant(_I64, i)), kind.element, kind)
-
-        def within(i, outer, inner):
-            """The lanes below `inner`, or none if i is not below `outer`."""
-            below = builder.icmp_signed("<", ir.Constant(_I64, i), outer)
-            count = builder.select(below, inner, ir.Constant(_I64, 0))
-            return builder.icmp_signed("<", lane, _broadcast(builder, count, vector.lanes))
-
-        vectors = [
-            _masked_load(builder, source_like, address(source, source_stride, i, read), read, within(i, rows, columns))
-            for i in range(vector.lanes)
-        ]
-        for i, value in enumerate(_transposed(builder, vectors)):
-            pointer = address(target, target_stride, i, written)
-            _masked_store(builder, like, pointer, written, within(i, columns, rows), value)
-        return context.get_dummy_value()
-
-    kinds = source_like, types.intp, types.intp, like, types.intp, types.intp, types.intp, types.intp
-    return types.void(*kinds), generate
-
-
-def _transposed(builder, vectors):
-    """By shuffles that processors have: inside quarters of vectors, then of whole quarters."""
-    lanes = len(vectors)
-    quarter = lanes // 4
-    low, high = range(quarter // 2), range(quarter // 2, quarter)
-    rows = [vectors[start : start + quarter] for start in range(0, lanes, quarter)]
-    for _ in range(quarter.bit_length() - 1):  # a perfect shuffle for every bit of the lane's number: Stone (1971)
-        rows = [
-            [
-                _shuffled(
-                    builder, x, y, [q + i + z for q in range(0, lanes, quarter) for i in half for z in (0, lanes)]
-                )
-                for x, y in zip(group[: quarter // 2], group[quarter // 2 :], strict=True)
-                for half in (low, high)
-            ]
-            for group in rows
-        ]
-    even, odd = ([q * quarter + i for q in chosen for i in range(quarter)] for chosen in ((0, 2, 4, 6), (1, 3, 5, 7)))
-    columns = {}
-    for i, (a, b, c, d) in enumerate(zip(*rows, strict=True)):
-        for first, order in enumerate((even, odd)):
-            ab, cd = _shuffled(builder, a, b, order), _shuffled(builder, c, d, order)
-            columns[first * quarter + i] = _shuffled(builder, ab, cd, even)
-            columns[(first + 2) * quarter + i] = _shuffled(builder, ab, cd, odd)
-    return [columns[i] for i in range(lanes)]
-
-
-def _shuffled(builder, x, y, order):
-    return builder.shuffle_vector(x, y, _constant(ir.VectorType(_I32, len(order)), order))
-
-
-# Labels: int64 in the caller's memory; compared as integers as wide as the floats, so that the masks fit.
-
-
-def _label_vector(like, dtype=types.int64):
-    return Vector(dtype, vector_of(compute_type(like)).lanes)
-
-
-def _narrow_labels(like):
-    return _label_vector(like, types.int64 if compute_type(like) == types.float64 else types.int32)
-
-
-def _integers(vector):
-    return ir.VectorType(ir.IntType(vector.dtype.bitwidth), vector.lanes)
-
-
-@intrinsic
-def load_labels(typing, like, address, index, mask):
-    """Labels in the lanes of the mask, 0 in the others."""
-    vector = _label_vector(like)
-
-    def generate(context, builder, sig, args):
-        kind = _integers(vector)
-        pointer = _pointer(builder, args[1], args[2], _I64, kind)
-        name = f"llvm.masked.load.v{vector.lanes}i64.p0"
-        return _call(builder, name, kind, [pointer, ir.Constant(_I32, 8), args[3], _filled_zero(kind)])
-
-    return vector(like, types.intp, types.intp, mask), generate
-
-
-@intrinsic
-def labels_below(typing, labels, classes):
-    """Lanes with 0 <= label < classes."""
-
-    def generate(context, builder, sig, args):
-        return builder.icmp_unsigned("<", args[0], _broadcast(builder, args[1], labels.lanes))
-
-    return mask_of(labels)(labels, types.intp), generate
-
-
-@intrinsic
-def labels_eq(typing, labels, label):
-    """Lanes that hold `label`."""
-
-    def generate(context, builder, sig, args):
-        wanted = args[1] if labels.dtype == types.int64 else builder.trunc(args[1], _I32)
-        return builder.icmp_signed("==", args[0], _broadcast(builder, wanted, labels.lanes))
-
-    return mask_of(labels)(labels, types.intp), generate
-
-
-@intrinsic
-def narrow_labels(typing, like, labels, mask):
-    """Labels that are classes as narrow as they are compared, -1 outside the mask."""
-    narrow = _narrow_labels(like)
-
-    def generate(context, builder, sig, args):
-        kind = _integers(narrow)
-        value = args[1] if narrow == labels else builder.trunc(args[1], kind)
-        return builder.select(args[2], value, _filled(kind, -1))
-
-    return narrow(like, labels, mask), generate
-
-
-@intrinsic
-def no_labels(typing, like):
-    narrow = _narrow_labels(like)
-    return narrow(like), lambda context, builder, sig, args: _filled(_integers(narrow), -1)
-
-
-@intrinsic
-def store_narrow_labels(typing, like, address, index, labels):
-    """Narrow labels to a scratch array."""
-
-    def generate(context, builder, sig, args):
-        stored = args[3].type.element
-        builder.store(args[3], _pointer(builder, args[1], args[2], stored, args[3].type), align=_size(stored))
-        return context.get_dummy_value()
-
-    return types.void(like, types.intp, types.intp, labels), generate
-
-
-@intrinsic
-def load_narrow_labels(typing, like, address, index):
-    narrow = _narrow_labels(like)
-
-    def generate(context, builder, sig, args):
-        kind = _integers(narrow)
-        return builder.load(_pointer(builder, args[1], args[2], kind.element, kind), align=_size(kind.element))
-
-    return narrow(like, types.intp, types.intp), generate
-
-
-@intrinsic
-def any_true(typing, mask):
-    def generate(context, builder, sig, args):
-        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
-
-    return types.boolean(mask), generate
-
-
-def _asking(beyond):
-    @intrinsic
-    def ask(typing, like, address, index):
-        """Ask for the memory so many bytes beyond address[index]; may lie outside the array."""
-
-        def generate(context, builder, sig, args):
-            pointer = _pointer(builder, args[1], args[2], _storage(like), _I8)
-            pointer = builder.gep(pointer, [ir.Constant(_I64, beyond)])
-            read, keep, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
-            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, keep, data])
-            return context.get_dummy_value()
-
-        return types.void(like, types.intp, types.intp), generate
-
-    return ask
-
-
-prefetch = _asking(_LOAD_AHEAD)  # in a loop that goes through memory
-prefetch_here = _asking(0)
-
-
-@intrinsic
-def at(typing, like, address, index):
-    """The address of element number `index`."""
-
-    def generate(context, builder, sig, args):
-        return builder.add(args[1], builder.mul(args[2], ir.Constant(_I64, _size(_storage(like)))))
-
-    return types.intp(like, types.intp, types.intp), generate
-
-
-@intrinsic
-def fetch_add(typing, address, index):
-    """Add 1 to an int64 that threads share, and give what it was."""
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(builder, *args, _I64, _I64)
-        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "seq_cst")
-
-    return types.intp(types.intp, types.intp), generate
-
-
-@intrinsic
-def invoke(typing, function, call, scratch, lo, hi, sums):
-    """Call the C function at an address."""
-
-    def generate(context, builder, sig, args):
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 5)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 6), generate
-
-
-# Constants. Each is added to the value of `like`, which is 0, though the compiler does not know it: what it knows to be
-# constant it reads from memory again in every round of a loop rather than keep it in a register.
-
-
-def _kept(context, builder, value, like, number):
-    dtype = compute_type(like)
-    zero = context.cast(builder, value, like, dtype)
-    return _broadcast(builder, builder.fadd(ir.Constant(zero.type, number), zero), vector_of(dtype).lanes)
-
-
-def polynomial(single, double):
-    """A function of `like` and a vector: Horner's scheme with the coefficients of its type, highest power first."""
-
-    @intrinsic
-    def evaluate(typing, like, x):
-        coefficients = double if x.dtype == types.float64 else single
-
-        def generate(context, builder, sig, args):
-            first, *rest = (_kept(context, builder, args[0], like, number) for number in coefficients)
-            result = first
-            for coefficient in rest:
-                result = _call(
-                    builder, f"llvm.fma.{_float_name(result.type)}", result.type, [result, args[1], coefficient]
-                )
-            return result
-
-        return x(like, x), generate
-
-    return evaluate
+def _kept(b, like, single, double):
+    value = double if isinstance(like.type, ir.DoubleType) else single
+    return llvm.broadcast(b, b.fadd(ir.Constant(like.type, value), like), VECTOR_BYTES // llvm.size(like.type))
 
 
 def constant(single, double):
     """A function of `like`: a vector of the number for its type."""
 
-    @intrinsic
-    def evaluate(typing, like):
-        dtype = compute_type(like)
-        number = double if dtype == types.float64 else single
-        return vector_of(dtype)(like), lambda context, builder, sig, args: _kept(
-            context, builder, args[0], like, number
-        )
+    @operation(vector)
+    def in_every_lane(b, like: computed):
+        return _kept(b, like, single, double)
 
-    return evaluate
+    return in_every_lane
+
+
+def polynomial(single, double):
+    """A function of `like` and a vector: Horner's scheme with the coefficients of its type, highest power first."""
+
+    @operation(vector)
+    def horner(b, like: computed, x):
+        result, *rest = (
+            _kept(b, like, number, number) for number in (double if isinstance(like.type, ir.DoubleType) else single)
+        )
+        for coefficient in rest:
+            result = llvm.fma(b, result, x, coefficient)
+        return result
+
+    return horner
+
+
+# Memory.
+
+
+def in_memory(like):
+    """LLVM's type of a vector as it is stored."""
+    return ir.VectorType(llvm.stored(like), vector(like).lanes)
+
+
+@operation(types.intp)
+def at(b, like: type, address: int, index: int):
+    """The address of element number `index`."""
+    return b.add(address, b.mul(index, llvm.number(llvm.size(llvm.stored(like)))))
+
+
+@operation(one_number)
+def load_scalar(b, like: type, address: int, index: int):
+    """One number from address[index]."""
+    return llvm.load(b, like, address, index, llvm.stored(like))
+
+
+@operation()
+def store_scalar(b, like: type, address: int, index: int, value: one_number):
+    """One number, rounded to the stored type, to address[index]."""
+    llvm.store(b, like, address, index, llvm.stored(like), value)
+
+
+@operation(vector)
+def load(b, like: type, address: int, index: int):
+    """A vector from address[index : index + lanes]."""
+    return llvm.load(b, like, address, index, in_memory(like))
+
+
+@operation(vector)
+def load_masked(b, like: type, address: int, index: int, mask, fill):
+    """A vector whose lanes outside the mask are not read and hold `fill`."""
+    kind = in_memory(like)
+    found = llvm.masked_load(b, llvm.pointer(b, address, index, kind), kind, mask)
+    return b.select(mask, llvm.widen(b, like, found), fill)
+
+
+@operation()
+def store(b, like: type, address: int, index: int, value):
+    llvm.store(b, like, address, index, in_memory(like), value)
+
+
+@operation()
+def store_masked(b, like: type, address: int, index: int, mask, value):
+    """Write the lanes in the mask and leave the others alone."""
+    kind = in_memory(like)
+    llvm.masked_store(b, llvm.pointer(b, address, index, kind), kind, mask, llvm.narrow(b, like, value))
+
+
+@operation()
+def stream(b, like: type, address: int, index: int, value):
+    """As `store`, past the caches, to an address that is a multiple of the vector's size."""
+    stored = llvm.store(b, like, address, index, in_memory(like), value, align=vector(like).lanes)
+    stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))
+
+
+def _prefetch(b, like, address, index, beyond):
+    where = b.bitcast(llvm.pointer(b, address, index, llvm.stored(like)), llvm.I8.as_pointer())
+    where = b.gep(where, [llvm.number(beyond)])
+    read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
+    llvm.call(b, "llvm.prefetch.p0", ir.VoidType(), [where, read, keep, data])
+
+
+@operation()
+def prefetch(b, like: type, address: int, index: int):
+    """In a loop that goes through memory: have it there when the loop comes to it. May lie outside the array."""
+    _prefetch(b, like, address, index, _LOAD_AHEAD)
+
+
+@operation()
+def prefetch_here(b, like: type, address: int, index: int):
+    _prefetch(b, like, address, index, 0)
+
+
+@operation()
+def transpose(
+    b, source_like: type, source: int, source_stride: int, like: type, target: int, target_stride: int, rows: int,
+    columns: int,
+):  # fmt: skip
+    """Write a block of numbers transposed: up to as many rows and columns as a vector has lanes."""
+    read, written, count = in_memory(source_like), in_memory(like), vector(source_like).lanes
+
+    def row(start, stride, i, kind):
+        return llvm.pointer(b, start, b.mul(stride, llvm.number(i)), kind)
+
+    def within(i, outer, inner):
+        """The lanes below `inner`, or none if i is not below `outer`."""
+        below = b.icmp_signed("<", llvm.number(i), outer)
+        return _compared_lanes(b, "<", source_like, b.select(below, inner, llvm.number(0)))
+
+    vectors = []
+    for i in range(count):
+        found = llvm.masked_load(b, row(source, source_stride, i, read), read, within(i, rows, columns))
+        vectors.append(llvm.widen(b, source_like, found))
+    for i, value in enumerate(llvm.transposed(b, vectors)):
+        where = row(target, target_stride, i, written)
+        llvm.masked_store(b, where, written, within(i, columns, rows), llvm.narrow(b, like, value))
+
+
+# Labels.
+
+
+def _integers(kind):
+    return ir.VectorType(ir.IntType(kind.dtype.bitwidth), kind.lanes)
+
+
+@operation(_labels)
+def load_labels(b, like: type, address: int, index: int, mask):
+    """Labels in the lanes of the mask, 0 in the others."""
+    kind = _integers(_labels(like))
+    return llvm.masked_load(b, llvm.pointer(b, address, index, kind), kind, mask)
+
+
+@operation(_mask)
+def labels_below(b, x, classes: int):
+    """Lanes with 0 <= label < classes."""
+    return b.icmp_unsigned("<", x, llvm.broadcast(b, classes, x.type.count))
+
+
+@operation(_mask)
+def labels_eq(b, x, label: int):
+    wanted = label if x.type.element == I64 else b.trunc(label, I32)
+    return b.icmp_signed("==", x, llvm.broadcast(b, wanted, x.type.count))
+
+
+@operation(_narrow_labels)
+def narrow_labels(b, like: type, labels, mask):
+    """Labels that are classes as narrow as they are compared, -1 outside the mask."""
+    kind = _integers(_narrow_labels(like))
+    return b.select(mask, labels if labels.type == kind else b.trunc(labels, kind), llvm.filled(kind, -1))
+
+
+@operation(_narrow_labels)
+def no_labels(b, like: type):
+    return llvm.filled(_integers(_narrow_labels(like)), -1)
+
+
+@operation()
+def store_narrow_labels(b, like: type, address: int, index: int, labels):
+    where = llvm.pointer(b, address, index, labels.type)
+    b.store(labels, where, align=llvm.size(labels.type.element))
+
+
+@operation(_narrow_labels)
+def load_narrow_labels(b, like: type, address: int, index: int):
+    kind = _integers(_narrow_labels(like))
+    return b.load(llvm.pointer(b, address, index, kind), align=llvm.size(kind.element))
+
+
+# Pairs of bfloat16, of which one instruction adds both products to a sum. Memory holds them as if they were float32.
+
+
+@operation(types.intp)
+def numbers_per_element(b, like: type):
+    """As a constant."""
+    return llvm.number(2 if like == PAIRS else 1)
+
+
+@operation(lambda like, yes, no: yes if like == PAIRS else no)
+def if_pairs(b, like: type, yes, no):
+    """One of two values, by what `like` stands for."""
+    return yes if like == PAIRS else no
+
+
+@operation(_same)
+def pack_pairs(b, x, y):
+    """The numbers of two vectors, which bfloat16 can hold, beside each other in pairs."""
+    integers, _, _ = llvm.layout(x.type)
+    low, high = (b.bitcast(value, integers) for value in (x, y))
+    return b.bitcast(b.or_(b.lshr(low, llvm.filled(integers, 16)), high), x.type)
+
+
+# What threads share.
+
+
+@operation(types.intp)
+def fetch_add(b, address: int, index: int):
+    """Add 1 to an int64 that threads share, and give what it was."""
+    return b.atomic_rmw("add", llvm.pointer(b, address, index, I64), llvm.number(1), "seq_cst")
+
+
+@operation()
+def invoke(b, function: int, call: int, scratch: int, lo: int, hi: int, sums: int):
+    """Call the C function at an address."""
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 5)
+    b.call(b.inttoptr(function, kind.as_pointer()), [call, scratch, lo, hi, sums])

@@ -17,8 +17,8 @@ from rich.progress import Progress
 
 from benchmarks import report
 from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
-from crossent.bench.child import last_line
-from crossent.bench.machine import machine, versions
+from crossent.tools.bench.child import last_line
+from crossent.tools.bench.machine import machine, versions
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 

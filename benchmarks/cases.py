@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from crossent.bench import cases
+from crossent.tools.bench import cases
 
 MODES = {
     "step": "forward, backward, free the gradient",

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.nn import functional
 
 import crossent
-from crossent.bench.timing import interleaved
+from crossent.tools.bench.timing import interleaved
 
 SHAPES = ((32, 10), (128, 1000))
 ROUNDS, SECONDS = 11, 3.0

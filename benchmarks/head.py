@@ -15,9 +15,9 @@ import torch
 
 import crossent
 from benchmarks.cases import HEAD_CASES, HeadCase
-from crossent.bench.calls import torch_arrays
-from crossent.bench.cases import HEAD, Case
 from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16, WIDENED
+from crossent.tools.bench.calls import torch_arrays
+from crossent.tools.bench.cases import HEAD, Case
 
 CHUNKS = (512, 1024, 2048, 4096)
 RIVALS = ("torch", "products")
@@ -28,7 +28,7 @@ class Head:
     def __init__(self, case: HeadCase):
         self.options = {"filter_eps": case.filter_eps} if case.filter_eps else {}
         if case.trained:
-            from crossent.demo.transformer import DEMO, trained
+            from crossent.tools.demo.transformer import DEMO, trained
 
             settings = replace(DEMO, batch=case.tokens // DEMO.length)
             hidden, weight, self.labels = trained(case.trained, settings)

@@ -6,8 +6,8 @@ from statistics import median
 
 import numpy as np
 
-from crossent.bench.machine import cores
-from crossent.bench.timing import interleaved
+from crossent.tools.bench.machine import cores
+from crossent.tools.bench.timing import interleaved
 
 WORDS = 64_000_000  # of 8 bytes: far more than any cache holds
 

@@ -10,9 +10,9 @@ import torch
 
 import crossent
 from benchmarks.cases import HEAD_MEMORY, MEMORY_SHAPE
-from crossent.bench.calls import grad_mode, torch_arrays
-from crossent.bench.cases import HEAD, Case
-from crossent.bench.memory import extra_peak
+from crossent.tools.bench.calls import grad_mode, torch_arrays
+from crossent.tools.bench.cases import HEAD, Case
+from crossent.tools.bench.memory import extra_peak
 
 LOSSES = {"crossent": crossent.cross_entropy, "torch": torch.nn.functional.cross_entropy}
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 import crossent
-from crossent.bench.machine import machine
 from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16
+from crossent.tools.bench.machine import machine
 
 F = torch.nn.functional
 ROWS, FEATURES, CLASSES = 256, 512, 8000

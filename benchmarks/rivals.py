@@ -8,8 +8,8 @@ import torch
 
 import crossent
 from benchmarks.cases import Case
-from crossent.bench import rivals
-from crossent.bench.rivals import bound, compiled
+from crossent.tools.bench import rivals
+from crossent.tools.bench.rivals import bound, compiled
 
 
 def _empty_compiled(case: Case) -> Callable:

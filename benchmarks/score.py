@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from crossent.score import score
+from crossent.tools.score import score
 
 ROWS, CLASSES = 200_000, 1_000
 RATIO_AT_MOST, MEGABYTES_AT_MOST = 1.5, 300

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 import crossent
-from crossent.bench.rivals import compiled
-from crossent.bench.timing import interleaved
+from crossent.tools.bench.rivals import compiled
+from crossent.tools.bench.timing import interleaved
 
 SHAPES = ((32, 10), (128, 100), (128, 1000), (4096, 1000), (2048, 32000))
 FUNCTIONS = ("softmax", "log_softmax")

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.rivals import RIVALS
-from crossent.bench.calls import grad_mode, numpy_arrays, of_arrays, torch_arrays
-from crossent.bench.rivals import ours
-from crossent.bench.timing import compared, interleaved
+from crossent.tools.bench.calls import grad_mode, numpy_arrays, of_arrays, torch_arrays
+from crossent.tools.bench.rivals import ours
+from crossent.tools.bench.timing import compared, interleaved
 
 HUGE_PAGES = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 

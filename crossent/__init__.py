@@ -42,12 +42,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from crossent import nn as nn
-    from crossent.explanation import Explanation as Explanation, explain as explain
+    from crossent.tools.explain import Explanation as Explanation, explain as explain
 else:
 
     def __getattr__(name):
         if name == "nn":  # imported at its first use, since it imports torch
             return import_module("crossent.nn")
         if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
-            return getattr(import_module("crossent.explanation"), name)
+            return getattr(import_module("crossent.tools.explain"), name)
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

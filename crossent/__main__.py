@@ -1,6 +1,6 @@
 """`python -m crossent` is the `crossent` command."""
 
-from crossent.cli import main
+from crossent.tools.commands import main
 
 if __name__ == "__main__":
     main()

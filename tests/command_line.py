@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from score_files import example
 
-from crossent import cli
+from crossent.tools import commands
 
 
 def typed(command):
@@ -18,7 +18,7 @@ def typed(command):
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed), mock.patch.object(sys, "argv", shlex.split(command)):
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
     return ended.value.code, printed.getvalue()
 
 

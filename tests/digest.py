@@ -24,7 +24,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[r
 from torch.jit._trace import is_tracing
 
 import crossent
-from crossent.bench.machine import machine, versions
+from crossent.tools.bench.machine import machine, versions
 
 HERE = Path(__file__).parent
 FILES = ("contract", "head", "tokens", "prediction_stats", "confident", "loss_dtype", "head_autograd", "autograd")

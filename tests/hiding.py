@@ -26,5 +26,5 @@ def run_without(hidden, source):
 def typed_without(hidden, *arguments):
     """What became of `crossent ...`."""
     return run_without(
-        hidden, f"import sys; sys.argv = {['crossent', *arguments]!r}\nfrom crossent.cli import main; main()"
+        hidden, f"import sys; sys.argv = {['crossent', *arguments]!r}\nfrom crossent.tools.commands import main; main()"
     )

@@ -14,11 +14,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import crossent
-from crossent import cli
-from crossent.bench import calls, child, command, memory, plot, report, runner, worker
-from crossent.bench.cases import HEAD, Case, case_of
-from crossent.bench.rivals import RIVALS, Rival
-from crossent.bench.timing import compared, interleaved
+from crossent.tools import commands
+from crossent.tools.bench import calls, child, command, memory, plot, report, runner, worker
+from crossent.tools.bench.cases import HEAD, Case, case_of
+from crossent.tools.bench.rivals import RIVALS, Rival
+from crossent.tools.bench.timing import compared, interleaved
 
 LOSS = case_of((64, 50), "float32", "cross_entropy", "cpu")
 IMAGES = case_of((2, 5, 3, 4), "float32", "cross_entropy", "cpu")
@@ -289,7 +289,7 @@ def test_arrays_take_every_option():
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capfd):
-    result = CliRunner().invoke(cli._application(), ["bench", *arguments])
+    result = CliRunner().invoke(commands._application(), ["bench", *arguments])
     assert result.exit_code == 2 and not result.stdout
     assert result.stderr.startswith("crossent: ") and message in result.stderr and result.stderr.count("\n") == 1
 
@@ -311,7 +311,7 @@ def test_files_and_json(monkeypatch, tmp_path):
     fake(monkeypatch)
     saved, drawn = tmp_path / "results.json", tmp_path / "bars.png"
     arguments = ["bench", "--shape", "8x5", "--head", "4x3x5", "--save", str(saved), "--plot", str(drawn), "--json"]
-    result = CliRunner().invoke(cli._application(), arguments)
+    result = CliRunner().invoke(commands._application(), arguments)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == json.loads(saved.read_text())
     assert drawn.read_bytes().startswith(b"\x89PNG")
@@ -353,7 +353,9 @@ def test_times_are_readable(seconds, text):
 
 
 def test_help_is_quick_to_load():
-    source = "import sys\nfrom crossent import cli\nsys.argv = ['crossent', 'bench', '--help']\n"
-    source += "try:\n    cli.main()\nfinally:\n    assert not {'torch', 'numba', 'matplotlib'} & sys.modules.keys()"
+    source = "import sys\nfrom crossent.tools import commands\nsys.argv = ['crossent', 'bench', '--help']\n"
+    source += (
+        "try:\n    commands.main()\nfinally:\n    assert not {'torch', 'numba', 'matplotlib'} & sys.modules.keys()"
+    )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.returncode == 0 and "--shape" in done.stdout, done.stderr

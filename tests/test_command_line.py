@@ -17,8 +17,8 @@ from hiding import run_without, typed_without
 from test_bench import fake
 
 import crossent
-from crossent import cli
-from crossent._output import guarded
+from crossent.tools import commands
+from crossent.tools.output import guarded
 
 ROOT = Path(__file__).parents[1]
 FULL = Path("/dev/full")
@@ -52,7 +52,7 @@ def at_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     fake(monkeypatch)
     for name in ("worked_example", "training", "large_logits", "language_model"):
-        monkeypatch.setattr(f"crossent.demo.{name}.show", part)
+        monkeypatch.setattr(f"crossent.tools.demo.{name}.show", part)
 
 
 def ended(command, output, monkeypatch):
@@ -62,7 +62,7 @@ def ended(command, output, monkeypatch):
         patch.setattr(sys, "argv", ["crossent", *shlex.split(command)])
         patch.setattr(sys, "stderr", said)
         patch.setattr(sys, "stdout", output)
-        cli.main()
+        commands.main()
     return status.value.code, said.getvalue()
 
 
@@ -141,7 +141,7 @@ def extras():
     return project["optional-dependencies"]
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_each_command_names_its_own_extra(command):
     assert {"rich", "typer"} <= {requirement.partition(">")[0] for requirement in extras()[command]}
     done = typed_without(["rich", "typer"], command)
@@ -154,7 +154,7 @@ def test_help_and_version_without_any_extra():
     done = typed_without(hidden, "--help")
     assert done.returncode == 0 and not done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 96
-    for command in cli.COMMANDS:
+    for command in commands.COMMANDS:
         assert f"crossent {command}: pip install crossent[{command}]\n" in done.stdout
     assert "Score stored predictions: NLL, accuracy, calibration" in done.stdout
     assert typed_without(hidden).stdout == done.stdout

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import crossent
-from crossent.demo import language_model, transformer
+from crossent.tools.demo import language_model, transformer
 
 TINY = transformer.Settings(
     text_bytes=100_000,

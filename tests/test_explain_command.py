@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import crossent
-from crossent._files import replacing
-from crossent.explanation import _command
+from crossent.tools.explain import command
+from crossent.tools.files import replacing
 
 LOGITS, LABELS = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32), np.arange(9) % 5
 
@@ -32,7 +32,7 @@ def files(tmp_path):
 
 def test_worked_example_is_that_of_the_lesson():
     torch.manual_seed(42)
-    logits, labels = _command.worked_example()
+    logits, labels = command.worked_example()
     np.testing.assert_array_equal(logits, torch.randn(3, 4))
     assert labels.tolist() == [1, 0, 2]
 
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path, capsys):
 
 def called(*arguments):
     """In this process, which has paid for its imports."""
-    from crossent.cli import _application
+    from crossent.tools.commands import _application
 
     try:
         _application()(["explain", *map(str, arguments)])
@@ -126,9 +126,8 @@ def test_nothing_half_written(tmp_path):
 
 
 def test_needs_no_torch():
-    source = (
-        "import sys; sys.modules['torch'] = None; from crossent.cli import _application; _application()(['explain'])"
-    )
+    source = "import sys; sys.modules['torch'] = None\n"
+    source += "from crossent.tools.commands import _application; _application()(['explain'])"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "2.1275" in done.stdout, done.stderr
 
@@ -136,7 +135,7 @@ def test_needs_no_torch():
 def test_help_loads_nothing_heavy():
     source = """
 import sys
-from crossent.cli import _application
+from crossent.tools.commands import _application
 try:
     _application()(["explain", "--help"])
 except SystemExit:

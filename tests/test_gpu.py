@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import crossent
 import crossent.nn as nn
-from crossent.bench.memory import extra_peak
+from crossent.tools.bench.memory import extra_peak
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -583,8 +583,8 @@ def test_patched_model(family):
 
 
 def test_bench(monkeypatch):
-    cli, testing = pytest.importorskip("crossent.cli"), pytest.importorskip("typer.testing")
-    runner = pytest.importorskip("crossent.bench.runner")
+    cli, testing = pytest.importorskip("crossent.tools.commands"), pytest.importorskip("typer.testing")
+    runner = pytest.importorskip("crossent.tools.bench.runner")
     in_turn = {"eager": runner.RIVALS["eager"]}
     monkeypatch.setattr(runner.run, "__defaults__", (in_turn, runner.in_a_process))
     arguments = ["bench", "--device", DEVICE, "--head", "64x8x50", "--rounds", "2", "--json"]

@@ -11,12 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 import crossent
-from crossent import _plan_of_shapes, cli
-from crossent._shapes import shape_of
+from crossent.tools import commands, plan_of_shapes
+from crossent.tools.shapes import shape_of
 
 
 def plan(*arguments):
-    return CliRunner().invoke(cli._application(), ["plan", *arguments])
+    return CliRunner().invoke(commands._application(), ["plan", *arguments])
 
 
 def planned(*arguments):
@@ -110,7 +110,7 @@ def test_large_arrays_take_no_memory(library):
     """Logits of 4 GB, in a process that may have half a GB more than it starts with."""
     source = f"""
         import sys
-        import crossent.bench.memory as memory, crossent._plan_of_shapes as plans
+        import crossent.tools.bench.memory as memory, crossent.tools.plan_of_shapes as plans
         arguments = {{"input": "20000x50000"}}, "float32", "{library}", [], True
         plans.plan_of("cross_entropy", {{"input": "20x50"}}, *arguments[1:])
         before = memory.peak()
@@ -170,7 +170,7 @@ def test_bad_shapes(text):
 
 
 def test_every_function_with_a_plan_is_known():
-    known = _plan_of_shapes.SOFTMAX + _plan_of_shapes.LOSSES + _plan_of_shapes.HEADS
+    known = plan_of_shapes.SOFTMAX + plan_of_shapes.LOSSES + plan_of_shapes.HEADS
     with pytest.raises(TypeError) as found:
         crossent.plan(print)
     assert f"one of {', '.join(known)}, got" in str(found.value)

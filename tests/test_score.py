@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from score_files import FORMATS, example, write
 from sklearn import metrics as sk
 
-import crossent.score
-from crossent.score import metrics, readers, score
-from crossent.score.command import run
-from crossent.score.readers import BadFile, Reading
+import crossent.tools.score
+from crossent.tools.score import metrics, readers, score
+from crossent.tools.score.command import run
+from crossent.tools.score.readers import BadFile, Reading
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -396,7 +396,7 @@ def test_tables(tmp_path, capsys):
 @pytest.mark.parametrize("presses", [1, 2])
 def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, capsys):
     """Ctrl-C in the third block: that block still counts. Once more: it is over at once."""
-    original, calls = crossent.score.prediction_stats, []
+    original, calls = crossent.tools.score.prediction_stats, []
 
     def stats(*args, **kwargs):
         calls.append(args)
@@ -406,7 +406,7 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
 
     logits, labels = example()
     files, report = saved(tmp_path, logits, labels), tmp_path / "report.html"
-    monkeypatch.setattr(crossent.score, "prediction_stats", stats)
+    monkeypatch.setattr(crossent.tools.score, "prediction_stats", stats)
     monkeypatch.setattr(readers, "_AT_ONCE", 160)  # ten rows of no more than 16 numbers
     before = signal.getsignal(signal.SIGINT)
     assert command(*files, as_json=True, html=report) == 130
@@ -451,7 +451,7 @@ def test_a_file_streams_in_little_memory(tmp_path):
     for file in ("x.npy", "x.npz"):
         source = f"""
             import resource
-            from crossent.score import score
+            from crossent.tools.score import score
             import numpy, crossent
             crossent.prediction_stats(numpy.zeros((2, 3), numpy.float32), numpy.zeros(2, int))
             before = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])

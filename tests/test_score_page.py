@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from score_files import example, write
 
-from crossent.score import plots, score
-from crossent.score.command import run
-from crossent.score.report import page
+from crossent.tools.score import plots, score
+from crossent.tools.score.command import run
+from crossent.tools.score.report import page
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -96,7 +96,7 @@ def test_infinite_losses(tmp_path):
 def test_losses_far_from_the_others_have_one_bar(tmp_path, bad, monkeypatch):
     logits, labels = example()
     logits[[0, 7], labels[[0, 7]]] = bad
-    monkeypatch.setattr("crossent.score.plots._svg", lambda figure, name: figure)
+    monkeypatch.setattr("crossent.tools.score.plots._svg", lambda figure, name: figure)
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)).metrics
     axes = plots.losses(found).axes[0]
     others = np.delete(-(logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(200), labels], [0, 7])
@@ -116,7 +116,7 @@ def test_names_of_files_are_escaped(tmp_path):
 
 
 KILLED_AT = {
-    "the plots": "crossent.score.plots.losses = kill",
+    "the plots": "crossent.tools.score.plots.losses = kill",
     "half of the file": "Path.write_text = lambda path, text, **_: (open(path, 'w').write(text[:99]), kill())",
     "the end": "os.replace = kill",
 }
@@ -132,9 +132,9 @@ def test_kill_leaves_the_old_report_or_none(tmp_path, moment, before):
         path.write_text(before)
     source = f"""
         import os, signal
-        import crossent.score.plots
+        import crossent.tools.score.plots
         from pathlib import Path
-        from crossent.score.command import run
+        from crossent.tools.score.command import run
         def kill(*_):
             os.kill(os.getpid(), signal.SIGKILL)
         {KILLED_AT[moment]}

@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from crossent.explanation import _command
-from crossent.score import command, score
-from crossent.score.pairs import pair_of
-from crossent.score.readers import BadFile, Reading, two_files
+from crossent.tools.explain import command as explain_command
+from crossent.tools.score import command, score
+from crossent.tools.score.pairs import pair_of
+from crossent.tools.score.readers import BadFile, Reading, two_files
 
 N, C = 40, 10
 RNG = np.random.default_rng(7)
@@ -194,7 +194,7 @@ def test_ordinary_files(tmp_path, case, capsys):
     assert found.metrics.nll == pytest.approx(expected, rel=1e-6) and found.rows == N
     assert said == "" if part is None else part in said, said
     assert found.notes == tuple(said.splitlines()) and "." not in {f.name for f in found.findings}
-    explained = _command._explained(write(tmp_path, files), Reading(**options), None, [], {})
+    explained = explain_command._explained(write(tmp_path, files), Reading(**options), None, [], {})
     assert explained.result == pytest.approx(expected, rel=1e-6)
     told = capsys.readouterr().err
     assert told == "".join(f"crossent explain: {line}\n" for line in said.splitlines())
@@ -456,11 +456,11 @@ def test_a_scale_that_does_not_hold_is_refused(tmp_path, scale):
 @pytest.mark.parametrize(("scale", "values"), [("probabilities", P), ("log-probabilities", np.log(P))])
 def test_explain_takes_them_too(tmp_path, scale, values):
     paths = write(tmp_path, {"x.npy": values, "y.npy": Y})
-    found = _command._explained(paths, Reading(), scale, [], {"label_smoothing": 0.0})
+    found = explain_command._explained(paths, Reading(), scale, [], {"label_smoothing": 0.0})
     assert found.function == "nll_loss" and found.result == pytest.approx(RIGHT, rel=1e-6)
     assert not [finding for finding in found.findings if finding.severity != "note"]
     with pytest.raises(ValueError, match=f"--label-smoothing is for logits, not for --{scale}"):
-        _command._explained(paths, Reading(), scale, [], {"label_smoothing": 0.1})
+        explain_command._explained(paths, Reading(), scale, [], {"label_smoothing": 0.1})
 
 
 # More axes
@@ -497,7 +497,7 @@ def test_logits_of_more_axes(tmp_path, case, kind):
     losses = np.log(np.exp(last).sum(-1)) - np.take_along_axis(last, labels[..., None], -1)[..., 0]
     place = found.places[0][1]
     assert losses[place] == losses.max() and isinstance(place, tuple if labels.ndim > 1 else int)
-    explained = _command._explained(write(tmp_path, {**x, "y.npy": labels}), Reading(dim=dim), None, [], {})
+    explained = explain_command._explained(write(tmp_path, {**x, "y.npy": labels}), Reading(dim=dim), None, [], {})
     assert explained.result == pytest.approx(right, rel=1e-6)
 
 
@@ -533,11 +533,11 @@ def test_what_explain_finds_score_finds(tmp_path, case, monkeypatch, capsys):
     files, severity = MISTAKES[case]
     name = case.partition(",")[0]
     paths = write(tmp_path, files)
-    explained = _command._explained(paths, Reading(), None, [], {})
+    explained = explain_command._explained(paths, Reading(), None, [], {})
     expected = {f.name: f for f in explained.findings}[name]
     assert expected.severity == severity
     for at_once in (2**23, 100):
-        monkeypatch.setattr("crossent.score.readers._AT_ONCE", at_once)
+        monkeypatch.setattr("crossent.tools.score.readers._AT_ONCE", at_once)
         found = {f.name: f for f in score(*paths).findings}
         assert found[name] == expected
     assert command.run(paths, as_json=False, html=tmp_path / "page.html", top=1) == 0
@@ -606,7 +606,7 @@ def test_logits_and_labels_of_two_libraries(tmp_path, kind):
     torch.save(torch.from_numpy(X if kind == "pt" else Y), tmp_path / "t.pt")
     files = [f"{tmp_path}/t.pt", files[1]] if kind == "pt" else [files[0], f"{tmp_path}/t.pt"]
     assert score(*files).metrics.nll == pytest.approx(RIGHT, rel=1e-6)
-    assert _command._explained(files, Reading(), None, [], {}).result == pytest.approx(RIGHT, rel=1e-6)
+    assert explain_command._explained(files, Reading(), None, [], {}).result == pytest.approx(RIGHT, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -628,7 +628,7 @@ def test_no_rows_are_of_their_own_type(tmp_path, kind):
     {"npy": np.save, "npz": np.savez, "pt": lambda path, x: torch.save(torch.from_numpy(x), path)}[kind](path, x)
     files = [str(path), *write(tmp_path, {"y.npy": np.zeros(0, int)})]
     with pytest.raises(TypeError, match="input must be .* got (torch.)?int64"):
-        _command._explained(files, Reading(), None, [], {})
+        explain_command._explained(files, Reading(), None, [], {})
     with pytest.raises(BadFile, match="input must be .* got (torch.)?int64"):
         score(*files)
 
@@ -641,6 +641,6 @@ def test_infinity_is_the_same_word_in_both(tmp_path, capsys):
     files = write(tmp_path, {"x.npy": logits, "y.npy": Y})
     assert command.run(files, as_json=True, html=None, top=1) == 0
     said = json.loads(capsys.readouterr().out)
-    explained = json.loads(_command._explained(files, Reading(), None, [], {}).to_json())
+    explained = json.loads(explain_command._explained(files, Reading(), None, [], {}).to_json())
     assert said["nll"] == explained["result"] == "inf" and math.isinf(float(said["nll"]))
     assert said["worst"][0]["logprob"] == "-inf"

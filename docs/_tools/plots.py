@@ -95,7 +95,7 @@ def explanation() -> bytes:
     from matplotlib import rc_context
 
     import crossent
-    from crossent.explanation._command import worked_example
+    from crossent.tools.explain.command import worked_example
 
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "explanation"}):

@@ -593,7 +593,7 @@ print(torch.allclose(long_way, short_way), torch.allclose(expected, found, atol=
 # %% tags=["varies"]
 STEP = """
 import sys, torch, crossent
-from crossent.bench import memory
+from crossent.tools.bench import memory
 
 def step(rows):
     hidden = torch.randn(rows, 256, requires_grad=True)

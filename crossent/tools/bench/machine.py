@@ -1,0 +1,38 @@
+"""What numbers were measured on."""
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+import llvmlite.binding as llvm
+
+import crossent
+from crossent.tools.bench.memory import text_of
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict:
+    cpu = re.search(r"model name\s*:\s*(.+)", text_of("/proc/cpuinfo"))
+    return {
+        "cpu": f"{cpu[1] if cpu else platform.processor()} ({llvm.get_host_cpu_name()})",  # as compilers name its kind
+        "cores": cores(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        "system": platform.platform(),
+        "huge_pages": text_of("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
+    }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of Python, of crossent and of those of the packages that are installed."""
+    found = {"python": platform.python_version(), "crossent": crossent.__version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,90 @@
+"""The results of `crossent bench` as tables."""
+
+from rich.console import Console
+from rich.table import Table
+
+from crossent.tools.bench.memory import in_megabytes
+from crossent.tools.bench.rivals import RIVALS, Rival
+
+NOTE = (
+    "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios. A step is"
+    " forward, backward and freeing the gradients, evaluation the loss alone. Memory: the peak beside the arguments,"
+    " gradients included; - where the system does not say."
+)
+UNITS = (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")
+
+
+def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
+    for case in results["cases"]:
+        rows = [row for row in results["results"] if row["case"] == case["name"] and "ratio" in row]
+        if rows:
+            console.print(_table(case, rows, rivals))
+    for row in results["results"]:
+        if "error" in row:
+            mode = f", {row['mode']}" if "mode" in row else ""
+            where = f"{rivals[row['rival']].title}, {row['case']}{mode}"
+            console.print(f"Failed: {where}: {row['error']}", style="red", markup=False)
+    if results["not_measured"]:
+        console.print(_not_measured(results, rivals))
+    console.print(f"{NOTE}\n{_measured_on(results)}")
+
+
+def in_time(seconds: float) -> str:
+    size, unit = next((found for found in UNITS if seconds >= found[0]), UNITS[-1])
+    number = seconds / size
+    return f"{number:#.3g} {unit}" if number < 99.95 else f"{number:.0f} {unit}"
+
+
+def in_size(size: int | None) -> str:
+    if size is None:
+        return "-"
+    return in_megabytes(size) if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def in_ratio(ratio: float) -> str:
+    return f"{ratio:.2f} x" if ratio < 1 else f"{ratio:.1f} x" if ratio < 100 else f"{ratio:.0f} x"
+
+
+def _table(case: dict, rows: list[dict], rivals: dict[str, Rival]) -> Table:
+    title = f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
+    table.add_column("rival")
+    table.add_column("")
+    for heading in ("rival\ntime", "crossent\ntime", "faster", "rival\nmemory", "crossent\nmemory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    named = ""
+    for row in rows:
+        title = rivals[row["rival"]].title
+        table.add_row(
+            title if title != named else "",
+            row["mode"],
+            in_time(row["seconds"]),
+            in_time(row["ours"]),
+            in_ratio(row["ratio"]) if row["ratio"] >= 1 else f"[red]{in_ratio(row['ratio'])}[/]",
+            in_size(row["bytes"]),
+            in_size(row["our_bytes"]),
+        )
+        named = title
+    return table
+
+
+def _not_measured(results: dict, rivals: dict[str, Rival]) -> Table:
+    """A row for each rival and reason."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in results["not_measured"]:
+        cases.setdefault((row["rival"], row["reason"]), []).append(row["case"])
+    table = Table(title="Not measured", title_justify="left", title_style="bold")
+    for heading in ("rival", "why", "where"):
+        table.add_column(heading)
+    for (name, reason), where in cases.items():
+        everywhere = len(where) == len(results["cases"])
+        table.add_row(rivals[name].title, reason, "all cases" if everywhere else "\n".join(where))
+    return table
+
+
+def _measured_on(results: dict) -> str:
+    machine = results["machine"]
+    size = f"{machine['cores']} cores, {machine['threads']} threads, {machine['memory_gb']} GB"
+    numbers = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+    return f"{gpu}{machine['cpu']}, {size}. {numbers}."

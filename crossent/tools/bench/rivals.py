@@ -1,0 +1,162 @@
+"""The rivals: for each what it needs, what it does not take, and a function that turns a case into one of its arrays.
+
+Libraries other than PyTorch are imported where they are used: some bring threads of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent.tools.bench.cases import Case
+
+Function = Callable[..., object]
+
+
+def _takes_all(_: Case) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Rival:
+    title: str
+    module: str  # without which there is no such rival
+    package: str  # what pip calls it
+    build: Callable[[Case], Function]
+    refuses: Callable[[Case], str] = _takes_all  # why it does not take a case
+    arrays: str = "torch"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """NumPy has no derivatives."""
+        return ("evaluation",) if self.arrays == "numpy" else ("evaluation", "step")
+
+    def why_not(self, case: Case) -> str:
+        """Why it cannot be measured here; empty where it can."""
+        installed = find_spec(self.module) is not None
+        return self.refuses(case) or ("" if installed else f"not installed: pip install {self.package}")
+
+
+def bound(library, case: Case) -> Function:
+    """The library's function as a caller writes it: the arrays by position, the options by name."""
+    function = getattr(library, case.function)
+    options = {"dim": 1} if "softmax" in case.function else case.options
+    return lambda *arrays: function(*arrays, **options)
+
+
+def ours(case: Case, arrays: str) -> Function:
+    """crossent, of the rival's arrays or, for JAX's, of tensors."""
+    if arrays == "numpy":
+        return lambda logits, labels, _: crossent.cross_entropy(logits, labels)
+    return bound(crossent, case)
+
+
+def compiled(function: Function) -> Function:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _torch(case: Case) -> Function:
+    """A linear layer and its loss one after the other, for the fused head."""
+    if case.head:
+        return lambda hidden, weight, labels: F.cross_entropy(F.linear(hidden, weight), labels, **case.options)
+    return bound(F, case)
+
+
+def _chunked(case: Case) -> Function:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda *arrays: F.linear_cross_entropy(*arrays, options=options, **case.options)
+
+
+def _chunked_refuses(case: Case) -> str:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return f"PyTorch {torch.__version__} has no chunked linear_cross_entropy"
+    return _head_alone(case)
+
+
+def _scipy(_: Case) -> Function:
+    from scipy.special import log_softmax
+
+    def cross_entropy(logits, labels, _):
+        log_p = log_softmax(logits, axis=1)
+        if logits.ndim == 2:
+            return -log_p[np.arange(len(labels)), labels].mean()
+        return -np.take_along_axis(log_p, labels[:, None], axis=1).mean()
+
+    return cross_entropy
+
+
+def _sklearn(case: Case) -> Function:
+    from sklearn.metrics import log_loss
+
+    classes = np.arange(case.shape[1])
+    return lambda _, labels, probabilities: log_loss(labels, probabilities, labels=classes)
+
+
+def _sklearn_refuses(case: Case) -> str:
+    return _numpy_refuses(case) or ("takes probabilities with two axes alone" if len(case.shape) > 2 else "")
+
+
+def _optax(case: Case) -> Function:
+    import optax  # pyright: ignore[reportMissingImports]
+
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    if case.head:
+        return lambda hidden, weight, labels: loss(hidden @ weight.T, labels).mean()
+    return lambda logits, labels: loss(logits, labels, axis=1).mean()
+
+
+def _liger(case: Case) -> Function:
+    from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
+
+    return functional.liger_fused_linear_cross_entropy if case.head else functional.liger_cross_entropy
+
+
+def _liger_refuses(case: Case) -> str:
+    return _cpu_refused(case) or ("takes logits with two axes alone" if not case.head and len(case.shape) > 2 else "")
+
+
+def _cce(_: Case) -> Function:
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
+
+    return linear_cross_entropy
+
+
+def _head_alone(case: Case) -> str:
+    return "" if case.head else "has the fused head alone"
+
+
+def _cpu_refused(case: Case) -> str:
+    if case.device != "cpu":
+        return ""
+    return "runs on a GPU: --device cuda" if torch.cuda.is_available() else "runs on a GPU, and there is none"
+
+
+def _gpu_refused(case: Case) -> str:
+    return "" if case.device == "cpu" else "measured on the CPU alone"
+
+
+def _numpy_refuses(case: Case) -> str:
+    no_head = "has no fused head" if case.head else ""
+    return _gpu_refused(case) or no_head or ("NumPy has no bfloat16" if case.dtype == "bfloat16" else "")
+
+
+RIVALS = {
+    "eager": Rival("torch, eager", "torch", "torch", _torch),
+    "compile": Rival("torch, compiled", "torch", "torch", lambda case: compiled(_torch(case))),
+    "chunked": Rival("torch, chunked", "torch", "torch", _chunked, _chunked_refuses),
+    "scipy": Rival("SciPy", "scipy", "scipy", _scipy, _numpy_refuses, "numpy"),
+    "sklearn": Rival("scikit-learn", "sklearn", "scikit-learn", _sklearn, _sklearn_refuses, "numpy"),
+    "optax": Rival("optax, jitted", "optax", "optax", _optax, _gpu_refused, "jax"),
+    "liger": Rival("Liger-Kernel", "liger_kernel", "liger-kernel", _liger, _liger_refuses),
+    "cce": Rival(
+        "cut-cross-entropy",
+        "cut_cross_entropy",
+        "cut-cross-entropy",
+        _cce,
+        lambda case: _cpu_refused(case) or _head_alone(case),
+    ),
+}

@@ -1,0 +1,89 @@
+"""Every rival on every case, each in a process of its own."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from crossent.tools.bench.cases import Case
+from crossent.tools.bench.child import last_line
+from crossent.tools.bench.machine import machine, versions
+from crossent.tools.bench.memory import available
+from crossent.tools.bench.rivals import RIVALS, Rival
+
+TIME_LIMIT = 300  # seconds for a rival on a case, above which it is given up
+# One heap for all threads: of others the C library does not give all free memory back, so that a peak misses it.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+COPIES = 6  # of the logits that a case takes with what most rivals make of them
+
+Measure = Callable[[Case, str, int], list[dict]]
+
+
+def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:
+    """The rows of a rival on a case; of a process that dies, what it said last."""
+    job = json.dumps({"case": asdict(case), "rival": name, "rounds": rounds})
+    try:
+        return json.loads(last_line("crossent.tools.bench.worker", job, quiet=True, timeout=TIME_LIMIT, **ENVIRONMENT))
+    except subprocess.TimeoutExpired:
+        return [{"error": f"not done after {TIME_LIMIT} seconds"}]
+    except subprocess.CalledProcessError as died:
+        said = [line for line in died.stderr.splitlines() if line.strip()]
+        how = f"killed by signal {-died.returncode}" if died.returncode < 0 else f"ended with status {died.returncode}"
+        return [{"error": f"{how}{': ' + said[-1][:200] if said else ''}"}]
+
+
+def _gpu(cases: list[Case]) -> dict:
+    return {"gpu": torch.cuda.get_device_name()} if any(case.device == "cuda" for case in cases) else {}
+
+
+def run(
+    cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure: Measure = in_a_process
+) -> dict:
+    """What was measured, what failed and what was not measured, with the machine and the versions."""
+    found = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine() | {"threads": torch.get_num_threads()} | _gpu(cases),
+        "versions": versions(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values()))),
+        "cases": [asdict(case) | {"bytes": case.size} for case in cases],
+        "results": [],
+        "not_measured": [],
+        "interrupted": False,
+    }
+    jobs = []
+    for case, name in product(cases, rivals):
+        reason = rivals[name].why_not(case) or _too_large(case)
+        if reason:
+            found["not_measured"].append({"case": case.name, "rival": name, "reason": reason})
+        else:
+            jobs.append((case, name))
+    done = 0
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
+    drawn: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **drawn) as progress:
+        task = progress.add_task("", total=len(jobs))
+        try:
+            for case, name in jobs:
+                progress.update(task, description=f"{rivals[name].title}: {case.name}", refresh=True)
+                found["results"] += [{"case": case.name, "rival": name} | row for row in measure(case, name, rounds)]
+                progress.advance(task)
+                done += 1
+        except KeyboardInterrupt:
+            found["interrupted"] = True
+            rest = [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs[done:]]
+            found["not_measured"] += rest
+    return found
+
+
+def _too_large(case: Case) -> str:
+    needed, free = COPIES * case.size, available()
+    if case.device != "cpu" or needed <= free:
+        return ""
+    return f"takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"

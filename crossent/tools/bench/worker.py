@@ -1,0 +1,79 @@
+"""The process of one case and one rival: memory and times of both, as JSON on the last line."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isclose
+
+import torch
+
+from crossent.tools.bench.calls import finished, grad_mode, jax_arrays, numpy_arrays, of_arrays, of_jax, torch_arrays
+from crossent.tools.bench.cases import Case
+from crossent.tools.bench.memory import extra_peak
+from crossent.tools.bench.rivals import RIVALS, Rival, ours
+from crossent.tools.bench.timing import compared, interleaved
+
+SECONDS = 0.5  # for a comparison, or longer where the rounds take longer
+LARGEST_DIFFERENCE = 0.02  # of the two losses: more than 16 bits round, and less than any mistake makes
+ARRAYS = {"torch": (torch_arrays, of_arrays), "numpy": (numpy_arrays, of_arrays), "jax": (jax_arrays, of_jax)}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A function and the arrays it is called with."""
+
+    function: Callable
+    arrays: tuple
+    timed: Callable[[Callable, str, tuple], Callable]
+
+    def loss(self) -> float:
+        found = self.function(*self.arrays)
+        return found if isinstance(found, float) else found.item()
+
+    def call(self, mode: str, device: str) -> Callable[[], object]:
+        return finished(self.timed(self.function, mode, self.arrays), device)
+
+
+def sides(case: Case, rival: Rival) -> tuple[Side, Side]:
+    """Ours and theirs, on the same arrays where they take the same kind."""
+    own = "numpy" if rival.arrays == "numpy" else "torch"
+    make, timed = ARRAYS[own]
+    mine = Side(ours(case, rival.arrays), make(case), timed)
+    make, timed = ARRAYS[rival.arrays]
+    return mine, Side(rival.build(case), mine.arrays if rival.arrays == own else make(case), timed)
+
+
+def measure(case: Case, rival: Rival, rounds: int) -> list[dict]:
+    """A row for each mode, with what was measured or with an "error"; both sides have to find the same loss."""
+    rows = []
+    for mode in rival.modes:
+        try:
+            torch.compiler.reset()
+            with grad_mode(mode):
+                rows.append({"mode": mode} | _measured(case, mode, *sides(case, rival), rounds))
+        except Exception as error:
+            rows.append({"mode": mode, "error": _in_a_line(error)})
+    return rows
+
+
+def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> dict:
+    # Ours first: some rivals write gradients over the logits.
+    own_loss, loss = mine.loss(), theirs.loss()
+    if not isclose(own_loss, loss, rel_tol=LARGEST_DIFFERENCE):
+        raise ValueError(f"a loss of {loss:.6g} where crossent has {own_loss:.6g}")
+    own_call, call = mine.call(mode, case.device), theirs.call(mode, case.device)
+    memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
+    samples = interleaved({"ours": own_call, "theirs": call}, rounds, SECONDS)
+    return compared(samples["ours"], samples["theirs"]) | memory
+
+
+def _in_a_line(error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"[:200]
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    job["case"]["shape"] = tuple(job["case"]["shape"])
+    print("\n" + json.dumps(measure(Case(**job["case"]), RIVALS[job["rival"]], job["rounds"])))

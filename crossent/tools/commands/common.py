@@ -1,0 +1,47 @@
+"""What the commands have in common: typer where it is installed, options that two of them take, and how they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Annotated
+
+from crossent.tools.output import end
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    if error.name != "typer":
+        raise
+    typer = None  # pyright: ignore[reportAssignmentType] - no command runs then, but each is told of
+else:
+    # How `explain` and `score` are told to read files.
+    Key = Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")]
+    LabelsKey = Annotated[str | None, typer.Option(help="The labels' entry or column.")]
+    Header = Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")]
+    Columns = Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")]
+    Logits = Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")]
+    Probabilities = Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")]
+    LogProbabilities = Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")]
+
+ANY = ("typer", "rich")  # what every command needs
+
+
+def missing(modules: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if find_spec(name) is None]
+
+
+def require(command: str, *modules: str, extra: str = "") -> None:
+    """End the command with what to install where one of these modules is not there."""
+    if absent := missing(modules):
+        end(f"{command} needs {', '.join(absent)}: pip install crossent[{extra or command.split()[0]}]")
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """End the command with a line and exit status 2 for what the caller got wrong."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, MemoryError) as error:
+        end(str(error))

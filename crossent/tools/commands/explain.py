@@ -1,0 +1,45 @@
+"""`crossent explain`."""
+
+from __future__ import annotations  # of which typer alone reads the values
+
+from pathlib import Path
+from typing import Annotated
+
+from crossent.tools.commands import common
+from crossent.tools.commands.common import bad_input, require, typer
+
+
+def explain(
+    files: Annotated[list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
+    key: common.Key = None,
+    labels_key: common.LabelsKey = None,
+    header: common.Header = None,
+    columns: common.Columns = None,
+    logits: common.Logits = False,
+    probabilities: common.Probabilities = False,
+    log_probabilities: common.LogProbabilities = False,
+    row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given more than once.")] = None,
+    ignore_index: Annotated[int, typer.Option(help="The label of rows that count for nothing.")] = -100,
+    label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
+    reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
+    dim: Annotated[int | None, typer.Option(help="The class axis; 1 (of a single row 0) by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A page to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Open a cross entropy and show every step: of stored logits and labels, or of a worked example.
+
+    The exit status is 1 where something is wrong with the loss, and 2 for files that cannot be explained.
+    """
+    if html:
+        require("explain --html", "jinja2")
+    if plot:
+        require("explain --plot", "matplotlib")
+    from crossent.tools.explain.command import run
+    from crossent.tools.score.scales import asked
+
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    with bad_input():
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+        status = run(files or [], reading, scale, row or [], html, plot, json, options)
+    raise typer.Exit(status)

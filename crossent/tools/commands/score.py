@@ -1,0 +1,49 @@
+"""`crossent score`."""
+
+from __future__ import annotations  # of which typer alone reads the values
+
+from pathlib import Path
+from typing import Annotated
+
+from crossent.tools.commands import common
+from crossent.tools.commands.common import bad_input, require, typer
+
+
+def score(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="LOGITS [LABELS]", help="Both, or one file that has both.", show_default=False),
+    ],
+    key: common.Key = None,
+    labels_key: common.LabelsKey = None,
+    header: common.Header = None,
+    columns: common.Columns = None,
+    logits: common.Logits = False,
+    probabilities: common.Probabilities = False,
+    log_probabilities: common.LogProbabilities = False,
+    dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
+    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    top: Annotated[int, typer.Option(min=0, help="How many of the worst classes and rows are shown.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
+) -> None:
+    """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
+
+    Files are .npy, .npz, .safetensors, .pt, .parquet, or text: .csv, .tsv, .txt,
+    also .gz of these. A pattern in quotes, as in 'logits-*.npy', stands for
+    shards, which are read in the order of their numbers. Files may be larger
+    than memory. What was taken for what is said on standard error.
+
+    Exit status 0: all is well.
+    Exit status 2: the files cannot be scored, or the command line is wrong.
+    Exit status 130: interrupted, after the score of the rows so far.
+    """
+    if html:
+        require("score --html", "jinja2", "matplotlib")
+    from crossent.tools.score.command import run
+    from crossent.tools.score.scales import asked
+
+    with bad_input():
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+    status = run(files, as_json=as_json, html=html, top=top, reading=reading, scale=scale, ignore_index=ignore_index)
+    raise typer.Exit(status)

@@ -1,0 +1,190 @@
+"""Part 4: a transformer trained on Python's own source with PyTorch's head and with the fused one, step by step.
+
+Run as a program it is the child process that trains with one of the heads. The two take turns, so that the machine's
+moods fall on both alike, and each has a peak memory of its own.
+"""
+
+import dataclasses
+import inspect
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from crossent.tools.bench import memory
+from crossent.tools.bench.memory import in_megabytes
+from crossent.tools.demo.transformer import DEMO, HEADS, Settings, seeded_model, tokenized, train
+
+# After so many seconds no further step is begun: a slow machine trains less, not longer.
+TIME_LIMIT = 120
+LARGEST_DIFFERENCE = 1e-3  # of a loss; float32 rounding, which the steps carry on
+LAST_STEPS = 10  # whose mean is the loss that training ended with
+
+Records = dict[str, NDArray[np.float64]]
+
+
+def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]:
+    with console.status("Training a tokenizer"):
+        texts, tokens = tokenized(settings)
+    rows, classes, size = settings.batch * settings.length, settings.vocabulary, _logits_bytes(settings)
+    console.print(
+        f"{len(texts)} source files of Python's standard library, {len(tokens) / 1e6:.1f} million tokens of a byte-pair"
+        f" vocabulary of {classes:,} made from them. A transformer of {settings.layers} layers and {settings.features}"
+        " features learns to predict the next token, twice, from the same seed on the same batches. The logits of a"
+        f" step are {rows} x {classes} ({in_megabytes(size)}). With torch and with crossent:\n"
+    )
+    for head in HEADS.values():
+        console.print(inspect.getsource(head), style="green")
+    with Progress(console=console, transient=True, disable=not console.is_terminal, refresh_per_second=2) as progress:
+        records = train_in_turns(progress, tokens, settings)
+    console.print(_table(records, settings))
+    console.print(
+        f"In {len(records['torch'])} steps the losses never differ by more than {_difference(records):.0e} of their"
+        f" value. Tokens per second: of the median step, on {torch.get_num_threads()} threads. Peak memory: of a"
+        " process of its own, beyond what it held before its first step;"
+        f" {in_megabytes(_optimizer_bytes(settings))} of that, for either head, are gradients and AdamW's averages."
+    )
+    console.print(f"The curves: {_plot(records, settings, output)}")
+    return _failures(records)
+
+
+def _logits_bytes(settings: Settings) -> int:
+    return 4 * settings.batch * settings.length * settings.vocabulary
+
+
+def _optimizer_bytes(settings: Settings) -> int:
+    """The gradient and two averages for each parameter."""
+    return 3 * 4 * sum(parameter.numel() for parameter in seeded_model(settings).parameters())
+
+
+def train_in_turns(progress: Progress, tokens: torch.Tensor, settings: Settings) -> Records:
+    """For each head a row for each step: the loss in nats, the seconds it took, and the peak memory so far in bytes."""
+    rows = {name: [] for name in HEADS}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "tokens.npy"
+        np.save(path, tokens.numpy())
+        children = {name: stack.enter_context(_child(name, path, settings)) for name in HEADS}
+        task = progress.add_task("Starting a process for each", total=settings.steps)
+        for child in children.values():
+            _answer(child)
+        end = time.monotonic() + TIME_LIMIT
+        while len(rows["torch"]) < settings.steps and time.monotonic() < end:
+            for name, child in children.items():
+                child.stdin.write("step\n")
+                child.stdin.flush()
+                rows[name].append([float(number) for number in _answer(child).split()])
+            losses = ", ".join(f"{name} {found[-1][0]:.4f}" for name, found in rows.items())
+            progress.update(task, description=f"Loss: {losses}", advance=1)
+    return {name: np.array(found) for name, found in rows.items()}
+
+
+def _child(name: str, tokens: Path, settings: Settings) -> subprocess.Popen:
+    command = [sys.executable, "-m", __name__, name, str(tokens), json.dumps(dataclasses.asdict(settings))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _answer(child: subprocess.Popen) -> str:
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError("a training process ended before its last step")
+    return line
+
+
+def _serve(name: str, tokens: torch.Tensor, settings: Settings) -> None:
+    """Trains a step for each line that comes in, and answers with what it took."""
+    # A small training loads what there is to load, which is no part of the peak.
+    small = Settings(vocabulary=64, features=32, layers=1, batch=1, length=8, steps=2)
+    list(train(seeded_model(small), HEADS[name], torch.arange(64), small))
+    losses = train(seeded_model(settings), HEADS[name], tokens, settings)
+    print("ready", flush=True)
+    before = memory.resident()
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = next(losses)
+        print(loss, time.perf_counter() - start, memory.peak() - before, flush=True)
+
+
+def _tokens_per_second(records: Records, settings: Settings) -> dict[str, float]:
+    return {name: settings.batch * settings.length / statistics.median(rows[:, 1]) for name, rows in records.items()}
+
+
+def _peaks(records: Records) -> dict[str, float]:
+    return {name: rows[-1, 2] for name, rows in records.items()}
+
+
+def _difference(records: Records) -> float:
+    """The largest of any step, relative to torch's loss."""
+    theirs, ours = records["torch"][:, 0], records["crossent"][:, 0]
+    return float((np.abs(ours - theirs) / theirs).max())
+
+
+def _table(records: Records, settings: Settings) -> Table:
+    table = Table("", "first loss", f"last {LAST_STEPS}", "tokens per second", "faster", "peak memory", "of the logits")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    speeds, peaks = _tokens_per_second(records, settings), _peaks(records)
+    for name, rows in records.items():
+        table.add_row(
+            name,
+            f"{rows[0, 0]:.4f}",
+            f"{rows[-LAST_STEPS:, 0].mean():.4f}",
+            f"{speeds[name]:,.0f}",
+            f"{speeds[name] / speeds['torch']:.1f} x",
+            in_megabytes(peaks[name]),
+            f"{peaks[name] / _logits_bytes(settings):.2f} x",
+        )
+    return table
+
+
+def _plot(records: Records, settings: Settings, output: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    curves, speed, peak = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    for (name, rows), line in zip(records.items(), ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5}), strict=True):
+        curves.plot(np.arange(1, len(rows) + 1), rows[:, 0], color="tab:blue", label=name, **line)
+    curves.set(
+        xlabel="step",
+        ylabel="loss (nats per token)",
+        title=f"The same loss, to {_difference(records):.0e} of its value",
+    )
+    curves.legend()
+    _bars(speed, "Tokens per second: {:.1f} x torch's", _tokens_per_second(records, settings))
+    _bars(peak, "Peak memory (MB): {:.2f} x torch's", {name: size / 1e6 for name, size in _peaks(records).items()})
+    figure.suptitle("A transformer trained on Python's standard library, with torch's head and with crossent's")
+    path = output / "language_model.png"
+    FigureCanvasAgg(figure).print_figure(path, dpi=120)
+    return path
+
+
+def _bars(axes, title: str, values: dict[str, float]) -> None:
+    bars = axes.bar(list(values), list(values.values()), color=["tab:grey", "tab:blue"], width=0.6)
+    axes.bar_label(bars, [f"{value:,.0f}" for value in values.values()], padding=2)
+    axes.set_title(title.format(values["crossent"] / values["torch"]))
+    axes.margins(x=0.2, y=0.1)
+    axes.set_yticks([])
+
+
+def _failures(records: Records) -> list[str]:
+    failures = []
+    if not _difference(records) <= LARGEST_DIFFERENCE:
+        failures.append(f"language model: losses that differ by {_difference(records):.1e} of their value")
+    if not records["crossent"][-1, 0] < records["crossent"][0, 0]:
+        failures.append("language model: a loss that does not fall")
+    return failures
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], torch.from_numpy(np.load(sys.argv[2])), Settings(**json.loads(sys.argv[3])))

@@ -1,0 +1,136 @@
+"""`crossent.explain`: a call of a loss with its steps by hand, its checks and what is worth knowing about it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from crossent import cross_entropy, plan
+from crossent._options import loss_options
+from crossent.tools.explain.case import Case, as_numpy, bind, detached, dtype_of
+from crossent.tools.explain.checks import checks_of
+from crossent.tools.explain.choice import choose, row_of
+from crossent.tools.explain.explanation import (
+    Check as Check,
+    Explanation as Explanation,
+    Finding as Finding,
+    Position,
+    Row as Row,
+    Step as Step,
+)
+from crossent.tools.explain.findings import Facts, findings_of
+from crossent.tools.explain.scan import scan
+from crossent.tools.explain.steps import steps_of
+from crossent.tools.explain.working import work
+
+
+def explain(
+    *args: Any, function: Callable[..., Any] = cross_entropy, rows: Iterable[Position] | None = None, **kwargs: Any
+) -> Explanation:
+    """Every step of a call of a loss, with its numbers, and what is worth knowing about it.
+
+        explain(input, target, ...)    explains    cross_entropy(input, target, ...)
+
+    Args:
+        args, kwargs: what the function takes, all of its options included: tensors on any device or NumPy arrays, of
+            any size.
+        function: `crossent.cross_entropy`, `crossent.nll_loss` or `crossent.linear_cross_entropy`.
+        rows: which rows to show, numbers in the order of the losses (negative ones count from the end) or positions,
+            tuples with an index for each axis of the labels. None shows all rows if they are at most four, else the
+            first with a bad label or a loss that is not finite, the smallest and the largest losses. Of a row at most
+            six classes are shown: the label, what is not finite, and the largest.
+
+    The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
+    the checks compare them with what the function returns. The function is called twice, for its result and for the
+    losses of all rows; beside these, all logits are read once, in blocks. Losses are in nats.
+
+    Returns an `Explanation`: rows, steps, checks, findings, a summary of the losses, and what `crossent.plan` says of
+    the call. It has print(), plot(), to_dict(), to_json() and to_html(), and shows itself in a notebook.
+
+    Raises what the function raises for shapes, dtypes and options; but a label that is no class is a finding. TypeError
+    for another function; IndexError for rows that are not there. An input without classes is a ValueError.
+
+    Differentiates nothing: what autograd would record is left out.
+
+    >>> import numpy as np
+    >>> import crossent
+    >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, -np.inf]])
+    >>> found = crossent.explain(logits, np.array([0, 2]))
+    >>> [step.formula for step in found.steps][:4]
+    ['x', 'lse = log sum exp(x)', 'p = exp(x) / sum exp(x)', 'log p = x - lse']
+    >>> for finding in found.findings:
+    ...     print(finding.severity, finding.rows, finding.classes, finding.sentence)
+    error (1,) (2,) Row 1: the logit of the label's class, 2, is -inf, so that the loss is inf. A mask has
+    removed the right answer: unmask it, or ignore the row.
+    >>> [check.passed for check in found.checks]
+    [True, True, True, True]
+    """
+    a = bind(function, args, kwargs)
+    ignored = a["ignore_index"]
+    options = loss_options(
+        a.get("size_average"), a.get("reduce"), a["reduction"], -100 if ignored is None else ignored,
+        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0), a["loss_dtype"],
+    )  # fmt: skip
+    a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
+    with np.errstate(over="ignore"):  # in float16, which is a finding
+        case, value, mistake = _called(function, detached(a), options)
+        losses = value
+        if options.reduction != "none":
+            losses = function(**case.arguments | {"reduction": "none", "denominator": None})
+    result = None if options.reduction == "none" else float(value)
+    if mistake is not None:
+        a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
+    planned = plan(function, **a)
+    return _explanation(case, rows, losses, result, mistake, planned)
+
+
+def _called(function, arguments, options):
+    """The case, what the function returns, and its error where labels are bad; these are then left out."""
+    try:
+        value = function(**arguments)
+    except IndexError as error:
+        case = Case(function, arguments, options)
+        if not case.bad.any():
+            raise
+        case.repair()
+        return case, function(**case.arguments), str(error)
+    return Case(function, arguments, options), value, None
+
+
+def _explanation(case, wanted, losses, result, mistake, planned):
+    dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
+    chosen = choose(case, losses, wanted)
+    worked = [work(case, row) for row in chosen]
+    rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
+    facts = Facts(case, scan(case), worked, losses, result, dtype, mistake)
+    return Explanation(
+        function=case.name,
+        shape=tuple(case.input.shape),
+        dtype=case.dtype,
+        classes=case.classes,
+        reduction=case.options.reduction,
+        result=result,
+        rows=rows,
+        steps=steps_of(case, rows, worked, losses, result),
+        checks=checks_of(facts),
+        findings=findings_of(facts),
+        summary=_summary(facts),
+        plan=planned,
+        losses=losses.reshape(case.row_shape),
+    )
+
+
+def _summary(facts):
+    """How many rows there are, and the finite losses of those that count."""
+    case = facts.case
+    counted, bad = int(case.keep.sum()), int(case.bad.sum())
+    found = {"rows": case.rows, "counted": counted, "ignored": case.rows - counted - bad, "bad_labels": bad}
+    losses = facts.losses[case.keep]
+    finite = losses[np.isfinite(losses)]
+    found["not_finite"] = counted - len(finite)
+    if len(finite):
+        found |= {"smallest": float(finite.min()), "median": float(np.median(finite))}
+        found |= {"mean": float(finite.mean(dtype=np.float64)), "largest": float(finite.max())}
+    if counted and case.labels is not None:
+        found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
+    return found

@@ -1,0 +1,89 @@
+"""Two ways to one number, and to how many digits they agree."""
+
+import math
+
+import numpy as np
+
+from crossent.tools.explain.explanation import Check
+from crossent.tools.explain.steps import divisor, total
+
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float64": 1.7976e308}
+_SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
+_ULPS = 16  # of the arithmetic
+_MOST = 16.0
+
+
+def checks_of(facts):
+    checks = [] if facts.case.picks else [_sums_to_one(facts.worked), _log_of_softmax(facts.worked)]
+    checks.append(_rows(facts))
+    if facts.result is not None and (np.isfinite(facts.losses).all() or not math.isfinite(facts.result)):
+        checks.append(_reduced(facts))  # losses beyond the dtype's range have lost what a finite mean is made of
+    return tuple(checks)
+
+
+def _check(name, pairs):
+    """`pairs` are the two numbers and the error that is allowed."""
+    agreements = [_agreement(*pair) for pair in pairs]
+    digits = min((digits for digits, _ in agreements), default=_MOST)
+    return Check(name, round(digits, 1), all(passed for _, passed in agreements))
+
+
+def _agreement(one, other, allowed, smallest=0.0):
+    if one == other or (math.isnan(one) and math.isnan(other)):
+        return _MOST, True
+    error = abs(one - other)
+    if not math.isfinite(error):
+        return 0.0, False
+    if error <= smallest:
+        return _MOST, True
+    return min(_MOST, max(0.0, -math.log10(error / max(abs(one), abs(other))))), error <= allowed
+
+
+def _sums_to_one(worked):
+    return _check("the softmax sums to 1", [(w.p.sum(), 1.0, 1e-12) for w in worked if np.isfinite(w.lse)])
+
+
+def _log_of_softmax(worked):
+    """Up to an absolute error: near p = 1 the detour loses the relative one, which is why it is not taken."""
+    pairs = []
+    for w in worked:
+        there = w.p > 1e-300  # below, the softmax has lost the class
+        error = np.abs(np.log(w.p[there]) - w.log_p[there]) / np.maximum(1.0, -w.log_p[there])
+        pairs.append((1.0 + error.max(initial=0.0), 1.0, 1e-12))
+    return _check("log of softmax is log-softmax", pairs)
+
+
+def _rows(facts):
+    """By hand against the function, which computes in float32 or float64 and rounds once."""
+    dtype, case, pairs = facts.dtype, facts.case, []
+    arithmetic = EPS["float64" if dtype == "float64" else "float32"]
+    if case.head:  # its products are in the input's dtype
+        arithmetic = max(arithmetic, EPS[case.dtype])
+    for w in facts.worked:
+        if not case.bad[w.row] and math.isfinite(w.sample) and math.isfinite(w.mass):
+            by_hand = _rounded(w.loss, dtype)
+            allowed = _ULPS * arithmetic * max(w.size, abs(w.loss)) + EPS[dtype] * abs(w.loss) + _SMALLEST[dtype]
+            pairs.append((by_hand, float(facts.losses[w.row]), allowed, _SMALLEST[dtype]))
+    return _check(f"rows by hand are those of {case.name}", pairs)
+
+
+def _reduced(facts):
+    case, dtype, losses = facts.case, facts.dtype, facts.losses
+    arithmetic = EPS["float64" if dtype == "float64" else "float32"]
+    magnitude = total(np.abs(losses))
+    value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * magnitude
+    if case.options.reduction == "mean":
+        by = np.float64(divisor(case))
+        counted = abs(by) if case.arguments["denominator"] is not None else total(np.abs(case.counts()))
+        with np.errstate(all="ignore"):  # by 0 too, as arrays divide
+            value, allowed = float(value / by), allowed / abs(by)
+            allowed += _ULPS * arithmetic * abs(value) * counted / abs(by)
+    allowed += EPS[dtype] * abs(value) + _SMALLEST[dtype]
+    name = f"the pieces add up to what {case.name} returned"
+    return _check(name, [(_rounded(value, dtype), facts.result, allowed, _SMALLEST[dtype])])
+
+
+def _rounded(value, dtype):
+    """What is beyond the dtype's range is infinite there."""
+    return math.copysign(math.inf, value) if abs(value) > LARGEST[dtype] else value

@@ -1,0 +1,82 @@
+"""`crossent explain`: an explanation of stored logits and labels, or of the worked example."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from crossent import cross_entropy, nll_loss
+from crossent.tools.explain import Explanation, explain
+from crossent.tools.explain.case import as_numpy
+from crossent.tools.files import check_file, replacing
+from crossent.tools.score.pairs import pair_of
+from crossent.tools.score.readers import Reading, two_files
+from crossent.tools.score.scales import LOGITS, PROBABILITIES, log_of
+
+# torch.manual_seed(42); torch.randn(3, 4), exactly
+_LOGITS = [
+    [0.33669036626815796, 0.12880940735340118, 0.23446236550807953, 0.23033303022384644],
+    [-1.1228563785552979, -0.18632829189300537, 2.2082014083862305, -0.637997031211853],
+    [0.46165722608566284, 0.2673508822917938, 0.5349046587944031, 0.809357225894928],
+]
+_LABELS = [1, 0, 2]
+
+
+def worked_example() -> tuple[np.ndarray, np.ndarray]:
+    """Three rows of four logits, and their labels."""
+    return np.array(_LOGITS, np.float32), np.array(_LABELS)
+
+
+def run(
+    files: list[str],
+    reading: Reading,
+    scale: str | None,
+    rows: list[int],
+    html: Path | None,
+    plot: Path | None,
+    json: bool,
+    options: dict,
+) -> int:
+    """Print the explanation and write the files asked for. Returns the exit status, 1 where something is wrong.
+
+    Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
+    """
+    for path, option in ((html, "--html"), (plot, "--plot")):
+        if path is not None:
+            check_file(path, option)
+    found = _explained(files, reading, scale, rows, options)
+    for path, write in ((html, _write_html), (plot, _write_plot)):
+        if path is not None:
+            write(found, path)
+    if json:
+        print(found.to_json(indent=2))
+    else:
+        found.print()
+    return 1 if found.faulty else 0
+
+
+def _explained(files: list[str], reading: Reading, scale: str | None, rows: list[int], options: dict) -> Explanation:
+    function = cross_entropy
+    logits, labels = worked_example()
+    if files:
+        logits, labels, notes = pair_of(*two_files(files), reading).whole()
+        for note in notes:
+            print(f"crossent explain: {note}", file=sys.stderr)
+    if scale not in (None, LOGITS):
+        smoothing = options.pop("label_smoothing")
+        if smoothing:
+            raise ValueError(f"--label-smoothing is for logits, not for --{scale}")
+        function = nll_loss
+        if scale == PROBABILITIES:
+            logits, labels = log_of(logits), as_numpy(labels)
+    return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, **options)
+
+
+def _write_html(found: Explanation, path: Path) -> None:
+    with replacing(path) as part:
+        part.write_text(found.to_html(), encoding="utf-8")
+
+
+def _write_plot(found: Explanation, path: Path) -> None:
+    with replacing(path) as part:
+        found.plot(part)

@@ -1,0 +1,180 @@
+"""The answer of `explain`: plain data, and the ways to look at it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossent import Plan
+from crossent.tools import plain_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+Position = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row whose steps are shown. `label` is None for class probabilities, `classes` are the classes shown.
+
+    `state` is "counts", "ignored" or "bad label"; `reason` says why this row was chosen.
+    """
+
+    position: Position
+    label: int | None
+    state: str
+    reason: str
+    classes: tuple[int, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the computation, in float64.
+
+    `level` says what `values` holds: "class", for each row shown a tuple of one number for each class shown, None where
+    the class takes no part; "row", a number for each row shown; "call", one number. `others` is, for each row shown,
+    the sum over the classes that are not shown, None where that sum means nothing. `of_target` says that the step is
+    about the target, which only rows that count have.
+    """
+
+    name: str
+    formula: str
+    level: str
+    values: Any
+    note: str = ""
+    others: tuple[float | None, ...] = ()
+    of_target: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """Two ways to one number: to how many digits they agree, and whether that is all that the dtype allows for.
+
+    `digits` is at most 16, which stands for equality.
+    """
+
+    name: str
+    digits: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing about a call. `severity` is "note", "warning" or "error".
+
+    `sentence` says what, where and what to do; `rows` and `classes` are the first ones concerned.
+    """
+
+    name: str
+    severity: str
+    sentence: str
+    rows: tuple[Position, ...] = ()
+    classes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What `crossent.explain` found: the steps with their numbers, the checks, the findings and the plan of the call.
+
+    `result` is what the function returned, None for reduction "none"; with bad labels, which the function refuses, it
+    is that of the other rows. `losses` are those of all rows, in the shape of the labels.
+    """
+
+    function: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int
+    reduction: str
+    result: float | None
+    rows: tuple[Row, ...]
+    steps: tuple[Step, ...]
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+    summary: dict[str, Any]
+    plan: Plan
+    losses: np.ndarray = field(compare=False)
+
+    @property
+    def faulty(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def print(self, console: "Console | None" = None) -> None:
+        """Print to a rich console, by default to standard output: colours in a terminal, plain text elsewhere.
+
+        Without rich it is plain text everywhere.
+        """
+        try:
+            from crossent.tools.explain.show import show
+        except ModuleNotFoundError as error:
+            if error.name != "rich":
+                raise
+            print(self)
+        else:
+            show(self, console)
+
+    def __str__(self) -> str:
+        from crossent.tools.explain.lines import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        return f"<Explanation of {self.function}: {self.summary['rows']} rows, {self.classes} classes, {found}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            from crossent.tools.explain.html import fragment
+        except ModuleNotFoundError as error:
+            if error.name != "jinja2":
+                raise
+            return f"<pre>{escape(str(self))}</pre>"
+        return fragment(self)
+
+    def to_html(self) -> str:
+        """A page of its own that asks for no other file. Needs jinja2."""
+        with _needs("jinja2", "to_html"):
+            from crossent.tools.explain.html import page
+
+        return page(self)
+
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """A matplotlib figure: logits and probabilities as heat maps with the picked entries marked, and the losses.
+
+        Written to `path` where one is given, in the format that its ending names. Needs matplotlib.
+        """
+        with _needs("matplotlib", "plot"):
+            from crossent.tools.explain.plot import figure
+
+        made = figure(self)
+        if path is not None:
+            made.savefig(path)
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but `losses`, in lists, dicts, numbers and strings; nan, inf and -inf are these words."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "losses"}
+        for name in ("rows", "steps", "checks", "findings"):
+            found[name] = [asdict(item) for item in found[name]]
+        return plain_json.plain(found | {"plan": asdict(self.plan)})
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as JSON, which has no word for nan."""
+        return plain_json.text(self.to_dict(), indent)
+
+
+@contextmanager
+def _needs(package: str, method: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(f"Explanation.{method} needs {package}: pip install crossent[explain]") from None

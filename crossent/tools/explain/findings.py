@@ -1,0 +1,108 @@
+"""What is worth knowing about a call: one function for each finding, in the order in which they are told.
+
+Each takes the `Facts` and returns a `Finding` or None. An error makes the result wrong or useless, a warning is a
+likely mistake, a note is no mistake. Whoever adds one adds a faulty case and its healthy twin to the tests.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from crossent.tools.explain import inputs, losses, values
+from crossent.tools.explain.case import Case
+from crossent.tools.explain.explanation import Finding
+from crossent.tools.explain.scan import Scan
+from crossent.tools.explain.tally import Tally
+from crossent.tools.explain.working import Worked
+
+
+@dataclass
+class Facts:
+    """A call, what its rows are like, the losses and the result that the function returned, in `dtype`.
+
+    `mistake` is the error that the function raised for bad labels, which are left out of all else.
+    """
+
+    case: Case
+    scan: Scan
+    worked: list[Worked]
+    losses: np.ndarray
+    result: float | None
+    dtype: str
+    mistake: str | None
+
+    @cached_property
+    def tally(self) -> Tally:
+        case, scan = self.case, self.scan
+        tally, at = Tally(case.classes, case.dtype, case.head), case.keep
+        tally.add(scan.high[at], scan.low[at], scan.total[at], scan.lse[at])
+        if case.labels is None:
+            tally.counted = int(at.sum())
+        else:
+            tally.add_labels(scan.top[at], case.labels[at])
+        return tally
+
+    stored = False  # in files
+
+    @property
+    def picks(self) -> bool:
+        return self.case.picks
+
+    @property
+    def soft(self) -> bool:
+        return self.case.soft
+
+    @property
+    def classes(self) -> int:
+        return self.case.classes
+
+    @property
+    def axis(self) -> int:
+        return self.case.axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.case.input.shape)
+
+    def other_axis(self) -> int | None:
+        return inputs.other_axis(self)
+
+
+# Of the input and the labels as such: what these ask of `Facts` is in its properties, and anybody who has these may ask
+# them, as `crossent score` does of files.
+OF_INPUTS = (
+    inputs.one_class,
+    inputs.equal_logits,
+    inputs.probabilities,
+    inputs.log_probabilities,
+    inputs.softmax_twice,
+    inputs.labels_off_by_one,
+    inputs.class_axis,
+)
+FINDINGS = (
+    values.bad_labels,
+    values.nothing_counts,
+    values.weights_not_finite,
+    values.nan_logits,
+    values.infinite_logits,
+    values.nothing_but_minus_infinity,
+    values.target_at_minus_infinity,
+    values.overflow,
+    inputs.one_class,
+    inputs.equal_logits,
+    inputs.probabilities,
+    inputs.log_probabilities,
+    inputs.softmax_twice,
+    inputs.logits_to_nll_loss,
+    inputs.labels_off_by_one,
+    inputs.class_axis,
+    inputs.target_sums,
+    losses.rows_that_dominate,
+    losses.classes_that_dominate,
+)
+
+
+def findings_of(facts, among: Iterable[Callable] = FINDINGS) -> tuple[Finding, ...]:
+    return tuple(found for finding in among if (found := finding(facts)) is not None)

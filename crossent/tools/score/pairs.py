@@ -1,0 +1,234 @@
+"""Logits and their labels: the two of them opened by one rule, and side by side in blocks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossent.tools.explain.case import like
+from crossent.tools.score.formats import Stored
+from crossent.tools.score.labels import Labels, is_one_hot, labels_for
+from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
+
+_CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Logits with the classes along `axis`, and labels. `notes` say, a line for each, what was taken for what."""
+
+    logits: Rows
+    labels: Rows
+    axis: int
+    reading: Labels
+    notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[self.axis]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the labels."""
+        return (*self.logits.shape[: self.axis], *self.logits.shape[self.axis + 1 :])
+
+    @property
+    def rows(self) -> int:
+        """How many labels there are."""
+        return int(np.prod(self.shape, dtype=object))
+
+    def blocks(self, at_once: int | None = None) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """Blocks of logits, classes last but not reshaped, with the number of their first label, and their labels."""
+        following, start = self._labels(), 0
+        waiting = next(following)
+        for block in self._logits(at_once):
+            parts = [waiting]
+            while sum(map(len, parts)) < len(block):
+                parts.append(next(following))
+            waiting = np.concatenate(parts) if len(parts) > 1 else waiting
+            yield start, block, waiting[: len(block)]
+            start += waiting[: len(block)].size
+            waiting = waiting[len(block) :]
+
+    def _logits(self, at_once: int | None) -> Iterator[Any]:
+        if self.axis:
+            for block in self.logits.blocks(at_once):
+                yield classes_last(block, self.axis)
+            return
+        whole = classes_last(self.logits.whole(), 0)
+        step = max(1, (at_once or 2**23) // max(1, int(np.prod(whole.shape[1:]))))
+        for lo in range(0, len(whole), step) or [0]:
+            yield whole[lo : lo + step]
+
+    def _labels(self) -> Iterator[np.ndarray]:
+        start = 0
+        for block in self.labels.blocks():
+            with naming(self.labels.files[0][0]):
+                found = self.reading.of(block, lambda row, start=start: self.labels.place(start + row))
+            yield found
+            start += len(block)
+
+    def targets(self) -> np.ndarray:
+        """All labels."""
+        return np.concatenate(list(self._labels()))
+
+    def whole(self) -> tuple[Any, Any, tuple[str, ...]]:
+        """Logits and labels in one array each, and the notes. Labels may be probabilities, as they cannot be in blocks.
+
+        Labels are of the library of the logits.
+        """
+        logits, labels, notes = self.logits.whole(), self.labels.whole(), self.notes
+        if self.reading.soft and not is_one_hot(np.asarray(as_floats(labels)), self.axis):
+            notes = tuple(note for note in notes if note not in self.reading.notes)
+        else:
+            with naming(self.labels.files[0][0]):
+                labels = self.reading.of(labels, self.labels.place)
+        if isinstance(logits, np.ndarray):
+            return logits, np.asarray(as_floats(labels)), notes
+        if isinstance(labels, np.ndarray):
+            labels = like(logits, labels.copy())  # since a mapped file cannot be written to, as a tensor can
+        return logits, labels, notes
+
+    def index(self, row: int) -> tuple[int, ...]:
+        """Of a label among the axes of its own file."""
+        return tuple(int(i) for i in np.unravel_index(row, self.shape))
+
+    def find(self, row: int) -> tuple[Path, int | tuple[int, ...]]:
+        """The file of the logits that belong to a label, and where they are in it: a number, or one for each axis."""
+        first, *others = self.index(row)
+        path, first = self.logits.find(first) if self.axis else (self.logits.files[0][0], first)
+        return path, (first, *others) if others else first
+
+    def place(self, row: int) -> str:
+        return "{}: row {}".format(*self.find(row))
+
+    def label_place(self, row: int) -> str:
+        first, *others = self.index(row)
+        path, first = self.labels.find(first)
+        return f"{path}: row {(first, *others) if others else first}"
+
+
+def as_floats(array: Any) -> Any:
+    """What NumPy takes: it has no bfloat16."""
+    return array if isinstance(array, np.ndarray) else array.float() if array.is_floating_point() else array
+
+
+def classes_last(block: Any, axis: int) -> Any:
+    return np.moveaxis(block, axis, -1) if isinstance(block, np.ndarray) else block.movedim(axis, -1)
+
+
+def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
+    """Both of these files or patterns; without the second the first has the labels as well."""
+    here = labels is None or labels == logits
+    rows, targets = _both(logits, logits if labels is None else labels, reading, here)
+    if here and set(rows.parts) & set(targets.parts):
+        raise BadFile(f"{logits}: holds no labels beside the logits: name the file of the labels as well")
+    first = rows.files[0][0]
+    if len(rows.shape) < 2:
+        raise BadFile(f"{first}: logits must have the shape (rows, classes), or more axes, got {rows.shape}")
+    axis = _axis(rows, reading.dim)
+    if not 0 < rows.shape[axis] <= _CLASSES:
+        raise BadFile(f"{first}: logits must have from 1 to {_CLASSES} classes, got {rows.shape}")
+    wanted = len(rows) if axis else rows.shape[1]
+    if wanted != len(targets):
+        raise BadFile(
+            f"{first}: {wanted} rows of logits do not fit the {len(targets)} labels of {targets.files[0][0]}"
+            f"{_to_blame(rows.shape, len(targets), reading)}"
+        )
+    if not here:
+        _check_order(rows, targets)
+    read = labels_for(rows, targets, axis)
+    return Pair(rows, targets, axis, read, (*_notes(rows, targets, here), *read.notes))
+
+
+def _notes(rows: Rows, targets: Rows, here: bool) -> list[str]:
+    """A line for each file, or for as many as are read alike."""
+    said = [(rows, (*rows.notes, *targets.notes))] if here else [(rows, rows.notes), (targets, targets.notes)]
+    lines = []
+    for one, notes in said:
+        if notes:
+            (first, _), *others = one.files
+            more = f" and {len(others)} more" if others else ""
+            lines.append(printable(f"{first}{more}: {', '.join(dict.fromkeys(notes))}"))
+    return lines
+
+
+def _check_order(rows: Rows, targets: Rows) -> None:
+    """Where both files say what their rows are called, it must not be the same in another order."""
+    if rows.ids is None or targets.ids is None or rows.ids.kind != targets.ids.kind:
+        return
+    one, other = (_fingerprint(side.files[0][0], side.ids) for side in (rows, targets) if side.ids is not None)
+    if one[0] == other[0] and one[1] != other[1]:
+        raise BadFile(
+            f"{rows.files[0][0]}: names the same rows as {targets.files[0][0]} in another order, and rows are paired "
+            "by their order: sort them alike, or name the columns of the classes with --columns if all is right"
+        )
+
+
+def _fingerprint(path: Path, ids: Stored) -> tuple[int, int]:
+    """Numbers that are the same for the same names: whatever their order, and in the same order."""
+    names = order = np.uint64(0)
+    start = 0
+    with naming(path), np.errstate(over="ignore"):
+        for block in ids.blocks(2**16):
+            values = block.astype(np.float64).view(np.uint64) if ids.kind == "f" else _hashes(block)
+            mixed = (values ^ (values >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(32)
+            names += mixed.sum(dtype=np.uint64)
+            order += (mixed * np.arange(start + 1, start + 1 + len(block), dtype=np.uint64)).sum(dtype=np.uint64)
+            start += len(block)
+    return int(names), int(order)
+
+
+def _hashes(words: np.ndarray) -> np.ndarray:
+    return np.array([hash(word) % 2**64 for word in words.tolist()], np.uint64)
+
+
+def _to_blame(shape: tuple[int, ...], labels: int, reading: Reading) -> str:
+    """What may have gone wrong, as a question."""
+    if reading.dim is None and shape[1] == labels:
+        return ": do the classes lie along axis 0? See --dim"
+    if reading.header is None and abs(shape[0] - labels) == 1:
+        return ": is the first line of one of them a header, or not? See --header and --no-header"
+    return ""
+
+
+def _axis(rows: Rows, dim: int | None) -> int:
+    axes = len(rows.shape)
+    axis = 1 if dim is None else dim
+    if not -axes <= axis < axes:
+        raise BadFile(f"--dim must be between {-axes} and {axes - 1} for logits of shape {rows.shape}, got {dim}")
+    if not axis % axes and len(rows.files) > 1:
+        raise BadFile(f"--dim must not be the axis along which shards are cut, got {dim}")
+    return axis % axes
+
+
+def _both(logits: str, labels: str, reading: Reading, here: bool) -> tuple[Rows, Rows]:
+    """Where the first line of one may be a header or a row, it is what makes it as long as the other."""
+
+    def opened(pattern: str, role: str) -> Rows | UnclearFile:
+        try:
+            return rows_of(pattern, role, reading, here)
+        except UnclearFile as error:
+            return error
+
+    def settled(pattern: str, role: str, rows: int, unclear: UnclearFile) -> Rows:
+        for header in (False, True):
+            try:
+                found = rows_of(pattern, role, replace(reading, header=header), here)
+            except BadFile:
+                continue
+            if len(found) == rows:
+                return found
+        raise unclear
+
+    one, other = opened(logits, "logits"), opened(labels, "labels")
+    if isinstance(one, UnclearFile):
+        if isinstance(other, UnclearFile):
+            raise one
+        return settled(logits, "logits", len(other), one), other
+    if isinstance(other, UnclearFile):
+        return one, settled(labels, "labels", len(one), other)
+    return one, other

@@ -1,0 +1,287 @@
+"""Rows of files and shards, in blocks of bounded size, with one kind of error for whatever is wrong with a file."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape, glob, has_magic
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossent.tools.score import roles
+from crossent.tools.score.formats import ARRAYS, Stored, listed, only
+from crossent.tools.score.parquet import parquet
+from crossent.tools.score.tables import LABELS, Table, UnclearError
+from crossent.tools.score.text import text
+
+_AT_ONCE = 2**23  # numbers in a block
+_NARROW = 16  # what a row counts as at least, for what is kept of it
+_LONGEST_ROW = 2**28  # numbers; a longer one is taken for a mistake in the file's head
+
+TEXTS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+TABLES = {".parquet": parquet} | dict.fromkeys(TEXTS, text)
+SUFFIXES = (*ARRAYS, *TABLES)
+# What a format needs beyond NumPy: the module and the extra that has it.
+_NEEDS = {".parquet": ("pyarrow", "parquet"), ".pt": ("torch", "torch"), ".safetensors": ("safetensors", "score")}
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z")
+
+
+class BadFile(ValueError):
+    """A file that cannot be scored; the message names it."""
+
+
+class UnclearFile(BadFile):
+    """A file whose first line may be a header or a row."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Files may hold anything, and libraries raise anything for them: every error becomes one that names the file."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        # What a library quotes of a file may be anything, to a terminal as well.
+        bad = UnclearFile if isinstance(error, UnclearError) else BadFile
+        raise bad(f"{path}: {printable(said)}") from error
+
+
+def printable(said: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in said)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the options say of the files where they do not say it themselves; None leaves it to them.
+
+    `key` and `labels_key` name entries or columns, `header` whether the first line of text has names, `columns` those
+    of the classes, and `dim` is the class axis.
+    """
+
+    key: str | None = None
+    labels_key: str | None = None
+    header: bool | None = None
+    columns: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one or several files, in order. `names` are those of the columns, where they have some.
+
+    `parts` are the entries or columns that they were taken from, and `notes` what was taken for what in each file.
+    `ids` is what the rows are called, if there is one file that says it.
+    """
+
+    files: list[tuple[Path, Stored]]
+    names: tuple[str, ...] = ()
+    parts: tuple = ()
+    notes: tuple[str, ...] = ()
+    ids: Stored | None = None
+
+    def __len__(self) -> int:
+        return sum(stored.shape[0] for _, stored in self.files)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.files[0][1].shape[1:])
+
+    @property
+    def kind(self) -> str:
+        return self.files[0][1].kind
+
+    def blocks(self, at_once: int | None = None) -> Iterator[Any]:
+        """All rows, in blocks that hold about as many numbers whatever the width."""
+        step = max(1, (at_once or _AT_ONCE) // max(int(np.prod(self.shape[1:])), _NARROW))
+        for path, stored in self.files:
+            with naming(path):
+                rows = 0
+                for block in stored.blocks(step):
+                    rows += len(block)
+                    if tuple(block.shape[1:]) != stored.shape[1:] or rows > stored.shape[0]:
+                        raise BadFile(f"{path}: its rows do not have the shape {stored.shape} that its head tells of")
+                    yield block
+                if rows != stored.shape[0]:
+                    raise BadFile(f"{path}: holds {rows} rows, not the {stored.shape[0]} that its head tells of")
+
+    def whole(self) -> Any:
+        """All rows in one array, of one file mapped into memory where the format can be."""
+        if len(self.files) == 1:
+            path, stored = self.files[0]
+            with naming(path):
+                blocks = list(stored.blocks(max(1, stored.shape[0])))
+        else:
+            blocks = list(self.blocks())
+        if len(blocks) == 1:
+            return blocks[0]
+        if isinstance(blocks[0], np.ndarray):
+            return np.concatenate(blocks)
+        import torch
+
+        return torch.cat(blocks)
+
+    def find(self, row: int) -> tuple[Path, int]:
+        """The file of a row, and its number there."""
+        for path, stored in self.files:
+            if row < stored.shape[0]:
+                return path, row
+            row -= stored.shape[0]
+        raise IndexError(row)
+
+    def place(self, row: int) -> str:
+        return "{}: row {}".format(*self.find(row))
+
+
+def two_files(files: Sequence[str]) -> tuple[str, str | None]:
+    """The logits and the labels as they stand on the command line; one file may have both."""
+    if len(files) in (1, 2):
+        return files[0], files[1] if len(files) == 2 else None
+    few = "" if not files else ": put patterns in quotes, as in 'logits-*.npy', so that the shell leaves them alone"
+    raise ValueError(f"expected LOGITS and LABELS, or one file that has both, got {len(files)} files{few}")
+
+
+def paths_of(pattern: str) -> list[Path]:
+    """The file of this name, or those that a pattern matches; shard 10 comes after shard 9."""
+    if Path(pattern).exists() or not has_magic(pattern):
+        return [Path(pattern)]
+    found = sorted(glob(pattern, recursive=True), key=_natural)
+    if not found:
+        raise BadFile(f"{pattern}: no file matches")
+    return [Path(name) for name in found]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False) -> Rows:
+    """The logits or the labels (the `role`) in a file or in shards, which have to be read alike."""
+    opened = [(path, _opened(path, role, reading, labels_here)) for path in paths_of(pattern)]
+    (first, one), *others = opened
+    for path, other in others:
+        if other.stored.shape[1:] != one.stored.shape[1:]:
+            width, others_width = (shape[1] if len(shape) == 2 else shape[1:] for shape in _shapes(other, one))
+            raise BadFile(f"{path}: has {width} classes, and {first} has {others_width}")
+        if (other.parts, other.names) != (one.parts, one.names) or _differ(one.stored, other.stored):
+            said = "; ".join(other.notes) or "all of it is taken"
+            raise BadFile(f"{path}: is read otherwise than {first}: {said}")
+    return Rows(
+        [(path, item.stored) for path, item in opened], one.names, one.parts, one.notes, None if others else one.ids
+    )
+
+
+def _shapes(*opened: "_Opened") -> list[tuple[int, ...]]:
+    return [item.stored.shape for item in opened]
+
+
+def _differ(one: Stored, other: Stored) -> bool:
+    """Whether numbers are of two kinds. Files without rows are of any."""
+    return one.kind != other.kind and one.shape[0] != 0 and other.shape[0] != 0
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An array in a file, the names of its columns, the parts of the file that it was taken from, why, and what the
+    file calls its rows."""
+
+    stored: Stored
+    names: tuple[str, ...] = ()
+    parts: tuple = ()
+    notes: tuple[str, ...] = ()
+    ids: Stored | None = None
+
+
+def suffix_of(path: Path) -> str:
+    """In lower case, both of two where the last one says how the file is packed."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Opened:
+    with naming(path):
+        if path.is_dir():
+            raise BadFile(f"{path}: is a folder{_inside(path)}")
+        if str(path) == "-" or (path.exists() and not path.is_file()):
+            raise BadFile(f"{path}: files are read twice, and a stream cannot be: write it to a file first")
+        if not path.exists():
+            raise BadFile(f"{path}: there is no such file")
+        suffix = suffix_of(path)
+        if suffix not in SUFFIXES:
+            if path.suffix.lower() in _PACKED:
+                raise BadFile(f"{path}: is packed: unpack it first (text alone is read from .gz)")
+            raise BadFile(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+        module, extra = _NEEDS.get(suffix, ("numpy", ""))
+        if find_spec(module) is None:
+            raise BadFile(f"{path}: reading {suffix} needs {module}: pip install crossent[{extra}]")
+        if suffix in ARRAYS:
+            opened = _entry(ARRAYS[suffix](path), role, reading)
+        else:
+            opened = _columns(TABLES[suffix](path, reading.header), role, reading, labels_here)
+        stored = opened.stored
+        if not stored.kind:
+            next(stored.blocks(1))  # which says why it cannot be read
+        if not stored.shape:
+            raise BadFile(f"{path}: holds one number, not rows of them")
+        if min(stored.shape) < 0:
+            raise BadFile(f"{path}: has the shape {stored.shape}")
+        if int(np.prod(stored.shape[1:], dtype=object)) > _LONGEST_ROW:
+            raise BadFile(f"{path}: a row of {stored.shape[1:]} is longer than {_LONGEST_ROW} numbers")
+        return opened
+
+
+def _inside(folder: Path) -> str:
+    """How to name the files of a folder."""
+    found = Counter(suffix for path in folder.iterdir() if (suffix := suffix_of(path)) in SUFFIXES)
+    if not found:
+        return ""
+    pattern = f"{escape(str(folder))}/*{found.most_common(1)[0][0]}"
+    return f": name the files in it, as in '{pattern}'"
+
+
+_KINDS = {"logits": "f", "labels": "iubUS"}
+
+
+def _entry(entries: dict[str, Stored], role: str, reading: Reading) -> _Opened:
+    """The entry that is named, or the only one that can be meant."""
+    key = reading.key if role == "logits" else reading.labels_key
+    stored = only(entries, key)
+    if stored is not None:
+        name = key if key is not None else next(iter(entries))
+        return _Opened(stored, parts=(name,), notes=(stored.note,) if stored.note else ())
+    fit = [name for name, stored in entries.items() if stored.kind and stored.kind in _KINDS[role] and stored.shape]
+    if role == "logits":
+        fit = [name for name in fit if len(entries[name].shape) > 1]
+    known = {"logits"} if role == "logits" else LABELS
+    if len(fit) > 1:
+        fit = [name for name in fit if name.lower() in known]
+    if len(fit) != 1:
+        raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(entries)}")
+    stored = entries[fit[0]]
+    notes = (f"its entry {fit[0]!r} has the {role}", *([stored.note] if stored.note else []))
+    return _Opened(stored, parts=(fit[0],), notes=notes)
+
+
+def _columns(table: Table, role: str, reading: Reading, labels_here: bool) -> _Opened:
+    if role == "logits":
+        chosen = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
+    else:
+        chosen = roles.labels_of(table, reading.labels_key)
+    columns, words = chosen.columns, chosen.words
+    first, *others = columns
+    width = (len(columns),) if others else table.columns[first].values.shape[1:]
+    stored = Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
+    names = tuple(table.columns[i].name for i in columns)
+    notes = (*([table.note] if table.note else []), *chosen.notes)
+    ids = None
+    if (i := chosen.ids) is not None:
+        kind = table.columns[i].kind
+        ids = Stored(
+            (table.rows,), "U" if kind == "words" else "f", lambda step: table.read((i,), kind == "words", step)
+        )
+    return _Opened(stored, names if any(names) else (), columns, notes, ids)

@@ -1,0 +1,238 @@
+"""Which columns of a table are the classes and which has the labels, where only the table itself can tell.
+
+What could be either is refused, and the message says which option settles it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crossent.tools.score.tables import INDICES, LABELS, OTHERS, Column, Table
+
+_ENOUGH = 3  # rows, before what they have in common says something; or decimals that a number has not
+_SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns that are meant, whether they hold words, and what was taken for what, if anything was.
+
+    `ids` is a column that was left out and says what the rows are called.
+    """
+
+    columns: tuple[int, ...]
+    words: bool = False
+    notes: tuple[str, ...] = ()
+    ids: int | None = None
+
+
+def classes_of(table: Table, key: str | None, columns: str | None, labels_here: bool) -> Chosen:
+    """The columns of the logits. `labels_here` says that the labels are to be found in the same table."""
+    if key is not None:
+        return Chosen((_named(table, key),))
+    if columns is not None:
+        return Chosen(_listed(table, columns))
+    lists = _of_kind(table, range(len(table.columns)), "lists")
+    if len(lists) > 1:
+        raise ValueError(f"has several columns of lists, name one of them with --key: {_names(table, lists)}")
+    if lists:
+        others = [i for i in range(len(table.columns)) if i not in lists]
+        note = (f"the logits are the lists in column {table.name(lists[0])}",) if others else ()
+        return Chosen((lists[0],), notes=note)
+    index, rest = _without_index(table)
+    words = _of_kind(table, rest, "words")
+    labels = [i for i in _called(table, rest, LABELS) if table.columns[i].kind in ("whole", "words", "empty")]
+    kept = [i for i in rest if i not in words and i not in labels]
+    if not kept:
+        first = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
+        raise ValueError(f"has no column of numbers for the logits{first}: {_names(table, range(len(table.columns)))}")
+    _refuse_counting(table, kept)
+    if strange := _strange(table, kept) or [i for i in words if i not in labels and kept[0] < i < kept[-1]]:
+        raise ValueError(f"column {table.name(strange[0])} may be no class, seen from its name: {_SETTLE}")
+    odd = _odd(table, kept, labels_here)
+    if odd and not (labels_here and not labels and len(odd) == 1 and not _numbers_rows(table, odd[0])):
+        raise ValueError(f"column {table.name(odd[0])} holds whole numbers and the others do not: {_SETTLE}")
+    labels += odd
+    kept = [i for i in kept if i not in odd]
+    notes = _left_out(table, index, () if labels_here else labels, [i for i in words if i not in labels])
+    if not table.header and len(_of_kind(table, kept, "whole")) == len(kept):
+        notes = (*notes, f"whole numbers alone: all {len(kept)} columns are taken for classes")
+    return Chosen(tuple(kept), notes=notes, ids=_ids(table, index, words))
+
+
+def labels_of(table: Table, key: str | None) -> Chosen:
+    """The column of the labels; several where they are one-hot or probabilities."""
+    columns = table.columns
+    if key is not None:
+        return _chosen(table, _named(table, key))
+    index, rest = _without_index(table)
+    named = _called(table, rest, LABELS)
+    words = [i for i in _of_kind(table, rest, "words") if _all_differ(table, i)]
+    whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in words]
+    ids = _ids(table, index, [i for i in words if i not in named])
+    if len(rest) == 1:
+        return replace(_chosen(table, rest[0], _left_out(table, index, (), ())), ids=ids)
+    for one in (named, whole):
+        if len(one) == 1:
+            return replace(_chosen(table, one[0], (f"the labels are in column {table.name(one[0])}",)), ids=ids)
+    if len(whole) in (0, len(rest)) and all(columns[i].numbers for i in rest) and (not whole or _one_hot(table, rest)):
+        return Chosen(tuple(rest), notes=_left_out(table, index, (), ()))
+    raise ValueError(f"holds {len(rest)} columns, name that of the labels with --labels-key: {_names(table, rest)}")
+
+
+def _ids(table: Table, index: Sequence[int], words: Sequence[int]) -> int | None:
+    return next((i for i in (*index, *words) if i in index or _all_differ(table, i)), None)
+
+
+def _all_differ(table: Table, i: int) -> bool:
+    values = table.columns[i].values
+    return len(set(values.tolist())) == len(values) > 1
+
+
+def _chosen(table: Table, i: int, notes: tuple[str, ...] = ()) -> Chosen:
+    return Chosen((i,), table.columns[i].kind == "words", notes)
+
+
+def _named(table: Table, key: str) -> int:
+    found = [i for i, column in enumerate(table.columns) if column.name == key]
+    if not found and key in map(str, range(len(table.columns))):
+        return int(key)
+    if not table.header:
+        raise ValueError(f"its first line has no names, got the key {key!r}: columns are numbered from 0")
+    if not found:
+        raise ValueError(f"has no column {key!r}, only {_names(table, range(len(table.columns)))}")
+    if len(found) > 1:
+        raise ValueError(f"has {len(found)} columns {key!r}")
+    return found[0]
+
+
+def _listed(table: Table, said: str) -> tuple[int, ...]:
+    """Columns as --columns names them: names, numbers from 0, and from the first to the last of several."""
+    found = [i for part in said.split(",") for i in _part(table, part.strip())]
+    if len(set(found)) < len(found):
+        raise ValueError(f"--columns names a column twice, got {said!r}")
+    return tuple(found)
+
+
+def _part(table: Table, part: str) -> Sequence[int]:
+    places = {str(i): i for i in range(len(table.columns))}
+    for known in ({column.name: i for i, column in enumerate(table.columns)}, places):
+        if part in known:
+            return [known[part]]
+        for dash in re.finditer("-", part):
+            first, last = part[: dash.start()].strip(), part[dash.end() :].strip()
+            if first in known and last in known and known[first] <= known[last]:
+                return range(known[first], known[last] + 1)
+    raise ValueError(f"--columns: there is no column {part!r} among {_names(table, places.values())}")
+
+
+def _without_index(table: Table) -> tuple[list[int], list[int]]:
+    """The columns that number the rows, and all others."""
+    columns, index = table.columns, set(table.index)
+    first, others = columns[0], columns[1:]
+    if len(index) < len(columns) - 1 and others:
+        nameless = table.header and any(column.name for column in others)
+        if nameless and first.name in ("", "Unnamed: 0"):
+            index.add(0)
+        elif first.name.lower() in INDICES and first.kind == "whole":
+            index.add(0)
+        elif first.counts and _counts_alone(table):
+            index.add(0)
+    return sorted(index), [i for i in range(len(columns)) if i not in index]
+
+
+def _counts_alone(table: Table) -> bool:
+    """Whether what the first column counts can be nothing but the rows, seen from the others."""
+    others, rows = table.columns[1:], len(table.columns[0].values)
+    if all(column.kind != "whole" for column in others):
+        return True
+    if any(column.kind == "fraction" for column in others):
+        return rows >= _ENOUGH
+    return len(others) == 1 and not others[0].counts and rows >= _ENOUGH
+
+
+def _numbers_rows(table: Table, i: int) -> bool:
+    """Whether a first column has each number once, so that it may be an index without order."""
+    values = np.sort(table.columns[i].values)
+    return i == 0 and bool((np.diff(values) == 1).all())
+
+
+def _refuse_counting(table: Table, kept: Sequence[int]) -> None:
+    """A first column that counts among other whole numbers may be either."""
+    first = table.columns[kept[0]]
+    if len(kept) > 1 and not table.header and first.counts and len(first.values) >= _ENOUGH:
+        raise ValueError(f"column {table.name(kept[0])} counts the rows and may be a class or not: {_SETTLE}")
+
+
+def _strange(table: Table, kept: Sequence[int]) -> list[int]:
+    """Columns whose names do not belong to those of the others, or are known to be of something else."""
+    known = _called(table, kept, OTHERS)
+    parts = {i: match.groups() for i in kept if (match := re.fullmatch(r"(.*?)(\d{1,9})", table.columns[i].name))}
+    if not parts or known:
+        return known
+    stem, _ = Counter(stem for stem, _ in parts.values()).most_common(1)[0]
+    numbers = sorted(int(number) for i, (one, number) in parts.items() if one == stem)
+    in_order = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return [i for i in kept if parts.get(i, ("", ""))[0] != stem or i not in parts] if in_order else []
+
+
+def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
+    """Columns of whole numbers among others: written otherwise, or whole where that is no accident.
+
+    A float that is the same in all rows and not positive may be a class that is masked.
+    """
+    fractions = [table.columns[i] for i in _of_kind(table, kept, "fraction")]
+    if not fractions:
+        return []
+    pointed = all(column.pointed for column in fractions)
+    decimals = _decimals(np.concatenate([column.values for column in fractions]))
+
+    def is_odd(column: Column) -> bool:
+        if pointed and not column.points:
+            return True
+        if not column.varies and (column.values <= 0).all():
+            return False
+        return labels_here or len(column.values) * decimals >= _ENOUGH
+
+    return [i for i in _of_kind(table, kept, "whole") if is_odd(table.columns[i])]
+
+
+def _decimals(values: np.ndarray) -> int:
+    """How many the numbers have after the point, or more than enough."""
+    finite = values[np.isfinite(values)]
+    for decimals in range(_ENOUGH):
+        scaled = finite * 10.0**decimals
+        if np.allclose(scaled, np.rint(scaled), 1e-12, 1e-9):
+            return decimals
+    return _ENOUGH
+
+
+def _one_hot(table: Table, columns: Iterable[int]) -> bool:
+    values = [table.columns[i].values for i in columns]
+    sample = np.array(values) if len({len(column) for column in values}) == 1 else np.empty((0, 0))
+    return bool(np.isin(sample, (0, 1)).all() and (sample.sum(0) == 1).all())
+
+
+def _of_kind(table: Table, columns: Iterable[int], kind: str) -> list[int]:
+    return [i for i in columns if table.columns[i].kind == kind]
+
+
+def _called(table: Table, columns: Iterable[int], names: frozenset[str]) -> list[int]:
+    return [i for i in columns if table.columns[i].name.lower() in names]
+
+
+def _names(table: Table, columns: Iterable[int]) -> str:
+    columns = list(columns)
+    return ", ".join(table.name(i) for i in columns[:10]) + (", ..." if len(columns) > 10 else "")
+
+
+def _left_out(table: Table, index: Sequence[int], labels: Sequence[int], words: Sequence[int]) -> tuple[str, ...]:
+    """Each kind of column that is not taken, in a few words."""
+    kinds = ((index, "the numbers of the rows"), (labels, "labels"), (words, "words"))
+    one, many = "column {} with {} is left out", "columns {} with {} are left out"
+    return tuple(
+        (many if len(columns) > 1 else one).format(_names(table, columns), what) for columns, what in kinds if columns
+    )

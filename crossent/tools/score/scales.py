@@ -1,0 +1,94 @@
+"""What the numbers of a file are: logits, probabilities or log-probabilities. Of the latter two logits are made."""
+
+from typing import Any
+
+import numpy as np
+
+from crossent.tools.explain.case import as_numpy, dtype_of
+from crossent.tools.explain.checks import EPS
+from crossent.tools.explain.scan import sizes
+from crossent.tools.explain.tally import Tally
+from crossent.tools.score.pairs import Pair
+from crossent.tools.score.readers import BadFile, Reading
+
+LOGITS, PROBABILITIES, LOG_PROBABILITIES = SCALES = ("logits", "probabilities", "log-probabilities")
+_FIRST_LOOK = 2**16  # numbers that are looked at together, since of logits the first rows tell
+_ROUNDED = 0.1  # by which the sum of probabilities, or the logarithm of the sum, may miss what it should be
+BLOCK = 2**21  # numbers in a block of which float64 is made
+
+
+def scale_of(pair: Pair, ignore_index: int) -> tuple[str, str]:
+    """What the numbers are, and what to say of it. All rows that count are looked at until one of them decides."""
+    tally = None
+    for _, block, labels in pair.blocks(_FIRST_LOOK):
+        if dtype_of(block) not in EPS:
+            return LOGITS, ""  # which are refused
+        tally = tally or Tally(pair.classes, dtype_of(block))
+        add(tally, block, labels.reshape(-1) != ignore_index)
+        if not tally.nearly_probable and tally.finite:
+            return LOGITS, ""
+    where = pair.logits.files[0][0]
+    if tally is None or not tally.nearly_probable:
+        return LOGITS, ""
+    if not tally.probable:
+        raise BadFile(
+            f"{where}: in every row the numbers are from 0 to 1 and their sum is near 1, as that of rounded "
+            "probabilities: say --probabilities or --logits"
+        )
+    if tally.certain:
+        raise BadFile(f"{where}: every row is a single 1 among zeros: say --probabilities or --logits")
+    said = f"{where}: in every row the numbers sum to 1: taken for probabilities (--logits takes them as they are)"
+    return PROBABILITIES, said
+
+
+def add(tally: Tally, block: Any, kept: np.ndarray) -> None:
+    """Rows of a block, the classes last, of which some count, as long as they make a difference."""
+    rows = block.reshape(-1, tally.classes)
+    step = max(1, _FIRST_LOOK // tally.classes)
+    for lo in range(0, len(rows), step):
+        if not tally.undecided:
+            return
+        x = as_numpy(rows[lo : lo + step])[kept[lo : lo + step]]
+        if len(x):
+            with np.errstate(all="ignore"):
+                tally.add(*sizes(x))
+
+
+def as_logits(block: Any, scale: str, kept: np.ndarray, place: Any) -> Any:
+    """Rows whose softmax is what the block holds, of which those `kept` are looked at; `place(i)` names row `i`."""
+    if scale == LOGITS:
+        return block
+    x = as_numpy(block)
+    with np.errstate(all="ignore"):
+        _, low, total, lse = sizes(x)
+    if scale == PROBABILITIES:
+        good = (low >= 0.0) & (np.abs(total - 1.0) <= _ROUNDED)
+    else:
+        good = np.abs(lse) <= _ROUNDED
+    bad = kept & ~good
+    if bad.any():
+        row = int(bad.argmax())
+        wrong = f"have the sum {total[row]:.4g} and the smallest is {low[row]:.4g}"
+        if scale == LOG_PROBABILITIES:
+            wrong = f"have exponentials whose sum is {np.exp(lse[row]):.4g}"
+        raise BadFile(f"{place(row)}: the numbers are no {scale}: they {wrong}")
+    return log_of(block) if scale == PROBABILITIES else block
+
+
+def log_of(probabilities: Any) -> np.ndarray:
+    """In float64; -inf for 0."""
+    with np.errstate(all="ignore"):
+        return np.log(as_numpy(probabilities).astype(np.float64))
+
+
+def asked(
+    key: str | None, labels_key: str | None, header: bool | None, columns: str | None, dim: int | None, logits: bool,
+    probabilities: bool, log_probabilities: bool,
+) -> tuple[Reading, str | None]:  # fmt: skip
+    """What the options of a command ask for."""
+    chosen = [scale for scale, on in zip(SCALES, (logits, probabilities, log_probabilities)) if on]
+    if len(chosen) > 1:
+        raise ValueError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    if key is not None and columns is not None:
+        raise ValueError("--key and --columns exclude each other: both name the columns of the logits")
+    return Reading(key, labels_key, header, columns, dim), chosen[0] if chosen else None

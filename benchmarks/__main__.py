@@ -7,20 +7,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from rich.progress import Progress
 
 from benchmarks import report
 from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
 from crossent.tools.bench.child import last_line
-from crossent.tools.bench.machine import machine, versions
+from crossent.tools.bench.runner import measured_on, progress
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
+GROUPS = ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")  # of the results
 
 
 def arguments() -> argparse.Namespace:
@@ -91,24 +90,16 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
 
 
 def run(chosen: argparse.Namespace, console: Console) -> dict:
-    results = {
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(PACKAGES),
-        "errors": [],
-    } | {group: [] for group in ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")}
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    results = {"command": command} | measured_on(PACKAGES) | {"errors": []} | {group: [] for group in GROUPS}
     wanted = [job for job in jobs(chosen.quick) if not chosen.case or any(part in job[1] for part in chosen.case)]
-    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
-    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(wanted))
+    with progress(console, len(wanted)) as begins:
         for group, name, measure in wanted:
-            progress.update(task, description=name, refresh=True)
+            begins(name)
             try:
                 results[group] += measure()
             except subprocess.CalledProcessError as error:
                 results["errors"].append(f"{name}: {error}")
-            progress.advance(task)
     return results
 
 

@@ -9,16 +9,18 @@ import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.rivals import RIVALS
-from crossent.tools.bench.calls import grad_mode, numpy_arrays, of_arrays, torch_arrays
+from crossent.tools.bench.calls import grad_mode, of_arrays
 from crossent.tools.bench.rivals import ours
-from crossent.tools.bench.timing import compared, interleaved
+from crossent.tools.bench.timing import beside
+from crossent.tools.bench.worker import ARRAYS, in_a_line
 
 HUGE_PAGES = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 
 
 def results(case: Case, rounds: int, seconds: float) -> list[dict]:
     found = []
-    arrays = numpy_arrays(case) if case.arrays == "numpy" else torch_arrays(case)
+    make, _ = ARRAYS[case.arrays]
+    arrays = make(case)
     for mode in case.modes:
         torch.compiler.reset()
         with grad_mode(mode):
@@ -27,19 +29,18 @@ def results(case: Case, rounds: int, seconds: float) -> list[dict]:
 
 
 def _timed(case: Case, mode: str, arrays: tuple, rounds: int, seconds: float) -> list[dict]:
-    callables = {"ours": of_arrays(ours(case, case.arrays), mode, arrays)}
-    callables["ours"]()
-    found = []
+    own = of_arrays(ours(case, case.arrays), mode, arrays)
+    own()
+    rows, calls = {}, {}
     for rival in case.rivals:
-        row = {"case": case.name, "mode": mode, "huge_pages": HUGE_PAGES, "rival": rival}
         if limits := case.limits(mode, rival, HUGE_PAGES):
+            rows[rival] = {"case": case.name, "mode": mode, "huge_pages": HUGE_PAGES, "rival": rival} | limits
             try:
-                callables[rival] = _warm(of_arrays(RIVALS[rival](case), mode, arrays))
+                calls[rival] = _warm(of_arrays(RIVALS[rival](case), mode, arrays))
             except Exception as error:
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
-            found.append(row | limits)
-    samples = interleaved(callables, rounds, seconds)
-    return [row | compared(samples["ours"], samples[row["rival"]]) if "error" not in row else row for row in found]
+                rows[rival]["error"] = in_a_line(error)
+    found = beside(own, calls, rounds, seconds)
+    return [row | found.get(rival, {}) for rival, row in rows.items()]
 
 
 def _warm(call: Callable[[], object]) -> Callable[[], object]:

@@ -2,7 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from itertools import product
@@ -26,6 +27,23 @@ COPIES = 6  # of the logits that a case takes with what most rivals make of them
 Measure = Callable[[Case, str, int], list[dict]]
 
 
+def measured_on(packages: tuple[str, ...]) -> dict:
+    """The time, the machine and the versions."""
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"date": date, "machine": machine(), "versions": versions(packages)}
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar for so many measurements, in a terminal alone, and what to tell it the title of each with as it begins."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
+    drawn: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **drawn) as bar:
+        task = bar.add_task("", total=total, completed=-1)
+        yield lambda title: bar.update(task, description=title, advance=1, refresh=True)
+
+
 def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:
     """The rows of a rival on a case; of a process that dies, what it said last."""
     job = json.dumps({"case": asdict(case), "rival": name, "rounds": rounds})
@@ -47,15 +65,10 @@ def run(
     cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure: Measure = in_a_process
 ) -> dict:
     """What was measured, what failed and what was not measured, with the machine and the versions."""
-    found = {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": torch.get_num_threads()} | _gpu(cases),
-        "versions": versions(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values()))),
-        "cases": [asdict(case) | {"bytes": case.size} for case in cases],
-        "results": [],
-        "not_measured": [],
-        "interrupted": False,
-    }
+    found = measured_on(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values())))
+    found["machine"] |= {"threads": torch.get_num_threads()} | _gpu(cases)
+    found["cases"] = [asdict(case) | {"bytes": case.size} for case in cases]
+    found |= {"results": [], "not_measured": [], "interrupted": False}
     jobs = []
     for case, name in product(cases, rivals):
         reason = rivals[name].why_not(case) or _too_large(case)
@@ -64,21 +77,16 @@ def run(
         else:
             jobs.append((case, name))
     done = 0
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
-    drawn: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **drawn) as progress:
-        task = progress.add_task("", total=len(jobs))
-        try:
+    try:
+        with progress(console, len(jobs)) as begins:
             for case, name in jobs:
-                progress.update(task, description=f"{rivals[name].title}: {case.name}", refresh=True)
+                begins(f"{rivals[name].title}: {case.name}")
                 found["results"] += [{"case": case.name, "rival": name} | row for row in measure(case, name, rounds)]
-                progress.advance(task)
                 done += 1
-        except KeyboardInterrupt:
-            found["interrupted"] = True
-            rest = [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs[done:]]
-            found["not_measured"] += rest
+    except KeyboardInterrupt:
+        found["interrupted"] = True
+        rest = [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs[done:]]
+        found["not_measured"] += rest
     return found
 
 

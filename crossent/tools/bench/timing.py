@@ -28,6 +28,12 @@ def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds
     return samples
 
 
+def beside(own: Callable[[], object], rivals: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict:
+    """What `compared` says of every rival, all of which have their turn in each round."""
+    samples = interleaved({"": own} | rivals, rounds, seconds)
+    return {name: compared(samples[""], samples[name]) for name in rivals}
+
+
 def compared(mine: list[float], theirs: list[float]) -> dict:
     """Medians of the seconds, and of the rounds' ratios theirs / mine with their quartiles."""
     low, ratio, high = quantiles((rival / own for own, rival in zip(mine, theirs, strict=True)), n=4)

@@ -12,7 +12,7 @@ from crossent.tools.bench.calls import finished, grad_mode, jax_arrays, numpy_ar
 from crossent.tools.bench.cases import Case
 from crossent.tools.bench.memory import extra_peak
 from crossent.tools.bench.rivals import RIVALS, Rival, ours
-from crossent.tools.bench.timing import compared, interleaved
+from crossent.tools.bench.timing import beside
 
 SECONDS = 0.5  # for a comparison, or longer where the rounds take longer
 LARGEST_DIFFERENCE = 0.02  # of the two losses: more than 16 bits round, and less than any mistake makes
@@ -53,7 +53,7 @@ def measure(case: Case, rival: Rival, rounds: int) -> list[dict]:
             with grad_mode(mode):
                 rows.append({"mode": mode} | _measured(case, mode, *sides(case, rival), rounds))
         except Exception as error:
-            rows.append({"mode": mode, "error": _in_a_line(error)})
+            rows.append({"mode": mode, "error": in_a_line(error)})
     return rows
 
 
@@ -64,11 +64,10 @@ def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> d
         raise ValueError(f"a loss of {loss:.6g} where crossent has {own_loss:.6g}")
     own_call, call = mine.call(mode, case.device), theirs.call(mode, case.device)
     memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
-    samples = interleaved({"ours": own_call, "theirs": call}, rounds, SECONDS)
-    return compared(samples["ours"], samples["theirs"]) | memory
+    return beside(own_call, {"theirs": call}, rounds, SECONDS)["theirs"] | memory
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}"[:200]
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import reference
@@ -23,6 +24,10 @@ SMALLEST = {name: torch.finfo(dtype).smallest_normal for name, dtype in TORCH_DT
 FRONTENDS = ["torch", "composite", "numpy"]  # beside them "pytorch", the rival, and "cuda", where there is a GPU
 SOFTMAXES = ("softmax", "log_softmax")
 LAYOUTS = ["contiguous", "reversed", "classes_last", "strided", "offset", "expanded", "expanded_classes"]
+# PyTorch's own where it has them; before, whatever has the attributes that are read.
+Chunks = getattr(torch.nn, "LinearCrossEntropyOptions", None) or functools.partial(
+    SimpleNamespace, batch_chunk_size=None, acc_policy="auto", acc_dtype=None
+)
 NUMPY_LAYOUTS = ["negative", "readonly", "swapped", "unaligned"]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from harness import EPS, FRONTENDS, TORCH_DTYPES, assert_close, bits, cast, composite, largest, quantise, to_numpy
+from harness import EPS, FRONTENDS, TORCH_DTYPES, Chunks, assert_close, bits, cast, composite, largest, quantise, to_numpy
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
@@ -29,7 +29,6 @@ from crossent.kernels.cpu import kernels, processor
 from crossent.kernels.cpu.processor import LIBRARY, PRODUCTS_OF_BFLOAT16, WIDENED
 
 F = torch.nn.functional
-Chunks = torch.nn.LinearCrossEntropyOptions
 LONG = np.longdouble
 PAIRS = [(f, d) for f in FRONTENDS for d in TORCH_DTYPES if (f, d) != ("numpy", "bfloat16")]
 REDUCTIONS = ["mean", "sum", "none"]
@@ -660,6 +659,9 @@ def test_float16_soft_targets_get_their_gradient_where_rows_are_left_out():
 # PyTorch's own samples
 
 OPS = {op.variant_test_name or "reference": op for op in op_db if op.name == "nn.functional.linear_cross_entropy"}
+beside_torchs_own = pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason="this PyTorch has no linear_cross_entropy"
+)
 quiet = pytest.mark.filterwarnings("ignore:linear_cross_entropy:UserWarning")
 
 
@@ -726,6 +728,7 @@ def size_of_logits(x, matrix):
     return (x.max() * matrix.max() * x.shape[-1] * max(x.max(), matrix.max(), torch.tensor(1.0))).item()
 
 
+@beside_torchs_own
 def test_all_variants_are_there():
     assert set(OPS) == {"reference", "chunked", "chunked_none"}
 
@@ -774,14 +777,10 @@ def test_opinfo_error_inputs(variant):
             crossent.linear_cross_entropy(sample.input, *sample.args, **sample.kwargs)
 
 
-MODULE = next(info for info in module_db if info.module_cls is torch.nn.LinearCrossEntropyLoss)
-
-
 def module_samples(function, dtype):
-    if crossent.nn.LinearCrossEntropyLoss is torch.nn.LinearCrossEntropyLoss:
-        pytest.skip("crossent.nn has no LinearCrossEntropyLoss of its own")
+    (info,) = [info for info in module_db if info.module_cls is torch.nn.LinearCrossEntropyLoss]
     torch.manual_seed(0)
-    return getattr(MODULE, function)(MODULE, device="cpu", dtype=dtype, requires_grad=True, training=True)
+    return getattr(info, function)(info, device="cpu", dtype=dtype, requires_grad=True, training=True)
 
 
 def module_step(kind, sample, state, dtype):
@@ -798,6 +797,7 @@ def module_step(kind, sample, state, dtype):
 
 
 @quiet
+@beside_torchs_own
 @pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=TORCH_DTYPES)
 def test_module_info_samples(dtype):
     # every sample once, in one of the dtypes
@@ -811,6 +811,7 @@ def test_module_info_samples(dtype):
         assert_as_good(ours, theirs, exact, dtype, size_of_logits(x, module.linear.weight))
 
 
+@beside_torchs_own
 def test_module_info_error_inputs():
     for sample in module_samples("module_error_inputs_func", torch.float32):
         construct = sample.module_error_input.constructor_input

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import bits
+from harness import Chunks, bits
 from torch.autograd.functional import hvp
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 import crossent
 
 DOUBLE = torch.float64
-Chunks = torch.nn.LinearCrossEntropyOptions
 SHAPES = {"(D,)": ((), ()), "(N, D)": ((5,), ()), "(B, T, D)": ((2, 3), ()), "K-dimensional": ((3,), (2,))}
 KINDS = ["labels", "probabilities", "sparse"]
 CHUNKS = [1, 2, 100]  # a row, a ragged last chunk, and everything at once

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from harness import waiting_gradient
+from harness import Chunks, waiting_gradient
 
 import crossent
 from crossent.frontends import _problem, _torch_products, torch as frontend
@@ -181,7 +181,7 @@ def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
     dtype = torch.float16 if kind == "float16" else torch.bfloat16
     options = {"accurate": {"acc_policy": "accurate"}, "acc_dtype": {"acc_dtype": torch.float32}}.get(how)
     function = crossent.linear_token_stats if how == "statistics" else crossent.linear_cross_entropy
-    more = {} if options is None else {"options": torch.nn.LinearCrossEntropyOptions(**options)}
+    more = {} if options is None else {"options": Chunks(**options)}
     said = str(crossent.plan(function, HIDDEN.to(dtype), WEIGHT.to(dtype), TOKENS, **more))
     if kind == "library" and how == "usual":
         assert "logits and their gradient are rounded to bfloat16" in said
@@ -223,7 +223,7 @@ def test_errors_are_those_of_the_call():
         crossent.plan(torch.nn.functional.cross_entropy, LOGITS, LABELS)
     with pytest.raises(TypeError, match="missing"):
         crossent.plan(crossent.cross_entropy, LOGITS)
-    sums = {"options": torch.nn.LinearCrossEntropyOptions(acc_dtype=torch.float64)}
+    sums = {"options": Chunks(acc_dtype=torch.float64)}
     for function in (crossent.linear_cross_entropy, lambda *args, **how: crossent.plan(*HEADS[0][:1], *args, **how)):
         with pytest.raises(ValueError, match="options.acc_dtype"):
             function(HIDDEN.bfloat16(), WEIGHT.bfloat16(), TOKENS, **sums)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import Chunks
 from poison import poison
 
 import crossent
@@ -42,10 +43,10 @@ def test_memory_that_nobody_wrote_changes_no_bit(dtype):
     sparse = crossent.SparseTarget(torch.arange(140).reshape(70, 2), torch.full((70, 2), 0.5))
 
     def results():
-        head, options = crossent.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
+        head = crossent.linear_cross_entropy
         values = [
             head(x, matrix, labels, linear_bias=bias),
-            head(x, matrix, labels, reduction="none", options=options(batch_chunk_size=33)),
+            head(x, matrix, labels, reduction="none", options=Chunks(batch_chunk_size=33)),
             head(x, matrix, labels, filter_eps=1e-3, label_smoothing=0.1),
             head(x, matrix, sparse, softcap=3.0),
             *crossent.linear_token_stats(x, matrix, labels)[:3],

@@ -48,7 +48,12 @@ class _Parts:
         if self.planned and list(tensor.placements) != placements:
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
             tensor = self._spread(zeros)
-        return tensor.redistribute(self.mesh, placements).to_local(grad_placements=grad_placements)
+        return self._moved(tensor, placements, grad_placements).to_local(grad_placements=grad_placements)
+
+    def _moved(self, tensor, placements, grad_placements=None):
+        """Itself where there is nothing to move, which old PyTorch cannot differentiate over several axes of processes."""
+        nothing = list(tensor.placements) == placements == (grad_placements or placements)
+        return tensor if nothing and tensor.device_mesh == self.mesh else tensor.redistribute(self.mesh, placements)
 
     def input(self):
         return self._part(self.whole, self.of_input)
@@ -78,7 +83,7 @@ class _Parts:
         if denominator is not None or options.reduction != "mean":
             return denominator
         whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
-        return whole.to_local(grad_placements=self.of_sums)
+        return self.everywhere(whole)
 
     def _sum(self, part):
         """Over all processes that have different rows, in float64; and the error of a bad label in this one.
@@ -91,7 +96,7 @@ class _Parts:
         except IndexError as bad:
             value, error = torch.full((), math.nan, dtype=torch.float64, device=self.whole.device), bad
         parts = DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
-        return parts.redistribute(self.mesh, self.replicated), error
+        return self._moved(parts, self.replicated), error
 
     def loss(self, compute, options, dtype, shape):
         """The losses, or what all processes' parts of them sum up to, rounded once."""

@@ -6,6 +6,7 @@ denominator are left to the graph. Gradients of gradients are not available here
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,14 @@ from crossent.frontends import _torch_decompositions, _torch_head, torch as fron
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
 
 _library = torch.library.Library("crossent", "DEF")
+# Else old compilers copy what is not contiguous.
+_STRIDES_KEPT = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+_define = partial(_library.define, tags=(_STRIDES_KEPT,))
 _OPTIONS = "bool picks, int dim, str reduction, int ignore_index, float label_smoothing, float? softcap, float z_loss"
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
-_library.define(f"loss({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
-_library.define(f"loss_alone({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")  # without a derivative
-_library.define(
+_define(f"loss({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
+_define(f"loss_alone({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")  # without a derivative
+_define(
     f"loss_backward(Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS})"
     " -> (Tensor, Tensor)"
 )
@@ -65,7 +69,7 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
 
 
 # Labels on their way to plain operations, of which a compiler does not see the values.
-_library.define("checked_labels(Tensor labels, Tensor counts, int classes, int ignore_index) -> Tensor")
+_define("checked_labels(Tensor labels, Tensor counts, int classes, int ignore_index) -> Tensor")
 
 
 @torch.library.impl(_library, "checked_labels", "CPU")
@@ -88,8 +92,8 @@ def _batched_checked_labels(info, in_dims, labels, counts, classes, ignore_index
     return torch.ops.crossent.checked_labels(*batches, classes, ignore_index), 0
 
 
-_library.define("softmax(Tensor x, int axis, bool log) -> Tensor")
-_library.define("softmax_backward(Tensor dout, Tensor out, int axis, bool log) -> Tensor")
+_define("softmax(Tensor x, int axis, bool log) -> Tensor")
+_define("softmax_backward(Tensor dout, Tensor out, int axis, bool log) -> Tensor")
 
 
 @torch.library.impl(_library, "softmax", "CPU")
@@ -150,7 +154,9 @@ def _fake_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
 
 
 class _Loss(torch.autograd.Function):
-    """The derivative, for the compiler to trace: an operator with one of its own takes longer to call."""
+    """The derivative, for the compiler to trace: an operator with one of its own takes longer to call. Before PyTorch
+    2.7 no program for any number of rows can be exported with it.
+    """
 
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, *values):
@@ -187,7 +193,7 @@ def loss(input, target, weight, sample_weight, divisor, picks, dim, options, out
         input, target, weight, sample_weight, picks, axis, reduction, options.ignore_index, options.label_smoothing,
         options.softcap, options.z_loss,
     )  # fmt: skip
-    value = torch.ops.crossent.loss(*arguments)[0] if frontend.is_exporting() else _Loss.apply(*arguments)
+    value = torch.ops.crossent.loss(*arguments)[0] if frontend.may_be_exporting() else _Loss.apply(*arguments)
     return (value if divisor is None else value / divisor).to(out_dtype)
 
 
@@ -201,9 +207,9 @@ _HEAD_INPUTS = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight, "
     "Tensor? classes"
 )
-_library.define(f"head({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-_library.define(f"head_alone({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-_library.define(f"head_backward(Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
+_define(f"head({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_define(f"head_alone({_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_define(f"head_backward(Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
 
 
 def _head_call(input, linear_weight, linear_bias, target, classes, how, values):
@@ -325,8 +331,8 @@ def head_loss(
 
 _TOKEN_INPUTS = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
 _TOKEN_OPTIONS = "int shift, int chunk_bytes, int ignore_index, float? softcap"
-_library.define(f"tokens({_TOKEN_INPUTS}, {_TOKEN_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
-_library.define(
+_define(f"tokens({_TOKEN_INPUTS}, {_TOKEN_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
+_define(
     f"tokens_backward(Tensor[] upstream, Tensor[] results, {_TOKEN_INPUTS}, bool[] wanted, {_TOKEN_OPTIONS})"
     " -> (Tensor, Tensor, Tensor)"
 )

@@ -49,7 +49,9 @@ _number_at = {torch.float32: ctypes.c_float.from_address, torch.float64: ctypes.
 _Tensor, _STRIDED = torch.Tensor, torch.strided
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # before PyTorch 2.7 nobody says
+# Before PyTorch 2.7 nobody says.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+may_be_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 tell_of_tracing(_compiling)
 transforms = torch._C._are_functorch_transforms_active
 _tracer = torch._C._get_tracing_state

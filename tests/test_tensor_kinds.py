@@ -1,5 +1,6 @@
 """Arrays that are not just plain memory: subclasses, other devices, nested, copied on write, masks, other dtypes."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 
@@ -168,15 +169,30 @@ def test_other_arguments_may_be_of_the_subclass(no_plain_operations):
     )
 
 
+@functools.cache
+def compiles_subclasses():
+    """Not with PyTorch 2.6, where x + 1 breaks the graph."""
+    try:
+        torch.compile(lambda x: x + 1, backend="eager", fullgraph=True)(torch.ones(1).as_subclass(KeepsTheType))
+    except torch._dynamo.exc.Unsupported:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_subclasses_under_a_compiler(name):
-    """In one graph, with the type that PyTorch's own function gives."""
+    """In one graph where PyTorch has any for a subclass, with the type that its own function gives."""
     function, of_torch, others, options = CALLS[name]
     found = arguments_of(function if others else crossent.cross_entropy)
     x, others = found["input"].as_subclass(KeepsTheType), [found[other] for other in others]
     kinds = []
     for call in (function, of_torch):
-        result = torch.compile(call, backend="eager", fullgraph=call is function)(x, *others, **options)
+        compiled = torch.compile(
+            lambda *args, call=call: call(*args, **options),
+            backend="eager",
+            fullgraph=call is function and compiles_subclasses(),
+        )
+        result = compiled(x, *others)
         kinds.append(type(result))
         expected = call(found["input"], *others, **options)
         torch.testing.assert_close(result.as_subclass(torch.Tensor), expected, rtol=1e-4, atol=1e-6)
@@ -303,6 +319,10 @@ def test_softmax_of_nested_tensors(layout):
             torch.testing.assert_close(row, F.softmax(part, -1))
     assert crossent.plan(crossent.softmax, nested, -1).path == "PyTorch's own"
     if layout is torch.jagged:
+        try:
+            torch.log_softmax(nested, -1)
+        except NotImplementedError:
+            pytest.skip("this PyTorch has no log_softmax of jagged tensors")
         for row, part in zip(crossent.log_softmax(nested, -1).unbind(), parts):
             torch.testing.assert_close(row, F.log_softmax(part, -1))
         return

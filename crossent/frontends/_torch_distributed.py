@@ -51,7 +51,7 @@ class _Parts:
         return self._moved(tensor, placements, grad_placements).to_local(grad_placements=grad_placements)
 
     def _moved(self, tensor, placements, grad_placements=None):
-        """Itself where there is nothing to move, which old PyTorch cannot differentiate over several axes of processes."""
+        """Itself where nothing is to be moved, which old PyTorch cannot differentiate over a mesh of several axes."""
         nothing = list(tensor.placements) == placements == (grad_placements or placements)
         return tensor if nothing and tensor.device_mesh == self.mesh else tensor.redistribute(self.mesh, placements)
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import docstrings
 import plots
 import pytest
+import torch
 from browser import needs_chromium, opened, serve
 from command_line import typed, write_predictions
+from harness import Chunks
 from test_explain_findings import CASES as FAULTS
 
 from crossent.tools.bench import command as bench
@@ -51,6 +53,7 @@ def at_a_terminal(tmp_path, monkeypatch):
     write_predictions(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(torch.nn, "LinearCrossEntropyOptions", Chunks, raising=False)  # before PyTorch 2.13
 
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if blocks(path)], ids=name_of)

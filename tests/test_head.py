@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 import reference
 import torch
-from harness import EPS, FRONTENDS, TORCH_DTYPES, Chunks, assert_close, bits, cast, composite, largest, quantise, to_numpy
+from harness import (
+    EPS,
+    FRONTENDS,
+    TORCH_DTYPES,
+    Chunks,
+    assert_close,
+    bits,
+    cast,
+    composite,
+    largest,
+    quantise,
+    to_numpy,
+)  # fmt: skip
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db

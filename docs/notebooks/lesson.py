@@ -1,5 +1,5 @@
 # The source of lesson.ipynb and lesson.zh.ipynb: the code once, the text in both languages. `make notebooks` runs it
-# and writes them. A cell tagged "varies" prints what differs from run to run.
+# and writes them. A cell tagged "varies" prints what differs from run to run or with the version of PyTorch.
 
 # %% [markdown] lang="en"
 # # From softmax to cross entropy
@@ -83,7 +83,7 @@ print(torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)))
 #
 # Dropout 没有权重，却有*状态*：是不是在训练。`eval()` 管得到模块，管不到函数；不告诉函数，它照样丢掉一半的输入。
 
-# %%
+# %% tags=["varies"]
 dropout = nn.Dropout(0.5).eval()
 ones = torch.ones(6)
 print(dropout(ones))

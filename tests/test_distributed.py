@@ -186,6 +186,7 @@ def images(mesh):
     for on, placements, of_labels in (
         (mesh, [Shard(2)], [Shard(1)]), (grid, [Shard(0), Shard(2)], [Shard(0), Shard(1)]),
         (grid, [Replicate(), Shard(0)], [Replicate(), Shard(0)]),
+        (grid, [Replicate(), Replicate()], [Replicate(), Replicate()]),
     ):  # fmt: skip
         for reduction in ("mean", "none"):
             found = {

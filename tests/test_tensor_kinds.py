@@ -187,6 +187,7 @@ def test_subclasses_under_a_compiler(name):
     x, others = found["input"].as_subclass(KeepsTheType), [found[other] for other in others]
     kinds = []
     for call in (function, of_torch):
+        torch._dynamo.reset()
         compiled = torch.compile(
             lambda *args, call=call: call(*args, **options),
             backend="eager",

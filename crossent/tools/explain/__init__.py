@@ -9,7 +9,6 @@ from crossent import cross_entropy, plan
 from crossent._options import loss_options
 from crossent.tools.explain.case import Case, as_numpy, bind, detached, dtype_of
 from crossent.tools.explain.checks import checks_of
-from crossent.tools.explain.choice import choose, row_of
 from crossent.tools.explain.explanation import (
     Check as Check,
     Explanation as Explanation,
@@ -19,9 +18,9 @@ from crossent.tools.explain.explanation import (
     Step as Step,
 )
 from crossent.tools.explain.findings import Facts, findings_of
-from crossent.tools.explain.scan import scan
 from crossent.tools.explain.steps import steps_of
-from crossent.tools.explain.working import work
+from crossent.tools.explain.tally import scan
+from crossent.tools.explain.working import choose, row_of, work
 
 
 def explain(

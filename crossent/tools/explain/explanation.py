@@ -111,14 +111,14 @@ class Explanation:
 
         Without rich it is plain text everywhere.
         """
+        from crossent.tools.explain.lines import show
+
         try:
-            from crossent.tools.explain.show import show
+            show(self, console)
         except ModuleNotFoundError as error:
             if error.name != "rich":
                 raise
             print(self)
-        else:
-            show(self, console)
 
     def __str__(self) -> str:
         from crossent.tools.explain.lines import text

@@ -10,11 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from crossent.tools.explain import inputs, losses, values
+from crossent.tools.explain import inputs, values
 from crossent.tools.explain.case import Case
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.scan import Scan
-from crossent.tools.explain.tally import Tally
+from crossent.tools.explain.tally import Scan, Tally
 from crossent.tools.explain.working import Worked
 
 
@@ -99,8 +98,8 @@ FINDINGS = (
     inputs.labels_off_by_one,
     inputs.class_axis,
     inputs.target_sums,
-    losses.rows_that_dominate,
-    losses.classes_that_dominate,
+    values.rows_that_dominate,
+    values.classes_that_dominate,
 )
 
 

@@ -9,6 +9,16 @@ _WIDTH = 80  # of a text that goes nowhere in particular
 _COLOURS = {"note": "cyan", "warning": "yellow", "error": "bold red"}
 
 
+def show(explanation, console=None):
+    """Print it: colours where the console has any, plain text elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    for line in lines(explanation):
+        console.print(Text.assemble(*line))
+
+
 def text(explanation):
     """The explanation as plain text."""
     return "\n".join(_filled("".join(piece for piece, _ in line)) for line in lines(explanation))
@@ -38,6 +48,13 @@ def lines(e):
     for finding in e.findings:
         yield []
         yield of_finding(finding)
+
+
+def finding_line(finding):
+    """For a rich console, with an empty line above."""
+    from rich.text import Text
+
+    return Text.assemble("\n", *of_finding(finding))
 
 
 def of_finding(finding):

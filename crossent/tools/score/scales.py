@@ -6,8 +6,7 @@ import numpy as np
 
 from crossent.tools.explain.case import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
-from crossent.tools.explain.scan import sizes
-from crossent.tools.explain.tally import Tally
+from crossent.tools.explain.tally import Tally, sizes
 from crossent.tools.score.pairs import Pair
 from crossent.tools.score.readers import BadFile, Reading
 

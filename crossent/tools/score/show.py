@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from crossent.tools.explain.show import finding_line
+from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Score
 from crossent.tools.score.metrics import BINS, Metrics
 

@@ -3,20 +3,21 @@
 Run as a program it is the child process that measures one library's memory.
 """
 
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from statistics import median
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import crossent.nn.functional
 from crossent.tools.bench import memory
+from crossent.tools.bench.calls import of_arrays, torch_arrays
+from crossent.tools.bench.cases import Case
+from crossent.tools.bench.child import last_line
 from crossent.tools.bench.memory import in_megabytes
+from crossent.tools.bench.runner import progress
+from crossent.tools.bench.timing import interleaved
 
 STEPS = {
     "torch": torch.nn.functional.cross_entropy,
@@ -28,11 +29,18 @@ REPEATS = 9
 
 
 def show(console: Console) -> list[str]:
-    rows = _rows_that_fit()
-    size = rows * CLASSES * 4
+    case = _case(_rows_that_fit())
+    rows, size = case.shape[0], case.size
     console.print(f"Forward and backward of float32 logits of {rows} x {CLASSES} ({in_megabytes(size)}).\n")
-    peaks = {name: _memory_of_a_child(name, rows) for name in _progress(console, list(STEPS), "Measuring memory")}
-    times = _times(console, rows)
+    peaks = {}
+    with progress(console, len(STEPS) + 1) as begins:
+        for name in STEPS:
+            begins("Measuring memory")
+            peaks[name] = int(last_line(__name__, name, str(rows)))
+        begins("Measuring time")
+        arrays = torch_arrays(case)
+        samples = interleaved({name: of_arrays(loss, "step", arrays) for name, loss in STEPS.items()}, REPEATS, 0.0)
+    times = {name: median(found) for name, found in samples.items()}
     table = Table("", "time", "faster", "extra memory", "of the logits")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -46,54 +54,24 @@ def show(console: Console) -> list[str]:
     return []
 
 
-def _progress(console: Console, items: list, description: str):
-    # Drawn seldom, since drawing takes time on the cores from what is measured.
-    hidden = not console.is_terminal
-    return track(items, description, console=console, transient=True, refresh_per_second=2, disable=hidden)
+def _case(rows: int) -> Case:
+    return Case("a training step", (rows, CLASSES))
 
 
 def _rows_that_fit() -> int:
     """Fewer rows where six times the logits would not fit into memory: PyTorch's step needs four."""
     rows = ROWS
-    while rows > 64 and 6 * rows * CLASSES * 4 > memory.available():
+    while rows > 64 and 6 * _case(rows).size > memory.available():
         rows //= 2
     return rows
 
 
-def _times(console: Console, rows: int) -> dict[str, float]:
-    """The median seconds of a step by each library, interleaved so that the machine's moods fall on all alike."""
-    logits, labels = _example(rows)
-    times = {name: [] for name in STEPS}
-    for repeat in _progress(console, list(range(-1, REPEATS)), "Measuring time"):
-        for name, loss in STEPS.items():
-            start = time.perf_counter()
-            _step(loss, logits, labels)
-            if repeat >= 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def _example(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(rows, CLASSES, requires_grad=True), torch.randint(CLASSES, (rows,))
-
-
-def _step(loss: Callable, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    loss(logits, labels).backward()
-    logits.grad = None
-
-
-def _memory_of_a_child(name: str, rows: int) -> int:
-    command = [sys.executable, "-m", __name__, name, str(rows)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
 def _extra_peak_memory(name: str, rows: int) -> int:
     """Bytes that a step takes on top of its logits, after a small step has loaded what there is to load."""
-    _step(STEPS[name], *_example(8))
-    logits, labels = _example(rows)
+    STEPS[name](*torch_arrays(_case(8))).backward()
+    arrays = torch_arrays(_case(rows))
     before = memory.peak()
-    _step(STEPS[name], logits, labels)
+    STEPS[name](*arrays).backward()
     return memory.peak() - before
 
 

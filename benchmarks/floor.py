@@ -5,15 +5,13 @@ room for a gradient and hands that out: a loss does at least this, in Python. Ev
 its node: it looks the call up and computes.
 """
 
-from statistics import median
-
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
 import crossent
-from crossent.tools.bench.timing import interleaved
+from crossent.tools.bench.timing import medians
 
 SHAPES = ((32, 10), (128, 1000))
 ROUNDS, SECONDS = 11, 3.0
@@ -47,7 +45,7 @@ def times(rows: int, classes: int) -> dict[str, float]:
     calls = {f"{name}, step": lambda loss=loss: step(loss) for name, loss in losses.items()}
     calls |= {f"{name}, forward": lambda loss=loss: loss(leaf, labels) for name, loss in losses.items()}
     calls["crossent, evaluation"] = lambda: crossent.cross_entropy(logits, labels)
-    return {name: median(samples) for name, samples in interleaved(calls, ROUNDS, SECONDS).items()}
+    return medians(calls, ROUNDS, SECONDS)
 
 
 def main() -> None:

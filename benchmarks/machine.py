@@ -2,12 +2,11 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 
 import numpy as np
 
 from crossent.tools.bench.machine import cores
-from crossent.tools.bench.timing import interleaved
+from crossent.tools.bench.timing import medians
 
 WORDS = 64_000_000  # of 8 bytes: far more than any cache holds
 
@@ -18,7 +17,7 @@ def memory_rates() -> dict[str, float]:
     pool = ThreadPoolExecutor(parts)
     source, copy = np.ones(WORDS, np.int64), np.zeros(WORDS, np.int64)
     sources, copies = np.array_split(source, parts), np.array_split(copy, parts)
-    samples = interleaved(
+    seconds = medians(
         {
             "read": lambda: list(pool.map(np.add.reduce, sources)),
             "copy": lambda: list(pool.map(np.copyto, copies, sources)),
@@ -27,7 +26,7 @@ def memory_rates() -> dict[str, float]:
         seconds=2,
     )
     gigabytes = source.nbytes / 1e9
-    return {"read": gigabytes / median(samples["read"]), "copy": 2 * gigabytes / median(samples["copy"])}
+    return {"read": gigabytes / seconds["read"], "copy": 2 * gigabytes / seconds["copy"]}
 
 
 if __name__ == "__main__":

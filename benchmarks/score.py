@@ -5,7 +5,6 @@ either: it compiles the kernel, or loads it. Memory is the peak of what is resid
 """
 
 import json
-import re
 import sys
 import tempfile
 import threading
@@ -15,9 +14,11 @@ from statistics import median
 
 import numpy as np
 
+from crossent.tools.bench.memory import of_this_process
 from crossent.tools.score import score
 
 ROWS, CLASSES = 200_000, 1_000
+ANONYMOUS = "RssAnon"  # what of this process is in memory and not that of a file
 RATIO_AT_MOST, MEGABYTES_AT_MOST = 1.5, 300
 
 
@@ -41,21 +42,14 @@ def measure(logits: str, labels: str, rounds: int) -> dict[str, list[float]]:
     return {name: seconds[1:] for name, seconds in samples.items()}
 
 
-def resident() -> int:
-    """Bytes of this process in memory that are not those of a file."""
-    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
-
-
 def extra_memory(logits: str, labels: str) -> int:
     """The peak over that of the process before, by looking every millisecond."""
-    before, peak, done = resident(), 0, threading.Event()
+    before, peak, done = of_this_process(ANONYMOUS), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(1e-3):
-            peak = max(peak, resident())
+            peak = max(peak, of_this_process(ANONYMOUS))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -1,7 +1,6 @@
 """softmax and log_softmax beside PyTorch's, as called and compiled: `python -m benchmarks.softmax` prints the table."""
 
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.table import Table
 
 import crossent
 from crossent.tools.bench.rivals import compiled
-from crossent.tools.bench.timing import interleaved
+from crossent.tools.bench.timing import medians
 
 SHAPES = ((32, 10), (128, 100), (128, 1000), (4096, 1000), (2048, 32000))
 FUNCTIONS = ("softmax", "log_softmax")
@@ -41,8 +40,8 @@ def main() -> None:
         for way, make in WAYS.items():
             for shape in SHAPES:
                 torch.compiler.reset()
-                times = interleaved(calls(make, name, shape), ROUNDS, SECONDS)
-                micros = (f"{1e6 * median(times[column]):.1f}" for column in COLUMNS)
+                times = medians(calls(make, name, shape), ROUNDS, SECONDS)
+                micros = (f"{1e6 * times[column]:.1f}" for column in COLUMNS)
                 table.add_row(f"{name}, {way}", f"{shape[0]} x {shape[1]}", *micros)
     Console().print(table)
 

@@ -13,14 +13,20 @@ RESET_PEAK = "/proc/self/clear_refs"
 SETTLE_SECONDS = 0.05  # JAX frees what is gone by and by
 
 
+def of_this_process(field: str) -> int:
+    """A field of the system's status of this process that is a size; 0 where there is none."""
+    found = re.search(rf"{field}:\s+(\d+)", text_of("/proc/self/status"))
+    return 1024 * int(found[1]) if found else 0
+
+
 def peak() -> int:
     """Of this process. On Linux not by getrusage, whose count starts from the parent's peak."""
-    return _of_this_process("VmHWM") or _highest_by_getrusage()
+    return of_this_process("VmHWM") or _highest_by_getrusage()
 
 
 def resident() -> int:
     """Of this process, now; its peak where the system does not say."""
-    return _of_this_process("VmRSS") or _highest_by_getrusage()
+    return of_this_process("VmRSS") or _highest_by_getrusage()
 
 
 def available() -> int:
@@ -68,11 +74,6 @@ def _trim() -> None:
 
 def in_megabytes(size: float) -> str:
     return f"{size / 1e6:.0f} MB"
-
-
-def _of_this_process(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+)", text_of("/proc/self/status"))
-    return 1024 * int(found[1]) if found else 0
 
 
 def _highest_by_getrusage() -> int:

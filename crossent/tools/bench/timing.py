@@ -28,6 +28,11 @@ def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds
     return samples
 
 
+def medians(callables: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, float]:
+    """The median seconds per call."""
+    return {name: median(samples) for name, samples in interleaved(callables, rounds, seconds).items()}
+
+
 def beside(own: Callable[[], object], rivals: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict:
     """What `compared` says of every rival, all of which have their turn in each round."""
     samples = interleaved({"": own} | rivals, rounds, seconds)

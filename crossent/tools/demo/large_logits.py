@@ -4,7 +4,6 @@ Run as a program it is the child process that measures one library's memory.
 """
 
 import sys
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -17,7 +16,7 @@ from crossent.tools.bench.cases import Case
 from crossent.tools.bench.child import last_line
 from crossent.tools.bench.memory import in_megabytes
 from crossent.tools.bench.runner import progress
-from crossent.tools.bench.timing import interleaved
+from crossent.tools.bench.timing import medians
 
 STEPS = {
     "torch": torch.nn.functional.cross_entropy,
@@ -39,8 +38,7 @@ def show(console: Console) -> list[str]:
             peaks[name] = int(last_line(__name__, name, str(rows)))
         begins("Measuring time")
         arrays = torch_arrays(case)
-        samples = interleaved({name: of_arrays(loss, "step", arrays) for name, loss in STEPS.items()}, REPEATS, 0.0)
-    times = {name: median(found) for name, found in samples.items()}
+        times = medians({name: of_arrays(loss, "step", arrays) for name, loss in STEPS.items()}, REPEATS, 0.0)
     table = Table("", "time", "faster", "extra memory", "of the logits")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -104,7 +104,7 @@ def _explanation(case, wanted, losses, result, mistake, planned):
     facts = Facts(case, scan(case), worked, losses, result, dtype, mistake)
     return Explanation(
         function=case.name,
-        shape=tuple(case.input.shape),
+        shape=case.shape,
         dtype=case.dtype,
         classes=case.classes,
         reduction=case.options.reduction,

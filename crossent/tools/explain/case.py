@@ -55,7 +55,7 @@ class Case:
         a = arguments
         self.name, self.arguments, self.options = function.__name__, a, options
         self.input, self.head, self.picks = a["input"], function is linear_cross_entropy, function is nll_loss
-        self.dtype = dtype_of(self.input)
+        self.dtype, self.shape = dtype_of(self.input), tuple(self.input.shape)
         self.shift = a["shift"].__index__() if self.head else 0
         self.sparse = isinstance(a["target"], SparseTarget)
         if self.head:
@@ -63,12 +63,13 @@ class Case:
             self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
             self.row_shape, targets = shape.losses(self.shift), shape.targets
         else:
-            shape = tuple(self.input.shape)
-            self.axis, self.soft = _rows.target_kind(shape, tuple(a["target"].shape), a["dim"], not self.picks)
-            self.classes, self.row_shape = shape[self.axis], shape[: self.axis] + shape[self.axis + 1 :]
+            kind = _rows.target_kind(self.shape, tuple(a["target"].shape), a["dim"], not self.picks)
+            self.axis, self.soft = kind
+            self.classes = self.shape[self.axis]
+            self.row_shape = self.shape[: self.axis] + self.shape[self.axis + 1 :]
             targets = self.row_shape
         if not self.classes:
-            raise ValueError(f"input must have at least one class to explain, got shape {tuple(self.input.shape)}")
+            raise ValueError(f"input must have at least one class to explain, got shape {self.shape}")
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
         self._weigh(targets)
 
@@ -81,7 +82,7 @@ class Case:
         a, target = self.arguments, self.arguments["target"]
         bias = a["linear_bias"]
         return _rows.HeadShape(
-            tuple(self.input.shape), tuple(a["linear_weight"].shape), None if bias is None else tuple(bias.shape),
+            self.shape, tuple(a["linear_weight"].shape), None if bias is None else tuple(bias.shape),
             target if self.sparse else tuple(target.shape), self.shift,
         )  # fmt: skip
 

@@ -45,32 +45,12 @@ class Facts:
 
     stored = False  # in files
 
-    @property
-    def picks(self) -> bool:
-        return self.case.picks
-
-    @property
-    def soft(self) -> bool:
-        return self.case.soft
-
-    @property
-    def classes(self) -> int:
-        return self.case.classes
-
-    @property
-    def axis(self) -> int:
-        return self.case.axis
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.case.input.shape)
-
     def other_axis(self) -> int | None:
         return inputs.other_axis(self)
 
 
-# Of the input and the labels as such: what these ask of `Facts` is in its properties, and anybody who has these may ask
-# them, as `crossent score` does of files.
+# Of the input and the labels as such: `crossent score` asks them of files. They need the `tally`, `other_axis`, whether
+# the numbers are `stored`, and of the case no more than `picks`, `soft`, `classes`, `axis` and `shape`.
 OF_INPUTS = (
     inputs.one_class,
     inputs.equal_logits,

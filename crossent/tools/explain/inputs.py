@@ -13,7 +13,7 @@ from crossent.tools.explain.words import first, in_first, rows
 
 
 def one_class(facts):
-    if facts.classes > 1 or facts.picks or not facts.tally.counted:
+    if facts.case.classes > 1 or facts.case.picks or not facts.tally.counted:
         return None
     sentence = "There is one class, which has probability 1: the cross entropy is 0 whatever the logits are. "
     sentence += "Give the input a class for each answer; one logit for yes or no needs a loss of its own, such as "
@@ -32,7 +32,7 @@ def probabilities(facts):
     if not facts.tally.probable:
         return None
     sentence = "The input holds probabilities: in every row no entry is negative and their sum is 1. "
-    if facts.picks:
+    if facts.case.picks:
         sentence += "nll_loss takes their logarithm: pass log_softmax of the logits."
     else:
         sentence += "cross_entropy applies the softmax itself, so that it is applied twice here: pass the logits."
@@ -40,7 +40,7 @@ def probabilities(facts):
 
 
 def log_probabilities(facts):
-    if facts.picks or not facts.tally.log_probable or equal_logits(facts):
+    if facts.case.picks or not facts.tally.log_probable or equal_logits(facts):
         return None
     sentence = "The input holds log-probabilities: in every row their exponentials sum to 1. "
     if facts.stored:
@@ -61,7 +61,7 @@ def softmax_twice(facts):
 
 def logits_to_nll_loss(facts):
     tally = facts.tally
-    if not facts.picks or tally.log_probable or tally.probable or tally.classes < 2 or not tally.finite:
+    if not facts.case.picks or tally.log_probable or tally.probable or tally.classes < 2 or not tally.finite:
         return None
     at = np.flatnonzero(facts.case.keep & np.isfinite(facts.scan.lse))
     worst = at[np.abs(facts.scan.lse[at]).argmax()]
@@ -90,10 +90,10 @@ def labels_off_by_one(facts):
 def class_axis(facts):
     if (axis := facts.other_axis()) is None:
         return None
-    why = "the target sums to 1 along it" if facts.soft else "the labels fit it far better"
+    why = "the target sums to 1 along it" if facts.case.soft else "the labels fit it far better"
     sentence = f"The classes look as if they lay along axis {axis}, since {why}; this call reads axis "
-    sentence += f"{facts.axis} of {facts.shape}. Pass dim={axis}, or move the axis."
-    return Finding("class_axis", "error" if facts.soft else "warning", sentence)
+    sentence += f"{facts.case.axis} of {facts.case.shape}. Pass dim={axis}, or move the axis."
+    return Finding("class_axis", "error" if facts.case.soft else "warning", sentence)
 
 
 def other_axis(facts):
@@ -114,7 +114,7 @@ def _sums_along(facts, axis):
 
 
 def _fits_better(facts, axis):
-    case, shape = facts.case, tuple(facts.case.input.shape)
+    case, shape = facts.case, facts.case.shape
     if shape[:axis] + shape[axis + 1 :] != case.row_shape or case.keep.sum() < ENOUGH or shape[axis] < 3:
         return False
     a = case.arguments

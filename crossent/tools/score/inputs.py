@@ -1,6 +1,7 @@
 """What `explain` finds of the input of a call, found in a stream of rows."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from crossent.tools.score.scales import LOGITS, add
 class Inputs:
     """Blocks of a pair whose numbers are of this scale; has what the findings about an input ask.
 
-    `picks` says, as of nll_loss, that the numbers are meant to be log-probabilities.
+    `case` is the call that this is like: one of nll_loss where the numbers are meant to be log-probabilities.
     """
 
     pair: Pair
@@ -26,26 +27,24 @@ class Inputs:
     ignore_index: int
     tally: Any = None
     nll: float = 0.0
-    soft: bool = False
     stored: bool = True
 
     def __post_init__(self):
-        shape = self.shape = self.pair.logits.shape
-        self.classes, self.axis = self.pair.classes, self.pair.axis
-        others = [i for i in range(len(shape)) if i != self.axis and shape[:i] + shape[i + 1 :] == self.pair.shape]
-        self.picks = self.scale != LOGITS
+        pair, shape, axis = self.pair, self.pair.logits.shape, self.pair.axis
+        picks = self.scale != LOGITS
+        self.case = SimpleNamespace(picks=picks, soft=False, classes=pair.classes, axis=axis, shape=shape)
+        others = [i for i in range(len(shape)) if i != axis and shape[:i] + shape[i + 1 :] == pair.shape]
         self._along = {}
-        if self.pair.rows >= ENOUGH and self.classes >= 3 and self.axis and self.scale == LOGITS:
-            targets = self.pair.targets if 0 in others else None
+        if pair.rows >= ENOUGH and pair.classes >= 3 and axis and not picks:
+            targets = pair.targets if 0 in others else None
             self._along = {
-                i: _Along(self.axis, i) if targets is None or i else _AlongRows(self.axis, shape[0], targets())
-                for i in others
+                i: _Along(axis, i) if targets is None or i else _AlongRows(axis, shape[0], targets()) for i in others
             }
 
     def add(self, block: Any, rows: Any, labels: np.ndarray, kept: np.ndarray, top: np.ndarray) -> None:
         """A block as it comes from the pair, its rows as logits, those that count, and the class of the largest."""
         if self.tally is None:
-            self.tally = Tally(self.classes, dtype_of(rows))
+            self.tally = Tally(self.pair.classes, dtype_of(rows))
         add(self.tally, rows, kept)
         flat = labels.reshape(-1)
         self.tally.add_labels(top[kept], flat[kept])
@@ -55,7 +54,7 @@ class Inputs:
     def other_axis(self) -> int | None:
         """As `explain` finds it in a call."""
         for axis, along in self._along.items():
-            if self.tally.counted >= ENOUGH and fits_better(along.mean(self.ignore_index), self.nll, self.classes):
+            if self.tally.counted >= ENOUGH and fits_better(along.mean(self.ignore_index), self.nll, self.pair.classes):
                 return axis
         return None
 

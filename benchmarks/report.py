@@ -2,22 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rich.console import Console
-from rich.table import Table
+
+from crossent.tools.bench.report import Sheet, once
 
 RIVALS = {"eager": "PyTorch", "compile": "torch.compile"}  # as results name them, and as a reader knows them
 RATIOS = (*RIVALS, "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
-
-
-@dataclass(frozen=True)
-class Sheet:
-    title: str
-    heading: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    names: int  # how many columns, on the left, are words
 
 
 def sheets(results: dict) -> list[Sheet]:
@@ -40,24 +33,20 @@ def _times(results: dict, huge_pages: bool, title: str) -> Sheet:
         (row["case"], row["mode"], row["rival"]): row for row in results["times"] if row["huge_pages"] == huge_pages
     }
     rivals = [rival for rival in RATIOS if any(rival == key[2] for key in known)]
-    rows, named = [], ""
+    rows = []
     for case, mode in dict.fromkeys(key[:2] for key in known if key[2] in RATIOS):
         cells = [known.get((case, mode, rival)) for rival in rivals]
         own = next((cell["ours"] for cell in cells if cell and "ours" in cell), None)
-        rows.append((case if case != named else "", mode, _time(own), *map(_ratio, cells)))
-        named = case
-    return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), rows, 2)
+        rows.append((case, mode, _time(own), *map(_ratio, cells)))
+    return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), once(rows), 2)
 
 
 def _head(results: dict) -> list[tuple[str, ...]]:
-    rows, named = [], ""
+    rows = []
     for row in results["head"]:
-        case, _, measured = row["name"].partition(": ")
-        case = case.removeprefix("head, ")
-        time = _time(row["seconds"]) if case != named else ""
-        rows.append((case if case != named else "", time, measured, _marked(row, f"{row['value']:.3g}")))
-        named = case
-    return rows
+        case, _, measured = row["name"].removeprefix("head, ").partition(": ")
+        rows.append((case, _time(row["seconds"]), measured, _marked(row, f"{row['value']:.3g}")))
+    return once(rows, 2)
 
 
 def _others(results: dict) -> list[tuple[str, ...]]:
@@ -102,13 +91,7 @@ def _marked(row: dict, text: str) -> str:
 
 def show(console: Console, results: dict) -> None:
     for sheet in sheets(results):
-        table = Table(title=sheet.title, title_justify="left")
-        for at, heading in enumerate(sheet.heading):
-            words = at < sheet.names
-            table.add_column(heading, justify="left" if words else "right", no_wrap=at > 0)
-        for row in sheet.rows:
-            table.add_row(*_emphasised(row, sheet))
-        console.print(table)
+        console.print(replace(sheet, rows=[_emphasised(row, sheet) for row in sheet.rows]).table())
     failed = [
         f"{row['case']}, {row['mode']}, {row['rival']}: {row['error']}" for row in results["times"] if "error" in row
     ]
@@ -136,9 +119,9 @@ def _without_target(cell: str) -> str:
     return re.sub(r" \([<>] [^)]*\)$", "", cell)
 
 
-def _emphasised(row: tuple[str, ...], sheet: Sheet) -> list[str]:
+def _emphasised(row: tuple[str, ...], sheet: Sheet) -> tuple[str, ...]:
     """The row, with the cells that miss their target made to stand out."""
-    return [f"[red]{cell}[/]" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row)]
+    return tuple(f"[red]{cell}[/]" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row))
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """The results of `crossent bench` as tables."""
 
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +14,28 @@ NOTE = (
     " gradients included; - where the system does not say."
 )
 UNITS = (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    title: str
+    heading: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int  # how many columns, on the left, are words
+
+    def table(self, **style) -> Table:
+        found = Table(title=self.title, title_justify="left", **style)
+        for at, heading in enumerate(self.heading):
+            found.add_column(heading, justify="left" if at < self.names else "right", no_wrap=at > 0)
+        for row in self.rows:
+            found.add_row(*row)
+        return found
+
+
+def once(rows: list[tuple[str, ...]], columns: int = 1) -> list[tuple[str, ...]]:
+    """The rows, with the first cells left empty where the row above has the same first one."""
+    above = [None, *(row[0] for row in rows)]
+    return [("",) * columns + row[columns:] if row[0] == name else row for row, name in zip(rows, above)]
 
 
 def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
@@ -47,16 +71,10 @@ def in_ratio(ratio: float) -> str:
 
 def _table(case: dict, rows: list[dict], rivals: dict[str, Rival]) -> Table:
     title = f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})"
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
-    table.add_column("rival")
-    table.add_column("")
-    for heading in ("rival\ntime", "crossent\ntime", "faster", "rival\nmemory", "crossent\nmemory"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    named = ""
-    for row in rows:
-        title = rivals[row["rival"]].title
-        table.add_row(
-            title if title != named else "",
+    heading = ("rival", "", "rival\ntime", "crossent\ntime", "faster", "rival\nmemory", "crossent\nmemory")
+    cells = [
+        (
+            rivals[row["rival"]].title,
             row["mode"],
             in_time(row["seconds"]),
             in_time(row["ours"]),
@@ -64,8 +82,9 @@ def _table(case: dict, rows: list[dict], rivals: dict[str, Rival]) -> Table:
             in_size(row["bytes"]),
             in_size(row["our_bytes"]),
         )
-        named = title
-    return table
+        for row in rows
+    ]
+    return Sheet(title, heading, once(cells), 2).table(title_style="bold", pad_edge=False, show_edge=False)
 
 
 def _not_measured(results: dict, rivals: dict[str, Rival]) -> Table:
@@ -73,9 +92,7 @@ def _not_measured(results: dict, rivals: dict[str, Rival]) -> Table:
     cases: dict[tuple[str, str], list[str]] = {}
     for row in results["not_measured"]:
         cases.setdefault((row["rival"], row["reason"]), []).append(row["case"])
-    table = Table(title="Not measured", title_justify="left", title_style="bold")
-    for heading in ("rival", "why", "where"):
-        table.add_column(heading)
+    table = Table("rival", "why", "where", title="Not measured", title_justify="left", title_style="bold")
     for (name, reason), where in cases.items():
         everywhere = len(where) == len(results["cases"])
         table.add_row(rivals[name].title, reason, "all cases" if everywhere else "\n".join(where))

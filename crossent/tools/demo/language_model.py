@@ -148,7 +148,6 @@ def _table(records: Records, settings: Settings) -> Table:
 
 
 def _plot(records: Records, settings: Settings, output: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -165,7 +164,7 @@ def _plot(records: Records, settings: Settings, output: Path) -> Path:
     _bars(peak, "Peak memory (MB): {:.2f} x torch's", {name: size / 1e6 for name, size in _peaks(records).items()})
     figure.suptitle("A transformer trained on Python's standard library, with torch's head and with crossent's")
     path = output / "language_model.png"
-    FigureCanvasAgg(figure).print_figure(path, dpi=120)
+    figure.savefig(path, dpi=120)
     return path
 
 

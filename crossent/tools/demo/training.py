@@ -78,7 +78,6 @@ def _differences(by_library: dict[str, NDArray[np.float64]]) -> NDArray[np.float
 
 
 def _plot(found: Curves, output: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.5), layout="constrained")
@@ -99,7 +98,7 @@ def _plot(found: Curves, output: Path) -> Path:
     axes[1, -1].legend(loc="lower right")
     figure.suptitle("Handwritten digits: the same program with torch.nn and with crossent.nn")
     path = output / "digits.png"
-    FigureCanvasAgg(figure).print_figure(path, dpi=120)
+    figure.savefig(path, dpi=120)
     return path
 
 

@@ -1,22 +1,20 @@
 """Array type -> frontend, without importing an array library that the caller has not imported."""
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from crossent import _options
 
 
 def _numpy():
-    from crossent.frontends import numpy
+    from crossent.frontends.numpy import router
 
-    return numpy
+    return router
 
 
 def _torch():
-    from crossent.frontends import torch
+    from crossent.frontends.torch import router
 
-    return torch
+    return router
 
 
 _FRONTENDS = {"numpy": _numpy, "torch": _torch}  # import statements, since torch.compile cannot trace import_module
@@ -45,15 +43,9 @@ def frontend_of(kind) -> Any:
     return found
 
 
-@cache
-def public(name):
-    """A public function, for the protocols by which array subclasses take calls over."""
-    return getattr(import_module("crossent.functional"), name)
-
-
 def define_operators():
     """Those that compiled code and exported programs call, for programs that are loaded from a file."""
-    from crossent.frontends import _torch_operators  # noqa: F401
+    from crossent.frontends.torch import compiled  # noqa: F401
 
 
 def empty_cache():

@@ -28,7 +28,7 @@ products a chunk, and nothing is kept but the gradients themselves. `lib` is the
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from crossent import _rows
@@ -62,7 +62,7 @@ class Head:
 
     def loss(self, wanted):
         """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
-        total, gradients, options = 0.0, self._new_gradients(wanted), replace(self.options, reduction="sum")
+        total, gradients, options = 0.0, self._new_gradients(wanted), self.options.changed(reduction="sum")
         for targets in self._chunks(wanted):
             if any(wanted):
                 total += self._differentiate(gradients, wanted, targets, options, None)
@@ -72,7 +72,7 @@ class Head:
 
     def losses(self):
         """The loss of every target, 0 for those that do not count."""
-        losses, options = self.lib.zeros(self.shape.targets, self.x), replace(self.options, reduction="none")
+        losses, options = self.lib.zeros(self.shape.targets, self.x), self.options.changed(reduction="none")
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
             flat[targets] = self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
@@ -80,7 +80,7 @@ class Head:
 
     def gradients(self, wanted, upstream):
         """The gradients for losses that are multiplied by the numbers in `upstream`, None for 1."""
-        gradients, options = self._new_gradients(wanted), replace(self.options, reduction="none")
+        gradients, options = self._new_gradients(wanted), self.options.changed(reduction="none")
         for targets in self._chunks(wanted):
             dloss = None if upstream is None else upstream[targets]
             self._differentiate(gradients, wanted, targets, options, dloss)

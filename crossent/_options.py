@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS = get_args(Reduction)
 _MADE_AT_MOST = 1024
 _made = {}
+_NOT_CARRIED = {"carried": False}  # by operators: it is for whoever calls them
 is_traced = bool  # False, unless there is an array library that traces Python code
 
 
@@ -24,7 +25,11 @@ class LossOptions:
     label_smoothing: float = 0.0
     softcap: float | None = None
     z_loss: float = 0.0
-    loss_dtype: str | None = None
+    loss_dtype: str | None = field(default=None, metadata=_NOT_CARRIED)
+
+    def changed(self, **values):
+        """The options with other values for some."""
+        return loss_options(**vars(self) | values)
 
 
 def loss_options(
@@ -93,7 +98,7 @@ class HeadOptions:
     chunk_rows: int | None = None
     filter_eps: float = 0.0
     exact: bool = False
-    given: Any = None
+    given: Any = field(default=None, metadata=_NOT_CARRIED)
 
 
 def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None, exact=False):
@@ -141,3 +146,17 @@ def _reduction_of_deprecated(size_average, reduce):
     reduction = "none" if reduce is False else "mean" if average else "sum"
     warnings.warn(f"size_average and reduce are deprecated, please use reduction='{reduction}' instead", stacklevel=4)
     return reduction
+
+
+_IN_SCHEMAS = {str: "str", int: "int", bool: "bool", float: "float", int | None: "int?", float | None: "float?"}
+
+
+def carried(kind):
+    """The names of the options that operators carry."""
+    return tuple(option.name for option in fields(kind) if option.metadata.get("carried", True))
+
+
+def schema(kind):
+    """The same as an operator's arguments, with their types."""
+    types = {option.name: _IN_SCHEMAS.get(option.type) for option in fields(kind)}
+    return ", ".join(f"{types[name]} {name}" for name in carried(kind))

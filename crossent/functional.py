@@ -10,11 +10,13 @@ from crossent import _dispatch
 from crossent._dispatch import frontend_of
 from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options
 from crossent._plan import Plan as Plan
+from crossent._public import public
 from crossent._rows import SparseTarget as SparseTarget
 
 ArrayT = TypeVar("ArrayT")  # torch.Tensor or numpy.ndarray, whose losses that are one number are NumPy scalars
 
 
+@public
 def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> ArrayT:
     """Exponentials of the input, scaled so that they sum to 1 along an axis: logits become probabilities.
 
@@ -59,6 +61,7 @@ def softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: 
     return frontend_of(type(input)).softmax(input, dim, dtype, False, _stacklevel)
 
 
+@public
 def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> ArrayT:
     """The logarithm of `softmax`, without the digits and the infinities lost by taking the two one after the other.
 
@@ -105,6 +108,7 @@ def log_softmax(input: ArrayT, dim: int | None = None, _stacklevel: int = 3, dty
     return frontend_of(type(input)).softmax(input, dim, dtype, True, _stacklevel)
 
 
+@public
 def nll_loss(
     input: ArrayT,
     target: Any,
@@ -169,6 +173,7 @@ def nll_loss(
     return frontend.nll_loss(input, target, weight, sample_weight, denominator, dim, options)
 
 
+@public
 def cross_entropy(
     input: ArrayT,
     target: Any,
@@ -310,6 +315,7 @@ def cross_entropy(
     return frontend.cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
 
 
+@public
 def linear_cross_entropy(
     input: ArrayT,
     linear_weight: Any,
@@ -430,6 +436,7 @@ class TokenStats(NamedTuple):
     rank: Any
 
 
+@public
 def linear_token_stats(
     input: Any,
     linear_weight: Any,
@@ -495,6 +502,7 @@ class PredictionStats(NamedTuple):
     brier: Any
 
 
+@public
 def prediction_stats(input: Any, target: Any, *, dim: int | None = None, ignore_index: int = -100) -> PredictionStats:
     """What the usual metrics need of every row of logits, from one pass over them.
 

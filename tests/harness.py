@@ -94,7 +94,7 @@ def lay_out_numpy(x, layout, dim=None):
 
 
 def composite():
-    from crossent.frontends.torch import plain_operations
+    from crossent.frontends.torch.modes import plain_operations
 
     return plain_operations()
 
@@ -102,12 +102,17 @@ def composite():
 @contextlib.contextmanager
 def new_plans():
     """Nothing planned before is used, nor used later."""
-    from crossent.frontends._problem import ready_plan
-    from crossent.frontends.torch import _quick
-    from crossent.kernels.cpu.kernels import loss_plan
+    from crossent.frontends import _problem
+    from crossent.frontends.torch import fast, softmax
+    from crossent.kernels.cpu import kernels
+
+    kept = [
+        fast._known, softmax.softmax_call, _problem.ready_plan, _problem.ready_softmax, kernels.loss_plan,
+        kernels.softmax_plan, kernels.token_plan, kernels.score_plan,
+    ]  # fmt: skip
 
     def forget():
-        for plans in (_quick, ready_plan, loss_plan):
+        for plans in kept:
             plans.cache_clear()
 
     forget()
@@ -133,8 +138,7 @@ def gradients_made_in_backward():
 
 def waiting_gradient(loss):
     """The gradient that the forward pass has made, or None."""
-    made = getattr(loss.grad_fn, "made", None)
-    return None if made is None else made[0]
+    return getattr(loss.grad_fn, "made", None)
 
 
 def bits(tensor):

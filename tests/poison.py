@@ -9,7 +9,9 @@ import functools
 import numpy as np
 import torch
 
-from crossent.frontends import _memory, numpy as numpy_frontend, torch as torch_frontend
+from crossent.frontends import _memory
+from crossent.frontends.numpy import arrays as numpy_arrays
+from crossent.frontends.torch import arrays as torch_arrays
 from crossent.kernels.cpu import call as kernel_call
 
 _ALL_ONES = 0xFF  # in every byte: nan in each of the floats, and -1 in integers
@@ -21,7 +23,7 @@ def poison(monkeypatch):
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(np, name, _poisoned(getattr(np, name)))
     block = _poisoned(_memory.block)
-    for module in (_memory, numpy_frontend, torch_frontend):
+    for module in (_memory, numpy_arrays, torch_arrays):
         monkeypatch.setattr(module, "block", block)
     monkeypatch.setattr(kernel_call, "_scratch", _scratch)
     monkeypatch.setattr(kernel_call.Calls, "run", _run)

@@ -36,7 +36,9 @@ import crossent
 from benchmarks import precision
 from benchmarks.precision import Case
 from crossent import _head_filter
-from crossent.frontends import _problem, _torch_products, torch as torch_frontend
+from crossent.frontends import _problem
+from crossent.frontends.torch import products
+from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu import kernels, processor
 from crossent.kernels.cpu.processor import LIBRARY, PRODUCTS_OF_BFLOAT16, WIDENED
 
@@ -209,7 +211,7 @@ def check(frontend, case, dtype, ulps=4, **how):
     terms = max(1.0, largest(x @ matrix.T) + largest(case.get("linear_bias", 0.0)))
     rounded = 0.0  # of the logits' gradient
     if dtype == "bfloat16" and frontend == "torch":
-        way = _torch_products.PRODUCTS_OF_BFLOAT16[how.get("options", Chunks()).acc_policy == "accurate"]
+        way = products.PRODUCTS_OF_BFLOAT16[how.get("options", Chunks()).acc_policy == "accurate"]
         terms *= EPS["bfloat16"] / EPS["float32"] if way == LIBRARY else 1  # logits of 16 bits
         rounded = 0 if way == WIDENED else 0.5 * EPS["bfloat16"] / EPS["float32"] / ulps * largest(dlogits)
     weight = case.get("weight", np.ones(1))
@@ -261,7 +263,7 @@ def products_of_bfloat16(request, monkeypatch):
     if request.param == processor.PAIRS != exact:
         pytest.skip("the processor does not multiply pairs of bfloat16")
     ways = request.param, exact if request.param == LIBRARY else request.param
-    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", ways)
+    monkeypatch.setattr(products, "PRODUCTS_OF_BFLOAT16", ways)
     return request.param
 
 
@@ -307,7 +309,7 @@ def new_memory_is_nan():
 @pytest.mark.parametrize("what", [*KINDS, "none", "filter", "statistics"])
 def test_a_product_that_reads_whole_lines(what, features, classes, monkeypatch):
     """It meets nothing that nobody wrote, nor another row, nor what the caller has between rows."""
-    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, LIBRARY))
+    monkeypatch.setattr(products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, LIBRARY))
     monkeypatch.setattr(torch, "mm", reads_whole_lines)
     case = case_of((50,), what if what in KINDS else "labels", "bias", "bfloat16", classes=classes, features=features)
     x, matrix = (torch.full((len(a), features + 7), torch.nan).bfloat16() for a in (case["x"], case["matrix"]))
@@ -584,7 +586,7 @@ def test_a_filter_of_no_classes():
 
 @pytest.mark.parametrize(("rows", "asked"), [(261, None), (200, None), (261, 261)])
 def test_chunks_where_pytorch_multiplies_are_whole_multiples(rows, asked, monkeypatch):
-    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, WIDENED))
+    monkeypatch.setattr(products, "PRODUCTS_OF_BFLOAT16", (LIBRARY, WIDENED))
     how = {"chunk_bytes": 2 * 300 * rows} if asked is None else {"options": Chunks(batch_chunk_size=asked)}
     x, matrix = torch.zeros(900, 4, dtype=torch.bfloat16), torch.zeros(300, 4, dtype=torch.bfloat16)
     labels = torch.zeros(900, dtype=torch.int64)
@@ -638,7 +640,7 @@ def test_sums_keep_their_digits(dtype, shape):
     numbers = torch.rand(rows, columns + 1, generator=torch.Generator().manual_seed(0))
     chunk = numbers.to(TORCH_DTYPES[dtype])[:, :columns]
     wide = chunk.double()
-    squares, parts = _problem.sums(torch_frontend.TORCH, chunk, 3)
+    squares, parts = _problem.sums(TORCH, chunk, 3)
     torch.testing.assert_close(squares.double(), (wide * wide).sum(0), rtol=3e-6, atol=0)
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
     assert parts[0][0].start == 0 and parts[-1][0].stop >= columns and len(parts) == (3 if columns > 2048 else 1)
@@ -653,7 +655,7 @@ def test_combinations_of_rows(dtype, shape):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(rows, columns + 3, generator=generator).to(TORCH_DTYPES[dtype])[:, :columns]
     factors = torch.randn(count, rows, generator=generator, dtype=torch.promote_types(matrix.dtype, torch.float32))
-    ours = _problem.combinations(torch_frontend.TORCH, factors, matrix)
+    ours = _problem.combinations(TORCH, factors, matrix)
     difference = (ours.double() - factors.double() @ matrix.double()).abs()
     assert (difference <= 8 * torch.finfo(factors.dtype).eps * (factors.abs().double() @ matrix.abs().double())).all()
 

@@ -694,7 +694,7 @@ def test_compile(name, dynamic):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_operators_are_as_announced(reduction):
     """Shapes, derivative and no aliases, by PyTorch's own checks."""
-    from crossent.frontends import _torch_operators  # noqa: F401 - defines them
+    from crossent.frontends.torch import compiled  # noqa: F401 - defines them
 
     x, matrix, bias, _ = leaves_of(dtype=torch.float32)
     labels = labels_of(5)

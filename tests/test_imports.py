@@ -1,6 +1,7 @@
 """Who may import what, and what an import may load."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import textwrap
@@ -14,18 +15,14 @@ PACKAGE = Path(crossent.__file__).parent
 
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
 HELPERS = ("crossent.frontends._memory", "crossent.frontends._plans", "crossent.frontends._problem")
-BELOW_FRONTENDS = ("crossent.kernels", "crossent._head", "crossent._rows", "crossent._options", "crossent._rules")
-# Its overrides of torch functions name the public ones, which only `_dispatch` knows.
-TORCH_FRONTEND = (
-    *HELPERS,
-    "crossent.frontends._torch_distributed",
-    "crossent.frontends._torch_decompositions",
-    "crossent.frontends._torch_head",
-    "crossent.frontends._torch_operators",
-    "crossent.frontends._torch_plans",
-    "crossent.frontends._torch_products",
-    "crossent.frontends.torch",
-    "crossent._dispatch",
+BELOW_FRONTENDS = (
+    "crossent.kernels",
+    "crossent._call",
+    "crossent._head",
+    "crossent._rows",
+    "crossent._options",
+    "crossent._public",
+    "crossent._rules",
 )
 # The first row that fits a module holds for it and all below it. A name on the right stands for all below it as well,
 # but for "crossent", which is the public functions alone. The standard library is open to all but `_rules`.
@@ -33,6 +30,8 @@ MAY_IMPORT = {
     "crossent._rules": (),
     "crossent._options": (),
     "crossent._plan": (),
+    "crossent._call": (),
+    "crossent._public": (),
     # The latter inside functions, as test_import_loads_no_array_library shows.
     "crossent._dispatch": ("crossent._options", "crossent.frontends"),
     "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
@@ -47,18 +46,17 @@ MAY_IMPORT = {
     "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),
-    "crossent.frontends._torch_plans": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
-    "crossent.frontends._torch_distributed": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
-    "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends._numpy_head", "numpy"),
-    "crossent.frontends._numpy_head": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
-    "crossent.frontends._torch_products": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
-    "crossent.frontends._torch_head": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "torch"),
-    "crossent.frontends.torch": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
-    "crossent.frontends._torch_decompositions": (*BELOW_FRONTENDS, *TORCH_FRONTEND),
-    "crossent.frontends._torch_operators": (*BELOW_FRONTENDS, *TORCH_FRONTEND, "numpy", "torch"),
+    "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
+    "crossent.frontends.torch": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.torch", "numpy", "torch"),
     "crossent.frontends": (),
-    "crossent.functional": ("crossent._dispatch", "crossent._options", "crossent._plan", "crossent._rows"),
+    "crossent.functional": (
+        "crossent._dispatch",
+        "crossent._options",
+        "crossent._plan",
+        "crossent._public",
+        "crossent._rows",
+    ),
     "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "crossent._dispatch", "torch"),
     "crossent.tools.demo": (
         *PUBLIC,
@@ -144,7 +142,7 @@ MAY_IMPORT = {
     "crossent": ("crossent.functional", "crossent.nn"),
 }
 # Who may import by a name made at run time, which no reader of the source can check.
-MAY_IMPORT_BY_NAME = {"crossent", "crossent._dispatch", "crossent.nn._submodules"}
+MAY_IMPORT_BY_NAME = {"crossent", "crossent.nn._submodules"}
 
 
 # The doors to the tools: the command, and the names of an explanation. `crossent.explain` opens one by name.
@@ -229,6 +227,16 @@ def test_imports_are_written_as_imports(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     called = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert not called & {"import_module", "__import__"}
+
+
+def test_no_circles():
+    """Those are seen too that imports inside functions hold open."""
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+    graph = {module: {name for name in imports(module, tree) if name in MODULES} for module, tree in trees.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        raise AssertionError(f"modules import each other: {' <- '.join(error.args[1])}") from None
 
 
 def test_import_rules_see_every_way_to_import():

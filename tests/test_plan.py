@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from harness import Chunks, waiting_gradient
+from harness import Chunks, new_plans, waiting_gradient
 
 import crossent
-from crossent.frontends import _problem, _torch_products, torch as frontend
+from crossent.frontends.torch import products
+from crossent.kernels.cpu.call import Calls
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 pytestmark = pytest.mark.usefixtures("nothing_planned")
@@ -18,22 +19,16 @@ HEADS = [(crossent.linear_cross_entropy, HIDDEN, WEIGHT, TOKENS), (crossent.line
 
 
 def calls_of_kernels(monkeypatch, call):
-    """How often the call, and its backward pass, go to a plan of the kernels."""
-    count = [0]
+    """How often the call, and its backward pass, go to a kernel."""
+    count, run = [0], Calls.run
 
-    def counted(original):
-        def wrapper(*args, **kwargs):
-            count[0] += 1
-            return original(*args, **kwargs)
+    def counted(*args):
+        count[0] += 1
+        return run(*args)
 
-        return wrapper
-
-    for way in ("forward", "forward_and_backward", "backward"):
-        monkeypatch.setattr(_problem.Problem, way, counted(getattr(_problem.Problem, way)))
-    monkeypatch.setattr(_problem, "prediction_stats", counted(_problem.prediction_stats))
-    for name in ("_softmax_of", "tensor_of"):
-        monkeypatch.setattr(frontend, name, counted(getattr(frontend, name)))
-    call()
+    monkeypatch.setattr(Calls, "run", counted)
+    with new_plans():
+        call()
     return count[0]
 
 
@@ -177,7 +172,7 @@ def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
     """As the processor's kind and the options decide."""
     exact = {"pairs": PAIRS, "library": WIDENED, "widened": WIDENED, "float16": PAIRS}[kind]
     ways = LIBRARY if kind == "library" else exact, exact
-    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", ways)
+    monkeypatch.setattr(products, "PRODUCTS_OF_BFLOAT16", ways)
     dtype = torch.float16 if kind == "float16" else torch.bfloat16
     options = {"accurate": {"acc_policy": "accurate"}, "acc_dtype": {"acc_dtype": torch.float32}}.get(how)
     function = crossent.linear_token_stats if how == "statistics" else crossent.linear_cross_entropy
@@ -193,7 +188,7 @@ def test_precision_of_16_bits_is_named(kind, how, monkeypatch):
 
 @pytest.mark.parametrize(("features", "copied"), [(4, 0), (5, 2 * 100 * 6)])
 def test_a_weight_that_is_copied_for_pairs_counts(features, copied, monkeypatch):
-    monkeypatch.setattr(_torch_products, "PRODUCTS_OF_BFLOAT16", (PAIRS, PAIRS))
+    monkeypatch.setattr(products, "PRODUCTS_OF_BFLOAT16", (PAIRS, PAIRS))
     x, matrix = (torch.zeros(rows, features, dtype=torch.bfloat16) for rows in (8, 100))
     planned = crossent.plan(crossent.linear_cross_entropy, x, matrix, torch.zeros(8, dtype=torch.int64))
     assert planned.extra_bytes == 4 * 8 * 100 + copied and ("copy of linear_weight" in str(planned)) == bool(copied)

@@ -12,7 +12,7 @@ from harness import Chunks
 from poison import poison
 
 import crossent
-from crossent.frontends.torch import new_tensor
+from crossent.frontends.torch.arrays import new_tensor
 from crossent.kernels.cpu import call as kernel_call
 from crossent.kernels.cpu.processor import FEATURES, LIBRARY, PAIRS, WIDENED
 

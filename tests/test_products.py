@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from crossent.frontends._problem import multiply, round_in_place
-from crossent.frontends.numpy import NUMPY
-from crossent.frontends.torch import TORCH
+from crossent.frontends.numpy.arrays import NUMPY
+from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu import matmul, tile
 from crossent.kernels.cpu.processor import (
     FEATURES,

@@ -3,38 +3,38 @@
 import torch
 
 from crossent import _rows
-from crossent.frontends import _plans, _torch_head, torch as frontend
+from crossent._call import Call
+from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
-from crossent.frontends.torch import TORCH
+from crossent.frontends.torch import arrays, checks, head, modes, softmax
+from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu.kernels import best_at_once
 
 
 def plan(name, arguments, options, how):
     a = arguments
-    if frontend.is_distributed(a["input"]):
-        return frontend.distributed().planned(plan, name, a, options, how)
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":
-        input, target = frontend.checked(input=a["input"], target=a["target"])
-        obstacles = frontend.obstacles((input, target), False)
+        input, target = checks.checked(input=a["input"], target=a["target"])
+        obstacles = checks.obstacles((input, target), False)
         return _plans.of_prediction(TORCH, name, input, target, a["dim"], obstacles)
     if how is not None:
         return _of_head(name, a, options, how)
-    tensors = input, target, weight, sample_weight = frontend.checked(
+    tensors = input, target, weight, sample_weight = checks.checked(
         **{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")}
     )
-    divisor = frontend.divisor_of(options, a["denominator"], input)
-    out_of_kernels = frontend.obstacles(tensors, frontend.differentiates_weights(weight, sample_weight, divisor))
+    divisor = checks.divisor_of(options, a["denominator"], input)
+    out_of_kernels = checks.obstacles(tensors, checks.differentiates_weights(weight, sample_weight, divisor))
     in_place = a.get("inplace_backward", False)
     wanted = input.requires_grad and torch.is_grad_enabled()
-    may_wait = wanted and not (in_place or target.requires_grad or frontend.packs_what_is_saved())
+    may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
     at_once = may_wait and _best_at_once(name, input, target, a["dim"], options)
     return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, in_place, at_once)
 
 
 def _best_at_once(name, input, target, dim, options):
-    picks, storage = name == "nll_loss", TORCH.storages.get(frontend.common_dtype(input, target) or input.dtype)
+    picks, storage = name == "nll_loss", TORCH.storages.get(arrays.common_dtype(input, target) or input.dtype)
     axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
     copy = torch.empty(input.shape, device="meta")
     layout = _rows.layout_of(input.shape, input.stride(), axis) or _rows.layout_of(copy.shape, copy.stride(), axis)
@@ -44,14 +44,14 @@ def _best_at_once(name, input, target, dim, options):
 def _of_softmax(name, input, dim, dtype):
     if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
         return _plans.of_softmax(TORCH, name, input, _plans.NATIVE, ("nested tensors have no kernel",))
-    (input,) = frontend.checked(input=input)
+    (input,) = checks.checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
-    reasons = frontend.obstacles((input,), False)
+    reasons = checks.obstacles((input,), False)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"
         return _plans.of_softmax(TORCH, name, x, _plans.PLAIN if plain else _plans.NATIVE, reasons)
-    if x.ndim and name == "softmax" and input.requires_grad and torch.is_grad_enabled() and frontend.is_tiny(x, axis):
+    if x.ndim and name == "softmax" and input.requires_grad and torch.is_grad_enabled() and softmax.is_tiny(x, axis):
         reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain, as few as they are",)
     return _plans.of_softmax(TORCH, name, x, _plans.NATIVE if reasons or not x.ndim else _plans.KERNELS, reasons)
 
@@ -60,25 +60,25 @@ def _of_head(name, a, options, how):
     target = a["target"]
     sparse = isinstance(target, _rows.SparseTarget)
     classes, probs = (target.classes, target.probs) if sparse else (None, target)
-    input, linear_weight, probs, classes, bias, weight, sample_weight = frontend.checked(
+    input, linear_weight, probs, classes, bias, weight, sample_weight = checks.checked(
         input=a["input"], linear_weight=a["linear_weight"], target=probs, classes=classes, linear_bias=a["linear_bias"],
         weight=a.get("weight"), sample_weight=a.get("sample_weight"),
     )  # fmt: skip
-    divisor = frontend.divisor_of(options, a.get("denominator"), input)
-    by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
-    input, linear_weight, bias = _torch_head.as_linear_takes_them(input, linear_weight, bias)
-    _torch_head.check_sums(how.given, input.dtype)
-    call = _torch_head.call_of(input, linear_weight, bias, probs, classes, options, how, divisor, None)
+    divisor = checks.divisor_of(options, a.get("denominator"), input)
+    by_weights = checks.differentiates_weights(weight, sample_weight, divisor)
+    input, linear_weight, bias = head.as_linear_takes_them(input, linear_weight, bias)
+    head.check_sums(how.given, input.dtype)
+    call = head.call_of((input, linear_weight, bias, probs), Call(name, options, divisor=divisor, how=how), classes)
     tensors = input, linear_weight, bias, probs, weight, sample_weight
-    head, _, _ = _torch_head.head_of(tensors, call)
+    found, _, _ = head.head_of(tensors, call)
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
-    obstacles, size = frontend.obstacles(tensors, by_weights), frontend.compute_dtype(input.dtype).itemsize
+    obstacles, size = checks.obstacles(tensors, by_weights), arrays.compute_dtype(input.dtype).itemsize
     # What the products of all chunks are summed up in: where it is not the gradient itself, or with it a product.
     summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (obstacles or t.itemsize == 2)]
     beside = sum(size * t.numel() for t in summed) + (size * input.numel() if obstacles else 0)
     if obstacles and input.itemsize < size:
         beside += size * linear_weight.numel()
     arithmetic = compute_storage(TORCH.storage(input))
-    rows = _torch_head.plain_rows(call.shape, how, size)
-    return _plans.of_head(name, head, wanted, arithmetic, obstacles, beside, rows)
+    rows = head.plain_rows(call.shape, how, size)
+    return _plans.of_head(name, found, wanted, arithmetic, obstacles, beside, rows)

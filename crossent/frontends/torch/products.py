@@ -2,9 +2,9 @@
 
 import torch
 
-from crossent.frontends import torch as frontend
 from crossent.frontends._problem import HeadKernels, multiply, round_in_place
-from crossent.frontends.torch import TORCH
+from crossent.frontends.torch import arrays
+from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 _BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
@@ -16,7 +16,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def empty_like(array, unscaled):
-        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype) if unscaled else array.dtype)
+        return arrays.new_tensor(array.shape, arrays.compute_dtype(array.dtype) if unscaled else array.dtype)
 
     @classmethod
     def zeros_like(cls, array, unscaled):
@@ -32,19 +32,19 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def _logits_dtype(x):
-        return frontend.compute_dtype(x.dtype)
+        return arrays.compute_dtype(x.dtype)
 
     @classmethod
     def buffer(cls, shape, x):
-        return frontend.new_tensor(shape, cls._logits_dtype(x))
+        return arrays.new_tensor(shape, cls._logits_dtype(x))
 
     @staticmethod
     def zeros(shape, x):
-        return torch.zeros(shape, dtype=frontend.compute_dtype(x.dtype))
+        return torch.zeros(shape, dtype=arrays.compute_dtype(x.dtype))
 
     @staticmethod
     def accumulator(array):
-        return frontend.new_tensor(array.shape, frontend.compute_dtype(array.dtype)).zero_()
+        return arrays.new_tensor(array.shape, arrays.compute_dtype(array.dtype)).zero_()
 
     @staticmethod
     def _factor(x, out):
@@ -62,7 +62,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @classmethod
     def to_input(cls, dlogits, weight, numbers=None):
-        total = torch.empty(len(dlogits), weight.shape[1], dtype=frontend.compute_dtype(dlogits.dtype))
+        total = torch.empty(len(dlogits), weight.shape[1], dtype=arrays.compute_dtype(dlogits.dtype))
         multiply(cls, dlogits, weight, total, b_rows=numbers, padded=True)
         return total
 
@@ -100,7 +100,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def token_results(rows, x):
-        numbers = torch.zeros(3, rows, dtype=frontend.compute_dtype(x.dtype))
+        numbers = torch.zeros(3, rows, dtype=arrays.compute_dtype(x.dtype))
         return *numbers, torch.full((rows,), -1, dtype=torch.int64)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
-from crossent._options import loss_options
-from crossent.frontends import _torch_head, torch as frontend
+from crossent._call import Call
+from crossent.frontends.torch import arrays, head, plain
 from crossent.kernels import plain as array
 
 
@@ -102,7 +102,7 @@ class _Parts:
         """The losses, or what all processes' parts of them sum up to, rounded once."""
         if options.reduction == "none":
             return self.rows(compute(options), shape)
-        wide = loss_options(**vars(options) | {"loss_dtype": "float64"})
+        wide = options.changed(loss_dtype="float64")
         whole, error = self._sum(lambda: compute(wide))
         if error is not None:
             raise error
@@ -131,16 +131,15 @@ def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, plan
     return parts, row_shape, (parts.input(), target, parts.everywhere(weight), samples)
 
 
-def loss(function, input, target, weight, sample_weight, denominator, dim, options, *others):
-    """`cross_entropy` or `nll_loss` of the plain frontend."""
-    soft_allowed = function is frontend.cross_entropy
+def loss(function, soft_allowed, input, target, weight, sample_weight, denominator, dim, options, *others):
+    """`function` is the router's, for tensors."""
     parts, shape, tensors = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
     x, target, weight, samples = tensors
-    common = frontend.common_dtype(x, target) if soft_allowed else None
+    common = arrays.common_dtype(x, target) if soft_allowed else None
     x, target = (x, target) if common is None else (x.to(common), target.to(common))
 
     def counts():
-        _, soft, *found = frontend.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
+        _, soft, *found = plain.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
         return array.row_weights(torch, found[0], soft, *found[1:])
 
     divisor = parts.divisor(options, denominator, counts)
@@ -148,12 +147,12 @@ def loss(function, input, target, weight, sample_weight, denominator, dim, optio
     def compute(options):
         return function(x, target, weight, samples, divisor, dim, options, *others)
 
-    return parts.loss(compute, options, frontend.result_dtype(x, options), shape)
+    return parts.loss(compute, options, arrays.result_dtype(x, options), shape)
 
 
-def prediction_stats(input, target, dim, options):
+def prediction_stats(function, input, target, dim, options):
     parts, shape, tensors = _parts_of_loss(input, target, None, None, dim, False)
-    return tuple(parts.rows(value, shape) for value in frontend.prediction_stats(*tensors[:2], dim, options))
+    return tuple(parts.rows(value, shape) for value in function(*tensors[:2], dim, options))
 
 
 def _parts_of_softmax(x, axis, planned=False):
@@ -163,9 +162,9 @@ def _parts_of_softmax(x, axis, planned=False):
     return whole
 
 
-def softmax(x, axis, log):
+def softmax(function, x, axis, log):
     parts = _parts_of_softmax(x, axis)
-    return parts.like_whole(frontend.softmax(parts.input(), axis, None, log, 0))
+    return parts.like_whole(function(parts.input(), axis, None, log, 0))
 
 
 def _parts_of_head(tensors, how, planned=False):
@@ -195,19 +194,27 @@ def _parts_of_head(tensors, how, planned=False):
     return parts, shape, (parts.input(), parts.everywhere(linear_weight), target, *shared, samples)
 
 
-def linear_cross_entropy(tensors, denominator, options, how):
+def _counts(tensors, options, how):
+    """What the targets of this process count in the mean's divisor."""
+    input, linear_weight, target, linear_bias, weight, sample_weight = tensors
+    classes, probs = (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
+    whole = input, linear_weight, linear_bias, probs, weight, sample_weight
+    return head.counts(whole, head.call_of(whole[:4], Call("linear_cross_entropy", options, how=how), classes))
+
+
+def linear_cross_entropy(function, tensors, denominator, options, how):
     parts, shape, tensors = _parts_of_head(tensors, how)
-    divisor = parts.divisor(options, denominator, lambda: _torch_head.counts(*tensors, options, how))
+    divisor = parts.divisor(options, denominator, lambda: _counts(tensors, options, how))
 
     def compute(options):
-        return _torch_head.linear_cross_entropy(*tensors, divisor, options, how)
+        return function(*tensors, divisor, options, how)
 
-    return parts.loss(compute, options, frontend.result_dtype(tensors[0], options), shape.losses(how.shift))
+    return parts.loss(compute, options, arrays.result_dtype(tensors[0], options), shape.losses(how.shift))
 
 
-def linear_token_stats(tensors, options, how):
+def linear_token_stats(function, tensors, options, how):
     parts, shape, tensors = _parts_of_head((*tensors, None, None), how)
-    found = _torch_head.linear_token_stats(*tensors[:4], options, how)
+    found = function(*tensors[:4], options, how)
     return tuple(parts.rows(value, shape.losses(how.shift)) for value in found)
 
 

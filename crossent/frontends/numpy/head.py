@@ -6,7 +6,7 @@ from crossent import _rows
 from crossent._head import Head
 from crossent.frontends._plans import of_head
 from crossent.frontends._problem import HeadKernels, broadcast_samples, compute_storage, multiply
-from crossent.frontends.numpy import NUMPY, divisor_of, new_array, readable, result, tape_of_call
+from crossent.frontends.numpy.arrays import NUMPY, divisor_of, new_array, readable, result, tape_of_call
 from crossent.kernels import plain as array
 
 

@@ -1,31 +1,17 @@
 """PyTorch's side of the fused head: matrix products, one autograd node, and what it becomes where that will not do."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 
-from crossent import _dispatch, _rows
+from crossent import _rows
 from crossent._head import Head
-from crossent.frontends import torch as frontend
-from crossent.frontends._torch_products import products_for
+from crossent.frontends.torch import arrays, checks, modes, plain
+from crossent.frontends.torch.products import products_for
 from crossent.kernels import plain as array
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What a call says beside its tensors; `classes` are those of a sparse target."""
-
-    shape: Any
-    options: Any
-    how: Any
-    divisor: Any
-    out_dtype: Any
-    classes: Any
 
 
 def _checked(input, target, weight, sample_weight, call):
@@ -36,7 +22,7 @@ def _checked(input, target, weight, sample_weight, call):
         _check_classes(call.classes, shape)
     whole = target if call.classes is None else target.new_empty(()).expand(shape.logits)
     counted = _shifted(sample_weight, call, input.device)
-    _, _, labels, weight, keep = frontend.checked_rows(logits, whole, weight, counted, dim, call.options, True)
+    _, _, labels, weight, keep = plain.checked_rows(logits, whole, weight, counted, dim, call.options, True)
     labels = target if shape.soft else labels
     return labels.reshape(shape.rows, *labels.shape[dim:]), weight, keep.reshape(shape.rows, *shape.out)
 
@@ -47,17 +33,17 @@ def _shifted(sample_weight, call, device):
     if not shift:
         return sample_weight
     belongs = (torch.arange(shape.leading[-1], device=device) >= shift).to(torch.float32)
-    return belongs if sample_weight is None else belongs * frontend.spread(sample_weight, shape.targets)
+    return belongs if sample_weight is None else belongs * checks.spread(sample_weight, shape.targets)
 
 
 def _check_classes(classes, shape):
-    if classes.dtype not in frontend.INTEGERS:
+    if classes.dtype not in arrays.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
-    if frontend.is_traced():
-        with frontend.untraced():
+    if modes.is_traced():
+        with modes.untraced():
             return _check_classes(classes, SimpleNamespace(classes=int(shape.classes)))
-    bad = frontend.outside(classes, shape.classes)
-    if frontend.concrete(classes) is not None and bool(bad.any()):
+    bad = checks.outside(classes, shape.classes)
+    if checks.concrete(classes) is not None and bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
@@ -71,7 +57,7 @@ def _sparse(call, probs):
     classes = _classes_by_row(call)
     if classes is None:
         return None, probs
-    bad = frontend.outside(classes, call.shape.classes)
+    bad = checks.outside(classes, call.shape.classes)
     return torch.where(bad, 0, classes), torch.where(bad, math.nan, probs)
 
 
@@ -108,7 +94,7 @@ def head_of(tensors, call):
     return head, later, divisor
 
 
-def _losses(losses, call):
+def losses_of(losses, call):
     """Without those of targets that belong to no row."""
     shift, losses = call.how.shift, losses.reshape(call.shape.targets)
     return losses[..., shift:] if shift else losses
@@ -116,25 +102,26 @@ def _losses(losses, call):
 
 def _loss(head, divisor, wanted, call):
     if call.options.reduction == "none":
-        return _losses(head.losses(), call).to(call.out_dtype), None
+        return losses_of(head.losses(), call).to(call.out_dtype), None
     total, gradients = head.loss(wanted)
     loss, _ = _rows.reduced(call.options.reduction, total, divisor, None)
-    return frontend.result(loss, call.out_dtype), gradients
+    return arrays.result(loss, call.out_dtype), gradients
 
 
-def call_of(input, linear_weight, linear_bias, target, classes, options, how, divisor, out_dtype):
-    """The call, once the shapes fit."""
-    shapes = input, linear_weight, linear_bias, target, classes, how.shift
-    if frontend.is_traced():
-        with frontend.untraced():
-            shape = _shape(*shapes)
-        shape.traced(input.shape, linear_weight.shape)
-    else:
-        shape = _shape(*shapes)
-    return _Call(shape, options, how, divisor, out_dtype, classes)
+def call_of(tensors, call, classes=None):
+    """The call with the head's shapes, once they fit: of input, linear_weight, linear_bias and target, the latter the
+    probabilities of a sparse target whose `classes` there are.
+    """
+    if not modes.is_traced():
+        return replace(call, shape=_shape(tensors, classes, call.how.shift), classes=classes)
+    with modes.untraced():
+        shape = _shape(tensors, classes, call.how.shift)
+    shape.traced(tensors[0].shape, tensors[1].shape)
+    return replace(call, shape=shape, classes=classes)
 
 
-def _shape(input, linear_weight, linear_bias, target, classes, shift):
+def _shape(tensors, classes, shift):
+    input, linear_weight, linear_bias, target = tensors
     bias = None if linear_bias is None else tuple(linear_bias.shape)
     kind = tuple(target.shape) if classes is None else _rows.SparseTarget(classes, target)
     return _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, shift)
@@ -174,7 +161,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         *tensors, _ = ctx.saved_tensors  # the classes of a sparse target: whether they are as they were
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
-        if frontend.needs_composite(dloss):
+        if arrays.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         made, ctx.made = ctx.made, None
         if made is None or not math.isfinite(dloss):  # rows left out get zeros also for infinity times nothing
@@ -187,7 +174,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _upstream(dloss, call, x):
     """The gradient from above for every target, with one axis for the rows."""
     shape, shift = call.shape, call.how.shift
-    whole = dloss.new_zeros(shape.targets, dtype=frontend.compute_dtype(x.dtype))
+    whole = dloss.new_zeros(shape.targets, dtype=arrays.compute_dtype(x.dtype))
     (whole[..., shift:] if shift else whole).copy_(dloss)
     return whole.reshape(shape.rows, *shape.out)
 
@@ -199,20 +186,20 @@ def finished(gradient, tensor, factor):
     if factor != 1.0:
         gradient.mul_(factor)
     if gradient.dtype != tensor.dtype:
-        gradient = frontend.new_tensor(gradient.shape, tensor.dtype).copy_(gradient)
+        gradient = arrays.new_tensor(gradient.shape, tensor.dtype).copy_(gradient)
     return gradient.reshape(tensor.shape)
 
 
 def _computable(x, weight, bias, exact):
     """In the dtype of the products: 32 bits at least on a CPU, and where the logits have to be `exact`."""
-    dtype = frontend.compute_dtype(x.dtype) if exact or x.is_cpu else x.dtype
+    dtype = arrays.compute_dtype(x.dtype) if exact or x.is_cpu else x.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _all_at_once():
     """Whether plain operations hold the logits as a whole: function transforms and traces see no chunks."""
     eager = not torch.compiler.is_compiling()
-    return frontend.is_plain() or frontend.transforms() or (eager and (frontend.transformed() or frontend.is_traced()))
+    return modes.is_plain() or modes.transforms() or (eager and (modes.transformed() or modes.is_traced()))
 
 
 def plain_rows(shape, how, itemsize):
@@ -264,7 +251,7 @@ class _Chunks(torch.autograd.Function):
         given = [above for above in upstream if above is not None]
         if not given:
             return None, None, *[None] * len(tensors)
-        if any(frontend.needs_composite(above) for above in given):
+        if any(arrays.needs_composite(above) for above in given):
             differentiated = torch.is_grad_enabled()
             with torch.enable_grad():
                 results = _by_checkpoints(*ctx.call, *tensors)
@@ -276,13 +263,13 @@ def _summed(call, tensors, wanted, upstream):
     """The gradients, made of one chunk after the other."""
     function, cut = call
     sums = [
-        torch.zeros_like(a, dtype=frontend.compute_dtype(a.dtype) if i < cut[2] else a.dtype) if want else None
+        torch.zeros_like(a, dtype=arrays.compute_dtype(a.dtype) if i < cut[2] else a.dtype) if want else None
         for i, (a, want) in enumerate(zip(tensors, wanted))
     ]
     by_chunk = _chunks(cut, tensors), _chunks(cut, sums), _chunks((*cut[:2], 0), upstream)
     for chunk, totals, above in zip(*by_chunk):
         leaves = [a if a is None else a.detach().requires_grad_(want) for a, want in zip(chunk, wanted)]
-        with torch.enable_grad(), frontend.without_autocast(tensors[0].device.type):
+        with torch.enable_grad(), modes.without_autocast(tensors[0].device.type):
             made = _gradients(function(*leaves), leaves, wanted, above)
         for total, gradient in zip(totals, made):
             if gradient is not None:
@@ -293,7 +280,7 @@ def _summed(call, tensors, wanted, upstream):
 
 def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
     """`function(*shared, *rows)`, of which the last has the arithmetic's dtype."""
-    with frontend.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
+    with modes.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
         if _all_at_once():
             return function(*shared, *rows)
         if torch.compiler.is_compiling():
@@ -315,7 +302,7 @@ def composite(tensors, call, **how_chunked):
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     classes, labels = _sparse(call, labels)
 
-    def losses_of(matrix, bias, weight, x, labels, classes, keep):
+    def rows_of(matrix, bias, weight, x, labels, classes, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).reshape(x.shape[0], shape.classes, *shape.out)
         logits = logits.to(keep.dtype)
         if classes is not None:
@@ -324,17 +311,16 @@ def composite(tensors, call, **how_chunked):
         freeze = torch.Tensor.detach
         return (array.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, freeze),)
 
-    (losses,) = _by_row(losses_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
+    (losses,) = _by_row(rows_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
     if call.options.reduction == "none":
-        return _losses(losses, call).to(call.out_dtype)
-    return frontend.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
+        return losses_of(losses, call).to(call.out_dtype)
+    return plain.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
 
 
-def counts(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
+def counts(tensors, call):
     """What each target counts in the mean's divisor."""
-    classes, probs = _classes_and_probs(target)
-    call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, None, None)
-    labels, weight, keep = _checked(input, probs, weight, sample_weight, call)
+    input, _, _, target, weight, sample_weight = tensors
+    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     return array.row_weights(torch, labels, call.shape.soft, weight, keep)
 
 
@@ -344,42 +330,7 @@ def _differentiable_gradients(tensors, wanted, call, dloss):
         return _gradients([loss], tensors, wanted, [dloss], create_graph=True)
 
 
-def _classes_and_probs(target):
-    """Those of a sparse target; of others no classes."""
-    return (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
-
-
-def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
-    classes, probs = _classes_and_probs(target)
-    tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
-    if has_torch_function(tensors) and frontend.may_take_over(input):
-        return handle_torch_function(
-            _dispatch.public("linear_cross_entropy"), tensors, input, linear_weight, target, linear_bias=linear_bias,
-            weight=weight, reduction=options.reduction, ignore_index=options.ignore_index,
-            label_smoothing=options.label_smoothing, shift=how.shift, sample_weight=sample_weight,
-            denominator=denominator, softcap=options.softcap, z_loss=options.z_loss, chunk_bytes=how.chunk_bytes,
-            filter_eps=how.filter_eps, loss_dtype=options.loss_dtype, options=how.given,
-        )  # fmt: skip
-    input, linear_weight, probs, classes, linear_bias, weight, sample_weight = frontend.checked(
-        input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
-        weight=weight, sample_weight=sample_weight,
-    )  # fmt: skip
-    if frontend.is_distributed(input):
-        tensors = input, linear_weight, target, linear_bias, weight, sample_weight
-        return frontend.distributed().linear_cross_entropy(tensors, denominator, options, how)
-    out_dtype = frontend.result_dtype(input, options)
-    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    check_sums(how.given, input.dtype)
-    divisor = frontend.divisor_of(options, denominator, input)
-    tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
-    by_weights = frontend.differentiates_weights(weight, sample_weight, divisor)
-    if frontend.is_operator(input) and not by_weights:
-        from crossent.frontends import _torch_operators
-
-        return _torch_operators.head_loss(*tensors, classes, divisor, options, how, out_dtype)
-    call = call_of(input, linear_weight, linear_bias, probs, classes, options, how, divisor, out_dtype)
-    if by_weights or torch.compiler.is_compiling() or not frontend.ordinary(*tensors):
-        return composite(tensors, call)
+def by_kernels(tensors, call):
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4]):
         return _LinearCrossEntropy.apply(*tensors, call)
     return loss_and_gradients(tensors, (), call)[0]
@@ -394,7 +345,7 @@ class _TokenStats(torch.autograd.Function):
         ctx.call, ctx.results = call, [result.clone() for result in results]
         ctx.mark_non_differentiable(results[3])
         ctx.set_materialize_grads(False)
-        return tuple(_losses(result, call) for result in results)
+        return tuple(losses_of(result, call) for result in results)
 
     @staticmethod
     def backward(ctx, *upstream):
@@ -403,7 +354,7 @@ class _TokenStats(torch.autograd.Function):
         given = [above for above in upstream if above is not None]
         if not given:
             return None, None, None, None, None
-        if any(frontend.needs_composite(above) for above in given):
+        if any(arrays.needs_composite(above) for above in given):
             return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
         head, _, _ = head_of((*tensors, None, None), call)
         rows = [None if above is None else _upstream(above, call, head.x) for above in upstream]
@@ -425,54 +376,33 @@ def composite_token_rows(tensors, call, **how_chunked):
     return _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
 
 
-def _composite_tokens(tensors, call, **how_chunked):
-    return tuple(_losses(result, call) for result in composite_token_rows(tensors, call, **how_chunked))
+def composite_tokens(tensors, call, **how_chunked):
+    return tuple(losses_of(result, call) for result in composite_token_rows(tensors, call, **how_chunked))
 
 
 def _differentiable_token_gradients(tensors, wanted, call, upstream):
     with torch.enable_grad():
-        results = _composite_tokens(tensors, call, chunked=_by_checkpoints)
+        results = composite_tokens(tensors, call, chunked=_by_checkpoints)
         return _gradients(results, tensors, wanted, upstream, create_graph=True)[:3]
 
 
-def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
-    tensors = input, linear_weight, target, linear_bias
-    if has_torch_function(tensors) and frontend.may_take_over(input):
-        return handle_torch_function(
-            _dispatch.public("linear_token_stats"), tensors, input, linear_weight, target, linear_bias=linear_bias,
-            ignore_index=options.ignore_index, shift=how.shift, softcap=options.softcap, chunk_bytes=how.chunk_bytes,
-        )  # fmt: skip
-    input, linear_weight, target, linear_bias = frontend.checked(
-        input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias
-    )
-    if frontend.is_distributed(input):
-        return frontend.distributed().linear_token_stats((input, linear_weight, target, linear_bias), options, how)
-    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    call = call_of(input, linear_weight, linear_bias, target, None, options, how, None, None)
-    _rows.check_tokens(call.shape)
-    arguments = input, linear_weight, linear_bias, target, call
-    if frontend.is_operator(input):
-        from crossent.frontends import _torch_operators
-
-        return tuple(_losses(result, call) for result in _torch_operators.tokens(arguments[:4], options, how))
-    if torch.compiler.is_compiling() or not frontend.ordinary(*arguments[:4]):
-        return _composite_tokens(arguments[:4], call)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:3]):
-        return _TokenStats.apply(*arguments)
-    head, _, _ = head_of((input, linear_weight, linear_bias, target, None, None), call)
-    return tuple(_losses(result, call) for result in head.tokens())
+def tokens_by_kernels(tensors, call):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3]):
+        return _TokenStats.apply(*tensors, call)
+    head, _, _ = head_of((*tensors, None, None), call)
+    return tuple(losses_of(result, call) for result in head.tokens())
 
 
 def check_sums(options, dtype):
     wanted = getattr(options, "acc_dtype", None)
-    if wanted not in (None, dtype, frontend.compute_dtype(dtype)):
-        raise ValueError(f"options.acc_dtype must be None or {frontend.compute_dtype(dtype)} for {dtype}, got {wanted}")
+    if wanted not in (None, dtype, arrays.compute_dtype(dtype)):
+        raise ValueError(f"options.acc_dtype must be None or {arrays.compute_dtype(dtype)} for {dtype}, got {wanted}")
 
 
 def as_linear_takes_them(input, linear_weight, linear_bias):
     """Under autocast in its dtype, else in one that all three have already."""
     device = input.device.type
-    if frontend.autocasts(device):
+    if modes.autocasts(device):
         dtype = torch.get_autocast_dtype(device)
         if input.dtype is not torch.float64:
             input, linear_weight = input.to(dtype), linear_weight.to(dtype)

@@ -1,0 +1,29 @@
+"""What a call asks for, beside its arrays: made once, and read by whatever computes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A call of a loss, or of the fused head.
+
+    `dim` is the class axis as it was given, `divisor` the caller's denominator, `out_dtype` the losses' dtype as the
+    array library names it. A head has options of its own in `how`, its shapes in `shape`, and beside the probabilities
+    of a sparse target its `classes`.
+    """
+
+    function: str
+    options: Any
+    dim: int | None = None
+    divisor: Any = None
+    out_dtype: Any = None
+    in_place: bool = False
+    how: Any = None
+    shape: Any = None
+    classes: Any = None
+
+    @property
+    def picks(self):
+        """Whether the input holds log-probabilities, of which each row needs one."""
+        return self.function == "nll_loss"

@@ -1,0 +1,378 @@
+"""Losses, fused head and softmax of much at once as operators.
+
+The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
+denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`. An
+operator cannot return None: what a gradient that nobody wants would be is a tensor without elements.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch._decomp import meta_table, register_decomposition
+
+from crossent import _rows
+from crossent._call import Call
+from crossent._options import HeadOptions, LossOptions, carried, loss_options, schema
+from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
+from crossent.frontends.torch import arrays, decompositions, head, modes
+from crossent.frontends.torch.arrays import TORCH, compute_dtype
+from crossent.frontends.torch.operators import checked_labels, define, fake_checked_labels, operators
+
+_LOSS, _HEAD = carried(LossOptions), carried(HeadOptions)
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
+_OPTIONS = f"bool picks, int dim, {schema(LossOptions)}"
+_HEAD_INPUTS = (
+    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight, "
+    "Tensor? classes"
+)
+_HEAD_OPTIONS = f"bool[] wanted, {schema(HeadOptions)}, {schema(LossOptions)}"
+_TOKEN_INPUTS = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
+_TOKEN_OPTIONS = f"{schema(HeadOptions)}, {schema(LossOptions)}"
+
+
+def _values(options, names):
+    return tuple(getattr(options, name) for name in names)
+
+
+def _values_of(call):
+    """The options that a loss's operator carries; a mean by the caller's denominator is made in the graph."""
+    options = call.options if call.divisor is None else call.options.changed(reduction="sum")
+    return _values(options, _LOSS)
+
+
+def call_of_loss(input, picks, dim, *values):
+    options = loss_options(**dict(zip(_LOSS, values, strict=True)))
+    name = "nll_loss" if picks else "cross_entropy"
+    return Call(name, options, dim, out_dtype=compute_dtype(input.dtype))
+
+
+def call_of_head(tensors, classes, *values):
+    """Of input, linear_weight, linear_bias and target."""
+    how, options = HeadOptions(*values[: len(_HEAD)]), loss_options(**dict(zip(_LOSS, values[len(_HEAD) :])))
+    call = Call("linear_cross_entropy", options, out_dtype=compute_dtype(tensors[0].dtype), how=how)
+    return head.call_of(tensors, call, classes)
+
+
+# Losses
+
+
+def _stats_shape(input, target, picks, dim):
+    """What the kernels keep for contiguous rows; they do without where it does not fit their plan."""
+    count = (3 if target.dtype.is_floating_point else 2) if input.stride(dim) == 1 and not picks else 0
+    return count, input.numel() // input.shape[dim]
+
+
+def _fitting(problem, stats):
+    return stats if problem.plan.stats == stats.shape[0] > 0 else None
+
+
+def _loss(input, target, weight, sample_weight, picks, dim, *values):
+    call = call_of_loss(input, picks, dim, *values)
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
+    stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=call.out_dtype)
+    value, scale = problem.forward(None, _fitting(problem, stats))
+    return arrays.result(value, call.out_dtype), stats, arrays.tensor_of(scale, torch.float64)
+
+
+def _fake_loss(input, target, weight, sample_weight, picks, dim, reduction, *values):
+    dtype = compute_dtype(input.dtype)
+    shape = [size for axis, size in enumerate(input.shape) if axis != dim] if reduction == "none" else []
+    return (
+        input.new_empty(shape, dtype=dtype),
+        input.new_empty(_stats_shape(input, target, picks, dim), dtype=dtype),
+        input.new_empty([], dtype=torch.float64),
+    )
+
+
+def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
+    options = call_of_loss(input, picks, dim, *values).options
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks)
+    upstream = arrays.upstream(problem, dloss, float(scale))
+    dx = TORCH.empty(problem.layout, input)
+    if picks:
+        dx.zero_()
+    dtarget, *_ = problem.backward(_fitting(problem, stats), *upstream, dx, want_target)
+    return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
+
+
+def _fake_loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, *values):
+    return torch.empty_like(input), torch.empty_like(target) if want_target else target.new_empty(0)
+
+
+def _as_announced(result, like):
+    """In the strides that the graph was told of."""
+    if result.stride() == like.stride():  # as nearly always; a tensor to compare with takes as long as all the rest
+        return result
+    announced = torch.empty_like(like, device="meta")
+    return result if result.stride() == announced.stride() else torch.empty_like(like).copy_(result)
+
+
+def _keep_for_loss(ctx, inputs, output):
+    input, target, weight, sample_weight, *ctx.values = inputs
+    ctx.save_for_backward(input, target, weight, sample_weight, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate_loss(ctx, dloss, *_):
+    input, target, *rest = ctx.saved_tensors
+    want_target = ctx.needs_input_grad[1]
+    dx, dtarget = operators.loss_backward(dloss, input, target, *rest, want_target, *ctx.values)
+    return dx, dtarget if want_target else None, None, None, *(None for _ in ctx.values)
+
+
+_RESULTS = "(Tensor, Tensor, Tensor)"
+define("loss", f"{_INPUTS}, {_OPTIONS}", _RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss)
+define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _RESULTS, _loss, _fake_loss)  # without a derivative
+define(
+    "loss_backward",
+    f"Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS}",
+    "(Tensor, Tensor)",
+    _loss_backward,
+    _fake_loss_backward,
+)
+
+
+class _Loss(torch.autograd.Function):
+    """The derivative, for the compiler to trace: an operator with one of its own takes longer to call. Before PyTorch
+    2.7 no program for any number of rows can be exported with it.
+    """
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = operators.loss_alone(*arguments)
+        ctx.save_for_backward(*arguments[:4], *output[1:])
+        ctx.values = arguments[4:]
+        return output[0]
+
+    @staticmethod
+    def backward(ctx, dloss):
+        return _differentiate_loss(ctx, dloss)
+
+
+def loss(tensors, call):
+    axis, _ = _rows.target_kind(tensors[0].shape, tensors[1].shape, call.dim, not call.picks)
+    arguments = *tensors, call.picks, axis, *_values_of(call)
+    value = operators.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(*arguments)
+    return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
+
+
+# Softmax
+
+
+def _softmax(x, axis, log):
+    return _as_announced(softmax_forward(TORCH, x, axis, log), x)
+
+
+def _fake_softmax(x, axis, log):
+    return torch.empty_like(x)
+
+
+def _softmax_backward(dout, out, axis, log):
+    return _as_announced(softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), out)
+
+
+def _fake_softmax_backward(dout, out, axis, log):
+    return torch.empty_like(out)
+
+
+def _keep_for_softmax(ctx, inputs, output):
+    ctx.axis, ctx.log = inputs[1:]
+    ctx.save_for_backward(output)
+
+
+def _differentiate_softmax(ctx, dout):
+    return operators.softmax_backward(dout, ctx.saved_tensors[0], ctx.axis, ctx.log), None, None
+
+
+softmax = define(
+    "softmax", "Tensor x, int axis, bool log", "Tensor", _softmax, _fake_softmax, _differentiate_softmax,
+    _keep_for_softmax,
+)  # fmt: skip
+define(
+    "softmax_backward", "Tensor dout, Tensor out, int axis, bool log", "Tensor", _softmax_backward,
+    _fake_softmax_backward,
+)  # fmt: skip
+
+
+# The fused head
+
+
+def _tensors_of(made, tensors):
+    gradients, factor = made
+    finished = (head.finished(gradient, tensor, factor) for gradient, tensor in zip(gradients, tensors))
+    return [tensors[0].new_empty(0) if gradient is None else gradient for gradient in finished]
+
+
+def _fake_gradients(tensors, wanted):
+    return [
+        tensor.new_empty(tensor.shape) if want else tensors[0].new_empty(0) for tensor, want in zip(tensors, wanted)
+    ]
+
+
+def _head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
+    tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+    call = call_of_head(tensors[:4], classes, *values)
+    value, made = head.loss_and_gradients(tensors, wanted, call)
+    return value.clone(), *_tensors_of(made or ([None] * 4, 1.0), tensors)
+
+
+def _fake_head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
+    given, shape = dict(zip((*_HEAD, *_LOSS), values)), []
+    if given["reduction"] == "none":
+        shape = [*input.shape[:-1], *linear_weight.shape[1:-1]]
+        shape = [*shape[:-1], shape[-1] - given["shift"]] if given["shift"] else shape
+        wanted = [False] * 4
+    value = input.new_empty(shape, dtype=compute_dtype(input.dtype))
+    return value, *_fake_gradients((input, linear_weight, linear_bias, target), wanted)
+
+
+def _head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
+    tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+    call = call_of_head(tensors[:4], classes, *values)
+    return tuple(_tensors_of(head.gradients_again(tensors, wanted, call, dloss), tensors))
+
+
+def _fake_head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *_):
+    return tuple(_fake_gradients((input, linear_weight, linear_bias, target), wanted))
+
+
+def _keep_for_head(ctx, inputs, output):
+    ctx.values = inputs[8:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate_head(ctx, dloss, *_):
+    wanted = list(ctx.needs_input_grad[:4])
+    gradients = operators.head_backward(dloss, *ctx.saved_tensors, wanted, *ctx.values)
+    gradients = [gradient if want else None for gradient, want in zip(gradients, wanted)]
+    return *gradients, *(None for _ in range(4 + len(ctx.values)))
+
+
+_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+define("head", f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}", _RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head)
+define("head_alone", f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}", _RESULTS, _head, _fake_head)
+define(
+    "head_backward", f"Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)",
+    _head_backward, _fake_head_backward,
+)  # fmt: skip
+
+
+class _Head(torch.autograd.Function):
+    """The gradients are made in forward, but for losses of rows."""
+
+    @staticmethod
+    def forward(ctx, call, *arguments):
+        value, *gradients = operators.head_alone(*arguments)
+        ctx.call, ctx.wanted, ctx.values = call, arguments[7], arguments[7:]
+        ctx.save_for_backward(*(arguments[:7] if call.options.reduction == "none" else gradients))
+        return value
+
+    @staticmethod
+    def backward(ctx, dloss):
+        if ctx.call.options.reduction == "none":
+            gradients = operators.head_backward(dloss, *ctx.saved_tensors, *ctx.values)
+        else:
+            gradients = [(gradient * dloss).to(gradient.dtype) for gradient in ctx.saved_tensors]
+        gradients = [gradient if want else None for gradient, want in zip(gradients, ctx.wanted)]
+        return None, *gradients, *(None for _ in range(3 + len(ctx.values)))
+
+
+def head_loss(tensors, call, classes):
+    """`linear_cross_entropy`; the call has no shapes."""
+    wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors[:4]]
+    # An exported program may be trained or not, whatever was exported: its gradients are made in backward.
+    exporting = modes.is_exporting()
+    arguments = *tensors, classes, [False] * 4 if exporting else wanted, *_values(call.how, _HEAD), *_values_of(call)
+    value = operators.head(*arguments)[0] if exporting else _Head.apply(call, *arguments)
+    return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
+
+
+# What the head says of every token, before targets that belong to no row are left out.
+
+
+def _token_head(tensors, values):
+    return head.head_of((*tensors, None, None), call_of_head(tensors, None, *values))[0]
+
+
+def _tokens(input, linear_weight, linear_bias, target, *values):
+    results = _token_head((input, linear_weight, linear_bias, target), values).tokens()
+    return tuple(result.clone() for result in results)  # which lie in one tensor
+
+
+def _fake_tokens(input, *_):
+    shape, dtype = [math.prod(input.shape[:-1])], compute_dtype(input.dtype)
+    return *(input.new_empty(shape, dtype=dtype) for _ in range(3)), input.new_empty(shape, dtype=torch.int64)
+
+
+def _tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *values):
+    tensors = input, linear_weight, linear_bias, target
+    upstream = [above.contiguous() for above in upstream]
+    gradients = _token_head(tensors, values).token_gradients((*wanted, False), results, upstream)
+    return tuple(_tensors_of((gradients[:3], 1.0), tensors))
+
+
+def _fake_tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *_):
+    return tuple(_fake_gradients((input, linear_weight, linear_bias), wanted))
+
+
+def _keep_for_tokens(ctx, inputs, output):
+    ctx.values = inputs[4:]
+    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.mark_non_differentiable(output[3])
+
+
+def _differentiate_tokens(ctx, *upstream):
+    tensors, results, wanted = ctx.saved_tensors[:4], ctx.saved_tensors[4:], list(ctx.needs_input_grad[:3])
+    gradients = operators.tokens_backward(list(upstream[:3]), results, *tensors, wanted, *ctx.values)
+    return *(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * (1 + len(ctx.values))
+
+
+define(
+    "tokens", f"{_TOKEN_INPUTS}, {_TOKEN_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)", _tokens, _fake_tokens,
+    _differentiate_tokens, _keep_for_tokens,
+)  # fmt: skip
+define(
+    "tokens_backward",
+    f"Tensor[] upstream, Tensor[] results, {_TOKEN_INPUTS}, bool[] wanted, {_TOKEN_OPTIONS}",
+    "(Tensor, Tensor, Tensor)",
+    _tokens_backward,
+    _fake_tokens_backward,
+)
+
+
+def tokens(tensors, call):
+    """`linear_token_stats`."""
+    found = operators.tokens(*tensors, *_values(call.how, _HEAD), *_values(call.options, _LOSS))
+    return tuple(head.losses_of(result, call) for result in found)
+
+
+# Those that exported programs call, in the table of PyTorch's own decompositions, where exporters look for them.
+
+
+def _decompose_loss(input, target, weight, sample_weight, *values):
+    tensors = input, target, weight, sample_weight
+    return decompositions.loss(tensors, call_of_loss(input, *values)), *_fake_loss(*tensors, *values)[1:]
+
+
+def _decompose_head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
+    tensors = input, linear_weight, linear_bias, target, weight, sample_weight
+    call = call_of_head(tensors[:4], classes, *values)
+    return decompositions.head_loss(tensors, call), *_fake_head(*tensors, classes, wanted, *values)[1:]
+
+
+def _decompose_tokens(input, linear_weight, linear_bias, target, *values):
+    tensors = input, linear_weight, linear_bias, target
+    return decompositions.tokens(tensors, call_of_head(tensors, None, *values))
+
+
+_of_exported_programs: list[tuple[Any, Any, Any]] = [
+    (operators.loss, _decompose_loss, _fake_loss),
+    (checked_labels, decompositions.checked_labels, fake_checked_labels),
+    (operators.head, _decompose_head, _fake_head),
+    (operators.tokens, _decompose_tokens, _fake_tokens),
+]
+for _operator, _decomposition, _shapes in _of_exported_programs:
+    register_decomposition(_operator.default)(_decomposition)
+    meta_table[_operator.default] = _shapes  # else the shapes of what is compiled would be those of the decomposition

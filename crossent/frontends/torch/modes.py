@@ -1,0 +1,114 @@
+"""What PyTorch is doing while a call is made: tracing, compiling, transforming functions, autocasting."""
+
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch._C import _autograd
+from torch.autograd import forward_ad
+
+from crossent._options import tell_of_tracing
+from crossent.kernels.cpu.threads import use_openmp
+
+grad_enabled = torch.is_grad_enabled
+compiling = torch.compiler.is_compiling
+# Before PyTorch 2.7 nobody says.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+may_be_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
+tell_of_tracing(compiling)
+transforms = torch._C._are_functorch_transforms_active
+_tracer = torch._C._get_tracing_state
+_set_tracer = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAccessIssue]
+dispatch_modes = torch._C._len_torch_dispatch_stack
+function_modes = torch._C._len_torch_function_stack
+# Before PyTorch 2.8 nobody says.
+top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+threads = torch.get_num_threads
+plain_only = False
+
+
+@contextmanager
+def plain_operations():
+    """Have everything computed by `kernels.plain`: what is to become of operators, and what tests are to reach."""
+    global plain_only
+    plain_only, before = True, plain_only
+    try:
+        yield
+    finally:
+        plain_only = before
+
+
+def is_traced():
+    """Whether `torch.jit.trace`, or an exporter that traces, records PyTorch's operations: kernels it would not see."""
+    return _tracer() is not None
+
+
+@contextmanager
+def untraced():
+    """Have nothing recorded, and sizes be numbers."""
+    tracer = _tracer()
+    _set_tracer(None)
+    try:
+        yield
+    finally:
+        _set_tracer(tracer)
+
+
+def numbers(shape):
+    """The sizes, which are tensors where they are traced: for checks, whose outcome a trace does not depend on."""
+    if not is_traced():
+        return shape
+    with untraced():
+        return torch.Size(int(size) for size in shape)
+
+
+def is_plain():
+    return plain_only
+
+
+def transformed():
+    return transforms() or forward_ad._current_level >= 0 or dispatch_modes() or plain_only
+
+
+def may_take_over(input):
+    """Whether a type's `__torch_function__` gets the call: torch.compile hands it what a tensor's call is made of."""
+    return not (compiling() and isinstance(input, torch.Tensor))
+
+
+def is_operator(input):
+    """Whether what is compiled calls an operator: for function transforms it is made of what they can transform."""
+    return compiling() and input.device.type == "cpu" and not transforms()
+
+
+class IsTracedError(Exception):
+    """Raised, since what is returned would be kept."""
+
+
+def autocasts(device):
+    """Whether autocast is on there. Whether there is any is not asked where PyTorch 2.11's torch.compile cannot."""
+    known = device != "meta" if compiling() else torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device):
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+
+
+def packs_what_is_saved():
+    """Whether hooks put away what is saved for backward, as in a checkpoint: then no gradient is to wait beside it."""
+    return top_hooks(True) is not None
+
+
+_OPENMP = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+if _OPENMP:
+    use_openmp(str(_OPENMP[0]))
+
+
+def applier(function) -> Callable:
+    """Function.apply less its checks for function transforms, which have been ruled out where it is called.
+
+    Nor does the node look for a function that is differentiated forward before it calls the one it has.
+    """
+    function._backward_cls.apply = function.backward
+    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]

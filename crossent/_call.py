@@ -8,22 +8,18 @@ from typing import Any
 class Call:
     """A call of a loss, or of the fused head.
 
-    `dim` is the class axis as it was given, `divisor` the caller's denominator, `out_dtype` the losses' dtype as the
-    array library names it. A head has options of its own in `how`, its shapes in `shape`, and beside the probabilities
-    of a sparse target its `classes`.
+    `dim` is the class axis as it was given; `picks` says that the input holds log-probabilities, of which each row
+    needs one; `divisor` is the caller's denominator, `out_dtype` the losses' dtype as the array library names it. A
+    head has options of its own in `how`, its shapes in `shape`, and beside the probabilities of a sparse target its
+    `classes`.
     """
 
-    function: str
     options: Any
     dim: int | None = None
+    picks: bool = False
     divisor: Any = None
     out_dtype: Any = None
     in_place: bool = False
     how: Any = None
     shape: Any = None
     classes: Any = None
-
-    @property
-    def picks(self):
-        """Whether the input holds log-probabilities, of which each row needs one."""
-        return self.function == "nll_loss"

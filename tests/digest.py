@@ -35,7 +35,7 @@ LEFT_OUT = ("hypothesis", "memory", "opinfo", "process")
 def content(value) -> bytes:
     """The bits, with dtype and shape, of what a function returns."""
     if isinstance(value, torch.Tensor):
-        if type(value) not in (torch.Tensor, torch.nn.Parameter) or is_functorch_wrapped_tensor(value):
+        if type(value) not in (torch.Tensor, torch.nn.Parameter) or is_functorch_wrapped_tensor(value) or value.is_meta:
             return type(value).__name__.encode()
         value = value.detach().resolve_neg().contiguous()
         header, numbers = f"{value.dtype} {tuple(value.shape)}", value.reshape(-1).view(torch.uint8).numpy()

@@ -76,7 +76,7 @@ class Problem:
 
     def weigh(self, weight, sample_weight):
         """Have classes and rows count as the caller says."""
-        lib, layout, (total, *_) = self.lib, self.layout, self.weights
+        lib, layout, (total, *_) = self.lib, self.plan.layout, self.weights
         if weight is not None:
             _rows.check_weight(weight.shape, layout.classes)
             if lib.storage(weight) is None:
@@ -86,11 +86,8 @@ class Problem:
         if sample_weight is not None:
             sample_weight = broadcast_samples(lib, sample_weight, layout.row_shape)
             sample_weight = lib.contiguous(lib.cast(sample_weight, self.compute))
-        self.weights = total, self._address(weight), self._address(sample_weight)
+        self.weights = total, *_addresses(lib, weight, sample_weight)
         self.owners = *self.owners, weight, sample_weight
-
-    def _address(self, array):
-        return 0 if array is None else self.lib.address(array)
 
     def new_stats(self):
         """Room for what backward needs of forward, or None."""
@@ -101,7 +98,7 @@ class Problem:
         lib, reduction, loss = self.lib, self.options.reduction, None
         if reduction == "none":
             loss = lib.new(self.plan.layout.row_shape, self.compute)
-        changing = *self.arrays, 0, *self.weights, self._address(loss), self._address(stats)
+        changing = *self.arrays, 0, *self.weights, *_addresses(lib, loss, stats)
         try:
             losses, weights = self.plan.forward(changing, lib.threads, self.owners)
         except BadLabel as bad:
@@ -128,15 +125,18 @@ class Problem:
         return dtarget, *self._differentiate(self.plan.backward, stats, dloss, scale, dx, dtarget, with_loss)
 
     def _differentiate(self, call, stats, dloss, scale, dx, dtarget, with_loss):
-        address = self._address
-        changing = (
-            *self.arrays, address(dx), *self.weights, 0, address(stats), address(dloss), scale, with_loss,
-            address(dtarget),
-        )  # fmt: skip
+        of_dx, of_stats, of_dloss, of_dtarget = _addresses(self.lib, dx, stats, dloss, dtarget)
+        changing = *self.arrays, of_dx, *self.weights, 0, of_stats, of_dloss, scale, with_loss, of_dtarget
         try:
             return call(changing, self.lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
             raise label_error(self.lib, self.target, bad.row, self.plan.layout, self.options) from None
+
+
+def _addresses(lib, *arrays):
+    """Of arrays, 0 for None."""
+    address = lib.address
+    return [0 if array is None else address(array) for array in arrays]
 
 
 def _laid_out(lib, array, axis):

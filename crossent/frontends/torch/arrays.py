@@ -174,7 +174,10 @@ def upstream(problem, dloss, scale):
     return None, scale * float(dloss)
 
 
-def common_dtype(input, target):
-    """The wider type, in which logits and probabilities meet; None for labels."""
+def in_common_dtype(input, target):
+    """Logits and probabilities in the wider type of both; labels and their logits as they are."""
     soft = target.dtype in STORAGES and input.dtype in STORAGES and numbers(target.shape) == numbers(input.shape)
-    return torch.promote_types(input.dtype, target.dtype) if soft else None
+    if not soft or input.dtype is target.dtype:
+        return input, target
+    common = torch.promote_types(input.dtype, target.dtype)
+    return input.to(common), target.to(common)

@@ -16,6 +16,7 @@ from crossent.frontends.torch.modes import (
     is_operator,
     is_traced,
     numbers,
+    tracer,
     transformed,
     untraced,
 )
@@ -40,7 +41,7 @@ def ordinary(*tensors):
             type(tensor) in ORDINARY and tensor.is_cpu and tensor.layout is STRIDED and not tensor.is_neg()
         ):
             return False
-    return not transformed() and not is_traced()
+    return tracer() is None and not transformed()
 
 
 def obstacles(tensors, by_weights):

@@ -43,14 +43,13 @@ def _values_of(call):
 
 def call_of_loss(input, picks, dim, *values):
     options = loss_options(**dict(zip(_LOSS, values, strict=True)))
-    name = "nll_loss" if picks else "cross_entropy"
-    return Call(name, options, dim, out_dtype=compute_dtype(input.dtype))
+    return Call(options, dim, picks, out_dtype=compute_dtype(input.dtype))
 
 
 def call_of_head(tensors, classes, *values):
     """Of input, linear_weight, linear_bias and target."""
     how, options = HeadOptions(*values[: len(_HEAD)]), loss_options(**dict(zip(_LOSS, values[len(_HEAD) :])))
-    call = Call("linear_cross_entropy", options, out_dtype=compute_dtype(tensors[0].dtype), how=how)
+    call = Call(options, out_dtype=compute_dtype(tensors[0].dtype), how=how)
     return head.call_of(tensors, call, classes)
 
 

@@ -135,8 +135,8 @@ def loss(function, soft_allowed, input, target, weight, sample_weight, denominat
     """`function` is the router's, for tensors."""
     parts, shape, tensors = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
     x, target, weight, samples = tensors
-    common = arrays.common_dtype(x, target) if soft_allowed else None
-    x, target = (x, target) if common is None else (x.to(common), target.to(common))
+    if soft_allowed:
+        x, target = arrays.in_common_dtype(x, target)
 
     def counts():
         _, soft, *found = plain.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
@@ -199,7 +199,7 @@ def _counts(tensors, options, how):
     input, linear_weight, target, linear_bias, weight, sample_weight = tensors
     classes, probs = (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
     whole = input, linear_weight, linear_bias, probs, weight, sample_weight
-    return head.counts(whole, head.call_of(whole[:4], Call("linear_cross_entropy", options, how=how), classes))
+    return head.counts(whole, head.call_of(whole[:4], Call(options, how=how), classes))
 
 
 def linear_cross_entropy(function, tensors, denominator, options, how):

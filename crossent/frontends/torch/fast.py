@@ -73,7 +73,7 @@ def _known(shape, strides, dtype, target_shape, target_strides, target_dtype, di
     if plan is None or plan.quick_forward is None:
         return None
     new = torch.empty_like if is_small(plan.layout, dtype) else partial(empty, plan.layout)
-    return FastCall(plan, new, Call("cross_entropy", options, dim, out_dtype=dtype))
+    return FastCall(plan, new, Call(options, dim, out_dtype=dtype))
 
 
 def fast_first(slow):

@@ -7,7 +7,7 @@ import torch
 from crossent import _rows
 from crossent.frontends._problem import problem_of
 from crossent.frontends.torch.arrays import FINITE, TORCH, empty, in_memory, needs_composite, overlaps, result, upstream
-from crossent.frontends.torch.modes import applier, packs_what_is_saved
+from crossent.frontends.torch.modes import applier, top_hooks
 from crossent.frontends.torch.plain import differentiable_gradients
 
 UNASKED_AT_MOST = 8  # gradients of a plan made in a row for nobody; several losses may wait for one backward pass
@@ -66,7 +66,7 @@ def makes_gradient(plan):
     """Whether forward is to make the gradient, which is counted: not where the last ones were made for nobody, as in an
     evaluation with gradients on, until a backward pass comes; nor where hooks put away what waits.
     """
-    if plan.unasked >= UNASKED_AT_MOST or packs_what_is_saved():
+    if plan.unasked >= UNASKED_AT_MOST or top_hooks(True) is not None:
         return False
     plan.unasked += 1
     return True

@@ -18,7 +18,7 @@ is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 may_be_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 tell_of_tracing(compiling)
 transforms = torch._C._are_functorch_transforms_active
-_tracer = torch._C._get_tracing_state
+tracer = torch._C._get_tracing_state
 _set_tracer = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAccessIssue]
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
@@ -41,18 +41,18 @@ def plain_operations():
 
 def is_traced():
     """Whether `torch.jit.trace`, or an exporter that traces, records PyTorch's operations: kernels it would not see."""
-    return _tracer() is not None
+    return tracer() is not None
 
 
 @contextmanager
 def untraced():
     """Have nothing recorded, and sizes be numbers."""
-    tracer = _tracer()
+    before = tracer()
     _set_tracer(None)
     try:
         yield
     finally:
-        _set_tracer(tracer)
+        _set_tracer(before)
 
 
 def numbers(shape):

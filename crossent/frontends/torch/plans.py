@@ -34,7 +34,7 @@ def plan(name, arguments, options, how):
 
 
 def _best_at_once(name, input, target, dim, options):
-    picks, storage = name == "nll_loss", TORCH.storages.get(arrays.common_dtype(input, target) or input.dtype)
+    picks, storage = name == "nll_loss", TORCH.storages.get(arrays.in_common_dtype(input, target)[0].dtype)
     axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
     copy = torch.empty(input.shape, device="meta")
     layout = _rows.layout_of(input.shape, input.stride(), axis) or _rows.layout_of(copy.shape, copy.stride(), axis)
@@ -68,7 +68,7 @@ def _of_head(name, a, options, how):
     by_weights = checks.differentiates_weights(weight, sample_weight, divisor)
     input, linear_weight, bias = head.as_linear_takes_them(input, linear_weight, bias)
     head.check_sums(how.given, input.dtype)
-    call = head.call_of((input, linear_weight, bias, probs), Call(name, options, divisor=divisor, how=how), classes)
+    call = head.call_of((input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how), classes)
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     found, _, _ = head.head_of(tensors, call)
     grad = torch.is_grad_enabled()

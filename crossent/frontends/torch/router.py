@@ -24,7 +24,7 @@ from crossent.frontends.torch.arrays import (
     TORCH,
     Tensor,
     autocast_result,
-    common_dtype,
+    in_common_dtype,
     result,
     result_dtype,
     strides,
@@ -83,13 +83,12 @@ def cross_entropy(input, target, weight, sample_weight, denominator, dim, option
     input, target, weight, sample_weight = checked(**tensors)
     if input is not of_any_type:  # for which there is a fast way perhaps
         return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
-    if is_distributed(input):
+    if type(input) not in ORDINARY and is_distributed(input):
         arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
         return _distributed().loss(cross_entropy, True, *arguments)
-    common = common_dtype(input, target)
-    if common is not None:
-        input, target = input.to(common), target.to(common)
-    return _loss("cross_entropy", (input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
+    if target.is_floating_point():
+        input, target = in_common_dtype(input, target)
+    return _loss(False, (input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
@@ -98,17 +97,17 @@ def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
         others = {"denominator": denominator, "dim": dim}
         return _taken_over("nll_loss", (*tensors.values(), denominator), tensors | others | vars(options))
     input, target, weight, sample_weight = checked(**tensors)
-    if is_distributed(input):
+    if type(input) not in ORDINARY and is_distributed(input):
         arguments = input, target, weight, sample_weight, denominator, dim, options
         return _distributed().loss(nll_loss, False, *arguments)
-    return _loss("nll_loss", (input, target, weight, sample_weight), denominator, dim, options)
+    return _loss(True, (input, target, weight, sample_weight), denominator, dim, options)
 
 
-def _loss(name, tensors, denominator, dim, options, in_place=False):
+def _loss(picks, tensors, denominator, dim, options, in_place=False):
     """Of checked tensors: input, target, weight, sample_weight."""
     input, target, weight, sample_weight = tensors
     divisor = None if denominator is None else divisor_of(options, denominator, input)
-    call = Call(name, options, dim, divisor, result_dtype(input, options), in_place)
+    call = Call(options, dim, picks, divisor, result_dtype(input, options), in_place)
     way = way_of(tensors, differentiates_weights(weight, sample_weight, divisor))
     if way is OPERATOR:
         from crossent.frontends.torch import compiled
@@ -116,9 +115,9 @@ def _loss(name, tensors, denominator, dim, options, in_place=False):
         return compiled.loss(tensors, call)
     if way is not KERNELS:
         return plain.loss(tensors, call)
-    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, call.picks)
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks)
     if grad_enabled() and (input.requires_grad or target.requires_grad):
-        apply = apply_nll_loss if call.picks else apply_cross_entropy
+        apply = apply_nll_loss if picks else apply_cross_entropy
         return apply(input, target, weight, sample_weight, problem, call)
     return result(problem.forward(divisor)[0], call.out_dtype)
 
@@ -128,7 +127,7 @@ def prediction_stats(input, target, dim, options):
         arguments = {"input": input, "target": target, "dim": dim, "ignore_index": options.ignore_index}
         return _taken_over("prediction_stats", (input, target), arguments)
     input, target = checked(input=input, target=target)
-    if is_distributed(input):
+    if type(input) not in ORDINARY and is_distributed(input):
         return _distributed().prediction_stats(prediction_stats, input, target, dim, options)
     input = input.detach()
     if way_of((input, target), compiling()) is KERNELS:
@@ -180,7 +179,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if not x.ndim:
         return plain.native_softmax(x, dim, log)
     axis = _rows.class_axis(x.ndim, dim)
-    if is_distributed(x):
+    if type(x) not in ORDINARY and is_distributed(x):
         return _distributed().softmax(softmax, x, axis, log)
     if compiling():
         return compiled_softmax(x, axis, log)
@@ -210,7 +209,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
         weight=weight, sample_weight=sample_weight,
     )  # fmt: skip
-    if is_distributed(input):
+    if type(input) not in ORDINARY and is_distributed(input):
         tensors = input, linear_weight, target, linear_bias, weight, sample_weight
         return _distributed().linear_cross_entropy(linear_cross_entropy, tensors, denominator, options, how)
     out_dtype = result_dtype(input, options)
@@ -218,7 +217,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     head.check_sums(how.given, input.dtype)
     divisor = divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
-    call = Call("linear_cross_entropy", options, None, divisor, out_dtype, how=how)
+    call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how)
     way = way_of(tensors, differentiates_weights(weight, sample_weight, divisor))
     if way is OPERATOR:
         from crossent.frontends.torch import compiled
@@ -240,11 +239,11 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     input, linear_weight, target, linear_bias = checked(
         input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias
     )
-    if is_distributed(input):
+    if type(input) not in ORDINARY and is_distributed(input):
         tensors = input, linear_weight, target, linear_bias
         return _distributed().linear_token_stats(linear_token_stats, tensors, options, how)
     tensors = *head.as_linear_takes_them(input, linear_weight, linear_bias), target
-    call = head.call_of(tensors, Call("linear_token_stats", options, how=how))
+    call = head.call_of(tensors, Call(options, how=how))
     _rows.check_tokens(call.shape)
     way = way_of(tensors)
     if way is OPERATOR:

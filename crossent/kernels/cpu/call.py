@@ -22,7 +22,7 @@ from numba import from_dtype, types
 from crossent.kernels import BadLabel
 from crossent.kernels.cpu import threads as helpers, vector as v
 from crossent.kernels.cpu.compile import compiled, inline
-from crossent.kernels.cpu.row import DOUBLES, LABELS, OK
+from crossent.kernels.cpu.rows import DOUBLES, LABELS, OK
 
 _TYPES = {
     "float16": (np.int16, np.float32),

@@ -1,57 +1,33 @@
 """From the sums over each row's exponentials to its loss, and to what its gradient is made of: a lane for each row.
 
-What belongs to `tile` rows lies in arrays at `state`. The kernels that pass over the classes fill
-
-    PEAK, KEEP           what the exponentials are relative to, and the sample weight, 0 for ignored rows
-    WEIGHT               the label's class weight, where classes have weights
-    OWN, OWN_EXP         the label's logit less the peak and its exponential; both 0 where there is no label
-    OTHERS               the sum of all other exponentials
-    MASS, DOT            the sums of q and of q * (z - peak) for keep = 1, the first for soft targets, the second for
-                         these and with smoothing
-
-and find the rest written here. A row's numbers do not depend on the rows beside it.
+What is known of the rows lies in a `State`. A row's numbers do not depend on the rows beside it.
 """
 
 import numpy as np
 
-from crossent.kernels.cpu import rules, vector as v
+from crossent.kernels.cpu import rules, state as st, vector as v
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import log, log1p, nll
-
-ARRAYS = 12
-PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, _NLL, FACTOR, LABEL_GRAD, COST = range(ARRAYS)
-
-
-@inline
-def array(storage, state, tile, which):
-    return v.at(storage, state, tile * which)
-
-
-@inline
-def _of(storage, state, tile, which, j):
-    return v.load(storage, array(storage, state, tile, which), j)
 
 
 @inline
 def _own_weight(call, state, j):
     """The class weight of each row's label."""
-    return _of(call.compute, state, call.tile, WEIGHT, j) if call.weight != 0 else v.splat(call.storage, 1.0)
+    return st.load(state, st.WEIGHT, j) if call.weight != 0 else v.splat(call.storage, 1.0)
 
 
 @inline
-def _label_losses(storage, compute, state, tile, n):
+def _label_losses(call, state, n):
     """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
-    losses = array(compute, state, tile, _NLL)
-    for j in range(0, n, v.lanes(storage)):
-        own, own_exp = _of(compute, state, tile, OWN, j), _of(compute, state, tile, OWN_EXP, j)
-        v.store(compute, losses, j, nll(storage, _of(compute, state, tile, OTHERS, j), own, own_exp))
+    for j in range(0, n, v.lanes(call.storage)):
+        own, own_exp, others = st.load(state, st.OWN, j), st.load(state, st.OWN_EXP, j), st.load(state, st.OTHERS, j)
+        st.store(state, st.NLL, j, nll(call.storage, others, own, own_exp))
 
 
 @inline
-def _log_total(storage, compute, state, tile, j):
+def _log_total(storage, state, j):
     """log of the sum of all exponentials, relative to the peak."""
-    one, others = v.splat(storage, 1.0), _of(compute, state, tile, OTHERS, j)
-    own_exp = _of(compute, state, tile, OWN_EXP, j)
+    one, others, own_exp = v.splat(storage, 1.0), st.load(state, st.OTHERS, j), st.load(state, st.OWN_EXP, j)
     excess = v.select(v.eq(own_exp, one), others, others + own_exp - 1.0)
     small = (v.splat(storage, 0.0) <= excess) & (excess <= one)
     return v.select(small, log1p(storage, excess), log(storage, others + own_exp))
@@ -61,41 +37,34 @@ def _log_total(storage, compute, state, tile, j):
 def _rest_mass(call, state, j):
     """The sum of q, for keep = 1, over the classes beside what is the label's own."""
     if call.is_soft != 0:
-        return _of(call.compute, state, call.tile, MASS, j)
-    return v.splat(
-        call.storage, rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes))
-    )
+        return st.load(state, st.MASS, j)
+    mass = rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes))
+    return v.splat(call.storage, mass)
 
 
 @inline
 def _losses(call, state, n, row, general):
     """Lane by lane the sum of the losses and that of the weights; `general` for more than the label's own part."""
-    storage, compute, tile, smoothing, is_soft = call.storage, call.compute, call.tile, call.smoothing, call.is_soft
+    storage, smoothing, is_soft = call.storage, call.smoothing, call.is_soft
     zero = v.splat(storage, 0.0)
     total_loss, total_weight = zero, zero
     for j in range(0, n, v.lanes(storage)):
-        keep, own_weight = _of(compute, state, tile, KEEP, j), _own_weight(call, state, j)
-        label_mass, mass, dot, log_total, lse, z_loss = (
-            rules.label_weight(own_weight, keep, smoothing),
-            zero,
-            zero,
-            zero,
-            zero,
-            0.0,
-        )
+        keep, own_weight = st.load(state, st.KEEP, j), _own_weight(call, state, j)
+        label_mass = rules.label_weight(own_weight, keep, smoothing)
+        mass, dot, log_total, lse, z_loss = zero, zero, zero, zero, 0.0
         if general:
             z_loss, mass = call.z_loss, _rest_mass(call, state, j)
             if is_soft != 0 or smoothing > 0.0:
-                dot = _of(compute, state, tile, DOT, j)
-            log_total = _log_total(storage, compute, state, tile, j)
+                dot = st.load(state, st.DOT, j)
+            log_total = _log_total(storage, state, j)
             label_mass = zero if is_soft != 0 else label_mass
-            lse = _of(compute, state, tile, PEAK, j) + log_total
-        nll = v.select(v.eq(label_mass, zero), zero, _of(compute, state, tile, _NLL, j))
-        value = rules.row_loss(nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
+            lse = st.load(state, st.PEAK, j) + log_total
+        label_nll = v.select(v.eq(label_mass, zero), zero, st.load(state, st.NLL, j))
+        value = rules.row_loss(label_nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
         value = v.select(keep != zero, value, zero)
         total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
         if call.loss != 0:
-            v.store_masked(compute, call.loss, row + j, v.first_n(storage, n - j), value)
+            v.store_masked(call.compute, call.loss, row + j, v.first_n(storage, n - j), value)
     return total_loss, total_weight
 
 
@@ -103,7 +72,7 @@ def _losses(call, state, n, row, general):
 def losses_of(call, state, n, row):
     """Write the losses of n rows from number `row` on, if they are wanted; their sum and that of the weights."""
     if call.is_soft == 0:
-        _label_losses(call.storage, call.compute, state, call.tile, n)
+        _label_losses(call, state, n)
     if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
         losses, weights = _losses(call, state, n, row, True)
     else:
@@ -118,29 +87,28 @@ def prepare_gradients(call, state, n, row, plain):
     Where other logits than the label's count by themselves, not `plain`, also what of `target_grad` no class has a part
     in, and g * keep in place of keep, g being what each loss is multiplied by.
     """
-    storage, compute, tile, smoothing, is_soft = call.storage, call.compute, call.tile, call.smoothing, call.is_soft
+    storage, smoothing, is_soft = call.storage, call.smoothing, call.is_soft
     zero, dloss = v.splat(storage, 0.0), call.dloss
     for j in range(0, n, v.lanes(storage)):
-        keep, own_weight = _of(compute, state, tile, KEEP, j), _own_weight(call, state, j)
-        own_exp, others = _of(compute, state, tile, OWN_EXP, j), _of(compute, state, tile, OTHERS, j)
+        keep, own_weight = st.load(state, st.KEEP, j), _own_weight(call, state, j)
+        own_exp, others = st.load(state, st.OWN_EXP, j), st.load(state, st.OTHERS, j)
         label_mass, rest, log_total, mass = zero, zero, zero, _rest_mass(call, state, j)
         if is_soft == 0:
             label_mass = rules.label_weight(own_weight, keep, smoothing)
             rest = rules.target_weight(zero, own_weight, keep, smoothing, np.float64(call.classes))
         if is_soft != 0 or call.z_loss > 0.0:
-            log_total = _log_total(storage, compute, state, tile, j)
+            log_total = _log_total(storage, state, j)
         g = v.splat(storage, call.scale)
         if dloss != 0:
-            g = g * v.load_masked(compute, dloss, row + j, v.first_n(storage, n - j), zero)
-        lse = _of(compute, state, tile, PEAK, j) + log_total
+            g = g * v.load_masked(call.compute, dloss, row + j, v.first_n(storage, n - j), zero)
+        lse = st.load(state, st.PEAK, j) + log_total
         slope = rules.lse_slope(label_mass + keep * mass, lse, call.z_loss)
         share = 1.0 / (others + own_exp)
         p = own_exp * share
         not_p = v.select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
-        d = g * rules.label_grad(p, not_p, label_mass, rest, slope)
-        v.store(compute, array(compute, state, tile, FACTOR), j, g * slope * share)
-        v.store(compute, array(compute, state, tile, LABEL_GRAD), j, d)
+        st.store(state, st.FACTOR, j, g * slope * share)
+        st.store(state, st.LABEL_GRAD, j, g * rules.label_grad(p, not_p, label_mass, rest, slope))
         if not plain:
             cost = log_total + call.z_loss * lse * lse if call.z_loss > 0.0 else log_total
-            v.store(compute, array(compute, state, tile, COST), j, cost)
-            v.store(compute, array(compute, state, tile, KEEP), j, v.select(keep != zero, g * keep, zero))
+            st.store(state, st.COST, j, cost)
+            st.store(state, st.KEEP, j, v.select(keep != zero, g * keep, zero))

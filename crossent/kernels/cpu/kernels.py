@@ -43,7 +43,7 @@ PRODUCTS = Fields(
     ("a", "b", "c", "adds", "b_rows", "c_rows"),
     (),
     (
-        "a_along", "b_along", "a_row", "b_row", "c_row", "rows", "columns", "depth", "at_once", "block_rows",
+        "a_along", "b_along", "a_row", "b_row", "c_row", "rows", "columns", "depth", "depth_at_once", "block_rows",
         "block_columns", "blocks",
     ),
 )  # fmt: skip

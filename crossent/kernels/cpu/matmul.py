@@ -8,13 +8,20 @@ Every sum is cut at the same places whatever the blocks, the threads and the siz
 every chunk.
 """
 
-from crossent.kernels.cpu import vector as v
+from collections import namedtuple
+
+from crossent.kernels.cpu import rows, vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.row import LABELS, OK, finish, load_n
+from crossent.kernels.cpu.rows import LABELS, load_n
 from crossent.kernels.cpu.tile import HEIGHT, VECTORS, multiply_tile
 
 DEPTH = 256  # elements summed in registers before they are added to what is in memory: short sums keep their digits
 ROWS, COLUMNS = 96, 1024  # of a block: rows for the core's own cache, columns for the one that cores share
+
+# Of the first factor so many `rows` from number `top` on: where they lie, and how far apart rows, steps of the sums and
+# tiles are. Of the second so many packed columns from the `first` on.
+_Left = namedtuple("_Left", "address row step tile top rows")
+_Right = namedtuple("_Right", "panels depth first columns")
 
 
 def panel_width(itemsize):
@@ -28,9 +35,9 @@ def scratch_elements(itemsize, columns, depth):
 
 
 @inline
-def _row_at(like, matrix, rows, i, row_stride):
-    """Row i of a matrix, or of those that are named in `rows`."""
-    return v.at(like, matrix, (v.load_scalar(LABELS, rows, i) if rows != 0 else i) * row_stride)
+def _row_at(like, matrix, numbers, i, row_stride):
+    """Row i of a matrix, or of those rows whose numbers are given."""
+    return v.at(like, matrix, (v.load_scalar(LABELS, numbers, i) if numbers != 0 else i) * row_stride)
 
 
 @inline
@@ -51,67 +58,43 @@ def _elements(source_like, like, row, row_stride, j, columns, rows):
 
 
 @inline
-def _pack_columns(source_like, like, packed, a, a_row, columns, rows):
+def _pack_columns(call, left_like, packed, left, columns, depth):
     """Tiles of HEIGHT columns. What a vector writes beside a tile's row, the next row writes over."""
-    each = v.numbers_per_element(like)
-    room = _tile_numbers(like, -(-rows // each))
-    for k in range(0, rows, each):
-        row, tile = v.at(source_like, a, k * a_row), v.at(like, packed, k // each * HEIGHT)
+    like, stride, each = call.compute, call.a_row, v.numbers_per_element(call.compute)
+    room = _tile_numbers(like, -(-depth // each))
+    for k in range(0, depth, each):
+        row, tile = v.at(left_like, left, k * stride), v.at(like, packed, k // each * HEIGHT)
         for i in range(0, columns, HEIGHT):
-            v.store(like, tile, i // HEIGHT * room, _elements(source_like, like, row, a_row, i, columns, rows - k))
+            v.store(like, tile, i // HEIGHT * room, _elements(left_like, like, row, stride, i, columns, depth - k))
 
 
 @inline
-def _pack_across(source_like, like, packed, b, numbers, b_row, top, first, columns, rows):
+def _pack_across(call, panels, top, depth, first, columns):
     """Panels of columns from the `first` on, from rows from the `top` on that hold one number of each."""
-    each, width = v.numbers_per_element(like), VECTORS * v.lanes(like)
+    storage, like, stride, numbers = call.storage, call.compute, call.b_row, call.b_rows
+    each, width, right = v.numbers_per_element(like), VECTORS * v.lanes(like), call.b
     for j in range(0, columns, width):
-        panel = v.at(like, packed, j * -(-rows // each))
-        for k in range(0, rows, each):
-            row = v.at(source_like, _row_at(source_like, b, numbers, top + k, b_row), first)
+        panel = v.at(like, panels, j * -(-depth // each))
+        for k in range(0, depth, each):
+            row = v.at(storage, _row_at(storage, right, numbers, top + k, stride), first)
             for column in range(0, width, v.lanes(like)):
-                elements = _elements(source_like, like, row, b_row, j + column, columns, rows - k)
+                elements = _elements(storage, like, row, stride, j + column, columns, depth - k)
                 v.store(like, panel, k // each * width + column, elements)
 
 
 @inline
-def _pack_along(source_like, like, packed, b, b_row, columns, depth):
+def _pack_along(right_like, like, panels, right, stride, columns, depth):
     """Panels of columns, from rows that hold one column each."""
     n = v.lanes(like)
     width = VECTORS * n
     for j in range(0, columns, n):
-        source, panel = v.at(source_like, b, j * b_row), v.at(like, packed, j // width * width * depth + j % width)
+        source, panel = v.at(right_like, right, j * stride), v.at(like, panels, j // width * width * depth + j % width)
         for k in range(0, depth, n):
+            block, target = v.at(right_like, source, k), v.at(like, panel, k * width)
             if j + n <= columns and k + n <= depth:
-                v.transpose(
-                    source_like, v.at(source_like, source, k), b_row, like, v.at(like, panel, k * width), width, n, n
-                )
+                v.transpose(right_like, block, stride, like, target, width, n, n)
             else:
-                v.transpose(source_like, v.at(source_like, source, k), b_row, like, v.at(like, panel, k * width), width,
-                     min(n, columns - j), min(n, depth - k))  # fmt: skip
-
-
-@inline
-def _tiles(
-    like, c_like, block, a_row, a_step, tiles_at, panels, depth, c, c_rows, c_row, top, rows, first, columns, adds,
-    spare,
-):  # fmt: skip
-    """A block of the product: `rows` of a from the `top` on, which lie in `block`, by columns that lie in panels."""
-    width = VECTORS * v.lanes(like)
-    for j in range(0, columns, width):
-        panel = v.at(like, panels, j * depth)
-        for i in range(0, rows, HEIGHT):
-            a, within = v.at(like, block, i // HEIGHT * tiles_at), min(HEIGHT, rows - i)
-            for r in range(within):  # there by the time that the sums are
-                v.prefetch_here(c_like, _row_at(c_like, c, c_rows, top + i + r, c_row), first + j)
-            if within == HEIGHT and j + width <= columns and c_rows == 0:
-                tile = v.at(c_like, c, (top + i) * c_row + first + j)
-                multiply_tile(like, c_like, a, a_row, a_step, panel, depth, tile, c_row, HEIGHT, adds)
-            else:
-                multiply_tile(like, c_like, a, a_row, a_step, panel, depth, spare, width, within, 0)
-                for r in range(within):
-                    row = v.at(c_like, _row_at(c_like, c, c_rows, top + i + r, c_row), first + j)
-                    _write_row(c_like, v.at(c_like, spare, r * width), row, min(width, columns - j), adds)
+                v.transpose(right_like, block, stride, like, target, width, min(n, columns - j), min(n, depth - k))
 
 
 @inline
@@ -124,45 +107,73 @@ def _write_row(like, source, c, columns, adds):
         v.store_masked(like, c, j, within, value)
 
 
-def product(call, scratch, lo, hi, sums):
-    """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
-    return _product(call, call.compute, scratch, lo, hi, sums)
-
-
-def rounded_product(call, scratch, lo, hi, sums):
-    """As `product`, rounded to what b is stored in; the sums must not be cut."""
-    return _product(call, call.storage, scratch, lo, hi, sums)
+@inline
+def _multiply(call, c_like, left, right, adds, spare):
+    """A block of the product; tiles that lie in it only in part are made at `spare`."""
+    like, c, c_rows, c_row = call.compute, call.c, call.c_rows, call.c_row
+    width, row, step, depth = VECTORS * v.lanes(like), left.row, left.step, right.depth
+    for j in range(0, right.columns, width):
+        panel, column = v.at(like, right.panels, j * depth), right.first + j
+        for i in range(0, left.rows, HEIGHT):
+            tile, within, top = (
+                v.at(like, left.address, i // HEIGHT * left.tile),
+                min(HEIGHT, left.rows - i),
+                left.top + i,
+            )
+            for r in range(within):  # there by the time that the sums are
+                v.prefetch_here(c_like, _row_at(c_like, c, c_rows, top + r, c_row), column)
+            if within == HEIGHT and j + width <= right.columns and c_rows == 0:
+                result = v.at(c_like, c, top * c_row + column)
+                multiply_tile(like, c_like, tile, row, step, panel, depth, result, c_row, HEIGHT, adds)
+            else:
+                multiply_tile(like, c_like, tile, row, step, panel, depth, spare, width, within, 0)
+                for r in range(within):
+                    result = v.at(c_like, _row_at(c_like, c, c_rows, top + r, c_row), column)
+                    _write_row(c_like, v.at(c_like, spare, r * width), result, min(width, right.columns - j), adds)
 
 
 @inline
-def _product(call, c_like, scratch, lo, hi, sums):
-    storage, like, depth = call.storage, call.compute, call.depth
+def _left_of(call, left_like, packed, top, count, k, depth):
+    """So many rows of the first factor from the `top` on, and `depth` of the sums from k on."""
+    like = call.compute
     each = v.numbers_per_element(like)
-    a_like, along_like = v.if_pairs(like, storage, like), v.if_pairs(like, like, storage)
-    a_row, b_row = call.a_row, call.b_row
+    if call.a_along != 0:
+        row = call.a_row // each
+        return _Left(v.at(left_like, call.a, top * call.a_row + k), row, 1, HEIGHT * row, top, count)
+    _pack_columns(call, left_like, packed, v.at(left_like, call.a, k * call.a_row + top), count, depth)
+    return _Left(packed, 1, HEIGHT, _tile_numbers(like, -(-depth // each)), top, count)
+
+
+@inline
+def _product(call, c_like, scratch, lo, hi):
+    storage, like, depth_at_once = call.storage, call.compute, call.depth_at_once
+    each = v.numbers_per_element(like)
+    left_like, right_like = v.if_pairs(like, storage, like), v.if_pairs(like, like, storage)
     panels = v.at(like, scratch, HEIGHT * VECTORS * v.lanes(like))
-    packed = v.at(like, panels, call.block_columns * -(-call.at_once // each))
+    packed = v.at(like, panels, call.block_columns * -(-depth_at_once // each))
     for unit in range(lo, hi):
-        first_row = unit // call.blocks * call.block_rows
-        first_column = unit % call.blocks * call.block_columns
-        last_row = min(first_row + call.block_rows, call.rows)
-        columns = min(call.block_columns, call.columns - first_column)
-        for k in range(0, depth, call.at_once):
-            some, adds = min(call.at_once, depth - k), 1 if k > 0 else call.adds
-            elements = -(-some // each)
+        first_row, first = unit // call.blocks * call.block_rows, unit % call.blocks * call.block_columns
+        last_row, columns = min(first_row + call.block_rows, call.rows), min(call.block_columns, call.columns - first)
+        for k in range(0, call.depth, depth_at_once):
+            depth, adds = min(depth_at_once, call.depth - k), 1 if k > 0 else call.adds
+            elements = -(-depth // each)
             if call.b_along != 0:
-                _pack_along(along_like, like, panels, v.at(storage, call.b, first_column * b_row + k), b_row // each,
-                            columns, elements)  # fmt: skip
+                right = v.at(storage, call.b, first * call.b_row + k)
+                _pack_along(right_like, like, panels, right, call.b_row // each, columns, elements)
             else:
-                _pack_across(storage, like, panels, call.b, call.b_rows, b_row, k, first_column, columns, some)
+                _pack_across(call, panels, k, depth, first, columns)
             for top in range(first_row, last_row, ROWS):
-                rows = min(ROWS, last_row - top)
-                if call.a_along != 0:
-                    block, row, column = v.at(a_like, call.a, top * a_row + k), a_row // each, 1
-                    tile = HEIGHT * row
-                else:
-                    block, row, column, tile = packed, 1, HEIGHT, _tile_numbers(like, elements)
-                    _pack_columns(a_like, like, block, v.at(a_like, call.a, k * a_row + top), a_row, rows, some)
-                _tiles(like, c_like, block, row, column, tile, panels, elements, call.c, call.c_rows, call.c_row, top,
-                       rows, first_column, columns, adds, scratch)  # fmt: skip
-    return finish(sums, OK, 0.0, 0.0)
+                left = _left_of(call, left_like, packed, top, min(ROWS, last_row - top), k, depth)
+                _multiply(call, c_like, left, _Right(panels, elements, first, columns), adds, scratch)
+
+
+def product(call, scratch, lo, hi, outcome):
+    """Units lo to hi of the product: blocks of its rows by blocks of its columns."""
+    _product(call, call.compute, scratch, lo, hi)
+    return rows.finish(outcome, rows.NO_SUMS)
+
+
+def rounded_product(call, scratch, lo, hi, outcome):
+    """As `product`, rounded to what b is stored in; the sums must not be cut."""
+    _product(call, call.storage, scratch, lo, hi)
+    return rows.finish(outcome, rows.NO_SUMS)

@@ -9,12 +9,14 @@ import math
 
 import numpy as np
 
-from crossent.kernels.cpu import vector as v
-from crossent.kernels.cpu.blocks import BLOCK, masked_logits, rescaled, sum_exp_of_block
+from crossent.kernels.cpu import rows, state as st, vector as v
+from crossent.kernels.cpu.across import place_of
 from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.exponentials import Block, rescaled, sum_of_block
 from crossent.kernels.cpu.math import exp, exp_or_expm1, log_of_sum
-from crossent.kernels.cpu.row import OK, finish, finite_peak, load_n, passes_caches, store_n
+from crossent.kernels.cpu.rows import BLOCK
 
+_PEAK, _SCALE = _TOTAL, _PART = 0, 1  # what is known of a tile's rows, in the forward and in the backward pass
 _TINY = 1.2e-38  # the smallest normal number of float32, nearly
 _BLOCK = 64  # vectors summed before they are added to the total: short sums keep their digits
 
@@ -81,7 +83,7 @@ def _top_of_block(storage, row, n, least):
     for j in range(full, whole, width):
         rest = v.max(v.load(storage, row, j), rest)
     if whole < n:
-        rest = v.max(masked_logits(storage, row, whole, v.first_n(storage, n - whole), 0.0), rest)
+        rest = v.max(rows.masked_logits(storage, row, whole, v.first_n(storage, n - whole), 0.0), rest)
     top = np.float64(v.reduce_max(v.max(v.max(v.max(a, b), v.max(c, d)), rest)))
     value = v.splat(storage, top)
     if not top > least:
@@ -94,12 +96,12 @@ def _top_of_block(storage, row, n, least):
         if v.any_true(v.eq(v.load(storage, row, j), value)):
             return top, j + v.find_first(v.eq(v.load(storage, row, j), value))
     return top, whole + v.find_first(
-        v.eq(masked_logits(storage, row, whole, v.first_n(storage, n - whole), 0.0), value)
+        v.eq(rows.masked_logits(storage, row, whole, v.first_n(storage, n - whole), 0.0), value)
     )
 
 
 @inline
-def _walk(storage, row, classes):
+def _sums(storage, row, classes):
     """The largest logit, and relative to it the sum of exp(x) over all classes but one that has it.
 
     The sum is nan where the logits have nan or inf, or only -inf.
@@ -108,155 +110,184 @@ def _walk(storage, row, classes):
     for lo in range(0, classes, BLOCK):
         n, block = min(BLOCK, classes - lo), v.at(storage, row, lo)
         top, place = _top_of_block(storage, block, n, peak)
-        total = sum_exp_of_block(storage, storage, block, 0, n, place, finite_peak(top), 0.0, BLOCK)
+        view = Block(storage, storage, 0, rows.finite_peak(top), 0.0, BLOCK)
+        total = sum_of_block(view, block, n, place)
         if lo == 0:
             others, peak = total, top
         elif top > peak:
             others, peak = (others + 1.0) * math.exp(peak - top) + total, top
         else:
             others += total * rescaled(top, peak)
-    return finite_peak(peak), others + (peak - peak)
+    return rows.finite_peak(peak), others + (peak - peak)
 
 
-def forward_along(call, scratch, lo, hi, sums):
-    storage, classes, inner, is_log = call.storage, call.classes, call.inner, call.is_log != 0
+@inline
+def _result_of(call, r):
+    return v.at(call.storage, call.result, rows.offset(call, r, call.new_outer, call.new_inner))
+
+
+def forward_along(call, scratch, lo, hi, outcome):
+    """Rows lo to hi."""
+    storage, classes, is_log = call.storage, call.classes, call.is_log != 0
     for r in range(lo, hi):
-        o = r // inner
-        i = r - o * inner
-        row, result = (
-            v.at(storage, call.x, o * call.x_outer + i * call.x_inner),
-            v.at(storage, call.result, o * call.new_outer + i * call.new_inner),
-        )
-        peak, others = _walk(storage, row, classes)
+        row, result = rows.logits_of(call, r), _result_of(call, r)
+        peak, others = _sums(storage, row, classes)
         total = v.splat(storage, others + 1.0)
         reciprocal, log_total = 1.0 / total, log_of_sum(storage, total, v.splat(storage, others))
-        past_caches = passes_caches(call.large != 0, result)
+        past_caches = rows.passes_caches(call.large != 0, result)
         for j in range(0, classes, v.lanes(storage)):
-            z = load_n(storage, row, j, classes) - peak
-            store_n(storage, result, j, classes, _result(storage, z, total, reciprocal, log_total, is_log), past_caches)
-    finish(sums, OK, 0.0, 0.0)
+            z = rows.load_n(storage, row, j, classes) - peak
+            value = _result(storage, z, total, reciprocal, log_total, is_log)
+            rows.store_n(storage, result, j, classes, value, past_caches)
+    rows.finish(outcome, rows.NO_SUMS)
 
 
-def backward_along(call, scratch, lo, hi, sums):
-    storage, classes, inner, is_log = call.storage, call.classes, call.inner, call.is_log != 0
-    width = v.lanes(storage)
+@inline
+def _upstream_sum(storage, row, drow, classes, is_log):
+    """The sum of dout * out over the classes, for log-softmax that of dout."""
+    total, width = v.splat(storage, 0.0), v.lanes(storage)
+    for block in range(0, classes, _BLOCK * width):
+        part = v.splat(storage, 0.0)
+        for j in range(block, min(block + _BLOCK * width, classes), width):
+            v.prefetch(storage, drow, j)
+            d = rows.load_n(storage, drow, j, classes)
+            if is_log:
+                part = part + d
+            else:
+                v.prefetch(storage, row, j)
+                part = v.fma(d, rows.load_n(storage, row, j, classes), part)
+        total = total + part
+    return v.reduce_sum(total)
+
+
+def backward_along(call, scratch, lo, hi, outcome):
+    """Rows lo to hi, of which `x` is what forward returned."""
+    storage, classes, is_log = call.storage, call.classes, call.is_log != 0
     for r in range(lo, hi):
-        o = r // inner
-        i = r - o * inner
-        row = v.at(storage, call.x, o * call.x_outer + i * call.x_inner)
-        drow = v.at(storage, call.dout, o * call.dout_outer + i * call.dout_inner)
-        result = v.at(storage, call.result, o * call.new_outer + i * call.new_inner)
-        total = v.splat(storage, 0.0)
-        for block in range(0, classes, _BLOCK * width):
-            part = v.splat(storage, 0.0)
-            for j in range(block, min(block + _BLOCK * width, classes), width):
-                v.prefetch(storage, drow, j)
-                d = load_n(storage, drow, j, classes)
-                if is_log:
-                    part = part + d
-                else:
-                    v.prefetch(storage, row, j)
-                    part = v.fma(d, load_n(storage, row, j, classes), part)
-            total = total + part
-        summed = v.splat(storage, v.reduce_sum(total))
-        past_caches = passes_caches(call.large != 0, result)
-        for j in range(0, classes, width):
-            d, out = load_n(storage, drow, j, classes), load_n(storage, row, j, classes)
-            if is_log:  # as below, with what tells the two factors apart still at hand
+        row, result = rows.logits_of(call, r), _result_of(call, r)
+        drow = v.at(storage, call.dout, rows.offset(call, r, call.dout_outer, call.dout_inner))
+        summed = v.splat(storage, _upstream_sum(storage, row, drow, classes, is_log))
+        past_caches = rows.passes_caches(call.large != 0, result)
+        for j in range(0, classes, v.lanes(storage)):
+            d, out = rows.load_n(storage, drow, j, classes), rows.load_n(storage, row, j, classes)
+            if is_log:  # as `_derivative`, with what tells the two factors apart still at hand
                 near, factor = exp_or_expm1(storage, out)
                 value = v.select(near, d - summed, d) - factor * summed
             else:
                 value = _derivative(storage, out, d, summed, False)
-            store_n(storage, result, j, classes, value, past_caches)
-    finish(sums, OK, 0.0, 0.0)
+            rows.store_n(storage, result, j, classes, value, past_caches)
+    rows.finish(outcome, rows.NO_SUMS)
 
 
-def forward_across(call, scratch, lo, hi, sums):
-    """`scratch` holds a tile of logits, its peaks, and what they are scaled or shifted by."""
-    storage, compute, is_log = call.storage, call.compute, call.is_log != 0
-    classes, inner, tile = call.classes, call.inner, call.tile
-    x_class, new_class = call.x_class, call.new_class
-    width, zero = v.lanes(storage), v.splat(storage, 0.0)
-    tiles = (inner + tile - 1) // tile
-    peaks, scales = v.at(compute, scratch, classes * tile), v.at(compute, scratch, (classes + 1) * tile)
-    for unit in range(lo, hi):
-        o, i = unit // tiles, unit % tiles * tile
-        n = min(tile, inner - i)
-        row, result = v.at(storage, call.x, o * call.x_outer + i), v.at(storage, call.result, o * call.new_outer + i)
+@inline
+def _copy_tile(call, row, n, buffer, state):
+    """The logits of n rows to the buffer, and the largest of each row."""
+    storage, compute, classes, x_class, tile = call.storage, call.compute, call.classes, call.x_class, call.tile
+    width, peaks = v.lanes(storage), st.array(state, _PEAK)
+    for j in range(0, n, width):
+        v.store(compute, peaks, j, v.splat(storage, -np.inf))
+    for c in range(classes):
         for j in range(0, n, width):
-            v.store(compute, peaks, j, v.splat(storage, -np.inf))
-        for c in range(classes):
+            v.prefetch(storage, row, c * x_class + j)
+            z = rows.load_n(storage, row, c * x_class + j, c * x_class + n)
+            v.store(compute, buffer, c * tile + j, z)
+            v.store(compute, peaks, j, v.max(z, v.load(compute, peaks, j)))
+
+
+@inline
+def _exponentiate_tile(call, n, buffer, state):
+    """The sums of n rows, and for softmax exponentials in place of the logits."""
+    storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
+    zero = v.splat(storage, 0.0)
+    for j in range(0, n, v.lanes(storage)):
+        peak = st.load(state, _PEAK, j)
+        peak = v.select(v.eq(peak, v.splat(storage, -np.inf)), zero, peak)
+        total, rest = zero, zero
+        for block in range(0, classes, _BLOCK):
+            part, part_rest = zero, zero
+            for c in range(block, min(block + _BLOCK, classes)):
+                z = v.load(compute, buffer, c * tile + j) - peak
+                e = exp(storage, z)
+                part = part + e
+                if is_log:
+                    part_rest = part_rest + v.select(z < zero, e, zero)
+                else:
+                    v.store(compute, buffer, c * tile + j, e)
+            total, rest = total + part, rest + part_rest
+        st.store(state, _PEAK, j, peak)
+        st.store(state, _SCALE, j, log_of_sum(storage, total, rest) if is_log else total)
+
+
+@inline
+def _write_tile(call, n, buffer, state, result):
+    storage, compute, tile, is_log, large = call.storage, call.compute, call.tile, call.is_log != 0, call.large != 0
+    new_class = call.new_class
+    for c in range(call.classes):
+        plane = v.at(storage, result, c * new_class)
+        past_caches = rows.passes_caches(large, plane)
+        for j in range(0, n, v.lanes(storage)):
+            value, scale = v.load(compute, buffer, c * tile + j), st.load(state, _SCALE, j)
+            if is_log:
+                value = (value - st.load(state, _PEAK, j)) - scale
+            else:
+                value = _quotient(storage, value, scale, 1.0 / scale)
+            rows.store_n(storage, plane, j, n, value, past_caches)
+
+
+def forward_across(call, scratch, lo, hi, outcome):
+    """Tiles lo to hi; `scratch` holds the logits of one, its peaks, and what they are scaled or shifted by."""
+    state = st.State(call.compute, v.at(call.compute, scratch, call.classes * call.tile), call.tile)
+    for unit in range(lo, hi):
+        o, i, n = place_of(call, unit)
+        _copy_tile(call, v.at(call.storage, call.x, o * call.x_outer + i), n, scratch, state)
+        _exponentiate_tile(call, n, scratch, state)
+        _write_tile(call, n, scratch, state, v.at(call.storage, call.result, o * call.new_outer + i))
+    rows.finish(outcome, rows.NO_SUMS)
+
+
+@inline
+def _sum_tile(call, row, drow, n, buffers, state):
+    """The factors and the upstream gradients of n rows to buffers, and the sums of `_upstream_sum`."""
+    storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
+    x_class, dout_class, width, (factors, ds) = call.x_class, call.dout_class, v.lanes(call.storage), buffers
+    for j in range(0, n, width):
+        st.store(state, _TOTAL, j, v.splat(storage, 0.0))
+    for block in range(0, classes, _BLOCK):
+        for j in range(0, n, width):
+            st.store(state, _PART, j, v.splat(storage, 0.0))
+        for c in range(block, min(block + _BLOCK, classes)):
             for j in range(0, n, width):
                 v.prefetch(storage, row, c * x_class + j)
-                z = load_n(storage, row, c * x_class + j, c * x_class + n)
-                v.store(compute, scratch, c * tile + j, z)
-                v.store(compute, peaks, j, v.max(z, v.load(compute, peaks, j)))
+                v.prefetch(storage, drow, c * dout_class + j)
+                out = rows.load_n(storage, row, c * x_class + j, c * x_class + n)
+                d = rows.load_n(storage, drow, c * dout_class + j, c * dout_class + n)
+                v.store(compute, factors, c * tile + j, _factor(storage, out, is_log))
+                v.store(compute, ds, c * tile + j, d)
+                part = st.load(state, _PART, j)
+                st.store(state, _PART, j, part + d if is_log else v.fma(d, out, part))
         for j in range(0, n, width):
-            peak = v.load(compute, peaks, j)
-            peak = v.select(v.eq(peak, v.splat(storage, -np.inf)), zero, peak)
-            total, rest = zero, zero
-            for block in range(0, classes, _BLOCK):
-                part, part_rest = zero, zero
-                for c in range(block, min(block + _BLOCK, classes)):
-                    z = v.load(compute, scratch, c * tile + j) - peak
-                    e = exp(storage, z)
-                    part = part + e
-                    if is_log:
-                        part_rest = part_rest + v.select(z < zero, e, zero)
-                    else:
-                        v.store(compute, scratch, c * tile + j, e)
-                total, rest = total + part, rest + part_rest
-            v.store(compute, peaks, j, peak)
-            v.store(compute, scales, j, log_of_sum(storage, total, rest) if is_log else total)
-        for c in range(classes):
-            plane = v.at(storage, result, c * new_class)
-            past_caches = passes_caches(call.large != 0, plane)
-            for j in range(0, n, width):
-                value, scale = v.load(compute, scratch, c * tile + j), v.load(compute, scales, j)
-                if is_log:
-                    value = (value - v.load(compute, peaks, j)) - scale
-                else:
-                    value = _quotient(storage, value, scale, 1.0 / scale)
-                store_n(storage, plane, j, n, value, past_caches)
-    finish(sums, OK, 0.0, 0.0)
+            st.store(state, _TOTAL, j, st.load(state, _TOTAL, j) + st.load(state, _PART, j))
 
 
-def backward_across(call, scratch, lo, hi, sums):
-    """`scratch` holds a tile of both inputs and the sums of its rows."""
-    storage, compute, is_log = call.storage, call.compute, call.is_log != 0
-    classes, inner, tile = call.classes, call.inner, call.tile
-    x_class, dout_class, new_class = call.x_class, call.dout_class, call.new_class
-    width, factors = v.lanes(storage), scratch
-    ds, totals = v.at(compute, factors, classes * tile), v.at(compute, factors, 2 * classes * tile)
-    parts = v.at(compute, totals, tile)
-    tiles = (inner + tile - 1) // tile
+def backward_across(call, scratch, lo, hi, outcome):
+    """Tiles lo to hi; `scratch` holds both inputs of one and the sums of its rows."""
+    storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
+    factors, ds = scratch, v.at(compute, scratch, classes * tile)
+    state, new_class, large = (
+        st.State(compute, v.at(compute, ds, classes * tile), tile),
+        call.new_class,
+        call.large != 0,
+    )
     for unit in range(lo, hi):
-        o, i = unit // tiles, unit % tiles * tile
-        n = min(tile, inner - i)
+        o, i, n = place_of(call, unit)
         row, drow = v.at(storage, call.x, o * call.x_outer + i), v.at(storage, call.dout, o * call.dout_outer + i)
+        _sum_tile(call, row, drow, n, (factors, ds), state)
         result = v.at(storage, call.result, o * call.new_outer + i)
-        for j in range(0, n, width):
-            v.store(compute, totals, j, v.splat(storage, 0.0))
-        for block in range(0, classes, _BLOCK):
-            for j in range(0, n, width):
-                v.store(compute, parts, j, v.splat(storage, 0.0))
-            for c in range(block, min(block + _BLOCK, classes)):
-                for j in range(0, n, width):
-                    v.prefetch(storage, row, c * x_class + j)
-                    v.prefetch(storage, drow, c * dout_class + j)
-                    out = load_n(storage, row, c * x_class + j, c * x_class + n)
-                    d = load_n(storage, drow, c * dout_class + j, c * dout_class + n)
-                    v.store(compute, factors, c * tile + j, _factor(storage, out, is_log))
-                    v.store(compute, ds, c * tile + j, d)
-                    part = v.load(compute, parts, j)
-                    v.store(compute, parts, j, part + d if is_log else v.fma(d, out, part))
-            for j in range(0, n, width):
-                v.store(compute, totals, j, v.load(compute, totals, j) + v.load(compute, parts, j))
         for c in range(classes):
             plane = v.at(storage, result, c * new_class)
-            past_caches = passes_caches(call.large != 0, plane)
-            for j in range(0, n, width):
+            past_caches = rows.passes_caches(large, plane)
+            for j in range(0, n, v.lanes(storage)):
                 factor, d = v.load(compute, factors, c * tile + j), v.load(compute, ds, c * tile + j)
-                value = _derivative(storage, factor, d, v.load(compute, totals, j), is_log)
-                store_n(storage, plane, j, n, value, past_caches)
-    finish(sums, OK, 0.0, 0.0)
+                value = _derivative(storage, factor, d, st.load(state, _TOTAL, j), is_log)
+                rows.store_n(storage, plane, j, n, value, past_caches)
+    rows.finish(outcome, rows.NO_SUMS)

@@ -2,9 +2,8 @@
 combinations of rows. Every number is read once, several rows at a time.
 """
 
-from crossent.kernels.cpu import vector as v
+from crossent.kernels.cpu import rows, vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.row import OK, finish, load_n
 
 BLOCK = 1024  # classes summed together
 BLOCKS = 4  # at most, of a unit: long runs of memory, and sums that stay in the core's own cache
@@ -22,8 +21,8 @@ def _add_rows(storage, compute, a, b, c, d, squares, n):
         v.prefetch(storage, b, j)
         v.prefetch(storage, c, j)
         v.prefetch(storage, d, j)
-        x, y = load_n(storage, a, j, n), load_n(storage, b, j, n)
-        z, w = load_n(storage, c, j, n), load_n(storage, d, j, n)
+        x, y = rows.load_n(storage, a, j, n), rows.load_n(storage, b, j, n)
+        z, w = rows.load_n(storage, c, j, n), rows.load_n(storage, d, j, n)
         v.store(compute, squares, j, v.load(compute, squares, j) + ((x * x + y * y) + (z * z + w * w)))
         sum_a, sum_b, sum_c, sum_d = sum_a + x, sum_b + y, sum_c + z, sum_d + w
     return v.reduce_sum(sum_a), v.reduce_sum(sum_b), v.reduce_sum(sum_c), v.reduce_sum(sum_d)
@@ -56,7 +55,7 @@ def _add_part(storage, compute, sums, part, n):
         v.store_masked(compute, sums, j, within, total)
 
 
-def forward(call, scratch, lo, hi, sums):
+def forward(call, scratch, lo, hi, outcome):
     """Units lo to hi of the classes, added to what is in squares; by_row gets the rows' sums in each block."""
     storage, compute, width = call.storage, call.compute, call.blocks * BLOCK
     part, no_row = scratch, v.at(compute, scratch, width)
@@ -76,17 +75,17 @@ def forward(call, scratch, lo, hi, sums):
                     for i in range(min(4, stop - r)):
                         v.store_scalar(compute, by_row, i, whole[i])
             _add_part(storage, compute, v.at(compute, call.squares, first), part, n)
-    return finish(sums, OK, 0.0, 0.0)
+    return rows.finish(outcome, rows.NO_SUMS)
 
 
 @inline
-def _add_combinations(call, rows, factors, combined, n):
+def _add_combinations(call, four, factors, combined, n):
     """Add four rows, read once, to what every combination has in n classes."""
     storage, compute = call.storage, call.compute
-    a, b, c, d = rows
+    a, b, c, d = four
     for j in range(0, n, v.lanes(storage)):
-        x, y = load_n(storage, a, j, n), load_n(storage, b, j, n)
-        z, w = load_n(storage, c, j, n), load_n(storage, d, j, n)
+        x, y = rows.load_n(storage, a, j, n), rows.load_n(storage, b, j, n)
+        z, w = rows.load_n(storage, c, j, n), rows.load_n(storage, d, j, n)
         for i in range(call.count):
             result, f = v.at(compute, combined, i * call.combined_row), v.at(compute, factors, i * call.factors_row)
             total = v.fma(x, v.splat(storage, v.load_scalar(compute, f, 0)), v.load(compute, result, j))
@@ -95,7 +94,7 @@ def _add_combinations(call, rows, factors, combined, n):
             v.store(compute, result, j, v.fma(w, v.splat(storage, v.load_scalar(compute, f, 3)), total))
 
 
-def combine(call, scratch, lo, hi, sums):
+def combine(call, scratch, lo, hi, outcome):
     """Units lo to hi of the classes of `count` combinations of the rows, of whose sums nobody needs the last digits.
 
     `factors` has a row for each combination, and both it and `combined` have ROOM numbers behind a row.
@@ -108,6 +107,6 @@ def combine(call, scratch, lo, hi, sums):
         for i in range(call.count):
             _clear(compute, v.at(compute, combined, i * call.combined_row), n)
         for r in range(0, call.rows, 4):
-            rows = _four_rows(call, r, call.rows, first, scratch)
-            _add_combinations(call, rows, v.at(compute, call.factors, r), combined, n)
-    return finish(sums, OK, 0.0, 0.0)
+            four = _four_rows(call, r, call.rows, first, scratch)
+            _add_combinations(call, four, v.at(compute, call.factors, r), combined, n)
+    return rows.finish(outcome, rows.NO_SUMS)

@@ -1,0 +1,102 @@
+"""The sum of a row's exponentials, block by block: each relative to the block's own maximum, so none is ever in danger.
+
+A block stays in the core's nearest cache between its maximum and its exponentials, while the next is on its way. Where
+the gradient is wanted in the same pass, the exponentials are kept, in its place or, since numbers of 16 bits would be
+rounded twice, beside it, and each block's maximum in `tops`. Once the sum over the row is known, they need only be
+multiplied: each number has passed through exp once.
+"""
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+from crossent.kernels.cpu import rows, rules, vector as v
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import capped, exp
+from crossent.kernels.cpu.rows import BLOCK
+
+# Exponentials relative to `peak` are kept at `kept`, if that is not 0. What lies `ahead` numbers on is fetched.
+Block = namedtuple("Block", "storage compute kept peak cap ahead")
+
+
+@inline
+def _add_whole(block, row, lo, hi, earlier, total):
+    storage = block.storage
+    if block.kept == 0:
+        for j in range(lo, hi, v.lanes(storage)):
+            v.prefetch(storage, row, j + block.ahead)
+            total = total + exp(storage, capped(storage, v.load(storage, row, j), block.cap) - block.peak)
+    else:
+        for j in range(lo, hi, v.lanes(storage)):
+            v.prefetch(storage, row, j + block.ahead)
+            e = exp(storage, capped(storage, v.load(storage, row, j), block.cap) - block.peak)
+            v.store(block.compute, block.kept, j, e)
+            total = total + e
+    return total
+
+
+@inline
+def _add_part(block, row, j, within, lane, total):
+    storage = block.storage
+    e = exp(storage, rows.masked_logits(storage, row, j, within, block.cap) - block.peak)
+    if block.kept != 0:
+        v.store_masked(block.compute, block.kept, j, within, e)
+    return total + v.select(v.all_but(storage, lane), e, v.splat(storage, 0.0))
+
+
+@inline
+def sum_of_block(block, row, n, label):
+    """Of exp(z - peak) over the first n numbers, at most BLOCK, but for the label's."""
+    total = rows.walk(block, row, n, label, _add_whole, _add_part, v.splat(block.storage, 0.0))
+    return np.float64(v.reduce_sum(total))
+
+
+@inline
+def rescaled(top, peak):
+    """What an exponential relative to `top` is relative to `peak`."""
+    return 1.0 if top == peak or top == -np.inf else math.exp(top - peak)
+
+
+@inline
+def sum_of_row(call, row, label, top, kept, tops, ahead):
+    """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
+
+    `top` is the first block's maximum. The exponentials are written to `kept` and the blocks' maxima to `tops`, if
+    these are not 0.
+    """
+    storage, compute, classes, cap = call.storage, call.compute, call.classes, call.cap
+    peak, others = -np.inf, 0.0
+    for lo in range(0, classes, BLOCK):
+        n, part = min(BLOCK, classes - lo), v.at(storage, row, lo)
+        kept_part = v.at(compute, kept, lo) if kept != 0 else 0
+        if lo:
+            top = rows.largest(storage, part, n, cap)
+        block = Block(storage, compute, kept_part, rows.finite_peak(top), cap, ahead)
+        total = sum_of_block(block, part, n, label - lo)
+        if tops != 0:
+            v.store_scalar(rows.DOUBLES, tops, lo // BLOCK, top)
+        if lo == 0:
+            others, peak = total, top
+        elif top > peak:
+            others, peak = others * math.exp(peak - top) + total, top
+        else:
+            others += total * rescaled(top, peak)
+    return rows.finite_peak(peak), others
+
+
+@inline
+def scale_kept(call, kept, tops, drow, peak, factor):
+    """Make the gradient of the exponentials that are kept."""
+    storage, compute, classes = call.storage, call.compute, call.classes
+    width, zero = v.lanes(storage), v.splat(storage, 0.0)
+    for lo in range(0, classes, BLOCK):
+        n, part, dpart = min(BLOCK, classes - lo), v.at(compute, kept, lo), v.at(storage, drow, lo)
+        full, top = n // width * width, v.load_scalar(rows.DOUBLES, tops, lo // BLOCK)
+        scale = v.splat(storage, factor * rescaled(top, peak))
+        for j in range(0, full, width):
+            v.store(storage, dpart, j, rules.class_grad(v.load(compute, part, j), zero, scale))
+        if full < n:
+            within = v.first_n(storage, n - full)
+            e = v.load_masked(compute, part, full, within, zero)
+            v.store_masked(storage, dpart, full, within, rules.class_grad(e, zero, scale))

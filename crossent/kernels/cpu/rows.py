@@ -1,0 +1,244 @@
+"""What kernels share that pass over rows: where rows lie, one walk along a row, and the sums of a chunk.
+
+    from crossent.kernels.cpu import rows
+
+All of it is code that is inlined.
+"""
+
+import math
+
+import numpy as np
+
+from crossent.kernels.cpu import vector as v
+from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.math import capped
+
+# How arrays are stored whose type does not depend on that of the logits.
+LABELS = np.int64(0)
+DOUBLES = np.float64(0.0)
+
+OK = -1
+BLOCK = 1024  # numbers of a row between two additions to its sums: short sums keep their digits
+LOOKED_AT = 64  # numbers that a first guess of a row's maximum is made of
+_HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
+
+
+# Where rows lie.
+
+
+@inline
+def offset(call, r, outer, inner):
+    """Where row r begins in an array of these strides, in elements."""
+    o = r // call.inner
+    return o * outer + (r - o * call.inner) * inner
+
+
+@inline
+def logits_of(call, r):
+    return v.at(call.storage, call.x, offset(call, r, call.x_outer, call.x_inner))
+
+
+@inline
+def label_of(call, r):
+    return v.load_scalar(LABELS, call.target, offset(call, r, call.target_outer, call.target_inner))
+
+
+@inline
+def strides_of_dx(call):
+    """Those of a new array, or of the logits where these are written over."""
+    if call.dx == call.x:
+        return call.x_outer, call.x_class, call.x_inner
+    return call.new_outer, call.new_class, call.new_inner
+
+
+# One number of a row.
+
+
+@inline
+def sample_weight_of(call, r):
+    """1 where there are none."""
+    return np.float64(v.load_scalar(call.compute, call.samples, r)) if call.samples != 0 else 1.0
+
+
+@inline
+def class_weight_of(call, label):
+    """1 where there are none."""
+    return np.float64(v.load_scalar(call.compute, call.weight, label)) if call.weight != 0 else 1.0
+
+
+@inline
+def load_logit(storage, address, index, cap):
+    """One capped logit, rounded as the vectors round it."""
+    x = np.float64(v.load_scalar(storage, address, index))
+    return v.round_to(storage, cap * math.tanh(x / cap)) if cap > 0.0 else x
+
+
+@inline
+def finite_peak(peak):
+    """Where every logit is -inf any finite number serves as their peak."""
+    return 0.0 if peak == -np.inf else peak
+
+
+@inline
+def out_of_headroom(top, peak):
+    """Whether sums relative to `peak` are in danger, and the row is to be passed again relative to `top`."""
+    return top > peak + _HEADROOM
+
+
+@inline
+def exp_relative(own, peak):
+    return 1.0 if own == peak else math.exp(own - peak)
+
+
+@inline
+def scalar_nll(others, own_exp, gap):
+    """log((others + own_exp) / own_exp) with own_exp = exp(-gap), exact when the others vanish beside it."""
+    return math.log1p(others / own_exp) if others <= own_exp else math.log(others + own_exp) + gap
+
+
+# Vectors of a row.
+
+
+@inline
+def passes_caches(large, address):
+    """Whether to write past the caches: what is large would not stay there, and its old contents need not be read.
+
+    Saves a third of the traffic: `python -m benchmarks` with logits of 256 x 32000.
+    """
+    return large and address % v.VECTOR_BYTES == 0
+
+
+@inline
+def store_or_stream(storage, address, j, value, past_caches):
+    if past_caches:
+        v.stream(storage, address, j, value)
+    else:
+        v.store(storage, address, j, value)
+
+
+@inline
+def load_n(storage, address, j, n):
+    """The vector that starts at number j of n; what follows the last one is not read."""
+    if j + v.lanes(storage) <= n:
+        return v.load(storage, address, j)
+    return v.load_masked(storage, address, j, v.first_n(storage, n - j), v.splat(storage, 0.0))
+
+
+@inline
+def store_n(storage, address, j, n, value, past_caches):
+    if j + v.lanes(storage) <= n:
+        store_or_stream(storage, address, j, value, past_caches)
+    else:
+        v.store_masked(storage, address, j, v.first_n(storage, n - j), value)
+
+
+@inline
+def fill_zero(storage, address, n):
+    for j in range(0, n, v.lanes(storage)):
+        v.store_masked(storage, address, j, v.first_n(storage, n - j), v.splat(storage, 0.0))
+
+
+@inline
+def masked_logits(storage, row, j, within, cap):
+    """Capped logits in the lanes `within`, -inf in the others."""
+    nothing = v.splat(storage, -np.inf)
+    return v.select(within, capped(storage, v.load_masked(storage, row, j, within, nothing), cap), nothing)
+
+
+@inline
+def largest(storage, row, n, cap):
+    """The largest of n capped logits."""
+    full = n // v.lanes(storage) * v.lanes(storage)
+    top = v.splat(storage, -np.inf)
+    for j in range(0, full, v.lanes(storage)):
+        top = v.max(capped(storage, v.load(storage, row, j), cap), top)
+    if full < n:
+        top = v.max(masked_logits(storage, row, full, v.first_n(storage, n - full), cap), top)
+    return np.float64(v.reduce_max(top))
+
+
+@inline
+def walk(view, row, n, label, add_whole, add_part, sums):
+    """Pass n numbers of a row, adding to `sums`, a tuple that both functions take and give.
+
+        add_whole(view, row, lo, hi, earlier, sums)     at most a BLOCK of whole vectors, none of which holds the label;
+                                                        `earlier` if the label comes after them
+        add_part(view, row, j, within, lane, sums)      one vector: that of the label, which has this lane, or at the
+                                                        end one that is not full, where `lane` is none of those within
+
+    A label outside the row, as -1 for none, has no vector. `view` holds what else the functions need, and says in
+    `view.storage` how the row is stored.
+    """
+    width = v.lanes(view.storage)
+    full = n // width * width
+    special = label // width * width if 0 <= label < full else full
+    lo, hi = 0, special
+    for _ in range(2):
+        for block in range(lo, hi, BLOCK):
+            sums = add_whole(view, row, block, min(block + BLOCK, hi), lo == 0, sums)
+        if hi < n:
+            sums = add_part(view, row, hi, v.first_n(view.storage, n - hi), label - hi, sums)
+        if hi == full:
+            break
+        lo, hi = special + width, full
+    return sums
+
+
+# The order of a row's classes by logit.
+
+
+@inline
+def ahead(storage, z, own, earlier):
+    """1 where a class with logit z comes before the label, 0 elsewhere; of equals the `earlier` class comes first."""
+    if earlier:
+        return v.select(own <= z, v.splat(storage, 1.0), v.splat(storage, 0.0))
+    return v.select(own < z, v.splat(storage, 1.0), v.splat(storage, 0.0))
+
+
+@inline
+def ahead_in_label_vector(storage, z, own, lane):
+    """As `ahead`, for the vector that holds the label in this lane."""
+    ties = v.select(v.first_n(storage, lane), ahead(storage, z, own, True), v.splat(storage, 0.0))
+    return v.max(ties, ahead(storage, z, own, False))
+
+
+# The sums of a chunk of rows, of losses and of weights: each with what the additions rounded off (Neumaier 1974).
+
+NO_SUMS = 0.0, 0.0, 0.0, 0.0
+
+
+@inline
+def _neumaier(total, rest, value):
+    new = total + value
+    rest += (total - new) + value if abs(total) >= abs(value) else (value - new) + total
+    return new, rest
+
+
+@inline
+def added(chunk, loss, weight):
+    loss_sum, loss_rest, weight_sum, weight_rest = chunk
+    loss_sum, loss_rest = _neumaier(loss_sum, loss_rest, loss)
+    weight_sum, weight_rest = _neumaier(weight_sum, weight_rest, weight)
+    return loss_sum, loss_rest, weight_sum, weight_rest
+
+
+@inline
+def _total(total, rest):
+    return total + rest if abs(total) < np.inf else total
+
+
+@inline
+def finish(outcome, chunk):
+    """What a kernel says of its rows: none is bad, and their sums."""
+    loss_sum, loss_rest, weight_sum, weight_rest = chunk
+    v.store_scalar(LABELS, outcome, 0, OK)
+    v.store_scalar(DOUBLES, outcome, 1, _total(loss_sum, loss_rest))
+    v.store_scalar(DOUBLES, outcome, 2, _total(weight_sum, weight_rest))
+
+
+@inline
+def refuse(outcome, r):
+    """What a kernel says of the first row whose label is neither a class nor ignored."""
+    v.store_scalar(LABELS, outcome, 0, r)
+    v.store_scalar(DOUBLES, outcome, 1, 0.0)
+    v.store_scalar(DOUBLES, outcome, 2, 0.0)

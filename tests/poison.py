@@ -26,7 +26,7 @@ def poison(monkeypatch):
     for module in (_memory, numpy_arrays, torch_arrays):
         monkeypatch.setattr(module, "block", block)
     monkeypatch.setattr(kernel_call, "_scratch", _scratch)
-    monkeypatch.setattr(kernel_call.Calls, "run", _run)
+    monkeypatch.setattr(kernel_call.Launcher, "run", _run)
 
 
 def _poisoned(function):
@@ -48,7 +48,7 @@ def _scratch(size, threads, original=kernel_call._scratch):
     return address, owner
 
 
-def _run(self, changing, threads, owners, original=kernel_call.Calls.run):
+def _run(self, changing, threads, owners, original=kernel_call.Launcher.run):
     if not self._blocks:
         self._blocks.append(self._new_block())
     block = self._blocks[-1]

@@ -46,7 +46,7 @@ def scratch_numbers(classes, tile):
 
 
 @inline
-def place_of(call, unit):
+def tile_place(call, unit):
     """Of a tile the outer index, the number of its first row beside that, and how many rows it has."""
     tiles = (call.inner + call.tile - 1) // call.tile
     o, i = unit // tiles, unit % tiles * call.tile
@@ -55,7 +55,7 @@ def place_of(call, unit):
 
 @inline
 def _tile_of(call, scratch, unit):
-    o, i, n = place_of(call, unit)
+    o, i, n = tile_place(call, unit)
     logits = v.at(call.storage, call.x, o * call.x_outer + i * call.x_inner)
     if call.is_soft != 0:
         target = v.at(call.storage, call.target, o * call.target_outer + i)
@@ -266,7 +266,7 @@ def _sums(call, tile, state, buffered, keeps):
         if buffered:
             _accumulate(_buffer(call, tile), tile, state, call.classes, keeps)
         else:
-            _accumulate(_Planes(call.storage, tile.logits, call.x_class), tile, state, call.classes, keeps)
+            _accumulate(_Planes(state.storage, tile.logits, call.x_class), tile, state, call.classes, keeps)
         large = False
         for j in range(0, tile.n, v.lanes(call.storage)):
             own, others = st.load(state, st.OWN, j), st.load(state, st.OTHERS, j)
@@ -305,7 +305,7 @@ def _is_plain(call):
 
 def forward(call, scratch, lo, hi, outcome):
     """Tiles lo to hi: write losses."""
-    state = st.State(call.compute, v.at(call.compute, scratch, call.tile * call.classes), call.tile)
+    state = st.State(call.storage, call.compute, v.at(call.compute, scratch, call.tile * call.classes), call.tile)
     dense = call.is_soft != 0 or call.smoothing > 0.0
     buffered, chunk = not _is_plain(call) or call.x_inner != 1, rows.NO_SUMS
     for unit in range(lo, hi):
@@ -372,7 +372,7 @@ def _differentiate(call, tile, state, dsoft):
 
 def backward(call, scratch, lo, hi, outcome):
     """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x. `with_loss` asks for the losses as well."""
-    state = st.State(call.compute, v.at(call.compute, scratch, call.tile * call.classes), call.tile)
+    state = st.State(call.storage, call.compute, v.at(call.compute, scratch, call.tile * call.classes), call.tile)
     dense, plain = call.is_soft != 0 or call.smoothing > 0.0, _is_plain(call)
     buffered, chunk = not plain or call.x_inner != 1, rows.NO_SUMS
     past_caches, (dx_outer, dx_class, dx_inner) = call.large != 0 and call.dx != call.x, rows.strides_of_dx(call)
@@ -387,7 +387,7 @@ def backward(call, scratch, lo, hi, outcome):
             losses, weights = losses_of(call, state, tile.n, tile.row)
             chunk = rows.added(chunk, losses, weights)
         prepare_gradients(call, state, tile.n, tile.row, plain)
-        o, i, _ = place_of(call, unit)
+        o, i, _ = tile_place(call, unit)
         result = _Planes(call.storage, v.at(call.storage, call.dx, o * dx_outer + i * dx_inner), dx_class)
         if not plain:
             dsoft = v.at(call.storage, call.dtarget, o * call.new_outer + i) if call.dtarget != 0 else 0

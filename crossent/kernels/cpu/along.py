@@ -94,17 +94,17 @@ def _sums_of_dense(dense, row):
 
 
 @inline
-def _dense(call, soft, label, peak):
-    return _Dense(call.storage, call.compute, soft, call.weight, call.classes, label, call.cap, call.smoothing, peak)
+def _dense(call, storage, soft, label, peak):
+    return _Dense(storage, call.compute, soft, call.weight, call.classes, label, call.cap, call.smoothing, peak)
 
 
 @inline
-def _safe_sums_of_dense(call, row, soft, label, guess):
+def _safe_sums_of_dense(call, storage, row, soft, label, guess):
     """A peak, and relative to it the others' sum, the mass and the dot of a row; `guess` may be the peak."""
     peak = rows.finite_peak(guess)
     others, mass, dot = 0.0, 0.0, 0.0
     for _ in range(2):
-        others, mass, dot, top = _sums_of_dense(_dense(call, soft, label, peak), row)
+        others, mass, dot, top = _sums_of_dense(_dense(call, storage, soft, label, peak), row)
         if not rows.out_of_headroom(top, peak):
             break
         peak = top
@@ -115,12 +115,12 @@ def _safe_sums_of_dense(call, row, soft, label, guess):
 
 
 @inline
-def _read_row(call, r):
+def _read_row(call, r, place):
     """What a row counts, whether its label is bad, the label, -1 for none, and where its probabilities lie, or 0."""
     if call.is_soft != 0:
-        where = rows.offset(call, r, call.target_outer, call.target_inner)
+        where = rows.offset(place, call.target_outer, call.target_inner)
         return rows.sample_weight_of(call, r), False, -1, v.at(call.storage, call.target, where)
-    label = rows.label_of(call, r)
+    label = rows.label_of(call, place)
     keep = 0.0 if label == call.ignore_index else rows.sample_weight_of(call, r)
     return keep, keep != 0.0 and (label < 0 or label >= call.classes), label, 0
 
@@ -156,9 +156,9 @@ def _own_exponentials(call, state, n):
 
 
 @inline
-def _dx_of(call, r):
+def _dx_of(call, place):
     outer, _, inner = rows.strides_of_dx(call)
-    return v.at(call.storage, call.dx, rows.offset(call, r, outer, inner))
+    return v.at(call.storage, call.dx, rows.offset(place, outer, inner))
 
 
 @inline
@@ -172,31 +172,33 @@ def _kept_of(call, state, k, drow):
 @inline
 def _make_sums(call, state, first, n, group, keeps):
     """Hand the sums of n rows to the epilogue; the number of a row whose label is bad, or OK."""
-    storage, classes, cap = call.storage, call.classes, call.cap
+    storage, classes, cap = state.storage, call.classes, call.cap
     dense, ahead = call.is_soft != 0 or call.smoothing > 0.0, BLOCK if group == 1 else group * call.x_inner
     _clear(call, state)
     for k in range(n):  # all maxima before any exponential, which would have to wait for its own
-        keep, bad, _, _ = _read_row(call, first + k)
+        place = rows.place_of(call, first + k)
+        keep, bad, _, _ = _read_row(call, first + k, place)
         if bad:
             return first + k
         if keep != 0.0:
             looked_at = min(classes, LOOKED_AT if dense else BLOCK)
-            st.store_one(state, st.PEAK, k, rows.largest(storage, rows.logits_of(call, first + k), looked_at, cap))
+            st.store_one(state, st.PEAK, k, rows.largest(storage, rows.logits_of(call, place), looked_at, cap))
     for k in range(n):
-        keep, _, label, soft = _read_row(call, first + k)
+        place = rows.place_of(call, first + k)
+        keep, _, label, soft = _read_row(call, first + k, place)
         if keep == 0.0:
             continue
-        row, top = rows.logits_of(call, first + k), st.load_one(state, st.PEAK, k)
+        row, top = rows.logits_of(call, place), st.load_one(state, st.PEAK, k)
         own = rows.load_logit(storage, row, label, cap) if label >= 0 else -np.inf
         if dense:
-            peak, others, mass, dot = _safe_sums_of_dense(call, row, soft, label, max(own, top))
+            peak, others, mass, dot = _safe_sums_of_dense(call, storage, row, soft, label, max(own, top))
             st.store_one(state, st.MASS, k, mass)
             st.store_one(state, st.DOT, k, dot)
         else:
             kept, tops = 0, 0
             if keeps:
-                kept, tops = _kept_of(call, state, k, _dx_of(call, first + k))
-            peak, others = exponentials.sum_of_row(call, row, label, top, kept, tops, ahead)
+                kept, tops = _kept_of(call, state, k, _dx_of(call, place))
+            peak, others = exponentials.sum_of_row(call, storage, row, label, top, (kept, tops), ahead)
         _store_row(call, state, k, keep, label, (own, peak, others))
     _own_exponentials(call, state, n)
     return OK
@@ -220,13 +222,13 @@ def _kept_sums(call, state, first, n):
     compute, stats = call.compute, call.stats
     _clear(call, state)
     for k in range(n):
-        r = first + k
-        keep, bad, label, _ = _read_row(call, r)
+        r, place = first + k, rows.place_of(call, first + k)
+        keep, bad, label, _ = _read_row(call, r, place)
         if bad:
             return r
         if keep == 0.0:
             continue
-        own = rows.load_logit(call.storage, rows.logits_of(call, r), label, call.cap) if label >= 0 else 0.0
+        own = rows.load_logit(call.storage, rows.logits_of(call, place), label, call.cap) if label >= 0 else 0.0
         peak, others = v.load_scalar(compute, stats, r), v.load_scalar(compute, stats, call.rows + r)
         if call.is_soft != 0:
             st.store_one(state, st.MASS, k, v.load_scalar(compute, stats, 2 * call.rows + r))
@@ -259,7 +261,8 @@ def scratch_bytes(classes, itemsize, keeps):
 
 def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi: write losses and what backward needs."""
-    state, group, chunk = st.State(call.compute, scratch, call.tile), _rows_in_group(call.classes), rows.NO_SUMS
+    state = st.State(call.storage, call.compute, scratch, call.tile)
+    group, chunk = _rows_in_group(call.classes), rows.NO_SUMS
     for first in range(lo, hi, group):
         n = min(group, hi - first)
         bad = _make_sums(call, state, first, n, group, False)
@@ -273,14 +276,9 @@ def forward(call, scratch, lo, hi, outcome):
 
 
 @inline
-def _write_plain(call, row, drow, peak, factor):
+def _write_plain(call, storage, row, drow, peak, factor):
     """The gradient of a row in which only the label has a target: of all classes but that one."""
-    storage, classes, zero, scale = (
-        call.storage,
-        call.classes,
-        v.splat(call.storage, 0.0),
-        v.splat(call.storage, factor),
-    )
+    classes, zero, scale = call.classes, v.splat(storage, 0.0), v.splat(storage, factor)
     width, past_caches = v.lanes(storage), rows.passes_caches(call.large, drow) and drow != row
     full = classes // width * width
     for j in range(0, full, width):
@@ -320,11 +318,12 @@ def _write_dense(dense, gradient, row):
 @inline
 def _write_gradient(call, state, r, k, plain, keeps):
     """That of row r, number k of those in `state`."""
-    storage, classes, cap, row, drow = call.storage, call.classes, call.cap, rows.logits_of(call, r), _dx_of(call, r)
-    keep, _, label, soft = _read_row(call, r)
+    storage, classes, cap, place = state.storage, call.classes, call.cap, rows.place_of(call, r)
+    row, drow = rows.logits_of(call, place), _dx_of(call, place)
+    keep, _, label, soft = _read_row(call, r, place)
     dsoft = 0
     if call.dtarget != 0:
-        dsoft = v.at(storage, call.dtarget, rows.offset(call, r, call.new_outer, call.new_inner))
+        dsoft = v.at(storage, call.dtarget, rows.offset(place, call.new_outer, call.new_inner))
     if keep == 0.0:
         rows.fill_zero(storage, drow, classes)
         if dsoft != 0:
@@ -336,10 +335,10 @@ def _write_gradient(call, state, r, k, plain, keeps):
         kept, tops = _kept_of(call, state, k, drow)
         exponentials.scale_kept(call, kept, tops, drow, peak, factor)
     elif plain:
-        _write_plain(call, row, drow, peak, factor)
+        _write_plain(call, storage, row, drow, peak, factor)
     else:
         cost, scaled = st.load_one(state, st.COST, k), st.load_one(state, st.KEEP, k)
-        _write_dense(_dense(call, soft, label, peak), _Gradient(drow, dsoft, cost, factor, scaled), row)
+        _write_dense(_dense(call, storage, soft, label, peak), _Gradient(drow, dsoft, cost, factor, scaled), row)
     if label >= 0:
         d = st.load_one(state, st.LABEL_GRAD, k)
         v.store_scalar(storage, drow, label, d * rules.softcap_slope(own, cap) if cap > 0.0 else d)
@@ -349,7 +348,8 @@ def backward(call, scratch, lo, hi, outcome):
     """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
     losses too if `with_loss` says so; with room for maxima, of exponentials that are kept, in dx or beside it.
     """
-    state, group, chunk = st.State(call.compute, scratch, call.tile), _rows_in_group(call.classes), rows.NO_SUMS
+    state = st.State(call.storage, call.compute, scratch, call.tile)
+    group, chunk = _rows_in_group(call.classes), rows.NO_SUMS
     plain = call.is_soft == 0 and call.smoothing == 0.0 and call.cap == 0.0
     keeps = call.tops_at != 0 and call.stats == 0
     for first in range(lo, hi, group):

@@ -13,6 +13,7 @@ the sum of the losses and that of the weights. It sees the fields of the block b
 
 import ctypes
 import struct
+from collections import namedtuple
 from functools import cache
 from threading import local
 
@@ -58,6 +59,11 @@ def strided(name):
     return name, *strides(name)
 
 
+def strides_of(**arrays):
+    """The strides of arrays as fields, by name."""
+    return {field: stride for name, given in arrays.items() for field, stride in zip(strides(name), given, strict=True)}
+
+
 class Fields:
     """The fields of a family of calls, and the kernels that take them.
 
@@ -65,7 +71,7 @@ class Fields:
     """
 
     def __init__(self, first, then, fixed):
-        self.names = *_SHARING, *first, *then, *fixed
+        self.names, self.fixed = (*_SHARING, *first, *then, *fixed), fixed
         codes = ["d" if name in _FLOATS else "q" for name in self.names]
         end = len(_SHARING) + len(first)
         self.pack_first, self.pack_changing, self.pack_fixed = (
@@ -154,20 +160,29 @@ def _scratch(size, threads):
     return scratch
 
 
-class Calls:
-    """The calls of one kernel in a plan. How units are cut into chunks does not depend on the number of threads."""
+# What a kernel works on: so many rows, or what else it counts, how many are a chunk, and bytes of scratch memory.
+Work = namedtuple("Work", "units step scratch_size")
+
+
+class Launcher:
+    """The calls of one kernel in a plan. How units are cut into chunks does not depend on the number of threads.
+
+    `fixed` has the fields that do not change from call to call, by name. Only a `backward` kernel is told all others.
+    """
 
     __slots__ = (
         "_blocks", "_chunks", "_contained", "_entry", "_fields", "_fixed", "_function", "_kernel", "_pack",
         "_scratch_size", "_sharing", "_storage",
     )  # fmt: skip
 
-    def __init__(self, fields, function, pack, storage, units, step, scratch_size, fixed):
-        self._fields, self._function, self._pack, self._storage, self._fixed = fields, function, pack, storage, fixed
-        self._scratch_size = -(-scratch_size // _CACHE_LINE) * _CACHE_LINE
-        self._chunks = max(1, -(-units // step))
+    def __init__(self, fields, function, storage, work, fixed, backward=False):
+        self._fields, self._function, self._storage = fields, function, storage
+        self._pack = fields.pack_changing if backward else fields.pack_first
+        self._fixed = [fixed[name] for name in fields.fixed]
+        self._scratch_size = -(-work.scratch_size // _CACHE_LINE) * _CACHE_LINE
+        self._chunks = max(1, -(-work.units // work.step))
         self._contained = self._chunks == 1 and self._scratch_size <= _SCRATCH_IN_A_BLOCK
-        self._sharing = self._chunks, step, units, self._scratch_size
+        self._sharing = self._chunks, work.step, work.units, self._scratch_size
         self._entry, self._kernel, self._blocks = _entry(), None, []
 
     def _new_block(self):

@@ -59,13 +59,13 @@ def rescaled(top, peak):
 
 
 @inline
-def sum_of_row(call, row, label, top, kept, tops, ahead):
+def sum_of_row(call, storage, row, label, top, kept_at, ahead):
     """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
 
-    `top` is the first block's maximum. The exponentials are written to `kept` and the blocks' maxima to `tops`, if
-    these are not 0.
+    `top` is the first block's maximum. `kept_at` says where exponentials are written, and the blocks' maxima: 0 for
+    nowhere.
     """
-    storage, compute, classes, cap = call.storage, call.compute, call.classes, call.cap
+    compute, classes, cap, (kept, tops) = call.compute, call.classes, call.cap, kept_at
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
         n, part = min(BLOCK, classes - lo), v.at(storage, row, lo)

@@ -6,8 +6,9 @@ from functools import lru_cache
 from numba import config
 
 from crossent.kernels.cpu import across, along, matmul, pick, scores, softmax, sums as column_sums, tokens
-from crossent.kernels.cpu.call import Calls, Fields, strided, strides
+from crossent.kernels.cpu.call import Fields, Launcher, Work, strided, strides, strides_of
 from crossent.kernels.cpu.rounding import forward as round_rows
+from crossent.kernels.cpu.rows import BLOCK
 
 _SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
 _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
@@ -59,26 +60,33 @@ def available_threads():
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
-def _calls(fields, kernels, layout, storage, buffers, *fixed, tile=0, scratches=(0, 0), before=()):
-    """The calls of a forward and, where there is one, a backward kernel, which need so many bytes of scratch memory.
+def _step(units, size):
+    """How many units of this size are a chunk."""
+    return max(1, units if units * size < _SHARED_FROM else max(_CHUNK // max(size, 1), units // _CHUNKS))
 
-    Their units are rows, or with memory for `buffers` tiles of logits the tiles.
-    """
-    units, size = layout.rows, layout.classes
-    if buffers:
-        tile = across.tile_rows(layout.inner, layout.classes, layout.last)
-        units, size = layout.outer * -(-layout.inner // tile), tile * layout.classes
-        scratches = (across.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage]),) * 2
-    step = max(1, _CHUNK // max(size, 1), units // _CHUNKS)
-    if units * size < _SHARED_FROM:
-        step = max(1, units)
+
+def _geometry(layout, storage, tile):
     large = layout.rows * layout.classes * _BYTES[storage] >= _LARGE_FROM
-    fixed = *before, layout.inner, layout.classes, large, tile, *fixed
-    packs = fields.pack_first, fields.pack_changing
+    return {"inner": layout.inner, "classes": layout.classes, "large": large, "tile": tile}
+
+
+def _of_rows(fields, kernels, layout, storage, fixed, tile=0, scratches=(0, 0)):
+    """The calls of a forward and, where there is one, a backward kernel, which need so many bytes of scratch memory."""
+    fixed, step = _geometry(layout, storage, tile) | fixed, _step(layout.rows, layout.classes)
     return [
-        Calls(fields, kernel, pack, storage, units, step, scratch, fixed).run
-        for kernel, pack, scratch in zip(kernels, packs, scratches)
+        Launcher(fields, kernel, storage, Work(layout.rows, step, scratch), fixed, backward).run
+        for backward, (kernel, scratch) in enumerate(zip(kernels, scratches))
     ]
+
+
+def _of_tiles(fields, kernels, layout, storage, fixed, buffers):
+    """As `_of_rows`, with memory for `buffers` tiles of logits."""
+    tile = across.tile_rows(layout.inner, layout.classes, layout.last)
+    units = layout.outer * -(-layout.inner // tile)
+    scratch = across.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage])
+    work = Work(units, _step(units, tile * layout.classes), scratch)
+    fixed = _geometry(layout, storage, tile) | fixed
+    return [Launcher(fields, kernel, storage, work, fixed, backward).run for backward, kernel in enumerate(kernels)]
 
 
 def best_at_once(layout, storage, reduction, picks):
@@ -88,7 +96,7 @@ def best_at_once(layout, storage, reduction, picks):
     exponentials are too many to keep.
     """
     itemsize = _BYTES[storage]
-    below = _MUCH_FROM if layout.last and layout.classes > along.BLOCK else _LARGE_FROM
+    below = _MUCH_FROM if layout.last and layout.classes > BLOCK else _LARGE_FROM
     few = 0 < layout.rows * layout.classes * itemsize < below
     return few and itemsize > 2 and reduction != "none" and not picks
 
@@ -108,31 +116,38 @@ class LossPlan:
     def __init__(self, layout, storage, soft, target_strides, options, picks):
         along_classes = layout.last and (soft or not layout.short)
         kernels = pick if picks else along if along_classes else across
+        functions = kernels.forward, kernels.backward
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is along and layout.classes >= _STATS_FROM else 0
-        tile, scratches, places = 0, (0, 0), (0, 0)
-        if kernels is along:
-            tile, keeps = along.TILE, not (soft or options.label_smoothing or options.softcap) and self.stats
-            scratches, places = along.scratch_bytes(layout.classes, _BYTES[storage], keeps)
-        functions = kernels.forward, kernels.backward
-        fixed = (
-            layout, storage, kernels is across, *layout.strides, *target_strides, *layout.new_strides, layout.rows,
-            options.ignore_index, soft, options.label_smoothing, options.softcap or 0.0, options.z_loss, *places,
-        )  # fmt: skip
-        memory = {"tile": tile, "scratches": scratches}
-        self.forward, self.backward = _calls(LOSS, functions, *fixed, **memory)
+        fixed = strides_of(x=layout.strides, target=target_strides, new=layout.new_strides) | {
+            "rows": layout.rows, "ignore_index": options.ignore_index, "is_soft": soft,
+            "smoothing": options.label_smoothing, "cap": options.softcap or 0.0, "z_loss": options.z_loss,
+        }  # fmt: skip
+        keeps = kernels is along and not (soft or options.label_smoothing or options.softcap) and self.stats
+        scratches, places = along.scratch_bytes(layout.classes, _BYTES[storage], keeps)
+
+        def calls(fields, tops_at, kept_at, **others):
+            given = fixed | others | {"tops_at": tops_at, "kept_at": kept_at}
+            if kernels is across:
+                return _of_tiles(fields, functions, layout, storage, given, 1)
+            if kernels is pick:
+                return _of_rows(fields, functions, layout, storage, given)
+            return _of_rows(fields, functions, layout, storage, given, along.TILE, scratches)
+
+        self.forward, self.backward = calls(LOSS, *places)
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
         self.unasked = 0
         if not best_at_once(layout, storage, options.reduction, picks):
             return
         self.at_once = self.backward
-        if layout.classes > along.BLOCK:  # else the gradient would have other bits than in a larger batch
-            fixed = *fixed[: -len(places)], 0, 0
-            _, self.at_once = _calls(LOSS, functions, *fixed, **memory)
+        if layout.classes > BLOCK:  # else the gradient would have other bits than in a larger batch
+            places = 0, 0
+            _, self.at_once = calls(LOSS, *places)
         self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
         if not soft:
-            unweighted = layout.classes, 0, 0, 0, 0, 0, self.unit, True, 0
-            self.quick_forward, self.quick_backward = _calls(QUICK_LOSS, functions, *fixed, **memory, before=unweighted)
+            absent = dict.fromkeys(("weight", "samples", "loss", "stats", "dloss", "dtarget"), 0)
+            unweighted = absent | {"weight_total": layout.classes, "scale": self.unit, "with_loss": True}
+            self.quick_forward, self.quick_backward = calls(QUICK_LOSS, *places, **unweighted)
 
 
 class SoftmaxPlan:
@@ -147,8 +162,11 @@ class SoftmaxPlan:
             else (softmax.forward_across, softmax.backward_across)
         )
         self.layout = layout
-        fixed = *layout.strides, *layout.new_strides, log
-        self.forward, self.backward = _calls(SOFTMAX, kernels, layout, storage, 0 if layout.last else 2, *fixed)
+        fixed = strides_of(x=layout.strides, new=layout.new_strides) | {"is_log": log}
+        if layout.last:
+            self.forward, self.backward = _of_rows(SOFTMAX, kernels, layout, storage, fixed)
+        else:
+            self.forward, self.backward = _of_tiles(SOFTMAX, kernels, layout, storage, fixed, 2)
 
 
 class TokenPlan:
@@ -158,10 +176,10 @@ class TokenPlan:
 
     def __init__(self, layout, storage, target_strides, options):
         self.layout = layout
-        self.forward, self.backward = _calls(
-            TOKENS, (tokens.forward, tokens.backward), layout, storage, 0, *layout.strides, *target_strides,
-            *layout.strides, options.ignore_index, options.softcap or 0.0,
-        )  # fmt: skip
+        fixed = strides_of(x=layout.strides, target=target_strides, dx=layout.strides) | {
+            "ignore_index": options.ignore_index, "cap": options.softcap or 0.0,
+        }  # fmt: skip
+        self.forward, self.backward = _of_rows(TOKENS, (tokens.forward, tokens.backward), layout, storage, fixed)
 
 
 BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = column_sums.BLOCK, column_sums.ROOM
@@ -184,7 +202,7 @@ def _by_columns(fields, kernel, classes, storage, threads):
     together = max(1, min(column_sums.BLOCKS, blocks // threads))
     scratch = 2 * together * BLOCK_OF_SUMS * max(4, _BYTES[storage])
     units = -(-blocks // together)
-    return Calls(fields, kernel, fields.pack_first, storage, units, 1, scratch, (classes, together)).run
+    return Launcher(fields, kernel, storage, Work(units, 1, scratch), {"classes": classes, "blocks": together}).run
 
 
 def _even(count, at_most, multiple):
@@ -203,9 +221,10 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
     """
     itemsize, each = max(4, _BYTES[storage]), 2 if storage == "bfloat16 pairs" else 1
     width, columns_at_most, rows_at_most = matmul.panel_width(itemsize), matmul.COLUMNS, _ROWS_AT_ONCE
-    at_once = _even(depth, each * matmul.DEPTH, each)
-    if rounded and at_once < depth:  # what is rounded cannot be added to
-        at_once, columns_at_most = depth, max(width, columns_at_most * each * matmul.DEPTH // depth // width * width)
+    depth_at_once = _even(depth, each * matmul.DEPTH, each)
+    if rounded and depth_at_once < depth:  # what is rounded cannot be added to
+        fitting = columns_at_most * each * matmul.DEPTH // depth // width * width
+        depth_at_once, columns_at_most = depth, max(width, fitting)
     if rows <= matmul.HEIGHT:  # which cannot be shared out
         columns_at_most = min(columns_at_most, -(-columns // threads))
     block_columns = _even(columns, columns_at_most, width)
@@ -214,18 +233,22 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
         rows_at_most = min(rows_at_most, -(-rows // threads))
     block_rows = _even(rows, rows_at_most, matmul.HEIGHT)
     units = blocks * -(-rows // block_rows)
-    fixed = *along, *strides, rows, columns, depth, at_once, block_rows, block_columns, blocks
-    scratch = matmul.scratch_elements(itemsize, block_columns, -(-at_once // each)) * itemsize
+    fixed = {
+        "a_along": along[0], "b_along": along[1], "a_row": strides[0], "b_row": strides[1], "c_row": strides[2],
+        "rows": rows, "columns": columns, "depth": depth, "depth_at_once": depth_at_once, "block_rows": block_rows,
+        "block_columns": block_columns, "blocks": blocks,
+    }  # fmt: skip
+    scratch = matmul.scratch_elements(itemsize, block_columns, -(-depth_at_once // each)) * itemsize
     kernel = matmul.rounded_product if rounded else matmul.product
-    return Calls(PRODUCTS, kernel, PRODUCTS.pack_first, storage, units, 1, scratch, fixed).run
+    return Launcher(PRODUCTS, kernel, storage, Work(units, 1, scratch), fixed).run
 
 
 @lru_cache(maxsize=4096)
 def rounding(rows, columns, row_stride):
     """The call that rounds a matrix of float32 to bfloat16 where it is, with a 0 behind each row."""
     step = max(1, _CHUNK // max(1, columns), rows // _CHUNKS)
-    fixed = row_stride, columns
-    return Calls(ROUNDING, round_rows, ROUNDING.pack_first, "float32", rows, step, 0, fixed).run
+    fixed = {"x_outer": row_stride, "columns": columns}
+    return Launcher(ROUNDING, round_rows, "float32", Work(rows, step, 0), fixed).run
 
 
 class ScorePlan:
@@ -235,9 +258,8 @@ class ScorePlan:
 
     def __init__(self, layout, storage, target_strides, ignore_index):
         self.layout = layout
-        (self.forward,) = _calls(
-            SCORES, (scores.forward,), layout, storage, 0, *layout.strides, *target_strides, ignore_index
-        )
+        fixed = strides_of(x=layout.strides, target=target_strides) | {"ignore_index": ignore_index}
+        (self.forward,) = _of_rows(SCORES, (scores.forward,), layout, storage, fixed)
 
 
 score_plan = lru_cache(maxsize=4096)(ScorePlan)

@@ -15,14 +15,17 @@ def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi: write losses."""
     chunk = rows.NO_SUMS
     for r in range(lo, hi):
-        label = rows.label_of(call, r)
+        place = rows.place_of(call, r)
+        label = rows.label_of(call, place)
         keep, value = _keep_of(call, r, label), 0.0
         if keep != 0.0:
             if label < 0 or label >= call.classes:
                 return rows.refuse(outcome, r)
             mass = rules.label_weight(rows.class_weight_of(call, label), keep, 0.0)
             if mass != 0.0:
-                value = -mass * np.float64(v.load_scalar(call.storage, rows.logits_of(call, r), label * call.x_class))
+                value = -mass * np.float64(
+                    v.load_scalar(call.storage, rows.logits_of(call, place), label * call.x_class)
+                )
             chunk = rows.added(chunk, value, mass)
         if call.loss != 0:
             v.store_scalar(call.compute, call.loss, r, value)
@@ -38,12 +41,13 @@ def _upstream_of(call, r):
 def backward(call, scratch, lo, hi, outcome):
     """Rows lo to hi of the gradient of scale * dloss * loss, into a dx of zeros."""
     for r in range(lo, hi):
-        label = rows.label_of(call, r)
+        place = rows.place_of(call, r)
+        label = rows.label_of(call, place)
         keep = _keep_of(call, r, label)
         if keep != 0.0:
             if label < 0 or label >= call.classes:
                 return rows.refuse(outcome, r)
             mass = rules.label_weight(rows.class_weight_of(call, label), keep, 0.0)
-            where = rows.offset(call, r, call.new_outer, call.new_inner) + label * call.new_class
+            where = rows.offset(place, call.new_outer, call.new_inner) + label * call.new_class
             v.store_scalar(call.storage, call.dx, where, -mass * _upstream_of(call, r))
     return rows.finish(outcome, rows.NO_SUMS)

@@ -27,20 +27,27 @@ _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
 
 @inline
-def offset(call, r, outer, inner):
-    """Where row r begins in an array of these strides, in elements."""
+def place_of(call, r):
+    """Row r in the two loops over rows. Made once for all arrays: a division takes as long as some vectors."""
     o = r // call.inner
-    return o * outer + (r - o * call.inner) * inner
+    return o, r - o * call.inner
 
 
 @inline
-def logits_of(call, r):
-    return v.at(call.storage, call.x, offset(call, r, call.x_outer, call.x_inner))
+def offset(place, outer, inner):
+    """Where a row begins in an array of these strides, in elements."""
+    o, i = place
+    return o * outer + i * inner
 
 
 @inline
-def label_of(call, r):
-    return v.load_scalar(LABELS, call.target, offset(call, r, call.target_outer, call.target_inner))
+def logits_of(call, place):
+    return v.at(call.storage, call.x, offset(place, call.x_outer, call.x_inner))
+
+
+@inline
+def label_of(call, place):
+    return v.load_scalar(LABELS, call.target, offset(place, call.target_outer, call.target_inner))
 
 
 @inline

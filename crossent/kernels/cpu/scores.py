@@ -56,12 +56,12 @@ def _add_part(label, row, j, within, lane, sums):
 
 
 @inline
-def _sums(call, row, label, own, peak):
+def _sums(call, storage, row, label, own, peak):
     """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of those ahead of
     it; the largest z of all, and where the block starts that has it first.
     """
-    zero = v.splat(call.storage, 0.0)
-    sums, view = (zero, zero, zero, -np.inf, 0), _Label(call.storage, own, peak)
+    zero = v.splat(storage, 0.0)
+    sums, view = (zero, zero, zero, -np.inf, 0), _Label(storage, own, peak)
     others, squares, above, best, best_at = rows.walk(view, row, call.classes, label, _add_whole, _add_part, sums)
     others, squares, above = v.reduce_sum(others), v.reduce_sum(squares), v.reduce_sum(above)
     return np.float64(others), np.float64(squares), np.float64(above), best, best_at
@@ -85,20 +85,21 @@ def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi; nothing is written for those that are ignored."""
     storage, compute = call.storage, call.compute
     for r in range(lo, hi):
-        label = rows.label_of(call, r)
+        place = rows.place_of(call, r)
+        label = rows.label_of(call, place)
         if label == call.ignore_index:
             continue
         if label < 0 or label >= call.classes:
             return rows.refuse(outcome, r)
-        row = rows.logits_of(call, r)
+        row = rows.logits_of(call, place)
         own = np.float64(v.load_scalar(storage, row, label))
         own_lanes = v.splat(storage, v.load_scalar(storage, row, label))
         guess = rows.largest(storage, row, min(call.classes, LOOKED_AT), 0.0)
         peak = rows.finite_peak(max(own, guess))
-        others, squares, above, best, best_at = _sums(call, row, label, own_lanes, peak)
+        others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
         if best > peak + _HEADROOM:
             peak = best
-            others, squares, above, best, best_at = _sums(call, row, label, own_lanes, peak)
+            others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
         own_exp = math.exp(own - peak)
         total = others + own_exp
         v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))

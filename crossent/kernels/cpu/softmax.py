@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from crossent.kernels.cpu import rows, state as st, vector as v
-from crossent.kernels.cpu.across import place_of
+from crossent.kernels.cpu.across import tile_place
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.exponentials import Block, rescaled, sum_of_block
 from crossent.kernels.cpu.math import exp, exp_or_expm1, log_of_sum
@@ -122,15 +122,16 @@ def _sums(storage, row, classes):
 
 
 @inline
-def _result_of(call, r):
-    return v.at(call.storage, call.result, rows.offset(call, r, call.new_outer, call.new_inner))
+def _result_of(call, place):
+    return v.at(call.storage, call.result, rows.offset(place, call.new_outer, call.new_inner))
 
 
 def forward_along(call, scratch, lo, hi, outcome):
     """Rows lo to hi."""
     storage, classes, is_log = call.storage, call.classes, call.is_log != 0
     for r in range(lo, hi):
-        row, result = rows.logits_of(call, r), _result_of(call, r)
+        place = rows.place_of(call, r)
+        row, result = rows.logits_of(call, place), _result_of(call, place)
         peak, others = _sums(storage, row, classes)
         total = v.splat(storage, others + 1.0)
         reciprocal, log_total = 1.0 / total, log_of_sum(storage, total, v.splat(storage, others))
@@ -164,8 +165,9 @@ def backward_along(call, scratch, lo, hi, outcome):
     """Rows lo to hi, of which `x` is what forward returned."""
     storage, classes, is_log = call.storage, call.classes, call.is_log != 0
     for r in range(lo, hi):
-        row, result = rows.logits_of(call, r), _result_of(call, r)
-        drow = v.at(storage, call.dout, rows.offset(call, r, call.dout_outer, call.dout_inner))
+        place = rows.place_of(call, r)
+        row, result = rows.logits_of(call, place), _result_of(call, place)
+        drow = v.at(storage, call.dout, rows.offset(place, call.dout_outer, call.dout_inner))
         summed = v.splat(storage, _upstream_sum(storage, row, drow, classes, is_log))
         past_caches = rows.passes_caches(call.large != 0, result)
         for j in range(0, classes, v.lanes(storage)):
@@ -236,9 +238,9 @@ def _write_tile(call, n, buffer, state, result):
 
 def forward_across(call, scratch, lo, hi, outcome):
     """Tiles lo to hi; `scratch` holds the logits of one, its peaks, and what they are scaled or shifted by."""
-    state = st.State(call.compute, v.at(call.compute, scratch, call.classes * call.tile), call.tile)
+    state = st.State(call.storage, call.compute, v.at(call.compute, scratch, call.classes * call.tile), call.tile)
     for unit in range(lo, hi):
-        o, i, n = place_of(call, unit)
+        o, i, n = tile_place(call, unit)
         _copy_tile(call, v.at(call.storage, call.x, o * call.x_outer + i), n, scratch, state)
         _exponentiate_tile(call, n, scratch, state)
         _write_tile(call, n, scratch, state, v.at(call.storage, call.result, o * call.new_outer + i))
@@ -274,12 +276,12 @@ def backward_across(call, scratch, lo, hi, outcome):
     storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
     factors, ds = scratch, v.at(compute, scratch, classes * tile)
     state, new_class, large = (
-        st.State(compute, v.at(compute, ds, classes * tile), tile),
+        st.State(storage, compute, v.at(compute, ds, classes * tile), tile),
         call.new_class,
         call.large != 0,
     )
     for unit in range(lo, hi):
-        o, i, n = place_of(call, unit)
+        o, i, n = tile_place(call, unit)
         row, drow = v.at(storage, call.x, o * call.x_outer + i), v.at(storage, call.dout, o * call.dout_outer + i)
         _sum_tile(call, row, drow, n, (factors, ds), state)
         result = v.at(storage, call.result, o * call.new_outer + i)

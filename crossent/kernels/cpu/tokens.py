@@ -47,11 +47,11 @@ def _add_part(label, row, j, within, lane, sums):
 
 
 @inline
-def _sums(call, row, label, own, peak):
+def _sums(call, storage, row, label, own, peak):
     """The sums of exp(z - peak) over the others and of exp(z - peak) * (z - peak) over all, the count of the classes
     ahead of the label, and the largest z.
     """
-    storage, zero = call.storage, v.splat(call.storage, 0.0)
+    zero = v.splat(storage, 0.0)
     sums, view = (zero, zero, zero, v.splat(storage, -np.inf)), _Label(storage, own, peak, call.cap)
     others, dot, above, top = rows.walk(view, row, call.classes, label, _add_whole, _add_part, sums)
     others, dot, above = v.reduce_sum(others), v.reduce_sum(dot), v.reduce_sum(above)
@@ -62,21 +62,22 @@ def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi; nothing is written for those that are ignored."""
     storage, compute, cap = call.storage, call.compute, call.cap
     for r in range(lo, hi):
-        label = rows.label_of(call, r)
+        place = rows.place_of(call, r)
+        label = rows.label_of(call, place)
         if label == call.ignore_index:
             continue
         if label < 0 or label >= call.classes:
             return rows.refuse(outcome, r)
-        row = rows.logits_of(call, r)
+        row = rows.logits_of(call, place)
         own = rows.load_logit(storage, row, label, cap)
         guess = rows.largest(storage, row, min(call.classes, LOOKED_AT), cap)
         peak = rows.finite_peak(max(own, guess))
         # As the vectors cap it, so that equal logits stay equal.
         own_lanes = capped(storage, v.splat(storage, v.load_scalar(storage, row, label)), cap)
-        others, dot, above, top = _sums(call, row, label, own_lanes, peak)
+        others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
         if rows.out_of_headroom(top, peak):
             peak = top
-            others, dot, above, top = _sums(call, row, label, own_lanes, peak)
+            others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
         own_exp = rows.exp_relative(own, peak)
         total = others + own_exp
         v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))
@@ -93,9 +94,9 @@ def _number_of(call, address, r):
 
 
 @inline
-def _write_gradient(call, row, drow, lse, entropy, upstream):
+def _write_gradient(call, storage, row, drow, lse, entropy, upstream):
     """That of a row, but for the label's own entry, which is written later."""
-    storage, classes, cap = call.storage, call.classes, call.cap
+    classes, cap = call.classes, call.cap
     dlogprob, dlse, dentropy = upstream
     zero, entropy = v.splat(storage, 0.0), v.splat(storage, entropy)
     dlogprob, dlse, dentropy = v.splat(storage, dlogprob), v.splat(storage, dlse), v.splat(storage, dentropy)
@@ -116,8 +117,9 @@ def backward(call, scratch, lo, hi, outcome):
     """Rows lo to hi of the gradient, from the results; dx may be x. Those that are ignored get zeros."""
     storage, cap = call.storage, call.cap
     for r in range(lo, hi):
-        label, row = rows.label_of(call, r), rows.logits_of(call, r)
-        drow = v.at(storage, call.dx, rows.offset(call, r, call.dx_outer, call.dx_inner))
+        place = rows.place_of(call, r)
+        label, row = rows.label_of(call, place), rows.logits_of(call, place)
+        drow = v.at(storage, call.dx, rows.offset(place, call.dx_outer, call.dx_inner))
         if label == call.ignore_index:
             rows.fill_zero(storage, drow, call.classes)
             continue
@@ -130,7 +132,7 @@ def backward(call, scratch, lo, hi, outcome):
         dlogprob, dlse, dentropy = (
             _number_of(call, call.dlogprob, r), _number_of(call, call.dlse, r), _number_of(call, call.dentropy, r)
         )  # fmt: skip
-        _write_gradient(call, row, drow, lse, entropy, (dlogprob, dlse, dentropy))
+        _write_gradient(call, storage, row, drow, lse, entropy, (dlogprob, dlse, dentropy))
         # At the label from its own log-probability: 1 - p keeps its digits.
         d = rules.token_grad(math.exp(logprob), logprob, entropy, 0.0, dlse, dentropy) - math.expm1(logprob) * dlogprob
         v.store_scalar(storage, drow, label, d * rules.softcap_slope(own, cap) if cap > 0.0 else d)

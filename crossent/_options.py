@@ -29,7 +29,10 @@ class LossOptions:
 
     def changed(self, **values):
         """The options with other values for some."""
-        return loss_options(**vars(self) | values)
+        return loss_options(**{name: getattr(self, name) for name in _OF_A_LOSS} | values)
+
+
+_OF_A_LOSS = tuple(option.name for option in fields(LossOptions))
 
 
 def loss_options(

@@ -699,8 +699,9 @@ def test_operators_are_as_announced(reduction):
     x, matrix, bias, _ = leaves_of(dtype=torch.float32)
     labels = labels_of(5)
     loss = 1, 2**20, None, 0.0, False, reduction, -100, 0.1, None, 0.0
+    of_tokens = 1, 2**20, None, 0.0, True, "mean", -100, 0.0, 3.0, 0.0
     torch.library.opcheck(torch.ops.crossent.head, (x, matrix, bias, labels, None, None, None, [False] * 4, *loss))
-    torch.library.opcheck(torch.ops.crossent.tokens, (x, matrix, bias, labels, 1, 2**20, -100, 3.0))
+    torch.library.opcheck(torch.ops.crossent.tokens, (x, matrix, bias, labels, *of_tokens))
 
 
 # Gradients for weights, which plain operations make chunk by chunk

@@ -7,7 +7,7 @@ from harness import Chunks, new_plans, waiting_gradient
 
 import crossent
 from crossent.frontends.torch import products
-from crossent.kernels.cpu.call import Calls
+from crossent.kernels.cpu.call import Launcher
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 pytestmark = pytest.mark.usefixtures("nothing_planned")
@@ -20,13 +20,13 @@ HEADS = [(crossent.linear_cross_entropy, HIDDEN, WEIGHT, TOKENS), (crossent.line
 
 def calls_of_kernels(monkeypatch, call):
     """How often the call, and its backward pass, go to a kernel."""
-    count, run = [0], Calls.run
+    count, run = [0], Launcher.run
 
     def counted(*args):
         count[0] += 1
         return run(*args)
 
-    monkeypatch.setattr(Calls, "run", counted)
+    monkeypatch.setattr(Launcher, "run", counted)
     with new_plans():
         call()
     return count[0]

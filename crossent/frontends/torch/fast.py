@@ -23,6 +23,7 @@ from crossent.frontends.torch.arrays import (
     address,
     empty,
     has_storage,
+    in_memory,
     is_small,
     like_numbers,
     number_at,
@@ -142,7 +143,7 @@ class _FastCrossEntropy(torch.autograd.Function):
         plan = fast.plan
         plan.unasked = 0
         tensors = *ctx.saved_tensors, None, None
-        # As `arrays.needs_composite` and `arrays.in_memory`.
+        # As `arrays.needs_composite`.
         if (
             grad_enabled()
             or type(dloss) is not Tensor
@@ -151,11 +152,11 @@ class _FastCrossEntropy(torch.autograd.Function):
             or dispatch_modes()
             or modes.plain_only
             or not has_storage(dloss)
-            or dloss.is_neg()
-            or dloss._is_zerotensor()
         ):
             factor = math.inf  # for `gradients_in_backward`
         else:
+            if dloss.is_neg() or dloss._is_zerotensor():
+                dloss = in_memory(dloss)
             factor = number_at[dloss.dtype](address(dloss)).value
         if scale != plan.unit:  # where rows are ignored the mean is of fewer
             factor *= scale / plan.unit

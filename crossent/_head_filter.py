@@ -1,17 +1,18 @@
-"""The products of a gradient with few of its classes as they are, and the others as a matrix of low rank.
+"""The products of a gradient, with a few classes as they are and all others as a matrix of low rank.
 
-What is left out is projected on the span of its sums over parts of the vocabulary, which come at the price of reading
-it once: its singular values fall off quickly, since rare classes have nearly the same shares in every row. A projection
-never brings a larger error than leaving everything out. The sketch is that of Halko, Martinsson and Tropp, Finding
-Structure with Randomness (2011), section 4.1, with parts of the vocabulary for its random vectors.
+The other classes are replaced by their projection on a few vectors: for each part of the vocabulary, the sums of its
+other classes. Making these sums takes one pass over the gradient. Little is lost, because the singular values fall off
+quickly: rare classes have nearly the same shares in every row. The error of a projection is never larger than that of
+leaving these classes out. The sketch is that of Halko, Martinsson and Tropp, Finding Structure with Randomness (2011),
+section 4.1, with parts of the vocabulary in place of random vectors.
 """
 
 PARTS = 8
-_AT_ONCE = 2**19  # numbers of the chosen classes, gathered at a time
+_AT_ONCE = 2**19  # numbers of chosen classes that are gathered at a time
 
 
 class FilteredProducts:
-    """Of one chunk: rows `x`, and the derivatives of their losses by the logits."""
+    """The products of one chunk: its rows `x`, and the derivatives of their losses by the logits."""
 
     def __init__(self, lib, weight, x, dlogits):
         self._lib, self._weight, self._x, self._dlogits = lib, weight, x, dlogits
@@ -21,11 +22,11 @@ class FilteredProducts:
         self._squares, self._parts = self._lib.sums(self._dlogits, PARTS)
 
     def choose(self, eps):
-        """The classes whose root mean square is above eps, nan among them."""
+        """Choose the classes whose root mean square is above eps, or nan."""
         self._chosen = ~(self._squares <= eps**2 * len(self._x))
 
     def add(self, dinput, dweight):
-        """Add to what is not None."""
+        """Add the products to the gradients that are not None."""
         if dinput is dweight is None:
             return
         lib = self._lib
@@ -42,7 +43,7 @@ class FilteredProducts:
             lib.to_weight(dweight, by_class, lib.to_input(span, self._x))
 
     def _add_chosen(self, dinput, dweight):
-        """The products of the chosen classes; what the others sum to, for each part and row."""
+        """Add the products of the chosen classes; the sums of the others, for each part and row."""
         lib, others, step = self._lib, [], max(1, _AT_ONCE // len(self._x))
         for classes, sums in self._parts:
             chosen, total = lib.numbers(self._chosen[classes]) + classes.start, lib.zeros(len(self._x), self._x)
@@ -60,8 +61,10 @@ class FilteredProducts:
 
 
 def _make_orthonormal(vectors):
-    """By Gram's and Schmidt's method, twice: what is left of a vector near the others' span is mostly rounding, and of
-    one that lies in it nothing else, as the second time shows; it becomes 0.
+    """By Gram's and Schmidt's method, twice.
+
+    What is left of a vector near the span of the others is mostly rounding, so it is made orthogonal a second time. If
+    a vector lies in the span, nothing but rounding is left: the second time shows that, and the vector becomes 0.
     """
     for least in (0.0, 0.5):
         for i in range(len(vectors)):

@@ -1,20 +1,21 @@
-"""The fallback in plain array operations, for devices without kernels and for derivatives of every order.
+"""Losses and softmax in plain array operations, for devices without kernels and for derivatives of every order.
 
-`xp` is the array library, and `freeze` its way to keep a value out of differentiation. Every value that a `where`
-leaves out is replaced before it is used, since the derivative of what was left out would be nan times 0.
+`xp` is the array library. `freeze(array)` is the array as a constant, which is not differentiated. A value that a
+`where` will not select is replaced by a harmless one before it is used: its derivative could be nan, and nan times 0 is
+nan.
 """
 
 from crossent import _rules
 
-_NEARLY_CERTAIN = -0.34  # log-probability
+_NEARLY_CERTAIN = -0.34  # a log-probability; a class above it is nearly certain
 
 
 def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
-    """The loss of each row; `keep` has the rows' shape, and labels that are not kept may hold anything."""
+    """The loss of each row. `keep` has the rows' shape; where it is 0 the label may be any number."""
     classes = logits.shape[axis]
     kept = xp.unsqueeze(keep != 0, axis)
     z = xp.where(kept, logits, 0.0)
-    if isinstance(classes, int) and not classes:  # sizes that are traced are no numbers
+    if isinstance(classes, int) and not classes:  # a traced size is not an int
         return xp.sum(z, axis=axis)
     if options.softcap:
         z = options.softcap * xp.tanh(z / options.softcap)
@@ -28,7 +29,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     nll, label_mass, log_total, t = parts(xp, z, target, w, keep, options, axis, shape)
     rest_mass, rest_dot = 0.0, 0.0
     if soft or options.label_smoothing:
-        classes = xp.zeros_like(peak) + classes  # a size that is traced would be divided by in float32
+        classes = xp.zeros_like(peak) + classes  # as an array: division by a traced size is in float32
         q = _rules.target_weight(t, w, xp.unsqueeze(keep, axis), options.label_smoothing, classes)
         q = q + xp.zeros_like(z)
         counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
@@ -39,13 +40,16 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
 
 
 def _at_label(xp, target, keep, axis, shape):
-    """Where the class is the row's label; `shape` has 1 everywhere but along the classes."""
+    """A mask: where the class is the row's label. `shape` is 1 everywhere but along the classes."""
     classes = xp.reshape(xp.arange(shape[axis], device=target.device), shape)
     return (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
 
 
 def _nll(xp, own, others):
-    """The label's negative log-probability and the log of all exponentials, of whom `others` are not the label's."""
+    """The label's negative log-probability, and the log of the sum of all exponentials.
+
+    `others` is the sum of the exponentials of all classes but the label, `own` the label's logit.
+    """
     own_exp = xp.exp(own)
     log_total = xp.log(others + own_exp)
     confident = others <= own_exp
@@ -69,7 +73,7 @@ def _label_parts(xp, z, target, w, keep, options, axis, shape):
 
 
 def picked_losses(xp, logits, target, weight, keep, axis):
-    """The rows' losses of log-probabilities."""
+    """The loss of each row, where the logits are log-probabilities."""
     shape = [1] * logits.ndim
     shape[axis] = logits.shape[axis]
     at_label = _at_label(xp, target, keep, axis, shape)
@@ -80,40 +84,41 @@ def picked_losses(xp, logits, target, weight, keep, axis):
 
 
 def log_softmax(xp, x, axis, freeze):
-    """With the digits of a class that outweighs all others, in the results and in the derivative.
+    """log-softmax that keeps its digits where one class outweighs all others, in the result and in the derivative.
 
-    All is said relative to the largest logit, which counts in no sum: its log-probability is -log(1 + others), its
-    derivative the others' with the other sign. Equal largest logits share the derivative of the maximum, so all that
-    they add to the sum is their count.
+    Everything is relative to the largest logit, which is left out of the sum: its log-probability is -log(1 + others),
+    and its derivative is that of the others with the opposite sign. Where several logits are the largest, they share
+    the derivative of the maximum, so they add only their count to the sum.
     """
     classes = x.shape[axis]
     if isinstance(classes, int) and not classes:  # as in `row_losses`
         return xp.exp(x)
     peak = xp.amax(x, axis=axis, keepdims=True)
     at_peak, z = x == peak, x - peak
-    zero = freeze(z)  # where the largest is
+    zero = freeze(z)  # 0 at the largest logit, where it is used
     count = xp.sum(xp.where(at_peak, xp.ones_like(zero), 0.0), axis=axis, keepdims=True)
     others = xp.sum(xp.where(at_peak, zero, xp.exp(z)), axis=axis, keepdims=True)
     return xp.where(at_peak & (count == 1), zero, z) - xp.log1p(others + (count - 1.0))
 
 
 def log_softmax_grad(xp, out, dout, axis):
-    """In operations that can be differentiated again: `out` is a function of the input. Of a class that is nearly
-    certain, what is missing from 1 keeps its digits.
+    """The derivative, in operations that can be differentiated again; `out` must be a function of the input.
+
+    For a class that is nearly certain 1 - p is computed by itself, so that it keeps its digits.
     """
     total = xp.sum(dout, axis=axis, keepdims=True)
     return xp.where(out > _NEARLY_CERTAIN, dout - total - xp.expm1(out) * total, dout - xp.exp(out) * total)
 
 
 def row_weights(xp, target, soft, weight, keep):
-    """What each row counts in the mean's divisor."""
+    """What each row adds to the mean's divisor."""
     if soft or weight is None:
         return keep
     return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
 
 
 def _rank(xp, z, own, label, axis):
-    """The count of the classes ahead of the label in the order by logit, in which of equals the earlier comes first."""
+    """The number of classes ahead of the label when sorted by logit; of equal logits the earlier class comes first."""
     shape = [1] * z.ndim
     shape[axis] = z.shape[axis]
     earlier = xp.reshape(xp.arange(shape[axis], device=z.device), shape) < label
@@ -133,7 +138,7 @@ def token_stats(xp, logits, target, keep, options, axis):
     label = xp.unsqueeze(xp.where(keep != 0, target, 0), axis)
     logprob = xp.squeeze(xp.gather(log_p, axis, label), axis)
     rank = _rank(xp, z, xp.gather(z, axis, label), label, axis)
-    # A bad label that could not be refused has a keep of nan.
+    # A bad label that could not be refused has keep = nan, which makes its results nan.
     logprob, lse, entropy = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, lse, entropy))
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
 

@@ -1,11 +1,11 @@
-"""Rows that lie side by side, their classes a stride apart (images: batch x classes x pixels): a lane for each row.
-Short rows whose classes lie side by side are transposed into the buffer: a vector then holds numbers of as many rows.
+"""Rows that lie side by side, with a stride between classes (images: batch x classes x pixels): one lane for each row.
+Short rows whose classes lie side by side are first transposed into the buffer, so that a lane holds a row here too.
 
-A tile of neighbouring rows is passed class by class, in long runs of memory. What belongs to a row lies in a `State`
-behind a buffer of tile x classes numbers, and every pass is short, so that the processor overlaps several vectors. As
-in `along` the exponentials are taken relative to a peak known beforehand, here the first class's logit, and a tile
-whose sums come out too large is passed again relative to its maxima. A label is only ever compared with class numbers,
-so that a bad one cannot reach memory.
+A tile of neighbouring rows is passed class by class, in long runs of memory. The sums and weights of its rows lie in a
+`State`, which follows a buffer of tile x classes numbers. Every pass is short, so that the processor overlaps several
+vectors. As in `along`, exponentials are relative to a peak that is known beforehand: here the logit of the first class.
+A tile whose sums come out too large is passed again, relative to its maxima. A label is only compared with class
+numbers, never used as an index, so a bad label cannot reach memory.
 """
 
 from collections import namedtuple
@@ -18,20 +18,20 @@ from crossent.kernels.cpu.epilogue import losses_of, prepare_gradients
 from crossent.kernels.cpu.math import capped, exp
 from crossent.kernels.cpu.rows import LABELS, OK
 
-_GROUP = 8  # classes passed together, to read and write what belongs to a row less often
+_GROUP = 8  # classes in one pass over the rows: the rows' state is read and written once for all of them
 _BLOCK = 64  # classes summed before they are added to the total: short sums keep their digits
-_LARGEST = 80.0  # beyond it exp comes close to overflowing; sums of what is below e**60 are safe for 2**31 classes
+_LARGEST = 80.0  # above it exp comes close to overflow; sums of numbers up to e**60 are safe for 2**31 classes
 _SAFE_SUM, _SAFE_OWN = 1e26, 60.0
-# n rows from number `row` on: where their first logits and targets lie, and the buffer.
+# n rows from row number `row` on: the addresses of their first logits and targets, and that of the buffer.
 _Tile = namedtuple("_Tile", "n row logits target buffer")
-# Numbers of neighbouring rows, class by class so far apart, stored like `like`.
+# The numbers of neighbouring rows, stored as `like` says: a plane for each class, `step` elements from one to the next.
 _Planes = namedtuple("_Planes", "like address step")
 
 
 def tile_rows(inner, classes, transposed):
-    """Rows of a tile: long runs of memory for few classes, a buffer of at most 256 KB for many, 16 KB if transposed.
+    """Rows in a tile: long runs of memory for few classes; for many a buffer of at most 256 KB, 16 KB if transposed.
 
-    An odd number of cache lines, since lines a power of two apart push each other out of the cache.
+    A plane of the buffer has an odd number of cache lines: lines a power of two apart evict each other from the cache.
     """
     most = max(16, min(240, (4096 if transposed else 65536) // max(classes, 1) // 32 * 32 - 16))
     return min(most, -(-inner // 16) * 16)
@@ -47,7 +47,7 @@ def scratch_numbers(classes, tile):
 
 @inline
 def tile_place(call, unit):
-    """Of a tile the outer index, the number of its first row beside that, and how many rows it has."""
+    """For tile number `unit`: its outer index, the inner index of its first row, and how many rows it has."""
     tiles = (call.inner + call.tile - 1) // call.tile
     o, i = unit // tiles, unit % tiles * call.tile
     return o, i, min(call.tile, call.inner - i)
@@ -84,7 +84,7 @@ def _plane(planes, c):
 
 @inline
 def _copy_logits(call, tile):
-    """The capped logits of a tile into the buffer, zeros in the lanes beyond the last row."""
+    """Copy the capped logits of a tile to the buffer; lanes after the last row get zeros."""
     storage, compute, classes, cap, n = call.storage, call.compute, call.classes, call.cap, tile.n
     buffer, x_class, x_inner, step = tile.buffer, call.x_class, call.x_inner, call.tile
     width, zero = v.lanes(storage), v.splat(storage, 0.0)
@@ -109,7 +109,7 @@ def _copy_logits(call, tile):
 
 @inline
 def _write_back(call, tile, result, result_inner, past_caches):
-    """A tile from the buffer to memory."""
+    """Copy a tile from the buffer to the result."""
     storage, compute, classes, n, step = call.storage, call.compute, call.classes, tile.n, call.tile
     width = v.lanes(storage)
     if result_inner == 1:
@@ -133,7 +133,7 @@ def _write_back(call, tile, result, result_inner, past_caches):
 
 @inline
 def _own_weights(call, labels):
-    """The class weight of each row's label, 1 for rows without."""
+    """The class weight of each row's label, 1 for rows without a label."""
     own = v.splat(call.storage, 1.0)
     for c in range(call.classes):
         weight = v.splat(call.storage, v.load_scalar(call.compute, call.weight, c))
@@ -143,7 +143,7 @@ def _own_weights(call, labels):
 
 @inline
 def _prepare(call, tile, state):
-    """Write what each row counts and its label, -1 where there is none; whether a label is bad."""
+    """Write each row's weight and label (-1 for none) to the state. Returns whether some label is bad."""
     storage, compute, samples, classes = call.storage, call.compute, call.samples, call.classes
     zero, labels_of = v.splat(storage, 0.0), st.array(state, st.LABEL)
     bad = False
@@ -182,7 +182,9 @@ def _first_bad(call, tile):
 
 @inline
 def _add_classes(planes, tile, state, lo, hi, j, whole, keeps):
-    """Add the classes lo to hi of the rows at j to the sum of the others' exponentials, or to what is the label's."""
+    """Add classes lo to hi of the rows at j. A label's logit and exponential are written to the state; the sum of the
+    other classes' exponentials is returned.
+    """
     like, compute, n = planes.like, state.compute, tile.n
     zero, within = v.splat(like, 0.0), v.first_n(like, n - j)
     labels, peak = st.load_labels(state, j), st.load(state, st.PEAK, j)
@@ -207,8 +209,8 @@ def _add_classes(planes, tile, state, lo, hi, j, whole, keeps):
 
 @inline
 def _accumulate(planes, tile, state, classes, keeps):
-    """Write the sum of exp(z - peak) over the classes but the label, and the label's z - peak and exponential; `keeps`
-    if all exponentials are to be left in the buffer.
+    """Write each row's sum of exp(z - peak) over all classes but the label, and the label's own z - peak and
+    exponential. `keeps` leaves all exponentials in the buffer.
     """
     width = v.lanes(planes.like)
     for lo in range(0, classes, _GROUP):
@@ -226,7 +228,7 @@ def _accumulate(planes, tile, state, classes, keeps):
 
 @inline
 def _maximum(call, tile, buffered, j, top):
-    """Over all classes of the rows at j, and `top`."""
+    """The maximum of `top` and of all classes, for the rows at j."""
     for c in range(call.classes):
         if buffered:
             top = v.max(v.load(call.compute, tile.buffer, c * call.tile + j), top)
@@ -238,7 +240,7 @@ def _maximum(call, tile, buffered, j, top):
 
 @inline
 def _write_peaks(call, tile, state, buffered, again):
-    """The first class's logits; `again`, in rows whose sums have come out too large, the largest."""
+    """Write the peaks: the first class's logits; if `again`, the maximum for rows whose sums came out too large."""
     storage, n = call.storage, tile.n
     zero, nothing = v.splat(storage, 0.0), v.splat(storage, -np.inf)
     for j in range(0, n, v.lanes(storage)):
@@ -249,7 +251,7 @@ def _write_peaks(call, tile, state, buffered, again):
         else:
             peak = rows.load_n(storage, tile.logits, j, n)
         peak = v.select(v.eq(peak, nothing), zero, peak)
-        if again:  # only in rows that need it: those beside them keep their bits
+        if again:  # only for rows that need it: the rows beside them keep their bits
             top = _maximum(call, tile, buffered, j, peak)
             own, others = st.load(state, st.OWN, j), st.load(state, st.OTHERS, j)
             peak = v.select(own > _SAFE_OWN, top, v.select(others > _SAFE_SUM, top, peak))
@@ -258,7 +260,7 @@ def _write_peaks(call, tile, state, buffered, again):
 
 @inline
 def _sums(call, tile, state, buffered, keeps):
-    """As `_accumulate`, relative to peaks that keep every sum in range; `buffered` if the logits are to be copied."""
+    """As `_accumulate`, relative to peaks that keep every sum in range. `buffered`: copy the logits to the buffer."""
     for attempt in range(2):
         if buffered and (keeps or not attempt):
             _copy_logits(call, tile)
@@ -299,7 +301,7 @@ def _target_sums(call, tile, state):
 
 @inline
 def _is_plain(call):
-    """Whether only the label's logit counts by itself."""
+    """Whether a class other than the label counts by its exponential alone: no soft targets, no smoothing, no cap."""
     return call.is_soft == 0 and call.smoothing == 0.0 and call.cap == 0.0
 
 
@@ -333,7 +335,7 @@ def _plain_grad(like, state, e, j, c):
 
 @inline
 def _write_plain(result, tile, state, classes, past_caches):
-    """From exponentials in the buffer: scaled, the labels' entries put in."""
+    """Write the gradient from exponentials in the buffer: scale them, and put in the labels' entries."""
     like, width, n = result.like, v.lanes(result.like), tile.n
     full = n // width * width
     for c in range(classes):
@@ -349,7 +351,7 @@ def _write_plain(result, tile, state, classes, past_caches):
 
 @inline
 def _differentiate(call, tile, state, dsoft):
-    """From logits in the buffer to the gradient, with everything that a loss may have."""
+    """Turn the logits in the buffer into the gradient, for any options; `dsoft` gets the targets', if it is not 0."""
     storage, compute, classes, smoothing, cap = call.storage, call.compute, call.classes, call.smoothing, call.cap
     is_soft, target_class, new_class, zero = call.is_soft != 0, call.target_class, call.new_class, v.splat(storage, 0.0)
     for c in range(classes):
@@ -371,7 +373,7 @@ def _differentiate(call, tile, state, dsoft):
 
 
 def backward(call, scratch, lo, hi, outcome):
-    """Tiles lo to hi of the gradient of scale * dloss * loss; dx may be x. `with_loss` asks for the losses as well."""
+    """Tiles lo to hi: write the gradient of scale * dloss * loss; dx may be x. `with_loss` asks for the losses too."""
     state = st.State(call.storage, call.compute, v.at(call.compute, scratch, call.tile * call.classes), call.tile)
     dense, plain = call.is_soft != 0 or call.smoothing > 0.0, _is_plain(call)
     buffered, chunk = not plain or call.x_inner != 1, rows.NO_SUMS

@@ -1,12 +1,13 @@
 """Rows whose classes lie side by side: vectors run along a row, one row after the other.
 
-The logits are read from memory once. Without soft targets and smoothing the sums go block by block (`exponentials`).
-Where these give every class a weight, the sums are taken relative to a `peak` known before the pass (the larger of the
-label's logit and the maximum of the first few), so maximum and sums need one pass. Where a later logit turns out so far
-above the peak that the sums are in danger, the row is passed again with the true maximum.
+The logits are read from memory once. Without soft targets and smoothing, the sums are made block by block
+(`exponentials`). With them, every class has a target weight. The sums are then relative to a `peak` known before the
+pass: the larger of the label's logit and the maximum of the row's first logits. So the maximum and the sums need only
+one pass. If a later logit is so far above the peak that the sums could overflow, the row is passed again with its true
+maximum.
 
-What is found of up to `TILE` rows goes to a `State` in the scratch memory, from which their losses and the factors of
-their gradients follow for all at once (`epilogue`).
+The sums of up to `TILE` rows go to a `State` in the scratch memory. From there, `epilogue` makes the losses and the
+factors of the gradients of all these rows together.
 """
 
 from collections import namedtuple
@@ -19,11 +20,12 @@ from crossent.kernels.cpu.epilogue import losses_of, prepare_gradients
 from crossent.kernels.cpu.math import capped, exp
 from crossent.kernels.cpu.rows import BLOCK, LOOKED_AT, OK
 
-TILE = 16  # rows whose losses are found together
-_GROUP = 4096  # numbers of the rows whose sums are made together
-# A row where every class has a target: where probabilities and class weights lie, 0 for none, and what it is made of.
+TILE = 16  # rows whose losses are computed together
+_GROUP = 4096  # logits in a group of rows, whose sums are made together
+# A row in which every class has a target: the addresses of its probabilities and of the class weights (0 for none), its
+# label, what its loss depends on, and the peak.
 _Dense = namedtuple("_Dense", "storage compute soft weight classes label cap smoothing peak")
-# Where its gradient goes, and that of the probabilities, and what these are multiplied by.
+# The addresses for the row's gradient and for that of its probabilities, and what both are made with.
 _Gradient = namedtuple("_Gradient", "drow dsoft cost factor scaled")
 
 
@@ -32,7 +34,7 @@ _Gradient = namedtuple("_Gradient", "drow dsoft cost factor scaled")
 
 @inline
 def _load(storage, address, j, within, whole, absent):
-    """Target probabilities or class weights: `absent` where there are none, 0 in the lanes that are not read."""
+    """A vector of probabilities or class weights: `absent` in every lane if there are none, 0 in lanes not read."""
     if address == 0:
         return v.splat(storage, absent)
     return v.load(storage, address, j) if whole else v.load_masked(storage, address, j, within, v.splat(storage, 0.0))
@@ -40,7 +42,7 @@ def _load(storage, address, j, within, whole, absent):
 
 @inline
 def _add_dense(dense, row, j, within, whole, sums):
-    """Add a vector to the sums that `_sums_of_dense` makes; `whole` if all lanes are within."""
+    """Add the vector at j to the sums of `_sums_of_dense`; `whole` says that all its lanes are within the row."""
     storage, zero = dense.storage, v.splat(dense.storage, 0.0)
     total, mass, dot, top = sums
     v.prefetch(storage, row, j)
@@ -83,8 +85,8 @@ def _add_part(dense, row, j, within, lane, sums):
 
 @inline
 def _sums_of_dense(dense, row):
-    """The sum of exp(z - peak) over the classes other than the label, -1 for none, those over all classes of q and of
-    q * (z - peak) for keep = 1, and the largest z.
+    """The sum of exp(z - peak) over all classes but the label (-1 for none), the sums of q and of q * (z - peak) over
+    all classes, for keep = 1, and the largest z.
     """
     zero = v.splat(dense.storage, 0.0)
     sums = zero, zero, zero, v.splat(dense.storage, -np.inf)
@@ -100,7 +102,7 @@ def _dense(call, storage, soft, label, peak):
 
 @inline
 def _safe_sums_of_dense(call, storage, row, soft, label, guess):
-    """A peak, and relative to it the others' sum, the mass and the dot of a row; `guess` may be the peak."""
+    """The peak, and relative to it the others' sum, the mass and the dot of a row. `guess` is the first peak tried."""
     peak = rows.finite_peak(guess)
     others, mass, dot = 0.0, 0.0, 0.0
     for _ in range(2):
@@ -116,7 +118,7 @@ def _safe_sums_of_dense(call, storage, row, soft, label, guess):
 
 @inline
 def _read_row(call, r, place):
-    """What a row counts, whether its label is bad, the label, -1 for none, and where its probabilities lie, or 0."""
+    """A row's weight, whether its label is bad, its label (-1 for none), and the address of its probabilities or 0."""
     if call.is_soft != 0:
         where = rows.offset(place, call.target_outer, call.target_inner)
         return rows.sample_weight_of(call, r), False, -1, v.at(call.storage, call.target, where)
@@ -127,7 +129,7 @@ def _read_row(call, r, place):
 
 @inline
 def _clear(call, state):
-    """Have no lane count."""
+    """Set the weight of every lane to 0: lanes that get no row must not count."""
     zero = v.splat(call.storage, 0.0)
     for j in range(0, state.rows, v.lanes(call.storage)):
         st.store(state, st.KEEP, j, zero)
@@ -163,7 +165,7 @@ def _dx_of(call, place):
 
 @inline
 def _kept_of(call, state, k, drow):
-    """Where the exponentials of row k are kept, and its blocks' maxima."""
+    """The addresses where the exponentials of row k are kept, and the maxima of its blocks."""
     blocks = (call.classes + BLOCK - 1) // BLOCK
     tops = v.at(rows.DOUBLES, state.address + call.tops_at, k * blocks)
     return drow if call.kept_at == 0 else v.at(call.compute, state.address + call.kept_at, k * call.classes), tops
@@ -171,11 +173,11 @@ def _kept_of(call, state, k, drow):
 
 @inline
 def _make_sums(call, state, first, n, group, keeps):
-    """Hand the sums of n rows to the epilogue; the number of a row whose label is bad, or OK."""
+    """Write the sums of n rows to the state, for the epilogue. Returns the number of a row with a bad label, or OK."""
     storage, classes, cap = state.storage, call.classes, call.cap
     dense, ahead = call.is_soft != 0 or call.smoothing > 0.0, BLOCK if group == 1 else group * call.x_inner
     _clear(call, state)
-    for k in range(n):  # all maxima before any exponential, which would have to wait for its own
+    for k in range(n):  # all maxima first: an exponential right after its maximum would wait for it
         place = rows.place_of(call, first + k)
         keep, bad, _, _ = _read_row(call, first + k, place)
         if bad:
@@ -206,7 +208,7 @@ def _make_sums(call, state, first, n, group, keeps):
 
 @inline
 def _keep_sums(call, state, first, n):
-    """Write what backward needs."""
+    """Write to `stats` what backward needs."""
     compute, stats = call.compute, call.stats
     for j in range(0, n, v.lanes(call.storage)):
         within, r = v.first_n(call.storage, n - j), first + j
@@ -218,7 +220,7 @@ def _keep_sums(call, state, first, n):
 
 @inline
 def _kept_sums(call, state, first, n):
-    """As `_make_sums`, from what forward kept."""
+    """As `_make_sums`, from the `stats` that forward kept."""
     compute, stats = call.compute, call.stats
     _clear(call, state)
     for k in range(n):
@@ -241,7 +243,7 @@ def _kept_sums(call, state, first, n):
 
 
 def rows_in_group(classes):
-    """So few that what is written of a gradient is in the nearest cache when the sums are known."""
+    """So few rows that exponentials kept in dx are still in the nearest cache when the sums are known."""
     return max(1, min(TILE, _GROUP // max(1, classes)))
 
 
@@ -249,13 +251,15 @@ _rows_in_group = inline(rows_in_group)
 
 
 def scratch_bytes(classes, itemsize, keeps):
-    """What forward and backward need, and where in it maxima and exponentials are kept: 0 where they are not."""
+    """The scratch bytes of forward and of backward, and the offsets in these at which backward keeps maxima and
+    exponentials: 0 where it keeps none there.
+    """
     state = st.ARRAYS * TILE * max(4, itemsize)
     if not keeps:
         return (state, state), (0, 0)
     group = rows_in_group(classes)
     end = state + 8 * group * -(-classes // BLOCK)
-    kept = 4 * group * classes if itemsize == 2 else 0  # what is rounded to 16 bits would be rounded twice
+    kept = 4 * group * classes if itemsize == 2 else 0  # in a dx of 16 bits they would be rounded twice
     return (state, end + kept), (state, end if kept else 0)
 
 
@@ -277,7 +281,7 @@ def forward(call, scratch, lo, hi, outcome):
 
 @inline
 def _write_plain(call, storage, row, drow, peak, factor):
-    """The gradient of a row in which only the label has a target: of all classes but that one."""
+    """Write the gradient of a row in which only the label has a target, for all classes but the label."""
     classes, zero, scale = call.classes, v.splat(storage, 0.0), v.splat(storage, factor)
     width, past_caches = v.lanes(storage), rows.passes_caches(call.large, drow) and drow != row
     full = classes // width * width
@@ -293,7 +297,7 @@ def _write_plain(call, storage, row, drow, peak, factor):
 
 @inline
 def _write_dense(dense, gradient, row):
-    """The gradient of a row with everything that a loss may have, and that of its probabilities if they have one."""
+    """Write the gradient of a row for any options, and that of its probabilities if it is wanted."""
     storage, width, classes = dense.storage, v.lanes(dense.storage), dense.classes
     drow, dsoft, cost, factor, scaled = gradient
     for j in range(0, classes, width):
@@ -317,7 +321,7 @@ def _write_dense(dense, gradient, row):
 
 @inline
 def _write_gradient(call, state, r, k, plain, keeps):
-    """That of row r, number k of those in `state`."""
+    """Write the gradient of row r, which is row k of `state`."""
     storage, classes, cap, place = state.storage, call.classes, call.cap, rows.place_of(call, r)
     row, drow = rows.logits_of(call, place), _dx_of(call, place)
     keep, _, label, soft = _read_row(call, r, place)
@@ -345,8 +349,10 @@ def _write_gradient(call, state, r, k, plain, keeps):
 
 
 def backward(call, scratch, lo, hi, outcome):
-    """Rows lo to hi of the gradient of scale * dloss * loss; dx may be x. Without `stats` sums are made anew, and the
-    losses too if `with_loss` says so; with room for maxima, of exponentials that are kept, in dx or beside it.
+    """Rows lo to hi: write the gradient of scale * dloss * loss; dx may be x.
+
+    Without `stats` the sums are made again, and the losses too if `with_loss` is set. If there is room for the blocks'
+    maxima, the exponentials are then kept, in dx or in the scratch memory, and the gradient is made from them.
     """
     state = st.State(call.storage, call.compute, scratch, call.tile)
     group, chunk = _rows_in_group(call.classes), rows.NO_SUMS

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: in numba's folders, and where none can be written in a private one of our own."""
+"""Where compiled kernels are kept: in numba's folders, or in a private folder of our own if none can be written."""
 
 import os
 import stat
@@ -8,9 +8,9 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserWideCa
 
 
 def private_folder():
-    """A folder in the temporary directory that is this user's alone to read and write; None if there is none.
+    """A folder in the temporary directory that only this user can read and write, or None.
 
-    What is read from a cache is run, so a folder that somebody else made, or a link, is not used.
+    Code that is read from a cache is run. So a folder that somebody else made, or a link, is not used.
     """
     if not hasattr(os, "getuid"):  # Windows, where the user's own folders can be written
         return None
@@ -42,6 +42,6 @@ class _Places(CompileResultCacheImpl):
 
 
 class Cache(FunctionCache):
-    """Raises RuntimeError where nothing can be written."""
+    """Compiled functions on disk. Making one raises RuntimeError if no folder can be written."""
 
     _impl_class = _Places

@@ -1,14 +1,14 @@
-"""A call of a kernel: one block of memory that holds all it is told, shared by the threads that work on it.
+"""A call of a kernel: one block of memory with everything that the kernel is told, shared by the threads that run it.
 
-A block is a row of 8-byte fields: what `_take_part` shares the work out by, then what changes from call to call, then
-what belongs to the plan; three numbers for every chunk of rows follow, and scratch memory if one chunk needs little.
-A kernel is a C function
+A block starts with 8-byte fields: first those by which `_take_part` shares out the work, then those that change from
+call to call, then those of the plan. Three numbers for every chunk of rows follow, and then scratch memory, if there is
+only one chunk and it needs little. A kernel is a C function
 
     kernel(call, scratch, lo, hi, sums)
 
-that works on the units lo to hi (rows, or tiles of rows) and leaves three numbers at `sums`: the first bad row or OK,
-the sum of the losses and that of the weights. It sees the fields of the block by name, and beside them two numbers,
-`storage` and `compute`, whose types say how the logits are stored and how what is computed from them is.
+that works on the units lo to hi (rows, or tiles of rows) and writes three numbers to `sums`: the first bad row or OK,
+the sum of the losses and the sum of the weights. It reads the fields of the block by name. Two more fields, `storage`
+and `compute`, are there for their types: how the logits are stored, and how results of the arithmetic are stored.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ _SUMS_OF_A_CHUNK = 3
 _outcome = struct.Struct("=qdd").unpack_from
 _OUTCOME_AT, _CHANGING_AT = 8 * _BAD, 8 * _NEXT
 _CACHE_LINE = 64
-_KEPT_AT_MOST = 2**20  # bytes
+_KEPT_AT_MOST = 2**20  # bytes of scratch memory
 _SCRATCH_IN_A_BLOCK = 2**12
 _own = local()
 
@@ -55,19 +55,20 @@ def strides(name):
 
 
 def strided(name):
-    """An array's address and strides."""
+    """The names of the fields for an array's address and strides."""
     return name, *strides(name)
 
 
 def strides_of(**arrays):
-    """The strides of arrays as fields, by name."""
+    """The strides of arrays as values of fields, by the fields' names."""
     return {field: stride for name, given in arrays.items() for field, stride in zip(strides(name), given, strict=True)}
 
 
 class Fields:
-    """The fields of a family of calls, and the kernels that take them.
+    """The fields of a family of kernels, and how they are packed into a block.
 
-    `first` change from call to call, and `then` too, which only a backward kernel looks at; `fixed` do not.
+    The fields `first` and `then` change from call to call; `then` are read by backward kernels only. `fixed` fields
+    belong to the plan.
     """
 
     def __init__(self, first, then, fixed):
@@ -83,7 +84,7 @@ class Fields:
 
 @cache
 def kernel_of(function, storage, names):
-    """The compiled kernel for logits stored so, told of these fields."""
+    """The compiled kernel for logits of this storage type, which reads fields of these names."""
     formats = [np.float64 if name in _FLOATS else np.int64 for name in names]
     names, formats = (*names, "storage", "compute"), (*formats, *_TYPES[storage])
     offsets = [8 * i for i in range(len(names))]
@@ -97,10 +98,12 @@ def _field(call, which):
 
 
 def _take_part(call):
-    """What every thread does; 1 for the one that finishes the last chunk, when the outcome is in the block."""
+    """What every thread runs: take chunks until none is left. The thread that finishes the last chunk writes the
+    outcome to the block and gets 1, others get 0.
+    """
     chunks, step, units, sums = _field(call, _CHUNKS), _field(call, _STEP), _field(call, _UNITS), _field(call, _SUMS)
     scratch = _field(call, _SCRATCH) + v.fetch_add(call, _ENTERED) * _field(call, _SCRATCH_SIZE)
-    # Threads side by side work far from each other, so that they do not ask for the same new page of memory at once.
+    # Threads work far apart in memory, so that they do not touch the same new page at the same time.
     threads = _field(call, _THREADS)
     span = (chunks + threads - 1) // threads
     finished_last = 0
@@ -137,7 +140,7 @@ def _entry():
 
 
 class _Block:
-    """Memory, its address and, for a call that needs little scratch memory, the address of that, else 0."""
+    """The memory of a block, its address, and the address of the scratch memory in it, 0 if there is none."""
 
     __slots__ = ("_export", "address", "memory", "scratch")
 
@@ -149,7 +152,7 @@ class _Block:
 
 
 def _scratch(size, threads):
-    """(address, owner) of scratch memory for so many threads; a thread keeps what it needs alone, if it is little."""
+    """(address, owner) of scratch memory for so many threads. A thread that works alone keeps it, if it is small."""
     kept = threads == 1 and size <= _KEPT_AT_MOST
     if kept and getattr(_own, "size", 0) >= size:
         return _own.scratch
@@ -160,14 +163,14 @@ def _scratch(size, threads):
     return scratch
 
 
-# What a kernel works on: so many rows, or what else it counts, how many are a chunk, and bytes of scratch memory.
+# A kernel's work: the number of units (rows, or whatever it counts), units in a chunk, and scratch bytes per thread.
 Work = namedtuple("Work", "units step scratch_size")
 
 
 class Launcher:
-    """The calls of one kernel in a plan. How units are cut into chunks does not depend on the number of threads.
+    """Runs one kernel of a plan. How units are cut into chunks does not depend on the number of threads.
 
-    `fixed` has the fields that do not change from call to call, by name. Only a `backward` kernel is told all others.
+    `fixed` has the values of the fixed fields, by name. Only a `backward` kernel gets the fields `then`.
     """
 
     __slots__ = (
@@ -187,7 +190,7 @@ class Launcher:
 
     def _new_block(self):
         fields = self._fields
-        if self._kernel is None:  # what is never called is never compiled
+        if self._kernel is None:  # so that a kernel that is never called is never compiled
             self._kernel = kernel_of(self._function, self._storage, fields.names).address
         size = fields.size + 8 * _SUMS_OF_A_CHUNK * self._chunks
         block = _Block(size, self._scratch_size if self._contained else 0)
@@ -196,9 +199,9 @@ class Launcher:
         return block
 
     def run(self, changing, threads, owners):
-        """The sums of losses and weights, on up to `threads()` threads.
+        """Run the kernel on up to `threads()` threads; the sums of losses and weights.
 
-        `owners` keeps memory alive even if the caller is interrupted.
+        `owners` keeps the arrays' memory alive even if the caller is interrupted.
         """
         try:
             block = self._blocks.pop()

@@ -12,7 +12,7 @@ from crossent.kernels.cpu.cache import Cache
 from crossent.kernels.cpu.patience import patience
 
 _FOLDER = Path(__file__).parent
-_NOT_COMPILED = ("__init__.py", "kernels.py", "warmup.py")  # what these say reaches kernels as numbers or as fields
+_NOT_COMPILED = ("__init__.py", "kernels.py", "warmup.py")  # kernels get what these decide as numbers or as fields
 _SOURCES = [
     Path(rules_source.__file__),
     *(path for path in sorted(_FOLDER.glob("*.py")) if path.name not in _NOT_COMPILED),
@@ -30,7 +30,7 @@ _FINGERPRINT = _fingerprint()
 
 
 class _SourceCache(Cache):
-    """Numba's own cache looks at one file, and would keep kernels that inlined an older rule from another."""
+    """A cache that looks at all sources. Numba's looks at one file, and would keep kernels with an old rule inlined."""
 
     on_miss = None
 
@@ -45,7 +45,7 @@ class _SourceCache(Cache):
 
 
 def compiled(function, arguments, result=types.void):
-    """A C function of these numba types, as an object with an `address`."""
+    """Compile a C function with these numba types; an object with its `address`."""
     kernel = CFunc(function, (arguments, result), {}, {"nopython": True, "error_model": "numpy"})
     cache = None
     try:
@@ -58,7 +58,7 @@ def compiled(function, arguments, result=types.void):
 
 
 def folder():
-    """Where compiled kernels are kept, None where nothing can be written."""
+    """The folder in which compiled kernels are kept, or None if none can be written."""
     try:
         return _SourceCache(_fingerprint).cache_path
     except RuntimeError:
@@ -66,7 +66,9 @@ def folder():
 
 
 class _Inline(CPUDispatcher):
-    """Where a function is inlined constants are folded all the same; numba would compile it anew for each."""
+    """A function that is inlined. Numba would compile it again for every constant argument, but once it is inlined
+    constants are folded anyway.
+    """
 
     def get_call_template(self, args, kws):
         return super().get_call_template([types.unliteral(a) for a in args], kws)

@@ -1,6 +1,6 @@
-"""From the sums over each row's exponentials to its loss, and to what its gradient is made of: a lane for each row.
+"""From the sums of each row's exponentials to its loss and to the factors of its gradient: one lane for each row.
 
-What is known of the rows lies in a `State`. A row's numbers do not depend on the rows beside it.
+The sums lie in a `State`. The results of a row do not depend on the rows beside it.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def _own_weight(call, state, j):
 
 @inline
 def _label_losses(call, state, n):
-    """Write -log of the label's probability; in a pass of its own, since it is one long chain of operations."""
+    """Write -log of the label's probability. This is a pass of its own because it is one long chain of operations."""
     for j in range(0, n, v.lanes(call.storage)):
         own, own_exp, others = st.load(state, st.OWN, j), st.load(state, st.OWN_EXP, j), st.load(state, st.OTHERS, j)
         st.store(state, st.NLL, j, nll(call.storage, others, own, own_exp))
@@ -26,7 +26,7 @@ def _label_losses(call, state, n):
 
 @inline
 def _log_total(storage, state, j):
-    """log of the sum of all exponentials, relative to the peak."""
+    """The log of the sum of all exponentials, relative to the peak."""
     one, others, own_exp = v.splat(storage, 1.0), st.load(state, st.OTHERS, j), st.load(state, st.OWN_EXP, j)
     excess = v.select(v.eq(own_exp, one), others, others + own_exp - 1.0)
     small = (v.splat(storage, 0.0) <= excess) & (excess <= one)
@@ -35,7 +35,7 @@ def _log_total(storage, state, j):
 
 @inline
 def _rest_mass(call, state, j):
-    """The sum of q, for keep = 1, over the classes beside what is the label's own."""
+    """The sum of q over all classes for keep = 1, without the label's own part (`label_weight`)."""
     if call.is_soft != 0:
         return st.load(state, st.MASS, j)
     mass = rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes))
@@ -44,7 +44,7 @@ def _rest_mass(call, state, j):
 
 @inline
 def _losses(call, state, n, row, general):
-    """Lane by lane the sum of the losses and that of the weights; `general` for more than the label's own part."""
+    """Write the losses; lane by lane, their sum and that of the weights. `general`: not the label's own part alone."""
     storage, smoothing, is_soft = call.storage, call.smoothing, call.is_soft
     zero = v.splat(storage, 0.0)
     total_loss, total_weight = zero, zero
@@ -70,7 +70,7 @@ def _losses(call, state, n, row, general):
 
 @inline
 def losses_of(call, state, n, row):
-    """Write the losses of n rows from number `row` on, if they are wanted; their sum and that of the weights."""
+    """Write the losses of n rows from row number `row` on, if wanted. Returns their sum and that of the weights."""
     if call.is_soft == 0:
         _label_losses(call, state, n)
     if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
@@ -84,8 +84,8 @@ def losses_of(call, state, n, row):
 def prepare_gradients(call, state, n, row, plain):
     """Write what the exponentials are multiplied by, and the gradient at the label.
 
-    Where other logits than the label's count by themselves, not `plain`, also what of `target_grad` no class has a part
-    in, and g * keep in place of keep, g being what each loss is multiplied by.
+    `plain` says that classes other than the label count by their exponentials alone. If not, also write the cost in
+    `target_grad`, which is the same for all classes, and g * keep in place of keep. g is what a loss is multiplied by.
     """
     storage, smoothing, is_soft = call.storage, call.smoothing, call.is_soft
     zero, dloss = v.splat(storage, 0.0), call.dloss
@@ -105,7 +105,7 @@ def prepare_gradients(call, state, n, row, plain):
         slope = rules.lse_slope(label_mass + keep * mass, lse, call.z_loss)
         share = 1.0 / (others + own_exp)
         p = own_exp * share
-        not_p = v.select(p < 0.5, 1.0 - p, others * share)  # whichever was rounded less
+        not_p = v.select(p < 0.5, 1.0 - p, others * share)  # whichever has the smaller error
         st.store(state, st.FACTOR, j, g * slope * share)
         st.store(state, st.LABEL_GRAD, j, g * rules.label_grad(p, not_p, label_mass, rest, slope))
         if not plain:

@@ -1,9 +1,9 @@
-"""The sum of a row's exponentials, block by block: each relative to the block's own maximum, so none is ever in danger.
+"""The sum of a row's exponentials, block by block: each is relative to its block's maximum, so no sum can overflow.
 
-A block stays in the core's nearest cache between its maximum and its exponentials, while the next is on its way. Where
-the gradient is wanted in the same pass, the exponentials are kept, in its place or, since numbers of 16 bits would be
-rounded twice, beside it, and each block's maximum in `tops`. Once the sum over the row is known, they need only be
-multiplied: each number has passed through exp once.
+A block stays in the core's nearest cache between the pass for its maximum and the pass for its exponentials, while the
+next block is being fetched. If the gradient is wanted in the same pass, the exponentials are kept: where the gradient
+goes, or, in 16 bits, where they would be rounded twice, in memory beside it. The blocks' maxima are kept in `tops`.
+Once the sum over the row is known, the exponentials need only be multiplied: exp is computed once for each logit.
 """
 
 import math
@@ -16,7 +16,7 @@ from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import capped, exp
 from crossent.kernels.cpu.rows import BLOCK
 
-# Exponentials relative to `peak` are kept at `kept`, if that is not 0. What lies `ahead` numbers on is fetched.
+# Exponentials relative to `peak` are kept at address `kept`, unless it is 0. Memory is fetched `ahead` numbers early.
 Block = namedtuple("Block", "storage compute kept peak cap ahead")
 
 
@@ -47,23 +47,23 @@ def _add_part(block, row, j, within, lane, total):
 
 @inline
 def sum_of_block(block, row, n, label):
-    """Of exp(z - peak) over the first n numbers, at most BLOCK, but for the label's."""
+    """The sum of exp(z - peak) over the first n logits (at most BLOCK) without the label's."""
     total = rows.walk(block, row, n, label, _add_whole, _add_part, v.splat(block.storage, 0.0))
     return np.float64(v.reduce_sum(total))
 
 
 @inline
 def rescaled(top, peak):
-    """What an exponential relative to `top` is relative to `peak`."""
+    """The factor that makes exponentials relative to `top` relative to `peak`."""
     return 1.0 if top == peak or top == -np.inf else math.exp(top - peak)
 
 
 @inline
 def sum_of_row(call, storage, row, label, top, kept_at, ahead):
-    """The largest logit, and relative to it the sum of exp(z) over the classes other than the label; label -1 for none.
+    """The largest logit, and relative to it the sum of exp(z) over all classes but the label (-1 for none).
 
-    `top` is the first block's maximum. `kept_at` says where exponentials are written, and the blocks' maxima: 0 for
-    nowhere.
+    `top` is the first block's maximum. `kept_at` are two addresses, at which the exponentials and the blocks' maxima
+    are kept; they are not kept where it is 0.
     """
     compute, classes, cap, (kept, tops) = call.compute, call.classes, call.cap, kept_at
     peak, others = -np.inf, 0.0
@@ -87,7 +87,7 @@ def sum_of_row(call, storage, row, label, top, kept_at, ahead):
 
 @inline
 def scale_kept(call, kept, tops, drow, peak, factor):
-    """Make the gradient of the exponentials that are kept."""
+    """Write the gradient, made from the exponentials that were kept."""
     storage, compute, classes = call.storage, call.compute, call.classes
     width, zero = v.lanes(storage), v.splat(storage, 0.0)
     for lo in range(0, classes, BLOCK):

@@ -1,18 +1,18 @@
-"""What the rest of the library calls: the contract of `crossent.kernels` on a CPU."""
+"""The contract of `crossent.kernels` on a CPU: what the rest of the library calls."""
 
 import os
-from functools import lru_cache
 
 from numba import config
 
+from crossent._kept import kept
 from crossent.kernels.cpu import across, along, matmul, pick, scores, softmax, sums as column_sums, tokens
 from crossent.kernels.cpu.call import Fields, Launcher, Work, strided, strides, strides_of
 from crossent.kernels.cpu.rounding import forward as round_rows
 from crossent.kernels.cpu.rows import BLOCK
 
-_SHARED_FROM = 2**15  # numbers; for fewer it costs more to wake another thread than it brings
+_SHARED_FROM = 2**15  # numbers; with fewer, waking another thread costs more than it saves
 _CHUNK, _CHUNKS = 2**13, 128  # numbers in a chunk at least, and chunks at most: enough to share out evenly
-_STATS_FROM = 64  # classes; what a shorter row's backward needs is made again rather than kept
+_STATS_FROM = 64  # classes; for shorter rows backward makes the sums again rather than keeping them
 
 _GEOMETRY = "inner", "classes", "large", "tile"
 _ARRAYS, _WEIGHTS = ("x", "target", "dx"), ("weight_total", "weight", "samples")
@@ -22,7 +22,7 @@ _OF_A_LOSS = (
     "cap", "z_loss", "tops_at", "kept_at",
 )  # fmt: skip
 LOSS = Fields((*_ARRAYS, *_WEIGHTS, *_KEPT), _UPSTREAM, _OF_A_LOSS)
-# Where nothing weighs classes or rows, which is much less to tell a kernel of.
+# For calls without class and sample weights: far fewer fields change from call to call.
 QUICK_LOSS = Fields(_ARRAYS, (), (*_WEIGHTS, *_KEPT, *_UPSTREAM, *_OF_A_LOSS))
 TOKENS = Fields(
     ("x", "target", "logprob", "lse", "entropy", "rank"),
@@ -34,7 +34,7 @@ SCORES = Fields(
     (),
     (*_GEOMETRY, *strides("x"), *strides("target"), "ignore_index"),
 )
-# `x` is what backward reads of what forward returned.
+# In backward `x` is what forward returned.
 SOFTMAX = Fields(("x", "result"), strided("dout"), (*_GEOMETRY, *strides("x"), *strides("new"), "is_log"))
 SUMS = Fields(("x", "x_outer", "rows", "squares", "by_row"), (), ("classes", "blocks"))
 COMBINATIONS = Fields(
@@ -50,18 +50,18 @@ PRODUCTS = Fields(
 )  # fmt: skip
 ROUNDING = Fields(("x",), (), ("x_outer", "columns"))
 _BYTES = {"float16": 2, "bfloat16": 2, "bfloat16 pairs": 2, "float32": 4, "float64": 8}
-_LARGE_FROM = 2**25  # bytes; what is larger does not stay in the caches
-_MUCH_FROM = 2**22  # bytes; from here on a call more costs nothing beside its work
+_LARGE_FROM = 2**25  # bytes; larger arrays do not stay in the caches
+_MUCH_FROM = 2**22  # bytes; from here on one more call costs nothing beside its work
 
 
 def available_threads():
-    """For array libraries without a setting of their own: numba's, at most the processors this process may use."""
+    """The threads for array libraries without a setting of their own: numba's, up to the processors we may use."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(config.NUMBA_NUM_THREADS, processors)
 
 
 def _step(units, size):
-    """How many units of this size are a chunk."""
+    """How many units, of `size` numbers each, make a chunk."""
     return max(1, units if units * size < _SHARED_FROM else max(_CHUNK // max(size, 1), units // _CHUNKS))
 
 
@@ -71,7 +71,10 @@ def _geometry(layout, storage, tile):
 
 
 def _of_rows(fields, kernels, layout, storage, fixed, tile=0, scratches=(0, 0)):
-    """The calls of a forward and, where there is one, a backward kernel, which need so many bytes of scratch memory."""
+    """The calls of a forward kernel and, if there is one, of a backward kernel, which take rows as their units.
+
+    `scratches` says how many bytes of scratch memory each needs.
+    """
     fixed, step = _geometry(layout, storage, tile) | fixed, _step(layout.rows, layout.classes)
     return [
         Launcher(fields, kernel, storage, Work(layout.rows, step, scratch), fixed, backward).run
@@ -80,7 +83,7 @@ def _of_rows(fields, kernels, layout, storage, fixed, tile=0, scratches=(0, 0)):
 
 
 def _of_tiles(fields, kernels, layout, storage, fixed, buffers):
-    """As `_of_rows`, with memory for `buffers` tiles of logits."""
+    """As `_of_rows`, for kernels that take tiles, with scratch memory for `buffers` tiles of logits."""
     tile = across.tile_rows(layout.inner, layout.classes, layout.last)
     units = layout.outer * -(-layout.inner // tile)
     scratch = across.scratch_numbers(buffers * layout.classes, tile) * max(4, _BYTES[storage])
@@ -90,10 +93,10 @@ def _of_tiles(fields, kernels, layout, storage, fixed, buffers):
 
 
 def best_at_once(layout, storage, reduction, picks):
-    """Whether loss and gradient, if both are wanted, are best made together: logits that stay in a processor's caches.
+    """Whether loss and gradient, if both are wanted, are best made in one call: when the logits stay in the caches.
 
-    Not of 16 bits, which would be rounded again when the gradient is scaled; nor much of long rows along memory, whose
-    exponentials are too many to keep.
+    Not in 16 bits, because the gradient would be rounded again when it is scaled. Nor for many logits in long rows
+    along memory, which have too many exponentials to keep.
     """
     itemsize = _BYTES[storage]
     below = _MUCH_FROM if layout.last and layout.classes > BLOCK else _LARGE_FROM
@@ -104,13 +107,12 @@ def best_at_once(layout, storage, reduction, picks):
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
-    Where it is `best_at_once` the gradient can be made together with the loss, by `at_once` in a `unit` known before.
-    For labels without weights there are then calls told of addresses alone. Only `unasked` changes, in which a caller
-    may count the gradients made so that nobody has asked for.
+    If `best_at_once` says so, `at_once` makes the gradient together with the loss, multiplied by a `unit` that is known
+    before the call. Labels without weights then have quick calls too, which are told addresses alone.
     """
 
     __slots__ = (
-        "at_once", "backward", "forward", "layout", "quick_backward", "quick_forward", "stats", "unasked", "unit",
+        "at_once", "backward", "forward", "layout", "quick_backward", "quick_forward", "stats", "unit",
     )  # fmt: skip
 
     def __init__(self, layout, storage, soft, target_strides, options, picks):
@@ -136,11 +138,10 @@ class LossPlan:
 
         self.forward, self.backward = calls(LOSS, *places)
         self.quick_forward = self.quick_backward = self.at_once = self.unit = None
-        self.unasked = 0
         if not best_at_once(layout, storage, options.reduction, picks):
             return
         self.at_once = self.backward
-        if layout.classes > BLOCK:  # else the gradient would have other bits than in a larger batch
+        if layout.classes > BLOCK:  # as in a larger batch, so that the gradient has the same bits
             places = 0, 0
             _, self.at_once = calls(LOSS, *places)
         self.unit = 1.0 / layout.rows if options.reduction == "mean" else 1.0
@@ -151,7 +152,7 @@ class LossPlan:
 
 
 class SoftmaxPlan:
-    """As LossPlan, for softmax and log-softmax; the layout is that of what is read first."""
+    """As LossPlan, for softmax and log-softmax. The layout is that of the array read first: x, or out in backward."""
 
     __slots__ = ("backward", "forward", "layout")
 
@@ -170,7 +171,7 @@ class SoftmaxPlan:
 
 
 class TokenPlan:
-    """As LossPlan, for what rows along their classes say of their labels; dx has the logits' strides."""
+    """As LossPlan, for the token statistics of rows whose classes lie side by side; dx has the logits' strides."""
 
     __slots__ = ("backward", "forward", "layout")
 
@@ -185,15 +186,15 @@ class TokenPlan:
 BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = column_sums.BLOCK, column_sums.ROOM
 
 
-@lru_cache(maxsize=4096)
+@kept
 def sums(classes, storage, threads):
-    """The call that adds up matrices with so many columns; for more threads the units may be smaller."""
+    """The call that sums matrices with so many columns; with more threads its units may be smaller."""
     return _by_columns(SUMS, column_sums.forward, classes, storage, threads)
 
 
-@lru_cache(maxsize=4096)
+@kept
 def combinations(classes, storage, threads):
-    """The call that multiplies matrices with so many columns by few rows; for more threads the units may be smaller."""
+    """The call that multiplies few rows by matrices with so many columns; with more threads units may be smaller."""
     return _by_columns(COMBINATIONS, column_sums.combine, classes, storage, threads)
 
 
@@ -206,26 +207,26 @@ def _by_columns(fields, kernel, classes, storage, threads):
 
 
 def _even(count, at_most, multiple):
-    """The size of even parts."""
+    """The size of parts of `count` that are as even as multiples of `multiple` can be."""
     return max(multiple, -(-count // (-(-count // at_most) * multiple)) * multiple)
 
 
-_ROWS_AT_ONCE = 512  # that share the packing of the other factor
+_ROWS_AT_ONCE = 512  # rows of a block, which share one packing of the other factor
 
 
-@lru_cache(maxsize=4096)
+@kept
 def product(storage, rounded, along, strides, rows, columns, depth, threads):
-    """The call that multiplies matrices of these row strides and sizes; for more threads the blocks may be smaller.
+    """The call that multiplies matrices of these row strides and sizes; with more threads its blocks may be smaller.
 
-    `along` says of either factor whether the products are summed along its rows of memory.
+    `along` says for either factor whether the sums run along its rows in memory.
     """
     itemsize, each = max(4, _BYTES[storage]), 2 if storage == "bfloat16 pairs" else 1
     width, columns_at_most, rows_at_most = matmul.panel_width(itemsize), matmul.COLUMNS, _ROWS_AT_ONCE
     depth_at_once = _even(depth, each * matmul.DEPTH, each)
-    if rounded and depth_at_once < depth:  # what is rounded cannot be added to
+    if rounded and depth_at_once < depth:  # a rounded result cannot be added to
         fitting = columns_at_most * each * matmul.DEPTH // depth // width * width
         depth_at_once, columns_at_most = depth, max(width, fitting)
-    if rows <= matmul.HEIGHT:  # which cannot be shared out
+    if rows <= matmul.HEIGHT:  # too few rows to share out
         columns_at_most = min(columns_at_most, -(-columns // threads))
     block_columns = _even(columns, columns_at_most, width)
     blocks = -(-columns // block_columns)
@@ -243,16 +244,16 @@ def product(storage, rounded, along, strides, rows, columns, depth, threads):
     return Launcher(PRODUCTS, kernel, storage, Work(units, 1, scratch), fixed).run
 
 
-@lru_cache(maxsize=4096)
+@kept
 def rounding(rows, columns, row_stride):
-    """The call that rounds a matrix of float32 to bfloat16 where it is, with a 0 behind each row."""
+    """The call that rounds a matrix of float32 to bfloat16 in place and writes a 0 after each row."""
     step = max(1, _CHUNK // max(1, columns), rows // _CHUNKS)
     fixed = {"x_outer": row_stride, "columns": columns}
     return Launcher(ROUNDING, round_rows, "float32", Work(rows, step, 0), fixed).run
 
 
 class ScorePlan:
-    """As LossPlan, for what rows along their classes say of a prediction, which has no backward."""
+    """As LossPlan, for the prediction statistics of rows whose classes lie side by side; there is no backward."""
 
     __slots__ = ("forward", "layout")
 
@@ -262,7 +263,5 @@ class ScorePlan:
         (self.forward,) = _of_rows(SCORES, (scores.forward,), layout, storage, fixed)
 
 
-score_plan = lru_cache(maxsize=4096)(ScorePlan)
-token_plan = lru_cache(maxsize=4096)(TokenPlan)
-loss_plan = lru_cache(maxsize=4096)(LossPlan)
-softmax_plan = lru_cache(maxsize=4096)(SoftmaxPlan)
+score_plan = kept(ScorePlan)
+token_plan = kept(TokenPlan)

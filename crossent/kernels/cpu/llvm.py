@@ -1,7 +1,7 @@
 """The LLVM instructions that vector operations are made of.
 
-A `like` is the numba type that says how numbers are stored: float32, float64, int16 for the bits of a float16, uint16
-for those of a bfloat16, and int64 for labels. `PAIRS` stands for pairs of bfloat16, each in the place of a float32.
+A `like` is a numba type that says how numbers are stored: float32, float64, int16 for the bits of a float16, uint16
+for the bits of a bfloat16, int64 for labels. `PAIRS` stands for pairs of bfloat16, each pair in the place of a float32.
 """
 
 from llvmlite import ir
@@ -29,7 +29,7 @@ def constant(kind, values):
 
 
 def filled(kind, value):
-    """A constant of this type, or a vector of it in every lane."""
+    """A constant of this type; of a vector type, with the value in every lane."""
     return constant(kind, [value] * kind.count) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
 
 
@@ -41,7 +41,7 @@ def broadcast(builder, value, lanes):
 
 
 def shuffled(builder, x, y, order):
-    """The lanes of two vectors, counted through, in this order."""
+    """A vector of lanes of x and y in this order; the lanes of y are numbered after those of x."""
     return builder.shuffle_vector(x, y, constant(ir.VectorType(I32, len(order)), order))
 
 
@@ -57,24 +57,24 @@ def fma(builder, x, y, z):
 
 
 def larger(builder, x, y):
-    """y where one of them is nan."""
+    """The larger of x and y; y where one of them is nan."""
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
 def like_vector(kind, element):
-    """A type of this element, with as many lanes as `kind` if that is a vector's."""
+    """The element's type or, if `kind` is a vector type, that of a vector of elements with as many lanes."""
     return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
 def layout(kind):
-    """Of a vector of floats: the integers as wide, the bits of the mantissa, and the bits of sqrt(1/2)."""
+    """For a vector type of floats: the type of integers as wide, the width of the mantissa, the bits of sqrt(1/2)."""
     if isinstance(kind.element, ir.DoubleType):
         return ir.VectorType(I64, kind.count), 52, 0x3FE6A09E667F3BCD
     return ir.VectorType(I32, kind.count), 23, 0x3F3504F3
 
 
 def halved(builder, vector, combine):
-    """All lanes of a vector, combined by halves: the order of the sum is the same everywhere."""
+    """All lanes combined into one number, one half with the other: the order of a sum is the same everywhere."""
     width = vector.type.count
     while width > 1:
         width //= 2
@@ -100,7 +100,7 @@ def _short(element):
 
 
 def pointer(builder, address, index, kind):
-    """To address[index], from where something of this type, an element or a vector of them, is read or written."""
+    """A pointer to address[index], to read or write something of this type there: an element or a vector of them."""
     element = getattr(kind, "element", kind)
     base = builder.inttoptr(address, I8.as_pointer())
     offset = builder.mul(index, number(size(element)))
@@ -113,14 +113,14 @@ def load(builder, like, address, index, kind):
 
 
 def store(builder, like, address, index, kind, value, align=1):
-    """Aligned for so many elements."""
+    """Write the value, rounded to the stored type, to address[index], which is aligned to `align` elements."""
     element = getattr(kind, "element", kind)
     where = pointer(builder, address, index, kind)
     return builder.store(narrow(builder, like, value), where, align=align * size(element))
 
 
 def masked_load(builder, where, kind, mask):
-    """Zeros outside the mask, where nothing is read."""
+    """The lanes in the mask; the others are not read and hold 0."""
     name = f"llvm.masked.load.v{kind.count}{_short(kind.element)}.p0"
     return call(builder, name, kind, [where, ir.Constant(I32, size(kind.element)), mask, ir.Constant(kind, None)])
 
@@ -131,7 +131,7 @@ def masked_store(builder, where, kind, mask, value):
 
 
 def widen(builder, like, value):
-    """From what is stored to what is computed with, exactly."""
+    """From the stored type to the type of the arithmetic, exactly."""
     kind = value.type
     if like == types.int16:
         half = builder.bitcast(value, like_vector(kind, ir.HalfType()))
@@ -143,7 +143,7 @@ def widen(builder, like, value):
 
 
 def narrow(builder, like, value):
-    """From what is computed with to what is stored, rounded to nearest, ties to even."""
+    """From the type of the arithmetic to the stored type, rounded to nearest, ties to even."""
     kind = value.type
     if like == types.int16:
         half = builder.fptrunc(value, like_vector(kind, ir.HalfType()))
@@ -160,10 +160,10 @@ def narrow(builder, like, value):
 
 
 def transposed(builder, vectors):
-    """As many vectors as each has lanes, turned by shuffles that processors have.
+    """As many vectors as each has lanes, transposed by shuffles that are instructions of processors.
 
-    First inside quarters of vectors, by a perfect shuffle for every bit of the lane's number (Stone 1971, Parallel
-    Processing with the Perfect Shuffle), then of whole quarters.
+    First inside the quarters of the vectors, by one perfect shuffle for every bit of the lane's number (Stone 1971,
+    Parallel Processing with the Perfect Shuffle), then by moving whole quarters.
     """
     lanes = len(vectors)
     quarter = lanes // 4

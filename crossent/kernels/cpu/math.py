@@ -1,8 +1,8 @@
 """Exponential, logarithms and tanh of vectors, to about one unit in the last place.
 
 exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <= ln2 / 2 (Muller, Elementary Functions,
-       section 11). Rounding x / ln2 by adding 1.5 * 2^mantissa leaves n in the lowest bits, to be added to the
-       exponent.
+       section 11). Adding 1.5 * 2^mantissa rounds x / ln2 and leaves n in the lowest bits, from where it is added to
+       the exponent.
 log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), q a Chebyshev fit on s^2 <= 1/9.
 """
 
@@ -15,8 +15,8 @@ _RECIPROCAL_LN2 = v.constant(1.4426950408889634, 1.4426950408889634)
 _ROUNDER = v.constant(1.5 * 2**23, 1.5 * 2**52)
 _MINUS_LN2_HIGH = v.constant(-0.693145751953125, -0.6931471803691238)
 _MINUS_LN2_LOW = v.constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
-_SMALLEST = v.constant(-87.0, -708.0)  # below it exp is subnormal, and taken as 0
-_NEARLY_ONE = v.constant(-0.34, -0.34)  # log(1/2) / 2, and a little to be sure
+_SMALLEST = v.constant(-87.0, -708.0)  # below it exp is subnormal, and 0 is given instead
+_NEARLY_ONE = v.constant(-0.34, -0.34)  # log(1/2) / 2 with a margin
 _EXP_REST = v.polynomial(
     [0.0013926183587713495, 0.008363179052722577, 0.041666554617204574, 0.16666576989698776, 0.5],
     [
@@ -51,7 +51,7 @@ _ATANH_REST = v.polynomial(
 
 @inline
 def _reduced(like, x):
-    """n in the lowest bits of the first result, and exp(r) - 1."""
+    """A number whose lowest bits are n, and exp(r) - 1."""
     shifted = v.fma(x, _RECIPROCAL_LN2(like), _ROUNDER(like))
     n = shifted - _ROUNDER(like)
     r = v.fma(n, _MINUS_LN2_LOW(like), v.fma(n, _MINUS_LN2_HIGH(like), x))
@@ -68,7 +68,9 @@ def exp(like, x):
 
 @inline
 def exp_or_expm1(like, x):
-    """Where x is so near 0 that exp(x) - 1 is what has digits, and there this, elsewhere exp(x); for x up to 0."""
+    """A mask of the lanes in which x is near 0, where only exp(x) - 1 keeps its digits; in these exp(x) - 1, in the
+    others exp(x). For x up to 0.
+    """
     n, rest = _reduced(like, x)
     power = v.scale_by_power(rest + _ONE(like), n)
     near = _NEARLY_ONE(like) < x  # n is 0
@@ -90,7 +92,7 @@ def log1p(like, x):
 
 @inline
 def log(like, x):
-    """For x >= 0, subnormal numbers aside; nan for nan."""
+    """For x >= 0, except subnormal numbers; nan for nan."""
     f = v.fraction(x)
     s = _atanh(like, (f - _ONE(like)) / (f + _ONE(like)))
     n = v.exponent(x)
@@ -102,7 +104,7 @@ def log(like, x):
 
 @inline
 def log_of_sum(like, total, rest):
-    """log(total) as `log` gives it; from 1 up to 2 that of 1 + rest, which has the digits of rest."""
+    """log(total) as `log` gives it; for a total from 1 to 2, log(1 + rest), which keeps the digits of `rest`."""
     zero, one, two = v.splat(like, 0.0), _ONE(like), v.splat(like, 2.0)
     small, f = (one <= total) & (total < two), v.fraction(total)
     s = _atanh(like, v.select(small, rest, f - one) / v.select(small, rest + two, f + one))
@@ -113,10 +115,10 @@ def log_of_sum(like, total, rest):
 
 @inline
 def nll(like, others, own, own_exp):
-    """log((others + own_exp) / own_exp), exact when the others vanish beside it; own is the logarithm of own_exp.
+    """log((others + own_exp) / own_exp), which keeps its digits when `others` is tiny beside own_exp.
 
-    Either log(1 + others / own_exp) or log(others + own_exp) - own, which need one division and one series between
-    them.
+    `own` is log(own_exp). The result is log(1 + others / own_exp) if the label outweighs the others, else
+    log(others + own_exp) - own; both share one division and one series.
     """
     total = others + own_exp
     confident = others <= own_exp

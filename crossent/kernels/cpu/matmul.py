@@ -1,11 +1,10 @@
-"""The matrix products of the fused head: logits, the input's gradient and the weight's.
+"""The matrix products of the fused head: the logits, the input's gradient and the weight's gradient.
 
 The order of the loops is that of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008): a
-block of the one factor stays in a core's own cache, and panels of the other, packed side by side, pass by it. Two of
-the three products read the one factor where it is. Rows of b, or of the product, may be some whose numbers are given.
-What is packed, and read from packed, are elements: numbers, or pairs of them that lie beside each other in the sum.
-Every sum is cut at the same places whatever the blocks, the threads and the size of a tile: a row has the same bits in
-every chunk.
+block of the first factor stays in a core's own cache, while packed panels of the second pass by. Two of the three
+products read the first factor in place, without packing it. If only some rows of b or of the product take part, their
+numbers are given. Packed memory holds elements: numbers, or pairs of numbers that are neighbours in a sum. Every sum is
+cut at the same places, whatever the blocks, the threads and the size of a tile: a row has the same bits in every chunk.
 """
 
 from collections import namedtuple
@@ -18,8 +17,8 @@ from crossent.kernels.cpu.tile import HEIGHT, VECTORS, multiply_tile
 DEPTH = 256  # elements summed in registers before they are added to what is in memory: short sums keep their digits
 ROWS, COLUMNS = 96, 1024  # of a block: rows for the core's own cache, columns for the one that cores share
 
-# Of the first factor so many `rows` from number `top` on: where they lie, and how far apart rows, steps of the sums and
-# tiles are. Of the second so many packed columns from the `first` on.
+# `rows` rows of the first factor from row `top` on: their address, and the strides between rows, between steps of the
+# sums and between tiles. Packed `columns` of the second factor from column `first` on.
 _Left = namedtuple("_Left", "address row step tile top rows")
 _Right = namedtuple("_Right", "panels depth first columns")
 
@@ -29,26 +28,26 @@ def panel_width(itemsize):
 
 
 def scratch_elements(itemsize, columns, depth):
-    """Of a thread's memory, which holds a tile, panels with so many columns and a block of rows."""
+    """The scratch memory of a thread: a tile, panels with so many columns, and a block of rows."""
     beside = (ROWS // HEIGHT + 1) * v.VECTOR_BYTES // itemsize
     return HEIGHT * panel_width(itemsize) + (columns + ROWS) * depth + beside
 
 
 @inline
 def _row_at(like, matrix, numbers, i, row_stride):
-    """Row i of a matrix, or of those rows whose numbers are given."""
+    """The address of row i of a matrix or, if `numbers` are given, of row numbers[i]."""
     return v.at(like, matrix, (v.load_scalar(LABELS, numbers, i) if numbers != 0 else i) * row_stride)
 
 
 @inline
 def _tile_numbers(like, depth):
-    """From one packed tile to the next: a vector's room between them."""
+    """The distance from one packed tile to the next, with room for a vector between them."""
     return depth * HEIGHT + v.lanes(like)
 
 
 @inline
 def _elements(source_like, like, row, row_stride, j, columns, rows):
-    """From column j on; of pairs, whose other numbers stand in the next row, or are 0 where that is none of `rows`."""
+    """A vector of elements from column j on. The second number of a pair is the next row's, or 0 after the last row."""
     numbers = load_n(source_like, row, j, columns)
     if v.numbers_per_element(like) == 1:
         return numbers
@@ -59,7 +58,7 @@ def _elements(source_like, like, row, row_stride, j, columns, rows):
 
 @inline
 def _pack_columns(call, left_like, packed, left, columns, depth):
-    """Tiles of HEIGHT columns. What a vector writes beside a tile's row, the next row writes over."""
+    """Pack tiles of HEIGHT columns. What a vector writes past the end of a tile's row, the next row overwrites."""
     like, stride, each = call.compute, call.a_row, v.numbers_per_element(call.compute)
     room = _tile_numbers(like, -(-depth // each))
     for k in range(0, depth, each):
@@ -70,7 +69,7 @@ def _pack_columns(call, left_like, packed, left, columns, depth):
 
 @inline
 def _pack_across(call, panels, top, depth, first, columns):
-    """Panels of columns from the `first` on, from rows from the `top` on that hold one number of each."""
+    """Pack panels of columns from column `first` on. Each row, from row `top` on, holds one number of every column."""
     storage, like, stride, numbers = call.storage, call.compute, call.b_row, call.b_rows
     each, width, right = v.numbers_per_element(like), VECTORS * v.lanes(like), call.b
     for j in range(0, columns, width):
@@ -84,7 +83,7 @@ def _pack_across(call, panels, top, depth, first, columns):
 
 @inline
 def _pack_along(right_like, like, panels, right, stride, columns, depth):
-    """Panels of columns, from rows that hold one column each."""
+    """Pack panels of columns, where each row of memory holds one column."""
     n = v.lanes(like)
     width = VECTORS * n
     for j in range(0, columns, n):
@@ -99,7 +98,7 @@ def _pack_along(right_like, like, panels, right, stride, columns, depth):
 
 @inline
 def _write_row(like, source, c, columns, adds):
-    """What of a tile's row lies within the product."""
+    """Write, or add, the part of a tile's row that lies within the product."""
     for j in range(0, columns, v.lanes(like)):
         value, within = v.load(like, source, j), v.first_n(like, columns - j)
         if adds != 0:
@@ -109,7 +108,7 @@ def _write_row(like, source, c, columns, adds):
 
 @inline
 def _multiply(call, c_like, left, right, adds, spare):
-    """A block of the product; tiles that lie in it only in part are made at `spare`."""
+    """Make a block of the product. Tiles that lie only partly within it are made at `spare` and copied."""
     like, c, c_rows, c_row = call.compute, call.c, call.c_rows, call.c_row
     width, row, step, depth = VECTORS * v.lanes(like), left.row, left.step, right.depth
     for j in range(0, right.columns, width):
@@ -120,7 +119,7 @@ def _multiply(call, c_like, left, right, adds, spare):
                 min(HEIGHT, left.rows - i),
                 left.top + i,
             )
-            for r in range(within):  # there by the time that the sums are
+            for r in range(within):  # in the cache when the sums are ready
                 v.prefetch_here(c_like, _row_at(c_like, c, c_rows, top + r, c_row), column)
             if within == HEIGHT and j + width <= right.columns and c_rows == 0:
                 result = v.at(c_like, c, top * c_row + column)
@@ -134,7 +133,7 @@ def _multiply(call, c_like, left, right, adds, spare):
 
 @inline
 def _left_of(call, left_like, packed, top, count, k, depth):
-    """So many rows of the first factor from the `top` on, and `depth` of the sums from k on."""
+    """`count` rows of the first factor from row `top` on, for `depth` steps of the sums from k on."""
     like = call.compute
     each = v.numbers_per_element(like)
     if call.a_along != 0:
@@ -174,6 +173,6 @@ def product(call, scratch, lo, hi, outcome):
 
 
 def rounded_product(call, scratch, lo, hi, outcome):
-    """As `product`, rounded to what b is stored in; the sums must not be cut."""
+    """As `product`, with the result rounded to the storage type of b; the sums must not be cut."""
     _product(call, call.storage, scratch, lo, hi)
     return rows.finish(outcome, rows.NO_SUMS)

@@ -1,4 +1,4 @@
-"""A line, by way of `logging`, which shows it unless told not to, about kernels that take long to be compiled."""
+"""One line about kernels that take long to compile, sent to `logging`, which shows it unless told otherwise."""
 
 import logging
 import os
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from threading import Lock, Timer
 from time import monotonic
 
-TOLD_AFTER = 2.0  # seconds of compiling in this process
+TOLD_AFTER = 2.0  # seconds of compiling in this process, before the line is logged
 _log = logging.getLogger("crossent")
 _changing = Lock()
 _spent, _told = 0.0, False
 
 
 def say_once(sentence):
-    """Of all that there may be to say of compiling only one line, the first."""
+    """Log this sentence, unless one about compiling has been logged already."""
     global _told
     with _changing:
         first, _told = not _told, True
@@ -29,7 +29,7 @@ def _say_where(folder):
 
 
 def _timer(folder):
-    """A running one, or None where there can be none."""
+    """A running timer, or None if none can be started."""
     timer = Timer(max(0.0, TOLD_AFTER - _spent), _say_where, (folder,))
     timer.daemon = True
     try:

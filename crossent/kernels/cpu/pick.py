@@ -1,4 +1,4 @@
-"""The negative log likelihood of given log-probabilities: one entry of a row is read, so any strides will do."""
+"""The negative log likelihood of given log-probabilities. One entry of a row is read, so any strides will do."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def _upstream_of(call, r):
 
 
 def backward(call, scratch, lo, hi, outcome):
-    """Rows lo to hi of the gradient of scale * dloss * loss, into a dx of zeros."""
+    """Rows lo to hi: write the gradient of scale * dloss * loss to dx, which holds zeros."""
     for r in range(lo, hi):
         place = rows.place_of(call, r)
         label = rows.label_of(call, place)

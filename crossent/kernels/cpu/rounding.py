@@ -1,4 +1,4 @@
-"""Rows of float32 become rows of bfloat16 where they are: products take half the memory, and no more is needed."""
+"""Rows of float32 become rows of bfloat16 in place: products read half the memory, and no new memory is needed."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _BFLOAT16 = np.uint16(0)
 
 @inline
 def _round(storage, row, n):
-    """From the first number on, so that nothing is written over before it is read; a 0 follows the last."""
+    """Round n numbers, the first one first, so that none is overwritten before it is read; write a 0 after the last."""
     full = n // v.lanes(storage) * v.lanes(storage)
     for j in range(0, full, v.lanes(storage)):
         v.prefetch(storage, row, j)

@@ -1,8 +1,8 @@
-"""What kernels share that pass over rows: where rows lie, one walk along a row, and the sums of a chunk.
+"""What kernels that work on rows share: the addresses of rows, one walk along a row, and the sums of a chunk.
 
     from crossent.kernels.cpu import rows
 
-All of it is code that is inlined.
+All functions here are inlined.
 """
 
 import math
@@ -13,13 +13,13 @@ from crossent.kernels.cpu import vector as v
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import capped
 
-# How arrays are stored whose type does not depend on that of the logits.
+# The storage of arrays whose type does not depend on that of the logits.
 LABELS = np.int64(0)
 DOUBLES = np.float64(0.0)
 
 OK = -1
-BLOCK = 1024  # numbers of a row between two additions to its sums: short sums keep their digits
-LOOKED_AT = 64  # numbers that a first guess of a row's maximum is made of
+BLOCK = 1024  # numbers of a row that are summed before they are added to its sums: short sums keep their digits
+LOOKED_AT = 64  # numbers that the first guess of a row's maximum is made from
 _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
 
@@ -28,14 +28,14 @@ _HEADROOM = 60.0  # exp(60) times 2**31 classes is still finite in float32
 
 @inline
 def place_of(call, r):
-    """Row r in the two loops over rows. Made once for all arrays: a division takes as long as some vectors."""
+    """The outer and the inner index of row r. Made once for all arrays: a division takes as long as several vectors."""
     o = r // call.inner
     return o, r - o * call.inner
 
 
 @inline
 def offset(place, outer, inner):
-    """Where a row begins in an array of these strides, in elements."""
+    """Where a row begins in an array with these strides, in elements."""
     o, i = place
     return o * outer + i * inner
 
@@ -52,7 +52,7 @@ def label_of(call, place):
 
 @inline
 def strides_of_dx(call):
-    """Those of a new array, or of the logits where these are written over."""
+    """The strides of dx: a new array's, or the logits' if dx is written over them."""
     if call.dx == call.x:
         return call.x_outer, call.x_class, call.x_inner
     return call.new_outer, call.new_class, call.new_inner
@@ -63,13 +63,13 @@ def strides_of_dx(call):
 
 @inline
 def sample_weight_of(call, r):
-    """1 where there are none."""
+    """A row's sample weight, 1 if there are none."""
     return np.float64(v.load_scalar(call.compute, call.samples, r)) if call.samples != 0 else 1.0
 
 
 @inline
 def class_weight_of(call, label):
-    """1 where there are none."""
+    """A class's weight, 1 if there are none."""
     return np.float64(v.load_scalar(call.compute, call.weight, label)) if call.weight != 0 else 1.0
 
 
@@ -82,13 +82,13 @@ def load_logit(storage, address, index, cap):
 
 @inline
 def finite_peak(peak):
-    """Where every logit is -inf any finite number serves as their peak."""
+    """The peak, or 0 if it is -inf: where every logit is -inf, any finite number serves as the peak."""
     return 0.0 if peak == -np.inf else peak
 
 
 @inline
 def out_of_headroom(top, peak):
-    """Whether sums relative to `peak` are in danger, and the row is to be passed again relative to `top`."""
+    """Whether sums relative to `peak` could overflow, so that the row is passed again relative to its maximum `top`."""
     return top > peak + _HEADROOM
 
 
@@ -99,7 +99,7 @@ def exp_relative(own, peak):
 
 @inline
 def scalar_nll(others, own_exp, gap):
-    """log((others + own_exp) / own_exp) with own_exp = exp(-gap), exact when the others vanish beside it."""
+    """log((others + own_exp) / own_exp) with own_exp = exp(-gap); keeps its digits when `others` is tiny beside it."""
     return math.log1p(others / own_exp) if others <= own_exp else math.log(others + own_exp) + gap
 
 
@@ -108,9 +108,9 @@ def scalar_nll(others, own_exp, gap):
 
 @inline
 def passes_caches(large, address):
-    """Whether to write past the caches: what is large would not stay there, and its old contents need not be read.
+    """Whether to write past the caches: a large array would not stay there, and its old contents need not be read.
 
-    Saves a third of the traffic: `python -m benchmarks` with logits of 256 x 32000.
+    This saves a third of the memory traffic: `python -m benchmarks` with logits of 256 x 32000.
     """
     return large and address % v.VECTOR_BYTES == 0
 
@@ -125,7 +125,7 @@ def store_or_stream(storage, address, j, value, past_caches):
 
 @inline
 def load_n(storage, address, j, n):
-    """The vector that starts at number j of n; what follows the last one is not read."""
+    """The vector at number j of n; what follows the last number is not read, and 0 stands for it."""
     if j + v.lanes(storage) <= n:
         return v.load(storage, address, j)
     return v.load_masked(storage, address, j, v.first_n(storage, n - j), v.splat(storage, 0.0))
@@ -166,15 +166,15 @@ def largest(storage, row, n, cap):
 
 @inline
 def walk(view, row, n, label, add_whole, add_part, sums):
-    """Pass n numbers of a row, adding to `sums`, a tuple that both functions take and give.
+    """Walk along n numbers of a row. Both functions take `sums`, add a part of the row, and return them.
 
-        add_whole(view, row, lo, hi, earlier, sums)     at most a BLOCK of whole vectors, none of which holds the label;
-                                                        `earlier` if the label comes after them
-        add_part(view, row, j, within, lane, sums)      one vector: that of the label, which has this lane, or at the
-                                                        end one that is not full, where `lane` is none of those within
+        add_whole(view, row, lo, hi, earlier, sums)     adds whole vectors without the label, at most BLOCK numbers;
+                                                        `earlier` says that the label comes after them
+        add_part(view, row, j, within, lane, sums)      adds one vector: the one with the label, in lane `lane`, or the
+                                                        last one if it is not full, where `lane` is not within
 
-    A label outside the row, as -1 for none, has no vector. `view` holds what else the functions need, and says in
-    `view.storage` how the row is stored.
+    A label outside the row, such as -1 for none, is in no vector. `view` holds whatever else the functions need;
+    `view.storage` says how the row is stored.
     """
     width = v.lanes(view.storage)
     full = n // width * width
@@ -196,7 +196,7 @@ def walk(view, row, n, label, add_whole, add_part, sums):
 
 @inline
 def ahead(storage, z, own, earlier):
-    """1 where a class with logit z comes before the label, 0 elsewhere; of equals the `earlier` class comes first."""
+    """1 where a class with logit z is ahead of the label, else 0; an equal logit is ahead if its class is `earlier`."""
     if earlier:
         return v.select(own <= z, v.splat(storage, 1.0), v.splat(storage, 0.0))
     return v.select(own < z, v.splat(storage, 1.0), v.splat(storage, 0.0))
@@ -209,7 +209,7 @@ def ahead_in_label_vector(storage, z, own, lane):
     return v.max(ties, ahead(storage, z, own, False))
 
 
-# The sums of a chunk of rows, of losses and of weights: each with what the additions rounded off (Neumaier 1974).
+# The sums of losses and of weights over a chunk of rows, each with what its additions rounded off (Neumaier 1974).
 
 NO_SUMS = 0.0, 0.0, 0.0, 0.0
 
@@ -236,7 +236,7 @@ def _total(total, rest):
 
 @inline
 def finish(outcome, chunk):
-    """What a kernel says of its rows: none is bad, and their sums."""
+    """Write the outcome of a kernel: no row is bad, and the sums."""
     loss_sum, loss_rest, weight_sum, weight_rest = chunk
     v.store_scalar(LABELS, outcome, 0, OK)
     v.store_scalar(DOUBLES, outcome, 1, _total(loss_sum, loss_rest))
@@ -245,7 +245,7 @@ def finish(outcome, chunk):
 
 @inline
 def refuse(outcome, r):
-    """What a kernel says of the first row whose label is neither a class nor ignored."""
+    """Write the outcome of a kernel where row r is the first whose label is neither a class nor ignored."""
     v.store_scalar(LABELS, outcome, 0, r)
     v.store_scalar(DOUBLES, outcome, 1, 0.0)
     v.store_scalar(DOUBLES, outcome, 2, 0.0)

@@ -1,7 +1,7 @@
-"""What metrics need of a row: its label's log-probability and rank, the most likely class, the Brier score.
+"""What metrics need of a row: the label's log-probability and rank, the most likely class, the Brier score.
 
-Rows lie along their classes and are read from memory once, as in `along`. The headroom is smaller, since exponentials
-are squared here.
+The classes of a row lie side by side, and are read from memory once, as in `along`. The headroom is smaller, because
+exponentials are squared here.
 """
 
 import math
@@ -15,12 +15,12 @@ from crossent.kernels.cpu.math import exp
 from crossent.kernels.cpu.rows import LABELS, LOOKED_AT
 
 _HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
-_Label = namedtuple("_Label", "storage own peak")  # the label's logit in every lane, and what is subtracted
+_Label = namedtuple("_Label", "storage own peak")  # `own`: the label's logit in every lane
 
 
 @inline
 def _better(best, best_at, z, lo):
-    """The larger of `best` and the largest lane of z, and where that begins."""
+    """The larger of `best` and the largest lane of z, and from where on it is found: `best_at` or `lo`."""
     highest = np.float64(v.reduce_max(z))
     if highest > best:
         return highest, lo
@@ -57,8 +57,8 @@ def _add_part(label, row, j, within, lane, sums):
 
 @inline
 def _sums(call, storage, row, label, own, peak):
-    """Over the classes other than the label the sums of e = exp(z - peak) and of e * e, and the count of those ahead of
-    it; the largest z of all, and where the block starts that has it first.
+    """Over all classes but the label: the sums of e = exp(z - peak) and of e * e, and the number of classes ahead of
+    the label. Over all classes: the largest z, and where the first block begins that has it.
     """
     zero = v.splat(storage, 0.0)
     sums, view = (zero, zero, zero, -np.inf, 0), _Label(storage, own, peak)
@@ -82,7 +82,7 @@ def _position(call, row, value, start):
 
 
 def forward(call, scratch, lo, hi, outcome):
-    """Rows lo to hi; nothing is written for those that are ignored."""
+    """Rows lo to hi; nothing is written for ignored rows."""
     storage, compute = call.storage, call.compute
     for r in range(lo, hi):
         place = rows.place_of(call, r)

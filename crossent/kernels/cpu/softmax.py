@@ -1,8 +1,8 @@
 """Softmax and log-softmax of rows of either layout, and their derivatives from what they returned.
 
-Where one class outweighs all others together, its log-probability is -log(1 + rest), `rest` being the sum of the
-others' exponentials relative to the row's largest logit. In the sum of all, 1 + rest, its digits would be lost: so both
-sums are taken.
+Where one class outweighs all others together, its log-probability is -log(1 + rest). `rest` is the sum of the others'
+exponentials, relative to the row's largest logit. The sum of all, 1 + rest, loses the digits of rest, so both sums are
+made.
 """
 
 import math
@@ -16,21 +16,21 @@ from crossent.kernels.cpu.exponentials import Block, rescaled, sum_of_block
 from crossent.kernels.cpu.math import exp, exp_or_expm1, log_of_sum
 from crossent.kernels.cpu.rows import BLOCK
 
-_PEAK, _SCALE = _TOTAL, _PART = 0, 1  # what is known of a tile's rows, in the forward and in the backward pass
+_PEAK, _SCALE = _TOTAL, _PART = 0, 1  # arrays of a tile's `State`: two in the forward pass, two in the backward pass
 _TINY = 1.2e-38  # the smallest normal number of float32, nearly
 _BLOCK = 64  # vectors summed before they are added to the total: short sums keep their digits
 
 
 @inline
 def _quotient(storage, x, y, reciprocal):
-    """x / y by way of 1 / y, with one step of refinement: to the last bit but for rare cases, and quicker."""
+    """x / y from 1 / y with one step of refinement: quicker than a division, and but for rare cases the same bits."""
     quotient = x * reciprocal
     return v.fma(v.fma(v.splat(storage, 0.0) - quotient, y, x), reciprocal, quotient)
 
 
 @inline
 def _result(storage, z, total, reciprocal, log_total, is_log):
-    """Of z relative to the peak."""
+    """The result for a logit z, which is relative to the peak."""
     if is_log:
         return z - log_total
     return _quotient(storage, exp(storage, z), total, reciprocal)
@@ -38,8 +38,8 @@ def _result(storage, z, total, reciprocal, log_total, is_log):
 
 @inline
 def _factor(storage, out, is_log):
-    """What the sum over dout is multiplied by: the probability p; for log-softmax, where p is nearly 1, p - 1, which
-    keeps its digits and is negative.
+    """What the sum over dout is multiplied by: the probability p. For log-softmax, where p is nearly 1, it is p - 1
+    instead, which keeps its digits; being negative, it can be told from p.
     """
     if is_log:
         near, value = exp_or_expm1(storage, out)
@@ -50,7 +50,7 @@ def _factor(storage, out, is_log):
 
 @inline
 def _derivative(storage, factor, dout, total, is_log):
-    """`total` is the sum of dout * out over the classes, for log-softmax that of dout."""
+    """The derivative. `total` is the sum of dout * out over the classes, for log-softmax the sum of dout."""
     if is_log:
         return v.select(factor < v.splat(storage, 0.0), dout - total, dout) - factor * total
     return factor * (dout - total)
@@ -58,7 +58,7 @@ def _derivative(storage, factor, dout, total, is_log):
 
 @inline
 def _first_in(storage, row, j, step, value):
-    """The class that has this logit in the first vector that has it of those from j on at this distance."""
+    """The first class with this logit in the vectors at j, j + step, j + 2 * step and so on, one of which has it."""
     wanted = v.splat(storage, value)
     lane = v.find_first(v.eq(v.load(storage, row, j), wanted))
     while lane == v.lanes(storage):
@@ -71,7 +71,7 @@ def _first_in(storage, row, j, step, value):
 def _top_of_block(storage, row, n, least):
     """The largest logit and, if it is more than `least`, a class that has it, else -1.
 
-    Four vectors are compared at once, each with what came before at its place, and one of four places is searched.
+    Four vectors are compared at once, each with the earlier ones at its place; then one of the four places is searched.
     """
     width, nothing = v.lanes(storage), v.splat(storage, -np.inf)
     step = 4 * width
@@ -102,9 +102,9 @@ def _top_of_block(storage, row, n, least):
 
 @inline
 def _sums(storage, row, classes):
-    """The largest logit, and relative to it the sum of exp(x) over all classes but one that has it.
+    """The largest logit, and relative to it the sum of exp(x) over all classes but one with that logit.
 
-    The sum is nan where the logits have nan or inf, or only -inf.
+    The sum is nan if a logit is nan or inf, or if all are -inf.
     """
     peak, others = -np.inf, 0.0
     for lo in range(0, classes, BLOCK):
@@ -145,7 +145,7 @@ def forward_along(call, scratch, lo, hi, outcome):
 
 @inline
 def _upstream_sum(storage, row, drow, classes, is_log):
-    """The sum of dout * out over the classes, for log-softmax that of dout."""
+    """The sum of dout * out over the classes, for log-softmax the sum of dout."""
     total, width = v.splat(storage, 0.0), v.lanes(storage)
     for block in range(0, classes, _BLOCK * width):
         part = v.splat(storage, 0.0)
@@ -162,7 +162,7 @@ def _upstream_sum(storage, row, drow, classes, is_log):
 
 
 def backward_along(call, scratch, lo, hi, outcome):
-    """Rows lo to hi, of which `x` is what forward returned."""
+    """Rows lo to hi; `x` is what forward returned."""
     storage, classes, is_log = call.storage, call.classes, call.is_log != 0
     for r in range(lo, hi):
         place = rows.place_of(call, r)
@@ -172,7 +172,7 @@ def backward_along(call, scratch, lo, hi, outcome):
         past_caches = rows.passes_caches(call.large != 0, result)
         for j in range(0, classes, v.lanes(storage)):
             d, out = rows.load_n(storage, drow, j, classes), rows.load_n(storage, row, j, classes)
-            if is_log:  # as `_derivative`, with what tells the two factors apart still at hand
+            if is_log:  # as `_derivative`, with the mask `near` at hand
                 near, factor = exp_or_expm1(storage, out)
                 value = v.select(near, d - summed, d) - factor * summed
             else:
@@ -183,7 +183,7 @@ def backward_along(call, scratch, lo, hi, outcome):
 
 @inline
 def _copy_tile(call, row, n, buffer, state):
-    """The logits of n rows to the buffer, and the largest of each row."""
+    """Copy the logits of n rows to the buffer, and write the largest of each row."""
     storage, compute, classes, x_class, tile = call.storage, call.compute, call.classes, call.x_class, call.tile
     width, peaks = v.lanes(storage), st.array(state, _PEAK)
     for j in range(0, n, width):
@@ -198,7 +198,7 @@ def _copy_tile(call, row, n, buffer, state):
 
 @inline
 def _exponentiate_tile(call, n, buffer, state):
-    """The sums of n rows, and for softmax exponentials in place of the logits."""
+    """Write the sums of n rows; for softmax, replace the logits in the buffer by exponentials."""
     storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
     zero = v.splat(storage, 0.0)
     for j in range(0, n, v.lanes(storage)):
@@ -237,7 +237,7 @@ def _write_tile(call, n, buffer, state, result):
 
 
 def forward_across(call, scratch, lo, hi, outcome):
-    """Tiles lo to hi; `scratch` holds the logits of one, its peaks, and what they are scaled or shifted by."""
+    """Tiles lo to hi. `scratch` holds the logits of one tile, the peaks of its rows, and their scales or shifts."""
     state = st.State(call.storage, call.compute, v.at(call.compute, scratch, call.classes * call.tile), call.tile)
     for unit in range(lo, hi):
         o, i, n = tile_place(call, unit)
@@ -249,7 +249,7 @@ def forward_across(call, scratch, lo, hi, outcome):
 
 @inline
 def _sum_tile(call, row, drow, n, buffers, state):
-    """The factors and the upstream gradients of n rows to buffers, and the sums of `_upstream_sum`."""
+    """Copy the factors and the upstream gradients of n rows to the buffers; write the sums, as in `_upstream_sum`."""
     storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
     x_class, dout_class, width, (factors, ds) = call.x_class, call.dout_class, v.lanes(call.storage), buffers
     for j in range(0, n, width):
@@ -272,7 +272,7 @@ def _sum_tile(call, row, drow, n, buffers, state):
 
 
 def backward_across(call, scratch, lo, hi, outcome):
-    """Tiles lo to hi; `scratch` holds both inputs of one and the sums of its rows."""
+    """Tiles lo to hi. `scratch` holds both inputs of one tile and the sums of its rows."""
     storage, compute, classes, tile, is_log = call.storage, call.compute, call.classes, call.tile, call.is_log != 0
     factors, ds = scratch, v.at(compute, scratch, classes * tile)
     state, new_class, large = (

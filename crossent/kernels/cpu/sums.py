@@ -1,19 +1,19 @@
-"""Sums over a matrix whose classes lie side by side: of the squares of each class, of each row, and of few
-combinations of rows. Every number is read once, several rows at a time.
+"""Sums over a matrix whose classes lie side by side: the sum of squares of each class, the sum of each row, and a few
+linear combinations of the rows. Every number is read once, several rows at a time.
 """
 
 from crossent.kernels.cpu import rows, vector as v
 from crossent.kernels.cpu.compile import inline
 
 BLOCK = 1024  # classes summed together
-BLOCKS = 4  # at most, of a unit: long runs of memory, and sums that stay in the core's own cache
-ROOM = v.VECTOR_BYTES // 4  # numbers that are written at once
-_ROWS = 256  # summed before they are added to the total: short sums keep their digits
+BLOCKS = 4  # of a unit at most: long runs of memory, and sums that stay in the core's own cache
+ROOM = v.VECTOR_BYTES // 4  # numbers that one vector writes
+_ROWS = 256  # rows summed before they are added to the total: short sums keep their digits
 
 
 @inline
 def _add_rows(storage, compute, a, b, c, d, squares, n):
-    """Add four rows to the sums of the classes, which are then read and written once; the rows' own sums."""
+    """Add four rows to the sums of the classes, which are read and written once for all; the sum of each row."""
     zero = v.splat(storage, 0.0)
     sum_a, sum_b, sum_c, sum_d = zero, zero, zero, zero
     for j in range(0, n, v.lanes(storage)):
@@ -36,7 +36,7 @@ def _clear(storage, address, n):
 
 @inline
 def _four_rows(call, r, stop, first, no_row):
-    """Where row r and the three after it hold the class `first`; rows from `stop` on are no row."""
+    """The addresses of class `first` in row r and the three rows after it; `no_row` for rows from `stop` on."""
     storage, step = call.storage, call.x_outer
     a = v.at(storage, call.x, r * step + first)
     return (
@@ -56,7 +56,7 @@ def _add_part(storage, compute, sums, part, n):
 
 
 def forward(call, scratch, lo, hi, outcome):
-    """Units lo to hi of the classes, added to what is in squares; by_row gets the rows' sums in each block."""
+    """Units lo to hi of the classes: add to `squares`, and write each row's sum over each block to `by_row`."""
     storage, compute, width = call.storage, call.compute, call.blocks * BLOCK
     part, no_row = scratch, v.at(compute, scratch, width)
     _clear(compute, no_row, width)
@@ -80,7 +80,7 @@ def forward(call, scratch, lo, hi, outcome):
 
 @inline
 def _add_combinations(call, four, factors, combined, n):
-    """Add four rows, read once, to what every combination has in n classes."""
+    """Add four rows, which are read once, to n classes of every combination."""
     storage, compute = call.storage, call.compute
     a, b, c, d = four
     for j in range(0, n, v.lanes(storage)):
@@ -95,9 +95,10 @@ def _add_combinations(call, four, factors, combined, n):
 
 
 def combine(call, scratch, lo, hi, outcome):
-    """Units lo to hi of the classes of `count` combinations of the rows, of whose sums nobody needs the last digits.
+    """Units lo to hi of the classes: write `count` combinations of the rows.
 
-    `factors` has a row for each combination, and both it and `combined` have ROOM numbers behind a row.
+    Nobody needs the last digits of these sums. `factors` has a row for each combination. Rows of `factors` and of
+    `combined` have room for a multiple of ROOM numbers.
     """
     compute, width = call.compute, call.blocks * BLOCK
     _clear(compute, scratch, width)

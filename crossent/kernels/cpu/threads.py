@@ -1,11 +1,11 @@
-"""Threads that help a caller through its chunks of rows: those of a running OpenMP library, or a few of our own.
+"""Threads that help a caller with its chunks of rows: those of a running OpenMP library, or a few of our own.
 
-Where PyTorch has a team of OpenMP threads, it waits for work by spinning, and would keep threads of our own from the
-processors that it spins on; so the team takes part itself, which also saves waking anybody up.
+PyTorch's OpenMP threads spin while they wait for work, and would keep threads of our own from the processors that they
+spin on. So they take part themselves, which also saves waking a thread.
 
-The caller works too and never waits for a helper to wake up: whoever is free takes the next chunk, and with no helper
-at all (a forked child, an interpreter that shuts down) the caller does everything itself. Which thread takes a chunk
-does not change its result.
+The caller works too and never waits for a helper to wake up: whoever is free takes the next chunk. With no helper at
+all (a forked child, an interpreter that shuts down) the caller does everything itself. Which thread takes a chunk does
+not change its result.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ class _Job:
 
 
 def use_openmp(path):
-    """Have the threads of this OpenMP library, which the process has loaded already, take part from now on."""
+    """Use the threads of this OpenMP library, which the process has loaded already, from now on."""
     global _team
     _team = ctypes.CDLL(path).GOMP_parallel
     _team.argtypes, _team.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
@@ -43,7 +43,7 @@ def _help():
 
 
 def _forget():
-    """A forked child has no threads but the one that forked, and OpenMP does not recover from that."""
+    """Start anew in a forked child: it has only the thread that forked, and OpenMP does not recover from that."""
     global _jobs, _helpers, _growing, _team
     _jobs, _helpers, _growing, _team = SimpleQueue(), 0, Lock(), None
 
@@ -66,8 +66,8 @@ def _grow(wanted):
 def run(take_part, block, threads, owners):
     """Have up to `threads` threads, this one among them, call take_part(block.address), until all work is done.
 
-    `take_part` is a C function that tells whether it finished the last chunk. Whether nobody will look at the block any
-    more: a helper may come late, and find that nothing is left to do.
+    `take_part` is a C function that tells whether it finished the last chunk. The result says whether no thread will
+    look at the block any more: a helper of our own may come late, and find that nothing is left to do.
     """
     if _team is not None:
         _team(take_part, block.address, threads, 0)

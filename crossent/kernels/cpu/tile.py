@@ -1,4 +1,4 @@
-"""A tile of a matrix product, summed in registers: HEIGHT rows of the one factor by VECTORS of columns of the other."""
+"""A tile of a matrix product, summed in registers: HEIGHT rows of one factor by VECTORS vectors of the other."""
 
 from llvmlite import ir
 
@@ -6,8 +6,8 @@ from crossent.kernels.cpu import llvm, vector as v
 from crossent.kernels.cpu.llvm import I32, I64, PAIRS
 from crossent.kernels.cpu.processor import FEATURES
 
-# Sums enough to keep two multiply-adds a cycle busy for the four or five that each takes, in 16 registers of 256 bits
-# (a vector is two of them) or 32 of 512.
+# Two multiply-adds can start in each cycle, and each takes four or five cycles: so many sums keep both units busy. They
+# fit in 32 registers of 512 bits, or in 16 of 256 bits, where a vector takes two.
 HEIGHT, VECTORS = (8, 2) if FEATURES.get("avx512f") else (6, 1)
 
 
@@ -16,9 +16,9 @@ def multiply_tile(
     b, like: type, c_like: type, left: int, left_row: int, left_step: int, right: int, depth: int, c: int, c_row: int,
     rows: int, adds: int,
 ):  # fmt: skip
-    """Write a tile of left @ right to c, stored like c_like, or add it. What rows beyond `rows` get has no meaning.
+    """Write a tile of left @ right to c, stored like c_like, or add it. Rows from `rows` on get meaningless numbers.
 
-    For each of `depth` steps `right` has a row of the tile's width, and `left` moves on by left_step. The order of the
+    For each of `depth` steps `right` has a row as wide as the tile, and `left` moves on by left_step. The order of the
     sums does not depend on the shape of the tile.
     """
     kind = v.in_memory(like)
@@ -32,14 +32,17 @@ def multiply_tile(
 
 
 def _row_starts(b, left, left_row, rows, element):
-    """Rows that are not there are the last one again, so that nothing is read behind it."""
+    """The rows' addresses. A row that is not there is replaced by the last one, so that nothing is read behind that."""
     last = b.sub(rows, llvm.number(1))
     numbers = [_smaller(b, llvm.number(i), last) for i in range(HEIGHT)]
     return [b.ptrtoint(llvm.pointer(b, left, b.mul(i, left_row), element), I64) for i in numbers]
 
 
 def _sums_over_depth(b, like, kind, starts, left_step, right, depth):
-    """A list of vectors for each row, after a loop over the depth; LLVM's values are set once, so loops have phis."""
+    """The sums of a loop over the depth, a list of vectors for each row.
+
+    A value of LLVM is set only once, so what changes from round to round is a phi.
+    """
     before, loop, after = b.block, b.append_basic_block("sum"), b.append_basic_block("write")
     b.branch(loop)
     b.position_at_end(loop)

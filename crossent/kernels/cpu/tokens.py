@@ -1,6 +1,6 @@
-"""What a label's row says of it: its log-probability, the normaliser, the entropy and the label's rank.
+"""What a row says of its label: the log-probability, the normaliser (lse), the entropy and the label's rank.
 
-Rows lie along their classes and are read once, as in `along`, with the same first guess of the peak.
+The classes of a row lie side by side and are read once, as in `along`, with the same first guess of the peak.
 """
 
 import math
@@ -13,7 +13,7 @@ from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import capped, exp
 from crossent.kernels.cpu.rows import LABELS, LOOKED_AT
 
-_Label = namedtuple("_Label", "storage own peak cap")  # the label's logit in every lane, and what is the same for all
+_Label = namedtuple("_Label", "storage own peak cap")  # `own`: the label's logit in every lane
 
 
 @inline
@@ -48,8 +48,8 @@ def _add_part(label, row, j, within, lane, sums):
 
 @inline
 def _sums(call, storage, row, label, own, peak):
-    """The sums of exp(z - peak) over the others and of exp(z - peak) * (z - peak) over all, the count of the classes
-    ahead of the label, and the largest z.
+    """The sum of exp(z - peak) over all classes but the label, the sum of exp(z - peak) * (z - peak) over all classes,
+    the number of classes ahead of the label, and the largest z.
     """
     zero = v.splat(storage, 0.0)
     sums, view = (zero, zero, zero, v.splat(storage, -np.inf)), _Label(storage, own, peak, call.cap)
@@ -59,7 +59,7 @@ def _sums(call, storage, row, label, own, peak):
 
 
 def forward(call, scratch, lo, hi, outcome):
-    """Rows lo to hi; nothing is written for those that are ignored."""
+    """Rows lo to hi; nothing is written for ignored rows."""
     storage, compute, cap = call.storage, call.compute, call.cap
     for r in range(lo, hi):
         place = rows.place_of(call, r)
@@ -72,7 +72,7 @@ def forward(call, scratch, lo, hi, outcome):
         own = rows.load_logit(storage, row, label, cap)
         guess = rows.largest(storage, row, min(call.classes, LOOKED_AT), cap)
         peak = rows.finite_peak(max(own, guess))
-        # As the vectors cap it, so that equal logits stay equal.
+        # Capped as vectors are capped, so that equal logits stay equal.
         own_lanes = capped(storage, v.splat(storage, v.load_scalar(storage, row, label)), cap)
         others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
         if rows.out_of_headroom(top, peak):
@@ -89,13 +89,13 @@ def forward(call, scratch, lo, hi, outcome):
 
 @inline
 def _number_of(call, address, r):
-    """0 where there is no array."""
+    """What row r has in the array at an address; 0 if there is no array."""
     return np.float64(v.load_scalar(call.compute, address, r)) if address != 0 else 0.0
 
 
 @inline
 def _write_gradient(call, storage, row, drow, lse, entropy, upstream):
-    """That of a row, but for the label's own entry, which is written later."""
+    """Write the gradient of a row; the label's own entry is overwritten later."""
     classes, cap = call.classes, call.cap
     dlogprob, dlse, dentropy = upstream
     zero, entropy = v.splat(storage, 0.0), v.splat(storage, entropy)
@@ -114,7 +114,7 @@ def _write_gradient(call, storage, row, drow, lse, entropy, upstream):
 
 
 def backward(call, scratch, lo, hi, outcome):
-    """Rows lo to hi of the gradient, from the results; dx may be x. Those that are ignored get zeros."""
+    """Rows lo to hi: write the gradient, made from forward's results; dx may be x. Ignored rows get zeros."""
     storage, cap = call.storage, call.cap
     for r in range(lo, hi):
         place = rows.place_of(call, r)
@@ -133,7 +133,7 @@ def backward(call, scratch, lo, hi, outcome):
             _number_of(call, call.dlogprob, r), _number_of(call, call.dlse, r), _number_of(call, call.dentropy, r)
         )  # fmt: skip
         _write_gradient(call, storage, row, drow, lse, entropy, (dlogprob, dlse, dentropy))
-        # At the label from its own log-probability: 1 - p keeps its digits.
+        # At the label it is made from the label's log-probability: so 1 - p keeps its digits.
         d = rules.token_grad(math.exp(logprob), logprob, entropy, 0.0, dlse, dentropy) - math.expm1(logprob) * dlogprob
         v.store_scalar(storage, drow, label, d * rules.softcap_slope(own, cap) if cap > 0.0 else d)
     return rows.finish(outcome, rows.NO_SUMS)

@@ -2,14 +2,14 @@
 
     from crossent.kernels.cpu import vector as v
 
-Numba leaves vectorising to LLVM, which gives up inside long kernels and falls back to one element at a time where two
-arrays might overlap. With the vector spelled out the machine code is the same everywhere it is inlined, and the order
-of every sum is fixed, so that a row has the same bits on every machine that has fused multiply-add.
+Numba leaves vectorising to LLVM, which gives up inside long kernels, and falls back to one element at a time where two
+arrays might overlap. With vectors spelled out, the machine code is the same wherever it is inlined. The order of every
+sum is fixed, so a row has the same bits on every machine that has fused multiply-add.
 
-Memory is an address (an integer) and an element index. How numbers are stored there comes with `like`, a number handed
-through for its type alone, as the tag `d` of Google Highway, from which most names of operations are: float32,
-float64, int16 for the bits of a float16 and uint16 for those of a bfloat16. Vectors are of float64 for float64, else of
-float32; loads and stores convert. uint32 stands for pairs of bfloat16 in the place of numbers of float32.
+Memory is an address (an integer) and an element index. `like` says how numbers are stored there. It is a number that is
+passed for its type alone, as the tag `d` of Google Highway, where most names of operations come from. The types are
+float32, float64, int16 for the bits of a float16 and uint16 for the bits of a bfloat16. Vectors are of float64 for
+float64, else of float32; loads and stores convert. uint32 stands for pairs of bfloat16, each in the place of a float32.
 """
 
 import inspect
@@ -42,11 +42,11 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.lanes))
 
 
-# Types of results and arguments, from those of the arguments that these functions name.
+# Types of results and of arguments. Each function takes the types of the arguments that its parameters name.
 
 
 def computed(like):
-    """The type of the arithmetic on what is stored like `like`."""
+    """The type of the arithmetic on numbers that are stored like `like`."""
     return types.float64 if like == types.float64 else types.float32
 
 
@@ -90,11 +90,11 @@ def _of(function, given):
 
 
 def operation(result=None):
-    """A numba intrinsic of what is decorated: a function of LLVM's builder and values that makes the instructions.
+    """A decorator: makes a numba intrinsic of a function that takes LLVM's builder and values and makes instructions.
 
-    `result` is the type of what it gives, or tells it from those of the arguments. An argument annotated with `type` is
-    handed on as its type, one with `int` is an integer as wide as an address, one with a function is converted to the
-    type that this tells, and any other is taken as it is.
+    `result` is the type of the result, or a function that gives it from the types of the arguments. An argument
+    annotated with `type` is handed on as its type. One annotated with `int` is an integer as wide as an address. One
+    annotated with a function is converted to the type that this function gives. Any other is taken as it is.
     """
 
     def made(emit):
@@ -130,7 +130,7 @@ def operation(result=None):
     return made
 
 
-# Operators between vectors of one type, or a vector and a number that is broadcast.
+# Operators between vectors of one type, or between a vector and a number, which is broadcast.
 
 
 def _operator(op, emit, result=_same, accepts=types.Float):
@@ -180,7 +180,7 @@ def lanes(b, like: type):
 
 @operation(vector)
 def splat(b, like: type, value: computed):
-    """A number in every lane, as the type in which `like` is computed."""
+    """A vector with the number in every lane, in the type of the arithmetic."""
     return llvm.broadcast(b, value, vector(like).lanes)
 
 
@@ -188,12 +188,12 @@ eq = operation(_mask)(lambda b, x, y: b.fcmp_ordered("==", x, y))
 select = operation(_same)(lambda b, mask, x, y: b.select(mask, x, y))
 and_not = operation(_same)(lambda b, x, y: b.and_(x, b.not_(y)))  # lanes of the mask x that are not in y
 fma = operation(_same)(llvm.fma)  # x * y + z, rounded once
-max = operation(_same)(llvm.larger)  # y where one of them is nan
+max = operation(_same)(llvm.larger)  # the larger; y where one of them is nan
 
 
 @operation(types.float64)
 def round_to(b, like: type, value: lambda: types.float64):
-    """A float64 rounded to the type in which `like` is computed."""
+    """A float64 rounded to the type of the arithmetic."""
     if computed(like) == types.float64:
         return value
     return b.fpext(b.fptrunc(value, ir.FloatType()), ir.DoubleType())
@@ -230,7 +230,7 @@ def any_true(b, mask):
 
 @operation(types.intp)
 def find_first(b, mask):
-    """The number of the first lane in the mask, that of lanes if there is none."""
+    """The number of the first lane in the mask; the number of lanes if there is none."""
     bits = b.bitcast(mask, ir.IntType(mask.type.count))
     return b.zext(b.cttz(bits, ir.Constant(I1, 0)), I64)
 
@@ -259,7 +259,7 @@ def scale_by_power(b, x, power):
 
 
 def _bits_above_half_root(b, x):
-    """Whose exponent and mantissa are those of `exponent` and `fraction`."""
+    """The bits of x less those of sqrt(1/2); `exponent` and `fraction` are made from their exponent and mantissa."""
     integers, _, half_root = llvm.layout(x.type)
     return b.sub(b.bitcast(x, integers), llvm.filled(integers, half_root))
 
@@ -279,7 +279,7 @@ def fraction(b, x):
     return b.bitcast(b.add(bits, llvm.filled(integers, half_root)), x.type)
 
 
-# Constants. Each is added to the value of `like`, which is 0, though the compiler does not know it. A constant that it
+# Constants. Each is added to the value of `like`, which is 0, but the compiler does not know that. A constant that it
 # knew it would read from memory again in every round of a loop, rather than keep it in a register.
 
 
@@ -289,7 +289,7 @@ def _kept(b, like, single, double):
 
 
 def constant(single, double):
-    """A function of `like`: a vector of the number for its type."""
+    """A function of `like`: a vector with the number for its type in every lane."""
 
     @operation(vector)
     def in_every_lane(b, like: computed):
@@ -299,7 +299,7 @@ def constant(single, double):
 
 
 def polynomial(single, double):
-    """A function of `like` and a vector: Horner's scheme with the coefficients of its type, highest power first."""
+    """A function of `like` and a vector: Horner's scheme with the coefficients for its type, highest power first."""
 
     @operation(vector)
     def horner(b, like: computed, x):
@@ -347,7 +347,7 @@ def load(b, like: type, address: int, index: int):
 
 @operation(vector)
 def load_masked(b, like: type, address: int, index: int, mask, fill):
-    """A vector whose lanes outside the mask are not read and hold `fill`."""
+    """A vector from address[index : index + lanes]; lanes outside the mask are not read and hold `fill`."""
     kind = in_memory(like)
     found = llvm.masked_load(b, llvm.pointer(b, address, index, kind), kind, mask)
     return b.select(mask, llvm.widen(b, like, found), fill)
@@ -367,7 +367,7 @@ def store_masked(b, like: type, address: int, index: int, mask, value):
 
 @operation()
 def stream(b, like: type, address: int, index: int, value):
-    """As `store`, past the caches, to an address that is a multiple of the vector's size."""
+    """As `store`, but past the caches; the address is a multiple of the vector's size."""
     stored = llvm.store(b, like, address, index, in_memory(like), value, align=vector(like).lanes)
     stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))
 
@@ -381,7 +381,7 @@ def _prefetch(b, like, address, index, beyond):
 
 @operation()
 def prefetch(b, like: type, address: int, index: int):
-    """In a loop that goes through memory: have it there when the loop comes to it. May lie outside the array."""
+    """In a loop over memory: fetch what the loop will read soon. The address may lie outside the array."""
     _prefetch(b, like, address, index, _LOAD_AHEAD)
 
 
@@ -443,7 +443,7 @@ def labels_eq(b, x, label: int):
 
 @operation(_narrow_labels)
 def narrow_labels(b, like: type, labels, mask):
-    """Labels that are classes as narrow as they are compared, -1 outside the mask."""
+    """The labels in the mask, as narrow as they are compared; -1 in the other lanes."""
     kind = _integers(_narrow_labels(like))
     return b.select(mask, labels if labels.type == kind else b.trunc(labels, kind), llvm.filled(kind, -1))
 
@@ -465,24 +465,25 @@ def load_narrow_labels(b, like: type, address: int, index: int):
     return b.load(llvm.pointer(b, address, index, kind), align=llvm.size(kind.element))
 
 
-# Pairs of bfloat16, of which one instruction adds both products to a sum. Memory holds them as if they were float32.
+# Pairs of bfloat16: one instruction multiplies two pairs and adds both products to a sum. In memory a pair takes the
+# place of a float32.
 
 
 @operation(types.intp)
 def numbers_per_element(b, like: type):
-    """As a constant."""
+    """2 for pairs, else 1, as a constant."""
     return llvm.number(2 if like == PAIRS else 1)
 
 
 @operation(lambda like, yes, no: yes if like == PAIRS else no)
 def if_pairs(b, like: type, yes, no):
-    """One of two values, by what `like` stands for."""
+    """`yes` if `like` stands for pairs, else `no`."""
     return yes if like == PAIRS else no
 
 
 @operation(_same)
 def pack_pairs(b, x, y):
-    """The numbers of two vectors, which bfloat16 can hold, beside each other in pairs."""
+    """Pairs of the numbers of x and y, all of which bfloat16 can hold."""
     integers, _, _ = llvm.layout(x.type)
     low, high = (b.bitcast(value, integers) for value in (x, y))
     return b.bitcast(b.or_(b.lshr(low, llvm.filled(integers, 16)), high), x.type)
@@ -493,7 +494,7 @@ def pack_pairs(b, x, y):
 
 @operation(types.intp)
 def fetch_add(b, address: int, index: int):
-    """Add 1 to an int64 that threads share, and give what it was."""
+    """Add 1 to an int64 that threads share; its value before that."""
     return b.atomic_rmw("add", llvm.pointer(b, address, index, I64), llvm.number(1), "seq_cst")
 
 

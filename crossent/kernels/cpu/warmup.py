@@ -13,7 +13,7 @@ _SOFTMAXES = (softmax.forward_along, softmax.backward_along, softmax.forward_acr
 
 
 def common(storage: str) -> Iterator[tuple]:
-    """Function, storage and fields of the kernels of losses, softmax, statistics and heads, for arrays stored so."""
+    """Function, storage type and fields of each kernel for losses, softmax, statistics and heads in this storage."""
     quick = [(function, QUICK_LOSS) for function in _LOSSES] if storage in ("float32", "float64") else []
     for function, fields in (
         *quick,
@@ -25,7 +25,7 @@ def common(storage: str) -> Iterator[tuple]:
         (matmul.product, PRODUCTS),
     ):
         yield function, storage, fields.names
-    if storage in ("float16", "bfloat16"):  # logits of a head
+    if storage in ("float16", "bfloat16"):  # a head's logits are float32
         yield from ((function, "float32", LOSS.names) for function in _LOSSES[:2])
     if storage == "bfloat16" and PAIRS in PRODUCTS_OF_BFLOAT16:
         yield rounding.forward, "float32", ROUNDING.names
@@ -34,6 +34,6 @@ def common(storage: str) -> Iterator[tuple]:
 
 
 def compile_for(storage: str) -> tuple[int, int]:
-    """How many kernels there are for it, and how many of them had to be compiled."""
+    """Compile the common kernels for a storage type: how many there are, and how many were not compiled before."""
     kernels = [kernel_of(*kernel) for kernel in common(storage)]
     return len(kernels), sum(not kernel.cache_hits for kernel in kernels)

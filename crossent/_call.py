@@ -1,4 +1,4 @@
-"""What a call asks for, beside its arrays: made once, and read by whatever computes."""
+"""What a call asks for, beside the arrays that it is computed of."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from crossent import _options
+from crossent import _kept, _options
 
 
 def _numpy():
@@ -17,16 +17,30 @@ def _torch():
     return router
 
 
-_FRONTENDS = {"numpy": _numpy, "torch": _torch}  # import statements, since torch.compile cannot trace import_module
+def _numpy_plans():
+    from crossent.frontends.numpy import plans
+
+    return plans
 
 
-def _find(kind):
+def _torch_plans():
+    from crossent.frontends.torch import plans
+
+    return plans
+
+
+# Import statements, since torch.compile cannot trace import_module.
+_ROUTERS = {"numpy": _numpy, "torch": _torch}
+_PLANS = {"numpy": _numpy_plans, "torch": _torch_plans}
+
+
+def _library_of(kind):
     for base in kind.__mro__:
-        load = _FRONTENDS.get(base.__module__.partition(".")[0])
-        if load is not None:
-            return load()
+        library = base.__module__.partition(".")[0]
+        if library in _ROUTERS:
+            return library
     if hasattr(kind, "__torch_function__"):
-        return _torch()
+        return "torch"
     raise TypeError(f"input must be a PyTorch tensor or a NumPy array, got {kind.__name__}")
 
 
@@ -34,13 +48,18 @@ _frontends = {}  # as found before; a plain dictionary, since PyTorch 2.6 compil
 
 
 def frontend_of(kind) -> Any:
-    """The module that serves arrays of this type."""
+    """The router for arrays of this type."""
     found = _frontends.get(kind)
     if found is None:
-        found = _find(kind)
+        found = _ROUTERS[_library_of(kind)]()
         if not _options.is_traced():  # what is compiled would have to be compiled again
             _frontends[kind] = found
     return found
+
+
+def plans_of(kind) -> Any:
+    """What says how calls with arrays of this type are computed."""
+    return _PLANS[_library_of(kind)]()
 
 
 def define_operators():
@@ -49,7 +68,8 @@ def define_operators():
 
 
 def empty_cache():
-    """Give back the memory kept for the next large result."""
+    """Give back the memory kept for the next large result, and what is kept of calls."""
     from crossent.frontends import _memory
 
     _memory.empty_cache()
+    _kept.forget()

@@ -1,30 +1,30 @@
-"""The head fused with its loss: rows pass in chunks, so that only one chunk of logits exists at a time.
+"""The head fused with its loss: rows are taken in chunks, so that only one chunk of logits exists at a time.
 
-The gradients are made while a chunk's logits are there, over which the loss's gradient is written: three matrix
-products a chunk, and nothing is kept but the gradients themselves. `lib` is the array library's side; beside what
-`_problem` asks of it, it has
+The gradients are made while a chunk's logits are there; the gradient of the logits is written over them. That takes
+three matrix products for each chunk, and nothing is kept but the gradients themselves. `lib` is what an array library
+provides. Beside what `_problem` needs of it, it has
 
-    logits_bytes(x)                    the size of a logit
-    rows_at_once(x)                    of the products: chunks of multiples take less time for each row
+    logits_bytes(x)                    the bytes of one logit
+    rows_at_once(x)                    chunks of a multiple of so many rows take less time for each row
     logits(x, weight, bias, out)       write x @ weight.T + bias
-    rounded(dlogits)                   dlogits as the next two take them, in the same memory
-    to_input(dlogits, weight)          dlogits @ weight, or with `numbers` those rows of it
-    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight, or with `numbers` to those rows of it
+    rounded(dlogits)                   dlogits as the next two functions take them, in the same memory
+    to_input(dlogits, weight)          dlogits @ weight; with `numbers`, weight stands for those of its rows
+    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight; with `numbers`, to those of its rows
     to_bias(dbias, dlogits)            add the sum of dlogits over rows
-    sums(dlogits, parts)               as `_problem.sums`: of squares by column, by row in parts of the columns
+    sums(dlogits, parts)               as `_problem.sums`: squares by column, and rows over parts of the columns
     combinations(factors, dlogits)     factors @ dlogits, for few rows of factors
-    wide(vectors)                      a NumPy array of float64 whose rows they are
+    wide(vectors)                      the vectors as the rows of a NumPy array of float64
     narrow(array, storage)             the inverse: an array of the library
-    numbers(chosen)                    of the columns that are chosen
+    numbers(chosen)                    the numbers of the chosen columns
     columns(dlogits, numbers)          a copy of those columns
-    dense(classes, probs, out)         write probabilities between zeros
+    dense(classes, probs, out)         write the probabilities at their classes, and zeros elsewhere
     picked(dense, classes)             the inverse
     problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
     tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
-    token_results(rows, x)             room for their results
-    buffer(shape, x), zeros(shape, x)                                  new arrays, the latter for sums
-    empty_like(a, unscaled), zeros_like(a, unscaled), accumulator(a)   new gradients, of which those that are still to
-                                                                       be divided by a mean's divisor may be wider
+    token_results(rows, x)             arrays for their results
+    buffer(shape, x), zeros(shape, x)                                  new arrays; zeros are for sums
+    empty_like(a, unscaled), zeros_like(a, unscaled), accumulator(a)   new gradients; `unscaled` ones, which are still
+                                                                       to be divided by a mean's divisor, may be wider
 """
 
 import math
@@ -39,9 +39,9 @@ from crossent._head_filter import FilteredProducts
 class Head:
     """A call of the head: flat arrays, and the targets that count.
 
-    `x` are the rows (N, D), `weight` the classes (V, D); target and sample weights begin with an axis of N. A sparse
-    target is its probabilities, with their `classes` beside it. `kept` are the numbers of the targets that count, a
-    slice if all do; target number i belongs to row i - shift. `scale` multiplies the gradients.
+    `x` holds the rows (N, D) and `weight` the classes (V, D). The first axis of target and sample weights is N. Of a
+    sparse target, `target` holds the probabilities and `classes` their classes. `kept` are the numbers of the targets
+    that count, a slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`.
     """
 
     lib: Any
@@ -57,12 +57,19 @@ class Head:
     options: Any
     how: Any
     scale: float = 1.0
+    logit_bytes: int = field(init=False)
+    _count: int = field(init=False)
+    _multiple: int = field(init=False)
     _buffer: Any = field(default=None, init=False)
     _dense: Any = field(default=None, init=False)
 
+    def __post_init__(self):
+        self.logit_bytes, self._multiple = self.lib.logits_bytes(self.x), self.lib.rows_at_once(self.x)
+        self._count = self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
+
     def loss(self, wanted):
-        """The sum of the losses, and the gradients for x, weight, bias and target, None for what is not wanted."""
-        total, gradients, options = 0.0, self._new_gradients(wanted), self.options.changed(reduction="sum")
+        """The sum of the losses, and the gradients of x, weight, bias and target, None where not wanted."""
+        total, gradients, options = 0.0, self._new_gradients(wanted), self.options.summed
         for targets in self._chunks(wanted):
             if any(wanted):
                 total += self._differentiate(gradients, wanted, targets, options, None)
@@ -71,23 +78,23 @@ class Head:
         return total, gradients
 
     def losses(self):
-        """The loss of every target, 0 for those that do not count."""
-        losses, options = self.lib.zeros(self.shape.targets, self.x), self.options.changed(reduction="none")
+        """The loss of every target, 0 for targets that do not count."""
+        losses, options = self.lib.zeros(self.shape.targets, self.x), self.options.by_row
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
             flat[targets] = self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
         return losses
 
     def gradients(self, wanted, upstream):
-        """The gradients for losses that are multiplied by the numbers in `upstream`, None for 1."""
-        gradients, options = self._new_gradients(wanted), self.options.changed(reduction="none")
+        """The gradients of losses whose upstream gradients are `upstream`; None stands for 1."""
+        gradients, options = self._new_gradients(wanted), self.options.by_row
         for targets in self._chunks(wanted):
             dloss = None if upstream is None else upstream[targets]
             self._differentiate(gradients, wanted, targets, options, dloss)
         return gradients
 
     def tokens(self):
-        """What every row says of its label: logprob, lse and entropy, 0 where it is ignored, and rank, there -1."""
+        """Logprob, lse, entropy and rank of every row's label; for ignored rows 0 and rank -1."""
         lib, whole = self.lib, self.lib.token_results(self.shape.rows, self.x)
         for targets in self._chunks(()):
             results = [array[targets] for array in whole]
@@ -97,7 +104,7 @@ class Head:
         return whole
 
     def token_gradients(self, wanted, results, upstream):
-        """The gradients from those of logprob, lse and entropy, each an array or None."""
+        """The gradients, given the upstream gradients of logprob, lse and entropy, each an array or None."""
         gradients = self._new_gradients(wanted)
         for targets in self._chunks(()):
             x, logits = self._logits(targets)
@@ -107,24 +114,19 @@ class Head:
         return gradients
 
     def chunk(self, wanted):
-        """Rows in a chunk of logits, and its bytes. What is as large as the logits shares their memory."""
-        logit = self.lib.logits_bytes(self.x)
+        """The rows in a chunk, and the bytes of its logits and of other arrays as large as these."""
+        logit = self.logit_bytes
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
         a_row = max(1, arrays * logit * len(self.weight))
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
-        multiple = self.lib.rows_at_once(self.x)
-        if rows > multiple and not self.how.chunk_rows:
-            rows -= rows % multiple
+        if rows > self._multiple and not self.how.chunk_rows:
+            rows -= rows % self._multiple
         rows = min(rows, self._count)
         return rows, rows * a_row
 
-    @property
-    def _count(self):
-        return self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
-
     def _chunks(self, wanted):
-        """The targets of one chunk after the other."""
+        """The targets of each chunk, one chunk after the other."""
         step, count = max(1, self.chunk(wanted)[0]), self._count
         self._buffer = self._new_buffer(step)
         self._dense = None if self.classes is None else self._new_buffer(step)
@@ -134,12 +136,14 @@ class Head:
         self._buffer = self._dense = None
 
     def _new_buffer(self, rows):
-        """Room for logits, whose rows begin at multiples of a cache line, but not of a page: pages share few places."""
+        """Memory for logits, in which rows begin at cache lines. The number of lines between them is odd: rows that
+        are a multiple of a page apart would share few places in the cache.
+        """
         classes = len(self.weight)
-        line = 64 // self.lib.logits_bytes(self.x)
+        line = 64 // self.logit_bytes
         lines = -(-classes // line)
         buffer = self.lib.buffer((rows, (lines | 1) * line), self.x)
-        buffer[:, classes:] = 0  # a library's product may read whole lines, and 0 times nan is nan
+        buffer[:, classes:] = 0  # a library's product may read whole lines; 0 times a nan there is nan
         return buffer[:, :classes]
 
     def _rows(self, targets):
@@ -163,16 +167,15 @@ class Head:
         by_row = lib.empty_like if isinstance(self.kept, slice) else lib.zeros_like
         dx = by_row(self.x, True) if wanted and wanted[0] else None
         dtarget = by_row(self.target, False) if wanted and wanted[3] else None
-        summed = [
-            lib.accumulator(array) if want else None for array, want in zip((self.weight, self.bias), wanted[1:3])
-        ]
-        return [dx, *(summed or (None, None)), dtarget]
+        dweight = lib.accumulator(self.weight) if wanted and wanted[1] else None
+        dbias = lib.accumulator(self.bias) if wanted and wanted[2] else None
+        return [dx, dweight, dbias, dtarget]
 
     def _differentiate(self, gradients, wanted, targets, options, dloss):
-        """Add to the gradients those of a chunk of targets; the sum of their losses."""
+        """Add the gradients of a chunk of targets; the sum of its losses."""
         x, logits = self._logits(targets)
         problem = self._problem(targets, logits, options)
-        if self._filters(dloss):
+        if self.how.filter_eps and self._filters(dloss):
             dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
         else:
             dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
@@ -182,8 +185,8 @@ class Head:
 
     def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss):
         lib, (dx, dweight, dbias, _) = self.lib, gradients
-        # What a filter leaves out depends on the rows' own derivatives, not on what comes from above, and squares of
-        # derivatives that are scaled far up or down could leave the range of numbers.
+        # What a filter leaves out depends on the rows' own derivatives, not on the upstream gradient. These are made in
+        # a workable unit: squares of what is scaled far up or down could leave the range of numbers.
         unit = self.scale if _rows.workable(self.scale) else 1.0
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
         products = FilteredProducts(lib, self.weight, x, logits)
@@ -198,7 +201,7 @@ class Head:
         total = None if dx is None else lib.accumulator(x)
         products.add(total, dweight)
         if dx is not None:
-            dx[self._rows(targets)] = lib.cast(total, lib.storage(dx))
+            dx[self._rows(targets)] = total
         return dtarget, losses
 
     def _keep(self, dtarget, targets, made):
@@ -207,26 +210,26 @@ class Head:
             dtarget[targets] = self.lib.cast(made, self.lib.storage(dtarget))
 
     def _filters(self, dloss):
-        """With what is not finite nothing is left out, so that it is seen."""
+        """Whether classes are left out: not if a factor is inf or nan, which is to be seen in the gradients."""
         above = 1.0 if dloss is None else float(dloss.sum())
-        return self.how.filter_eps and self.scale and math.isfinite(self.scale * above)
+        return self.scale and math.isfinite(self.scale * above)
 
     def _add_products(self, gradients, targets, x, dlogits):
-        """From the gradient of the logits."""
+        """Add the gradients that follow from the gradient of the logits."""
         lib, (dx, dweight, dbias, _) = self.lib, gradients
         if dbias is not None:
             lib.to_bias(dbias, dlogits)
         if dx is dweight is None:
             return
-        dlogits = lib.rounded(dlogits)
+        rows, dlogits = self._rows(targets), lib.rounded(dlogits)
         if dx is not None:
-            dx[self._rows(targets)] = lib.cast(lib.to_input(dlogits, self.weight), lib.storage(dx))
+            dx[rows] = lib.to_input(dlogits, self.weight)
         if dweight is not None:
             lib.to_weight(dweight, dlogits, x)
 
 
 def _multiply(arrays, factors):
-    """Row by row; some rows at a time, since what 16 bits are multiplied by needs 32."""
+    """Multiply each row by its factor, a few rows at a time, since the product of 16-bit rows has 32 bits at first."""
     for array in arrays:
         if array is not None:
             for lo in range(0, len(array), 16):

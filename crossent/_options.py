@@ -3,13 +3,15 @@
 import math
 import warnings
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS = get_args(Reduction)
 _MADE_AT_MOST = 1024
 _made = {}
-_NOT_CARRIED = {"carried": False}  # by operators: it is for whoever calls them
+_usual_heads = {}
+_NOT_CARRIED = {"carried": False}  # by operators, since it is for whoever calls them
 is_traced = bool  # False, unless there is an array library that traces Python code
 
 
@@ -27,12 +29,22 @@ class LossOptions:
     z_loss: float = 0.0
     loss_dtype: str | None = field(default=None, metadata=_NOT_CARRIED)
 
+    @cached_property
+    def summed(self):
+        """The same for the sum of the losses."""
+        return self.changed(reduction="sum")
+
+    @cached_property
+    def by_row(self):
+        """The same for the losses of rows."""
+        return self.changed(reduction="none")
+
     def changed(self, **values):
         """The options with other values for some."""
-        return loss_options(**{name: getattr(self, name) for name in _OF_A_LOSS} | values)
+        return loss_options(**{name: getattr(self, name) for name in _LOSS_FIELDS} | values)
 
 
-_OF_A_LOSS = tuple(option.name for option in fields(LossOptions))
+_LOSS_FIELDS = tuple(option.name for option in fields(LossOptions))
 
 
 def loss_options(
@@ -108,6 +120,12 @@ def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None,
     """Validated; `options` is a torch.nn.LinearCrossEntropyOptions, of which an explicit chunk size counts, and whether
     it wants logits that are `exact`, of 32 bits whatever that costs.
     """
+    usual = shift, chunk_bytes, filter_eps, exact, type(shift), type(chunk_bytes), type(filter_eps)
+    if options is None and not is_traced():
+        try:
+            return _usual_heads[usual]
+        except (KeyError, TypeError):
+            pass
     filter_eps = number("filter_eps", filter_eps)
     if not 0.0 <= filter_eps < 1.0:
         raise ValueError(f"filter_eps must be at least 0 and below 1, got {filter_eps}")
@@ -117,7 +135,10 @@ def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None,
     sums = getattr(options, "acc_dtype", None)
     exact = exact or getattr(options, "acc_policy", None) == "accurate" or getattr(sums, "itemsize", 0) > 2
     shift, chunk_bytes = whole_number("shift", shift, 0), whole_number("chunk_bytes", chunk_bytes, 1)
-    return HeadOptions(shift, chunk_bytes, chunk_rows, filter_eps, exact, options)
+    found = HeadOptions(shift, chunk_bytes, chunk_rows, filter_eps, exact, options)
+    if options is not None or is_traced() or len(_usual_heads) >= _MADE_AT_MOST:
+        return found
+    return _usual_heads.setdefault(usual, found)
 
 
 def whole_number(name, value, at_least):
@@ -149,17 +170,3 @@ def _reduction_of_deprecated(size_average, reduce):
     reduction = "none" if reduce is False else "mean" if average else "sum"
     warnings.warn(f"size_average and reduce are deprecated, please use reduction='{reduction}' instead", stacklevel=4)
     return reduction
-
-
-_IN_SCHEMAS = {str: "str", int: "int", bool: "bool", float: "float", int | None: "int?", float | None: "float?"}
-
-
-def carried(kind):
-    """The names of the options that operators carry."""
-    return tuple(option.name for option in fields(kind) if option.metadata.get("carried", True))
-
-
-def schema(kind):
-    """The same as an operator's arguments, with their types."""
-    types = {option.name: _IN_SCHEMAS.get(option.type) for option in fields(kind)}
-    return ", ".join(f"{types[name]} {name}" for name in carried(kind))

@@ -1,4 +1,4 @@
-"""From arrays to rows: the class axis, what kind a target is, the errors of shapes and labels, and the reduction.
+"""From arrays to rows: the class axis, the kind of a target, the errors of shapes and labels, and the reduction.
 
 Everything here speaks of shapes, strides (counted in elements) and plain numbers, never of an array library.
 """
@@ -6,22 +6,22 @@ Everything here speaks of shapes, strides (counted in elements) and plain number
 import math
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from crossent._kept import kept
 from crossent._options import integer
 
-_SHORT = 64  # classes
+_SHORT = 64  # classes at most, of rows that a kernel may transpose
 
 
 class Layout:
     """Rows in memory: two loops over rows, `outer` and `inner`, with strides (outer, class, inner) in elements.
 
-    `last` says that the classes of a row lie side by side; otherwise the inner rows do. `short` says that there are so
-    few side by side that a kernel may rather turn the rows, for which their labels lie side by side too. `order` is the
-    order of the logits' axes in memory that this layout walks best, `inverse` the way back, None where the axes are in
-    that order. `contiguous` says that the logits fill memory in the order of their axes, `new_strides` are those of a
-    new array whose axes lie in memory in the layout's order.
+    `last` says that the classes of a row lie side by side; otherwise the inner rows do. `short` says that so few
+    classes lie side by side that a kernel may transpose the rows; then their labels must lie side by side too. `order`
+    is the order of the logits' axes in memory that this layout walks best. `inverse` is the way back, None if the axes
+    are in that order already. `contiguous` says that the logits fill memory in the order of their axes. `new_strides`
+    are the strides of a new array, whose axes lie in memory in `order`.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class Layout:
             new[a] = math.prod(shape[following] for following in self.order[i + 1 :])
         self.new_strides = _collapsed(shape, new, axis, split)
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - layouts are kept by layout_of all the same
+    @kept
     def strides_of(self, shape, strides):
         """(outer, class, inner) strides of another array of the logits' shape, or None if it needs a copy."""
         found = _collapsed(shape, strides, self.axis, self.split)
@@ -68,7 +68,7 @@ class Layout:
 
 
 def _collapse(sizes, strides):
-    """The one stride that walks all these axes in order, or None."""
+    """The one stride that walks all these axes in order, None if there is none."""
     result, expected = 0, None
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
         if size == 1:
@@ -82,7 +82,7 @@ def _collapse(sizes, strides):
 
 
 def _collapsed(shape, strides, axis, split):
-    """(outer, class, inner) strides, or None."""
+    """(outer, class, inner) strides, None if the rows are more than two loops."""
     if 0 in shape:
         return 0, 1, 1
     rows = [(size, stride) for i, (size, stride) in enumerate(zip(shape, strides, strict=True)) if i != axis]
@@ -94,7 +94,7 @@ def _collapsed(shape, strides, axis, split):
     return first, 1 if shape[axis] == 1 else strides[axis], 1 if one_row else second
 
 
-@lru_cache(maxsize=4096)
+@kept
 def layout_of(shape, strides, axis):
     """How a kernel walks these logits, or None if they have to be copied first."""
     usable = []
@@ -122,10 +122,11 @@ class SparseTarget:
 
 
 class HeadShape:
-    """Shapes of a fused head: `leading` are the input's axes but the last, of `rows` rows; `out` the axes of a
-    K-dimensional loss, with `places` targets for each row."""
+    """The shapes of a fused head. `leading` are the input's axes without the last, which make `rows` rows. `out` are
+    the axes of a K-dimensional loss, which has `places` targets for each row. `logits` is the shape of all logits,
+    which never exist together; axis number len(leading) has the classes."""
 
-    __slots__ = ("classes", "features", "leading", "out", "places", "rows", "soft")
+    __slots__ = ("classes", "features", "leading", "logits", "out", "places", "rows", "soft")
 
     def __init__(self, input, linear_weight, linear_bias, target, shift):
         if not input:
@@ -142,6 +143,7 @@ class HeadShape:
         *leading, self.features = input
         self.classes, *out = linear_weight[:-1]
         self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
+        self.logits = *leading, self.classes, *out
         if out and len(leading) != 1:
             raise ValueError(
                 f"a K-dimensional loss, linear_weight of shape {_text(linear_weight)}, needs an input of shape "
@@ -170,14 +172,10 @@ class HeadShape:
             )
 
     def traced(self, input, linear_weight):
-        """Take over sizes that an array library records, once the numbers have been checked."""
+        """Replace the sizes, once they have been checked as numbers, by those that a tracer records."""
         (*leading, self.features), (self.classes, *out) = input, linear_weight[:-1]
         self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
-
-    @property
-    def logits(self):
-        """The shape of the logits that nobody makes; their classes are axis number len(leading)."""
-        return *self.leading, self.classes, *self.out
+        self.logits = *leading, self.classes, *out
 
     @property
     def targets(self):
@@ -185,19 +183,19 @@ class HeadShape:
         return *self.leading, *self.out
 
     def losses(self, shift):
-        """The shape of the losses: with a shift one has fewer targets than rows."""
+        """The shape of the losses. With a shift a sequence has fewer losses than rows."""
         if not shift:
             return self.targets
         return *self.leading[:-1], max(0, self.leading[-1] - shift)
 
 
 def class_axis(ndim, dim, name="dim"):
-    """PyTorch's class axis of a loss, or the caller's."""
+    """The class axis of a loss: the caller's, or PyTorch's where `dim` is None."""
     if ndim == 0:
         raise ValueError("input must have a class axis, got a 0-dimensional array")
     if dim is None:
         return 1 if ndim > 1 else 0
-    axis = integer(name, dim)
+    axis = dim if type(dim) is int else integer(name, dim)
     if not -ndim <= axis < ndim:
         raise IndexError(f"{name} must be between {-ndim} and {ndim - 1} for an input of {ndim} axes, got {axis}")
     return axis % ndim
@@ -225,7 +223,7 @@ def _text(shape):
 
 
 def check_tokens(shape):
-    """That a head's rows have one label each."""
+    """Check that each row of a head has one label."""
     if shape.soft or shape.out:
         raise ValueError(
             f"linear_token_stats takes one label for each row, of shape {_text(shape.leading)}, and a linear_weight of "
@@ -248,13 +246,12 @@ def check_soft_options(options):
         )
 
 
-def check_weight(shape, classes):
-    if tuple(shape) != (classes,):
-        raise ValueError(f"weight must have one entry for each of the {classes} classes, got shape {_text(shape)}")
+def weight_error(shape, classes):
+    return ValueError(f"weight must have one entry for each of the {classes} classes, got shape {_text(shape)}")
 
 
 def check_sample_weight(shape, row_shape):
-    """That it broadcasts to the rows."""
+    """Check that sample weights broadcast to the rows."""
     fits = len(shape) <= len(row_shape) and all(
         size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(row_shape), strict=False)
     )
@@ -287,7 +284,7 @@ def label_error(label, row, row_shape, classes, ignore_index):
 
 
 def class_error(value, position, classes):
-    """IndexError for a class that a SparseTarget names."""
+    """IndexError for a bad class in a SparseTarget."""
     return IndexError(
         f"Class {value} at position {position} of a SparseTarget is out of bounds: classes must be between 0 and "
         f"{classes - 1}"
@@ -295,7 +292,7 @@ def class_error(value, position, classes):
 
 
 def softmax_axis(ndim, dim, name, stacklevel):
-    """PyTorch's implicit choice of the axis, with its warning at the caller of the public function."""
+    """The caller's axis, or PyTorch's implicit choice, with its warning at the caller of the public function."""
     if dim is None:
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "
@@ -307,7 +304,7 @@ def softmax_axis(ndim, dim, name, stacklevel):
 
 
 def workable(scale):
-    """Whether gradients that are multiplied by it, before or after they are made, stay in the range of numbers."""
+    """Whether gradients stay in the range of numbers when they are made with this scale, or scaled by it later."""
     return 1e-6 <= abs(scale) <= 1e6
 
 
@@ -318,6 +315,6 @@ def reduced(reduction, losses, weights, denominator):
     by = weights if denominator is None else denominator
     if by != 0.0:
         return losses / by, 1.0 / by
-    # As arrays divide: no exception for 0.
+    # Division by 0 as in arrays, without an exception.
     infinite = math.copysign(math.inf, by)
     return losses * infinite, infinite

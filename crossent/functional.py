@@ -642,7 +642,7 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     if name.startswith("linear_"):
         exact = function is linear_token_stats
         how = head_options(a["shift"], a["chunk_bytes"], a.get("filter_eps", 0.0), a.get("options"), exact)
-    return frontend_of(type(a["input"])).plan(name, a, options, how)
+    return _dispatch.plans_of(type(a["input"])).plan(name, a, options, how)
 
 
 _PLANNED = (
@@ -658,7 +658,8 @@ def empty_cache() -> None:
     mapped and zeroed takes as long as filling them. Four blocks wait at most, and four of 32 MB and more, whose pages
     the system may take back whenever it needs some: so that this function is for those who miss the others, up to 136
     MB, or want to see all of them go, in a measurement of the process's size, say. torch.cuda.empty_cache is the same
-    for another device.
+    for another device. What is kept of calls goes too, up to 4,096 shapes of each kind, and is made anew when it is
+    needed.
 
     >>> import crossent
     >>> crossent.empty_cache()

@@ -11,6 +11,7 @@ import reference
 import torch
 
 import crossent
+from crossent import _kept
 
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -102,24 +103,11 @@ def composite():
 @contextlib.contextmanager
 def new_plans():
     """Nothing planned before is used, nor used later."""
-    from crossent.frontends import _problem
-    from crossent.frontends.torch import fast, softmax
-    from crossent.kernels.cpu import kernels
-
-    kept = [
-        fast._known, softmax.softmax_call, _problem.ready_plan, _problem.ready_softmax, kernels.loss_plan,
-        kernels.softmax_plan, kernels.token_plan, kernels.score_plan,
-    ]  # fmt: skip
-
-    def forget():
-        for plans in kept:
-            plans.cache_clear()
-
-    forget()
+    _kept.forget()
     try:
         yield
     finally:
-        forget()
+        _kept.forget()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from crossent.frontends import _memory
-from crossent.frontends.numpy import arrays as numpy_arrays
+from crossent.frontends.numpy import losses as numpy_arrays
 from crossent.frontends.torch import arrays as torch_arrays
 from crossent.kernels.cpu import call as kernel_call
 

@@ -1280,3 +1280,24 @@ def test_numpy_and_torch_agree_to_the_bit():
         assert value == loss.item() and (dlogits == gradient.numpy()).all()
         value, dlogits = crossent.value_and_grad(crossent.cross_entropy)(x.detach(), labels)
         assert torch.equal(value, loss) and torch.equal(dlogits, gradient)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "linear_cross_entropy"])
+def test_a_denominator_whose_gradient_nobody_wants_keeps_its_digits(name):
+    logits, labels = torch.randn(5, 7, dtype=torch.float64), torch.arange(5)
+    denominator = torch.tensor(7.0, requires_grad=True)
+    arguments = (logits, torch.eye(7, dtype=torch.float64), labels) if "linear" in name else (logits, labels)
+    with torch.no_grad():
+        loss = getattr(crossent, name)(*arguments, denominator=denominator)
+    found = loss.item(), getattr(crossent, name)(*arguments, reduction="sum").item() / 7
+    assert loss.dtype == torch.float64 and found[0] == pytest.approx(found[1], rel=1e-15)
+
+
+def test_what_fails_is_tried_once():
+    """Also where the short way has been asked before: the error has no other behind it."""
+    with torch.inference_mode():
+        labels = torch.arange(5)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward") as raised:
+            crossent.cross_entropy(torch.randn(5, 7).to(dtype).requires_grad_(), labels)
+        assert raised.value.__context__ is None

@@ -279,6 +279,26 @@ def test_onnx(names, newer, tmp_path):
         model.check(run, rows)
 
 
+_WITHOUT_NN = """
+import sys, torch, crossent
+
+class Model(torch.nn.Module):
+    def forward(self, x, y):
+        return crossent.prediction_stats(x, y).logprob
+
+program = torch.export.export(Model(), (torch.randn(4, 10), torch.tensor([1, 2, 3, 4])))
+assert "crossent.nn" not in sys.modules and "crossent.checked_labels" in str(program.graph)
+operator = torch.ops.crossent.checked_labels.default
+assert operator in torch._decomp.get_decompositions([torch.ops.crossent.checked_labels])
+assert "crossent" not in str(program.run_decompositions({operator: torch._decomp.decomposition_table[operator]}).graph)
+"""
+
+
+def test_labels_have_a_decomposition_without_crossent_nn():
+    result = subprocess.run([sys.executable, "-c", _WITHOUT_NN], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
 @EXPORTS
 def test_onnx_of_a_model(tmp_path):
     """As most call it: the exporter is given the model; and labels out of range make nan."""

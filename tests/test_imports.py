@@ -18,6 +18,7 @@ HELPERS = ("crossent.frontends._memory", "crossent.frontends._plans", "crossent.
 BELOW_FRONTENDS = (
     "crossent.kernels",
     "crossent._call",
+    "crossent._kept",
     "crossent._head",
     "crossent._rows",
     "crossent._options",
@@ -31,10 +32,11 @@ MAY_IMPORT = {
     "crossent._options": (),
     "crossent._plan": (),
     "crossent._call": (),
+    "crossent._kept": (),
     "crossent._public": (),
     # The latter inside functions, as test_import_loads_no_array_library shows.
-    "crossent._dispatch": ("crossent._options", "crossent.frontends"),
-    "crossent._rows": ("crossent._rules", "crossent._options", "crossent._dispatch"),
+    "crossent._dispatch": ("crossent._kept", "crossent._options", "crossent.frontends"),
+    "crossent._rows": ("crossent._kept", "crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head_filter": (),
     "crossent._head": (
         "crossent._head_filter",
@@ -43,7 +45,7 @@ MAY_IMPORT = {
         "crossent._options",
         "crossent._rows",
     ),
-    "crossent.kernels": ("crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
+    "crossent.kernels": ("crossent._kept", "crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),
     "crossent.frontends._problem": BELOW_FRONTENDS,

@@ -6,7 +6,7 @@ import torch
 from harness import Chunks, new_plans, waiting_gradient
 
 import crossent
-from crossent.frontends.torch import products
+from crossent.frontends.torch import dtypes, products
 from crossent.kernels.cpu.call import Launcher
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
@@ -235,3 +235,12 @@ def test_copies_of_predictions(library, shape, dim, copied):
     if library == "torch":
         logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
     assert crossent.plan(crossent.prediction_stats, logits, labels, dim=dim).extra_bytes == 168 * copied
+
+
+def test_probabilities_of_another_dtype_are_not_converted(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("converted")
+
+    monkeypatch.setattr(dtypes, "in_common_dtype", refuse)
+    logits = torch.zeros(4, 5, dtype=torch.bfloat16, requires_grad=True)
+    assert crossent.plan(crossent.cross_entropy, logits, torch.zeros(4, 5)).path == "kernels"

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from crossent.frontends._problem import multiply, round_in_place
-from crossent.frontends.numpy.arrays import NUMPY
+from crossent.frontends.numpy.losses import NUMPY
 from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu import matmul, tile
 from crossent.kernels.cpu.processor import (

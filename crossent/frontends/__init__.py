@@ -1,1 +1,1 @@
-"""One file for each array library: what its arrays and its autograd need, and no meaning."""
+"""A package for each array library: what its arrays and its autograd need, but not what a loss means."""

@@ -1,7 +1,7 @@
-"""Memory for large results that is used again: having new pages mapped and zeroed takes as long as filling them.
+"""Memory for large results that is used again: mapping and zeroing new pages takes as long as filling them.
 
-A block comes back here when the last array in it is gone. While a large one waits for its next use the system may take
-its pages whenever it is short of memory (MADV_FREE).
+A block comes back here when the last array in it is gone. While a large block waits for its next use, the system may
+take its pages if it is short of memory (MADV_FREE).
 """
 
 import mmap
@@ -9,18 +9,18 @@ from threading import RLock
 
 import numpy as np
 
-LENT_FROM = 2**22  # bytes; what is smaller the C library keeps by itself
-_LARGE_FROM = 2**25  # bytes; of what is smaller, to write to pages that may be taken takes twice as long
-_KEPT_AT_MOST = 4  # blocks that wait, large ones and others: enough for results and gradients of two losses
+LENT_FROM = 2**22  # bytes; the C library itself keeps smaller blocks
+_LARGE_FROM = 2**25  # bytes; smaller blocks keep their pages: writing to pages that may be taken takes twice as long
+_KEPT_AT_MOST = 4  # large blocks that wait, and as many others: enough for results and gradients of two losses
 _HUGE_PAGE = 2**21
 _AVAILABLE = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
 _waiting = []  # mappings, the longest unused first
-_lock = RLock()  # reentrant, since collecting garbage may give a block back in the middle of the lines below
+_lock = RLock()  # reentrant: a garbage collection may give a block back in the middle of the lines below
 
 
 class _Lent:
-    """Owns a mapping while it is lent. Arrays keep what has their memory, so they keep this."""
+    """Owns a mapping while arrays use it. An array keeps the object alive that has its memory, which is this one."""
 
     def __init__(self, mapping, size):
         start = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
@@ -34,7 +34,7 @@ class _Lent:
 
 
 def block(size):
-    """An array of `size` bytes that starts at a huge page and holds anything, or None if small or not to be had."""
+    """An uninitialised array of `size` bytes that starts at a huge page; None if it is small or there is no memory."""
     if size < LENT_FROM:
         return None
     mapping = _kept(size) or _mapped(size)
@@ -42,7 +42,7 @@ def block(size):
 
 
 def _kept(size):
-    """The smallest mapping that waits and holds so much, but not much more; of equals the one used last."""
+    """The smallest waiting mapping that is large enough, but not much larger; of equals the one used last."""
     with _lock:
         fitting = [mapping for mapping in reversed(_waiting) if 0 <= len(mapping) - size - _HUGE_PAGE <= size // 8]
         found = min(fitting, key=len, default=None)
@@ -71,7 +71,7 @@ def _take_back(mapping):
 
 
 def _remove(mapping):
-    """Whether it still waited: garbage that is collected meanwhile may have pushed it out."""
+    """Remove a waiting mapping. False if it no longer waits: a garbage collection may have pushed it out."""
     try:
         _waiting.remove(mapping)
     except ValueError:

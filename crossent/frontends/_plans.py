@@ -1,16 +1,16 @@
-"""What the calls of an array library are going to do, told by the code that decides it when they are made.
+"""What a call is going to do, told by the same code that decides it when the call is made.
 
-`obstacles` are the reasons why the kernels cannot be used.
+`out_of_kernels` are the reasons why the kernels cannot be used.
 """
 
 import math
 
 from crossent import _rows
 from crossent._plan import Plan
-from crossent.frontends._problem import compute_storage, ready_plan
+from crossent.frontends._problem import compute_storage, ready_call
 
 KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
-_PLAIN_ARRAYS = 6  # as large as the logits, that plain operations and their backward pass hold at once
+_PLAIN_ARRAYS = 6  # arrays as large as the logits that plain operations and their backward pass hold at once
 _PLAIN_ARRAYS_OF_TOKENS = 8
 _PLAIN_ARRAYS_OF_SOFTMAX = 3
 
@@ -21,18 +21,18 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
     arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(input.shape)
     if out_of_kernels:
         return Plan(name, PLAIN, arithmetic, _PLAIN_ARRAYS * numbers * _size(arithmetic), reasons=out_of_kernels)
-    picks, strides = name == "nll_loss", lib.strides
+    picks, strides = name == "nll_loss", lib.raw_strides
     call = input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype
-    plan = ready_plan(lib, *call, dim, options, picks)
+    ready = ready_call(lib, *call, dim, options, picks)
     rows, copied, reasons = numbers // max(1, input.shape[axis]), 0, []
-    if _rows.layout_of(tuple(input.shape), tuple(strides(input)), axis) is None:
+    if _rows.layout_of(tuple(input.shape), tuple(lib.strides(input)), axis) is None:
         copied += numbers * input.itemsize
-        reasons.append(f"input is copied: no kernel reads its strides {tuple(strides(input))}")
-    elif plan is None:
+        reasons.append(f"input is copied: no kernel reads its strides {tuple(lib.strides(input))}")
+    elif ready is None:
         copied += math.prod(target.shape) * (input.itemsize if soft else 8)
         reasons.append(f"target is copied: the kernels take {'the dtype of input' if soft else 'int64'} side by side")
     else:
-        layout = plan.layout
+        layout = ready.layout
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
@@ -64,8 +64,8 @@ def of_softmax(lib, name, x, path, reasons):
 
 
 def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0):
-    """`beside` the chunk are so many bytes: of sums that are no gradients yet, and without kernels a copy of the input;
-    `plain_rows` are the rows of a chunk without kernels.
+    """`beside` are the bytes beside the chunk: sums that become gradients later and, without kernels, a copy of the
+    input. `plain_rows` are the rows of a chunk without kernels.
     """
     if out_of_kernels:
         rows = min(plain_rows, head.shape.rows)

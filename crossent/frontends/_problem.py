@@ -1,28 +1,75 @@
-"""A checked call on its way to the kernels, the same for every array library.
+"""From a call to the kernels, in the same way for every array library.
 
-`lib` is the library's side: a namespace with `storages` (dtype -> storage name, int64 -> "labels"), `storage(array)`
-(a storage name or None), `strides(array)` in elements, `is_integer(array)`, `is_mask(array)`, `address(array)`,
-`contiguous(array)`, `new(shape, storage)`, `empty(layout, like)` and `copied(layout, array)` in the layout's order,
-`labels(array)` as int64 with the row of one that does not fit or None, `cast(array, storage)`, `total(array)`,
-`broadcast(array, shape)`, `item(array, row)` and `threads()`.
+`lib` is what an array library provides:
+
+    storages, dtypes                            dtype -> storage type, int64 -> "labels"; and back, for the arithmetic's
+    storage(array)                              its storage type or None
+    is_integer(array), is_mask(array)
+    address(array), strides(array)              the strides in elements
+    raw_strides(array)                          the strides as the library has them, by which calls are kept
+    in_elements(raw_strides, dtype)             these in elements
+    contiguous(array), converted(array, dtype), cast(array, storage), broadcast(array, shape)
+    new(shape, storage)
+    empty(layout, like), copied(layout, array)  new arrays in the layout's order
+    maker(layout, dtype)                        `empty` for arrays of this layout and dtype, in as few calls as can be
+    labels(array)                               int64 labels, and the row of one that does not fit or None
+    total(array), item(array, row), threads()
+    refuse_to_keep()                            raises if nothing may be kept of this call
 """
 
-from functools import lru_cache
-
 from crossent import _rows
+from crossent._kept import kept
 from crossent._options import integer
 from crossent.kernels import BadLabel
 from crossent.kernels.cpu import kernels
 
 
 def compute_storage(storage):
-    """How the results of the arithmetic on what is stored so are stored."""
+    """The storage type of results of the arithmetic on numbers of this storage type."""
     return "float64" if storage == "float64" else "float32"
 
 
-@lru_cache(maxsize=4096)
-def ready_plan(lib, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, picks):
-    """The plan for arrays that need no copy, or None."""
+UNASKED_AT_MOST = 8  # gradients made in a row but not used; several losses may wait for one backward pass
+
+
+def numpy_address(array):
+    return array.__array_interface__["data"][0]
+
+
+class ReadyCall:
+    """A call of a loss with all that does not depend on what its arrays hold: its kernels, their layout, and how the
+    arithmetic stores its results. Arrays of the same shapes, strides and dtypes share it.
+
+    `new` makes an array like the logits. Only `unasked` changes: how many gradients were made in the forward pass since
+    a backward pass asked for one.
+    """
+
+    __slots__ = ("compute", "dim", "is_quick", "layout", "new", "options", "plan", "unasked")
+
+    def __init__(self, lib, layout, dtype, plan, dim, options):
+        storage = lib.storages.get(dtype)
+        self.layout, self.plan, self.dim, self.options = layout, plan, dim, options
+        self.compute, self.new = compute_storage(storage), lib.maker(layout, dtype)
+        self.is_quick = plan.quick_forward is not None and self.compute == storage
+        self.is_quick = self.is_quick and options.loss_dtype in (None, storage)
+        self.unasked = 0
+
+    def expects_backward(self):
+        """Whether the forward pass is to make the gradient; if so, it is counted.
+
+        Not if the last gradients were not used, as in an evaluation with gradients on, until a backward pass comes.
+        """
+        if self.unasked >= UNASKED_AT_MOST:
+            return False
+        self.unasked += 1
+        return True
+
+
+@kept
+def ready_call(lib, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, picks):
+    """The `ReadyCall` for these arrays, None if one of them needs a copy."""
+    lib.refuse_to_keep()
+    strides, target_strides = lib.in_elements(strides, dtype), lib.in_elements(target_strides, target_dtype)
     storage, target_storage = lib.storages.get(dtype), lib.storages.get(target_dtype)
     axis, soft = _rows.target_kind(shape, target_shape, dim, not picks)
     layout = _rows.layout_of(shape, strides, axis)
@@ -35,21 +82,22 @@ def ready_plan(lib, shape, strides, dtype, target_shape, target_strides, target_
         target_strides = layout.label_strides_of(target_strides)
     if target_strides is None:
         return None
-    return kernels.loss_plan(layout, storage, soft, target_strides, options, picks)
+    plan = kernels.LossPlan(layout, storage, soft, target_strides, options, picks)
+    return ReadyCall(lib, layout, dtype, plan, dim, options)
 
 
 def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=False):
-    """The problem that a call of a loss poses, its arrays copied where the kernels cannot take them as they are."""
-    strides = lib.strides
-    if dim is not None:
+    """The `Problem` of a call of a loss; arrays that the kernels cannot take as they are get copied."""
+    strides = lib.raw_strides
+    if dim is not None and type(dim) is not int:
         dim = integer("dim", dim)  # before it is looked up: True equals 1, but is no axis
-    plan = ready_plan(
+    ready = ready_call(
         lib, input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim, options, picks
     )
-    if plan is None:
+    if ready is None:
         copies = _copied(lib, input, target, dim, options, picks)
         return problem_of(lib, *copies, weight, sample_weight, dim, options, picks)
-    problem = Problem(lib, plan, options, input, target)
+    problem = Problem(lib, ready, input, target)
     if weight is not None or sample_weight is not None:
         problem.weigh(weight, sample_weight)
     return problem
@@ -58,47 +106,43 @@ def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=Fa
 class Problem:
     """Rows, targets and weights as the kernels want them, and the calls of the kernels."""
 
-    __slots__ = ("arrays", "lib", "options", "owners", "plan", "target", "weights", "x")
+    __slots__ = ("arrays", "layout", "lib", "options", "owners", "plan", "ready", "target", "weights", "x")
 
-    def __init__(self, lib, plan, options, input, target):
-        self.lib, self.plan, self.options, self.x, self.target = lib, plan, options, input, target
-        self.arrays, self.weights = (lib.address(input), lib.address(target)), (plan.layout.classes, 0, 0)
+    def __init__(self, lib, ready, input, target):
+        self.lib, self.ready, self.x, self.target = lib, ready, input, target
+        self.plan, self.layout, self.options = ready.plan, ready.layout, ready.options
+        self.arrays, self.weights = (lib.address(input), lib.address(target)), (self.layout.classes, 0, 0)
         self.owners = input, target
 
-    @property
-    def layout(self):
-        return self.plan.layout
-
-    @property
-    def compute(self):
-        """How the results of the arithmetic are stored."""
-        return "float64" if self.lib.storage(self.x) == "float64" else "float32"
-
     def weigh(self, weight, sample_weight):
-        """Have classes and rows count as the caller says."""
-        lib, layout, (total, *_) = self.lib, self.plan.layout, self.weights
+        """Take the caller's class weights and sample weights."""
+        lib, layout, (total, *_) = self.lib, self.layout, self.weights
+        dtype = lib.dtypes[self.ready.compute]
         if weight is not None:
-            _rows.check_weight(weight.shape, layout.classes)
-            if lib.storage(weight) is None:
+            if weight.shape != (layout.classes,):
+                raise _rows.weight_error(weight.shape, layout.classes)
+            if lib.storages.get(weight.dtype) in (None, "labels"):
                 raise _rows.dtype_error("weight", weight.dtype)
-            weight = lib.contiguous(lib.cast(weight, self.compute))
+            weight = lib.contiguous(lib.converted(weight, dtype))
             total = lib.total(weight) if self.options.label_smoothing else 0.0
         if sample_weight is not None:
             sample_weight = broadcast_samples(lib, sample_weight, layout.row_shape)
-            sample_weight = lib.contiguous(lib.cast(sample_weight, self.compute))
-        self.weights = total, *_addresses(lib, weight, sample_weight)
+            sample_weight = lib.contiguous(lib.converted(sample_weight, dtype))
+        of_weight = 0 if weight is None else lib.address(weight)
+        self.weights = total, of_weight, 0 if sample_weight is None else lib.address(sample_weight)
         self.owners = *self.owners, weight, sample_weight
 
     def new_stats(self):
-        """Room for what backward needs of forward, or None."""
-        return self.lib.new((self.plan.stats, self.layout.rows), self.compute) if self.plan.stats else None
+        """Memory for what backward needs of forward, or None."""
+        return self.lib.new((self.plan.stats, self.layout.rows), self.ready.compute) if self.plan.stats else None
 
     def forward(self, divisor, stats=None):
-        """The loss (rows, or a number), and what dloss is multiplied by; `stats` are written where there are any."""
+        """The loss (of each row, or a number), and what dloss is multiplied by; writes `stats` if there are any."""
         lib, reduction, loss = self.lib, self.options.reduction, None
         if reduction == "none":
-            loss = lib.new(self.plan.layout.row_shape, self.compute)
-        changing = *self.arrays, 0, *self.weights, *_addresses(lib, loss, stats)
+            loss = lib.new(self.layout.row_shape, self.ready.compute)
+        of_loss, of_stats = 0 if loss is None else lib.address(loss), 0 if stats is None else lib.address(stats)
+        changing = *self.arrays, 0, *self.weights, of_loss, of_stats
         try:
             losses, weights = self.plan.forward(changing, lib.threads, self.owners)
         except BadLabel as bad:
@@ -106,41 +150,47 @@ class Problem:
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
     def unit(self, divisor):
-        """What a gradient made at once is made in, where the plan has such."""
-        scale = self.plan.unit if divisor is None else _rows.reduced("mean", 1.0, 1.0, divisor)[1]
+        """What the gradient is multiplied by when it is made together with the loss, if the plan can do that."""
+        if divisor is None:
+            return self.plan.unit
+        scale = _rows.reduced("mean", 1.0, 1.0, divisor)[1]
         return scale if _rows.workable(scale) else self.plan.unit
 
     def forward_and_backward(self, divisor, unit, dx):
-        """As forward, with the gradient in this unit written to dx."""
+        """As forward; the gradient, multiplied by `unit`, is written to dx."""
         losses, weights = self._differentiate(self.plan.at_once, None, None, unit, dx, None, True)
         return _rows.reduced(self.options.reduction, losses, weights, divisor)
 
     def backward(self, stats, dloss, scale, dx, want_target, with_loss=False):
-        """Write the gradient for the logits to dx; return the one for soft targets, if wanted. dloss None is 1.
+        """Write the gradient of the logits to dx; return that of soft targets, if wanted. A dloss of None is 1.
 
-        dx is new, or the logits. Of log-probabilities only the labels' entries are written: dx holds zeros. Beside it
-        the sums of the losses and their weights, if they are asked for: then it is forward and backward in one pass.
+        dx is a new array, or the logits. For log-probabilities only the labels' entries are written, so dx must hold
+        zeros. `with_loss` makes it forward and backward in one pass: the sums of losses and weights are returned too.
         """
-        dtarget = self.lib.empty(self.plan.layout, self.target) if want_target else None
+        dtarget = self.lib.empty(self.layout, self.target) if want_target else None
         return dtarget, *self._differentiate(self.plan.backward, stats, dloss, scale, dx, dtarget, with_loss)
 
     def _differentiate(self, call, stats, dloss, scale, dx, dtarget, with_loss):
-        of_dx, of_stats, of_dloss, of_dtarget = _addresses(self.lib, dx, stats, dloss, dtarget)
-        changing = *self.arrays, of_dx, *self.weights, 0, of_stats, of_dloss, scale, with_loss, of_dtarget
+        address = self.lib.address
+        changing = (
+            *self.arrays,
+            0 if dx is None else address(dx),
+            *self.weights,
+            0,
+            0 if stats is None else address(stats),
+            0 if dloss is None else address(dloss),
+            scale,
+            with_loss,
+            0 if dtarget is None else address(dtarget),
+        )
         try:
             return call(changing, self.lib.threads, (self.owners, stats, dloss, dx, dtarget))
         except BadLabel as bad:
-            raise label_error(self.lib, self.target, bad.row, self.plan.layout, self.options) from None
-
-
-def _addresses(lib, *arrays):
-    """Of arrays, 0 for None."""
-    address = lib.address
-    return [0 if array is None else address(array) for array in arrays]
+            raise label_error(self.lib, self.target, bad.row, self.layout, self.options) from None
 
 
 def _laid_out(lib, array, axis):
-    """The array, or a copy that a kernel can walk, and its layout."""
+    """The array, or a copy if a kernel cannot walk it, and its layout."""
     layout = _rows.layout_of(array.shape, lib.strides(array), axis)
     if layout is not None:
         return array, layout
@@ -149,7 +199,7 @@ def _laid_out(lib, array, axis):
 
 
 def _copied(lib, input, target, dim, options, picks):
-    """Logits and targets in a form for which there is a plan; everything about their types is checked here."""
+    """Logits and targets, copied to a form for which there is a plan. All checks of their types are made here."""
     axis, soft = _rows.target_kind(input.shape, target.shape, dim, not picks)
     if lib.storage(input) is None:
         raise _rows.dtype_error("input", input.dtype)
@@ -165,7 +215,7 @@ def _copied(lib, input, target, dim, options, picks):
 
 
 def _labels(lib, target, layout, options):
-    """As int64, with strides that the layout has."""
+    """Labels as int64, with strides that the layout can walk."""
     labels, bad_row = lib.labels(target)
     if bad_row is not None:
         raise label_error(lib, target, bad_row, layout, options)
@@ -184,13 +234,13 @@ def broadcast_samples(lib, sample_weight, row_shape):
 
 
 def token_forward(lib, logits, target, options, results):
-    """Write what rows say of their labels to `results`: logprob, lse, entropy, rank."""
+    """Write the token statistics to `results`: logprob, lse, entropy, rank."""
     plan, changing = _token_call(lib, logits, target, options, results)
     plan.forward(changing, lib.threads, (logits, target, results))
 
 
 def token_backward(lib, logits, target, options, results, upstream):
-    """Write the gradient over the logits; `upstream` are those of logprob, lse and entropy, or None."""
+    """Write the gradient over the logits; `upstream` are the gradients of logprob, lse and entropy, each or None."""
     plan, changing = _token_call(lib, logits, target, options, results)
     addresses = (0 if array is None else lib.address(array) for array in upstream)
     plan.backward((*changing, *addresses, lib.address(logits)), lib.threads, (logits, target, results, upstream))
@@ -204,7 +254,7 @@ def _token_call(lib, logits, target, options, results):
 
 
 def sums(lib, matrix, parts):
-    """The sums of squares in each column; and for parts of the columns, these and what each row holds in them."""
+    """The sum of squares of each column; for each part of the columns, its slice and the sums of the rows over it."""
     rows, columns = matrix.shape
     storage, step = lib.storage(matrix), kernels.BLOCK_OF_SUMS
     blocks = -(-columns // step)
@@ -235,11 +285,12 @@ def combinations(lib, factors, matrix):
 def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None, padded=False):
     """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
 
-    With the numbers of some rows of b or c these stand for it. Where the processor multiplies pairs, a and b may both
-    be stored as bfloat16, and c too if nothing is added to it; `padded` then says that behind rows of a that are no
-    whole pairs stands a 0.
+    `b_rows` or `c_rows` are the numbers of the rows that take part, if not all do. Where the processor multiplies
+    pairs, a and b may both be stored as bfloat16, and c too if nothing is added to it. `padded` then says that a 0
+    follows each row of a that does not consist of whole pairs.
     """
-    pairs, rounded = (lib.storage(m) == "bfloat16" for m in (a, c))
+    storages = lib.storages
+    pairs, rounded = storages.get(a.dtype) == "bfloat16", storages.get(c.dtype) == "bfloat16"
     if b_rows is not None and (pairs or not _along(lib, b)):
         b, b_rows = b[b_rows], None
     rows, columns, depth = a.shape[0], b.shape[1], a.shape[1]
@@ -247,23 +298,29 @@ def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None, padded=False):
         if not adds:
             c[...] = 0
         return
-    a_along, b_along = _along(lib, a, pairs, padded), not _along(lib, b) and _along(lib, b.T, pairs)
-    a, b = _rows_along(lib, a if a_along else a.T), _rows_along(lib, b.T if b_along else b)
-    strides, threads = tuple(lib.strides(m)[0] for m in (a, b, c)), lib.threads()
-    storage = "bfloat16 pairs" if pairs else lib.storage(b)
-    run = kernels.product(storage, rounded, (a_along, b_along), strides, rows, columns, depth, threads)
-    numbers = (0 if some is None else lib.address(some) for some in (b_rows, c_rows))
-    run((*map(lib.address, (a, b, c)), adds, *numbers), lib.threads, (a, b, c, b_rows, c_rows))
+    a_along = _along(lib, a, pairs, padded)
+    if not a_along:
+        a = _rows_along(lib, a.T)
+    b_along = not _along(lib, b)
+    if b_along:
+        b_along = _along(lib, b.T, pairs)
+        b = b.T if b_along else lib.contiguous(b)
+    strides = lib.strides(a)[0], lib.strides(b)[0], lib.strides(c)[0]
+    storage = "bfloat16 pairs" if pairs else storages.get(b.dtype)
+    run = kernels.product(storage, rounded, (a_along, b_along), strides, rows, columns, depth, lib.threads())
+    of_b_rows, of_c_rows = 0 if b_rows is None else lib.address(b_rows), 0 if c_rows is None else lib.address(c_rows)
+    changing = lib.address(a), lib.address(b), lib.address(c), adds, of_b_rows, of_c_rows
+    run(changing, lib.threads, (a, b, c, b_rows, c_rows))
 
 
 def _along(lib, matrix, pairs=False, padded=False):
-    """Whether its rows lie along memory, as whole pairs."""
+    """Whether the rows of a matrix lie along memory and, with `pairs`, consist of whole pairs."""
     (row, number), columns = lib.strides(matrix), matrix.shape[1]
     return (number == 1 or columns == 1) and not (pairs and (row % 2 or (columns % 2 and not padded)))
 
 
 def round_in_place(lib, matrix):
-    """Have float32 numbers become bfloat16, in rows as long as before; behind each stands a 0."""
+    """Round float32 numbers to bfloat16 in the same memory. Rows begin where they began, and a 0 follows each."""
     rows, columns = matrix.shape
     if rows and columns:
         run = kernels.rounding(rows, columns, lib.strides(matrix)[0])
@@ -301,38 +358,52 @@ def prediction_stats(lib, input, target, dim, options):
     return results
 
 
-@lru_cache(maxsize=4096)
+class ReadySoftmax:
+    """As `ReadyCall`; `plan` is None where the array has to be copied first."""
+
+    __slots__ = ("dim", "log", "new", "plan")
+
+    def __init__(self, lib, layout, dtype, dim, log):
+        self.dim, self.log, self.plan, self.new = dim, log, None, None
+        if layout is not None:
+            self.plan = kernels.SoftmaxPlan(layout, lib.storages.get(dtype), log)
+            self.new = lib.maker(layout, dtype)
+
+
+@kept
 def ready_softmax(lib, shape, strides, dtype, dim, log):
-    """The plan for an array that needs no copy, or None."""
-    storage = lib.storages.get(dtype)
-    if storage in (None, "labels"):
+    lib.refuse_to_keep()
+    strides = lib.in_elements(strides, dtype)
+    if lib.storages.get(dtype) in (None, "labels"):
         raise _rows.dtype_error("input", dtype)
     layout = _rows.layout_of(shape, strides, _rows.class_axis(len(shape), dim))
-    return None if layout is None else kernels.softmax_plan(layout, storage, log)
+    return ReadySoftmax(lib, layout, dtype, dim, log)
 
 
 def softmax_forward(lib, x, dim, log):
-    plan = ready_softmax(lib, x.shape, lib.strides(x), x.dtype, dim, log)
-    if plan is None:
+    ready = ready_softmax(lib, x.shape, lib.raw_strides(x), x.dtype, dim, log)
+    if ready.plan is None:
         return softmax_forward(lib, lib.contiguous(x), dim, log)
-    out = lib.empty(plan.layout, x)
-    plan.forward((lib.address(x), lib.address(out)), lib.threads, (x, out))
+    out = ready.new(x)
+    ready.plan.forward((lib.address(x), lib.address(out)), lib.threads, (x, out))
     return out
 
 
-@lru_cache(maxsize=4096)
+@kept
 def _ready_softmax_backward(lib, shape, strides, dout_strides, dtype, dim, log):
-    """The plan, and the strides of dout in its layout, or None."""
-    plan = ready_softmax(lib, shape, strides, dtype, dim, log)
-    return plan, plan.layout.strides_of(shape, dout_strides)
+    """The `ReadySoftmax`, and the strides of dout in its layout, None if dout needs a copy."""
+    ready = ready_softmax(lib, shape, strides, dtype, dim, log)
+    return ready, ready.plan.layout.strides_of(shape, lib.in_elements(dout_strides, dtype))
 
 
 def softmax_backward(lib, out, dout, dim, log):
     """`out` is what `softmax_forward` returned."""
-    plan, strides = _ready_softmax_backward(lib, out.shape, lib.strides(out), lib.strides(dout), out.dtype, dim, log)
+    strides = lib.raw_strides(out), lib.raw_strides(dout)
+    ready, strides = _ready_softmax_backward(lib, out.shape, *strides, out.dtype, dim, log)
+    plan = ready.plan
     if strides is None:
         dout, strides = lib.copied(plan.layout, dout), plan.layout.new_strides
-    dx = lib.empty(plan.layout, out)
+    dx = ready.new(out)
     plan.backward((lib.address(out), lib.address(dx), lib.address(dout), *strides), lib.threads, (out, dout, dx))
     return dx
 
@@ -340,8 +411,8 @@ def softmax_backward(lib, out, dout, dim, log):
 class HeadKernels:
     """What the fused head asks of every array library that has kernels."""
 
-    precision = "logits and their gradient are float32"  # of 16 bits, for `plan`
-    copied_weight = 0  # bytes of the weight, of which a copy suits the products better
+    precision = "logits and their gradient are float32"  # for arrays of 16 bits, as told by `plan`
+    copied_weight = 0  # bytes of a copy of the weight, made if it suits the products better
     sums = classmethod(sums)
     combinations = classmethod(combinations)
     tokens = classmethod(token_forward)

@@ -1,1 +1,1 @@
-"""NumPy."""
+"""The frontend for NumPy."""

@@ -1,13 +1,12 @@
-"""NumPy's side of the fused head."""
+"""The fused head for NumPy."""
 
 import numpy as np
 
 from crossent import _rows
 from crossent._head import Head
-from crossent.frontends._plans import of_head
 from crossent.frontends._problem import HeadKernels, broadcast_samples, compute_storage, multiply
-from crossent.frontends.numpy.arrays import NUMPY, divisor_of, new_array, readable, result, tape_of_call
-from crossent.kernels import plain as array
+from crossent.frontends.numpy.losses import NUMPY, divisor_of, new_array, readable, result, tape_of_call
+from crossent.kernels import plain as formulas
 
 
 def _compute(array):
@@ -15,7 +14,7 @@ def _compute(array):
 
 
 class NumPyHead(HeadKernels, NUMPY):
-    """What `_head` asks of an array library."""
+    """What `_head` needs of an array library."""
 
     @staticmethod
     def logits_bytes(x):
@@ -114,7 +113,7 @@ def _labels(target, keep, shape, options):
 
 
 def _counts(target, sample_weight, shape, options, shift):
-    """What each target counts for; with a shift the first of a sequence belong to no row."""
+    """How much each target counts. With a shift the first targets of a sequence count 0: they belong to no row."""
     keep = np.ones(shape.targets)
     if sample_weight is not None:
         keep = broadcast_samples(NUMPY, sample_weight, shape.targets).astype(np.float64)
@@ -135,7 +134,7 @@ def _same_dtype(name, array, input):
 
 
 def _target(target, shape):
-    """Classes of a sparse target or None, and the labels or probabilities."""
+    """The classes of a sparse target, else None; and the labels or probabilities."""
     if not isinstance(target, _rows.SparseTarget):
         return None, target
     classes = target.classes
@@ -148,8 +147,8 @@ def _target(target, shape):
     return classes.reshape(shape.rows, classes.shape[-1]).astype(np.int64), target.probs
 
 
-def _head(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
-    """The checked head, and what each of its targets weighs in the mean."""
+def head_of(input, linear_weight, target, linear_bias, weight, sample_weight, options, how):
+    """The checked head, and what each of its targets adds to the mean's divisor."""
     x = readable("input", input)
     if NUMPY.storage(x) is None:
         raise _rows.dtype_error("input", x.dtype)
@@ -166,7 +165,8 @@ def _head(input, linear_weight, target, linear_bias, weight, sample_weight, opti
         _rows.check_soft_options(options)
     if weight is not None:
         weight = readable("weight", weight)
-        _rows.check_weight(weight.shape, shape.classes)
+        if weight.shape != (shape.classes,):
+            raise _rows.weight_error(weight.shape, shape.classes)
         if NUMPY.storage(weight) is None:
             raise _rows.dtype_error("weight", weight.dtype)
     if sample_weight is not None:
@@ -188,12 +188,12 @@ def _head(input, linear_weight, target, linear_bias, weight, sample_weight, opti
         options=options,
         how=how,
     )
-    return head, array.row_weights(np, labels, shape.soft, weight, keep)
+    return head, formulas.row_weights(np, labels, shape.soft, weight, keep)
 
 
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
     divisor, tape = divisor_of(options, denominator), tape_of_call.get()
-    head, counts = _head(input, linear_weight, target, linear_bias, weight, sample_weight, options, how)
+    head, counts = head_of(input, linear_weight, target, linear_bias, weight, sample_weight, options, how)
     differentiates = tape is not None and tape.input is input
     if options.reduction == "none":
         losses = head.losses()
@@ -211,7 +211,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
 
 
 def _finished(gradient, array, factor):
-    """Multiplied by what the loss was, rounded, and in the array's shape."""
+    """The gradient multiplied by the factor of the loss, rounded to the array's dtype, and in the array's shape."""
     if gradient is None:
         return None
     if factor != 1.0:
@@ -220,15 +220,7 @@ def _finished(gradient, array, factor):
 
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
-    head, _ = _head(input, linear_weight, target, linear_bias, None, None, options, how)
+    head, _ = head_of(input, linear_weight, target, linear_bias, None, None, options, how)
     _rows.check_tokens(head.shape)
     results = (result.reshape(head.shape.targets) for result in head.tokens())
     return tuple(result[..., how.shift :] if how.shift else result for result in results)
-
-
-def plan(name, a, options, how):
-    weights = a.get("weight"), a.get("sample_weight")
-    head, _ = _head(a["input"], a["linear_weight"], a["target"], a["linear_bias"], *weights, options, how)
-    accumulators = 4 * head.weight.size if head.x.itemsize == 2 else 0
-    wanted = (True, True, head.bias is not None, False)
-    return of_head(name, head, wanted, compute_storage(NUMPY.storage(head.x)), (), accumulators)

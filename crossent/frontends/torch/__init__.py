@@ -1,1 +1,1 @@
-"""PyTorch."""
+"""The frontend for PyTorch."""

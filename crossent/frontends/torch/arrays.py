@@ -1,31 +1,21 @@
-"""PyTorch's tensors as memory: how their numbers are stored, new ones, and what `_problem` asks of an array library."""
+"""PyTorch's tensors as memory: addresses, new tensors, and what `_problem` needs of an array library."""
 
-import ctypes
 import math
+from functools import partial
 
 import torch
 
 from crossent.frontends._memory import LENT_FROM, block
-from crossent.frontends.torch.modes import autocasts, grad_enabled, numbers, transformed
+from crossent.frontends.torch.dtypes import INTEGERS, STORAGES
+from crossent.frontends.torch.modes import (
+    IsTracedError,
+    tracer,
+)
 
-STORAGES = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
-INTEGERS = {
-    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-}  # fmt: skip
-number_at = {torch.float32: ctypes.c_float.from_address, torch.float64: ctypes.c_double.from_address}
-Tensor, STRIDED = torch.Tensor, torch.strided
-has_storage = torch._C._has_storage
-# To be read from: asked for an address to write to, copy-on-write tensors take memory of their own. PyTorch 2.6 has no
-# other than that.
+# An address to read from. Asked for an address to write to, a copy-on-write tensor takes memory of its own; PyTorch 2.6
+# has only that one.
 address = getattr(torch.Tensor, "const_data_ptr", torch.Tensor.data_ptr)
 strides = torch.Tensor.stride
-ORDINARY = (torch.Tensor, torch.nn.Parameter)
-FINITE = 3e38  # below it a number is, in float32 too
 
 
 def overlaps(tensor):
@@ -33,44 +23,13 @@ def overlaps(tensor):
     return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
 
 
-def needs_composite(gradient):
-    """Whether a backward is to be differentiated itself, or runs under a transform, on something without memory.
-
-    `is_grads_batched` runs it under the older vmap, which nothing else gives away.
-    """
-    return grad_enabled() or type(gradient) is not Tensor or transformed() or not has_storage(gradient)
-
-
-def in_memory(gradient):
-    """As kernels read it: PyTorch stores some imaginary parts with the other sign, and some zeros not at all."""
-    if gradient.is_neg() or gradient._is_zerotensor():
-        return torch.zeros(gradient.shape, dtype=gradient.dtype) + gradient
-    return gradient
-
-
 def is_small(layout, dtype):
-    """Whether a tensor like this needs neither an order of its own nor memory that is used again."""
+    """Whether a tensor like this needs neither an order of axes of its own nor memory that is used again."""
     return layout.contiguous and layout.rows * layout.classes * dtype.itemsize < LENT_FROM
 
 
-def compute_dtype(dtype):
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def result_dtype(input, options):
-    """The caller's choice, or the input's; autocast gives losses in float32."""
-    if options.loss_dtype is not None:
-        return getattr(torch, options.loss_dtype)
-    return autocast_result(input)
-
-
-def autocast_result(input):
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if half and autocasts(input.device.type) else input.dtype
-
-
 class _Numbers(dict):
-    """dtype -> a tensor of one number, made on first use: at an import a mode may be on that makes it fake."""
+    """dtype -> a tensor of one number, made on first use: during an import a mode may be on that makes it fake."""
 
     def __missing__(self, dtype):
         made = self[dtype] = torch.zeros((), dtype=dtype, device="cpu")
@@ -81,7 +40,7 @@ like_numbers = _Numbers()
 
 
 def empty(layout, like):
-    """A new tensor of the logits' shape in the layout's order."""
+    """A new tensor of the logits' shape, whose axes lie in memory in the layout's order."""
     if is_small(layout, like.dtype):
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     if layout.inverse is not None:
@@ -90,25 +49,43 @@ def empty(layout, like):
 
 
 def new_tensor(shape, dtype):
-    """An uninitialised tensor, a large one in memory that is used again."""
-    buffer = block(math.prod(shape) * dtype.itemsize)
+    """An uninitialised tensor; a large one lies in memory that is used again."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = block(size) if size >= LENT_FROM else None
     if buffer is None:
         return torch.empty(shape, dtype=dtype)
-    # Not the view itself: what autograd sees as one is not to be changed in place.
+    # Not the view itself: a tensor that autograd sees as a view must not be changed in place.
     view = torch.frombuffer(buffer, dtype=dtype).view(shape)
     return torch.empty(0, dtype=dtype).set_(view)  # pyright: ignore[reportArgumentType]
 
 
 class TORCH:
-    """What `_problem` asks of an array library."""
+    """What `_problem` needs of an array library."""
 
     storages = {**STORAGES, torch.int64: "labels"}
+    dtypes = {storage: dtype for dtype, storage in STORAGES.items()}
     threads = staticmethod(torch.get_num_threads)
-    address = staticmethod(address)  # what is written to is new
-    strides = staticmethod(torch.Tensor.stride)
+    address = staticmethod(address)  # to write to as well: those tensors are new
+    strides = raw_strides = staticmethod(torch.Tensor.stride)
     contiguous = staticmethod(torch.Tensor.contiguous)
     broadcast = staticmethod(torch.Tensor.expand)
+    converted = staticmethod(torch.Tensor.to)
     empty = staticmethod(empty)
+
+    @staticmethod
+    def in_elements(raw_strides, dtype):
+        return raw_strides
+
+    @staticmethod
+    def maker(layout, dtype):
+        """What makes tensors like the logits, in one call of PyTorch where they are small."""
+        return torch.empty_like if is_small(layout, dtype) else partial(empty, layout)
+
+    @staticmethod
+    def refuse_to_keep():
+        """Where sizes are tensors, which nothing kept is equal to."""
+        if tracer() is not None:
+            raise IsTracedError
 
     @staticmethod
     def storage(tensor):
@@ -150,34 +127,3 @@ class TORCH:
     @staticmethod
     def item(tensor, row):
         return tensor.reshape(-1)[row].item()
-
-
-def result(loss, dtype):
-    if type(loss) is float:
-        if dtype in number_at:
-            return tensor_of(loss, dtype)
-        loss = tensor_of(loss, torch.float32)
-    return loss.to(dtype)
-
-
-def tensor_of(value, dtype):
-    """A tensor of one full-precision number, in less time than PyTorch takes; infinity where it is too large."""
-    tensor = torch.empty_like(like_numbers[dtype])
-    number_at[dtype](address(tensor)).value = value
-    return tensor
-
-
-def upstream(problem, dloss, scale):
-    """The gradient from above, as rows or as part of the scale."""
-    if dloss.ndim:
-        return TORCH.cast(in_memory(dloss), problem.compute).contiguous(), scale
-    return None, scale * float(dloss)
-
-
-def in_common_dtype(input, target):
-    """Logits and probabilities in the wider type of both; labels and their logits as they are."""
-    soft = target.dtype in STORAGES and input.dtype in STORAGES and numbers(target.shape) == numbers(input.shape)
-    if not soft or input.dtype is target.dtype:
-        return input, target
-    common = torch.promote_types(input.dtype, target.dtype)
-    return input.to(common), target.to(common)

@@ -1,8 +1,8 @@
-"""Losses, fused head and softmax of much at once as operators.
+"""Losses, the fused head and softmax of large inputs as operators.
 
-The reduction to a mean stays in the operator, since it needs the sums; rounding to the result's type and the caller's
+The mean is made in the operator, because it needs the sums. Rounding to the result's dtype and dividing by the caller's
 denominator are left to the graph. Gradients of gradients are not available here, as nowhere under `torch.compile`. An
-operator cannot return None: what a gradient that nobody wants would be is a tensor without elements.
+operator cannot return None: in place of a gradient that nobody wants it returns a tensor without elements.
 """
 
 import math
@@ -13,11 +13,12 @@ from torch._decomp import meta_table, register_decomposition
 
 from crossent import _rows
 from crossent._call import Call
-from crossent._options import HeadOptions, LossOptions, carried, loss_options, schema
+from crossent._options import HeadOptions, LossOptions, loss_options
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
-from crossent.frontends.torch import arrays, decompositions, head, modes
-from crossent.frontends.torch.arrays import TORCH, compute_dtype
-from crossent.frontends.torch.operators import checked_labels, define, fake_checked_labels, operators
+from crossent.frontends.torch import decompositions, head, modes, nodes
+from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.dtypes import compute_dtype
+from crossent.frontends.torch.operators import carried, define, ops, schema
 
 _LOSS, _HEAD = carried(LossOptions), carried(HeadOptions)
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
@@ -36,7 +37,7 @@ def _values(options, names):
 
 
 def _values_of(call):
-    """The options that a loss's operator carries; a mean by the caller's denominator is made in the graph."""
+    """The options that a loss's operator carries: for the caller's denominator those of a sum, divided in the graph."""
     options = call.options if call.divisor is None else call.options.changed(reduction="sum")
     return _values(options, _LOSS)
 
@@ -47,8 +48,10 @@ def call_of_loss(input, picks, dim, *values):
 
 
 def call_of_head(tensors, classes, *values):
-    """Of input, linear_weight, linear_bias and target."""
-    how, options = HeadOptions(*values[: len(_HEAD)]), loss_options(**dict(zip(_LOSS, values[len(_HEAD) :])))
+    """Of a head whose operator got these values; `tensors` are input, linear_weight, linear_bias and target."""
+    given = dict(zip((*_HEAD, *_LOSS), values, strict=True))
+    how = HeadOptions(**{name: given[name] for name in _HEAD})
+    options = loss_options(**{name: given[name] for name in _LOSS})
     call = Call(options, out_dtype=compute_dtype(tensors[0].dtype), how=how)
     return head.call_of(tensors, call, classes)
 
@@ -57,7 +60,7 @@ def call_of_head(tensors, classes, *values):
 
 
 def _stats_shape(input, target, picks, dim):
-    """What the kernels keep for contiguous rows; they do without where it does not fit their plan."""
+    """The shape of what kernels keep for contiguous rows. If it does not fit the plan, they keep nothing."""
     count = (3 if target.dtype.is_floating_point else 2) if input.stride(dim) == 1 and not picks else 0
     return count, input.numel() // input.shape[dim]
 
@@ -71,7 +74,7 @@ def _loss(input, target, weight, sample_weight, picks, dim, *values):
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=call.out_dtype)
     value, scale = problem.forward(None, _fitting(problem, stats))
-    return arrays.result(value, call.out_dtype), stats, arrays.tensor_of(scale, torch.float64)
+    return nodes.result(value, call.out_dtype), stats, nodes.tensor_of(scale, torch.float64)
 
 
 def _fake_loss(input, target, weight, sample_weight, picks, dim, reduction, *values):
@@ -87,7 +90,7 @@ def _fake_loss(input, target, weight, sample_weight, picks, dim, reduction, *val
 def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
     options = call_of_loss(input, picks, dim, *values).options
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks)
-    upstream = arrays.upstream(problem, dloss, float(scale))
+    upstream = nodes.upstream(dloss, float(scale), input)
     dx = TORCH.empty(problem.layout, input)
     if picks:
         dx.zero_()
@@ -100,8 +103,8 @@ def _fake_loss_backward(dloss, input, target, weight, sample_weight, stats, scal
 
 
 def _as_announced(result, like):
-    """In the strides that the graph was told of."""
-    if result.stride() == like.stride():  # as nearly always; a tensor to compare with takes as long as all the rest
+    """The result with the strides that the graph was told of."""
+    if result.stride() == like.stride():  # nearly always; making a tensor to compare with takes as long as all else
         return result
     announced = torch.empty_like(like, device="meta")
     return result if result.stride() == announced.stride() else torch.empty_like(like).copy_(result)
@@ -116,13 +119,13 @@ def _keep_for_loss(ctx, inputs, output):
 def _differentiate_loss(ctx, dloss, *_):
     input, target, *rest = ctx.saved_tensors
     want_target = ctx.needs_input_grad[1]
-    dx, dtarget = operators.loss_backward(dloss, input, target, *rest, want_target, *ctx.values)
+    dx, dtarget = ops.loss_backward(dloss, input, target, *rest, want_target, *ctx.values)
     return dx, dtarget if want_target else None, None, None, *(None for _ in ctx.values)
 
 
-_RESULTS = "(Tensor, Tensor, Tensor)"
-define("loss", f"{_INPUTS}, {_OPTIONS}", _RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss)
-define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _RESULTS, _loss, _fake_loss)  # without a derivative
+_LOSS_RESULTS = "(Tensor, Tensor, Tensor)"
+define("loss", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss)
+define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss)  # without a derivative
 define(
     "loss_backward",
     f"Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS}",
@@ -133,13 +136,13 @@ define(
 
 
 class _Loss(torch.autograd.Function):
-    """The derivative, for the compiler to trace: an operator with one of its own takes longer to call. Before PyTorch
-    2.7 no program for any number of rows can be exported with it.
+    """The loss with a derivative that the compiler traces. An operator with a derivative of its own takes longer to
+    call. Before PyTorch 2.7, programs for any number of rows cannot be exported with this class.
     """
 
     @staticmethod
     def forward(ctx, *arguments):
-        output = operators.loss_alone(*arguments)
+        output = ops.loss_alone(*arguments)
         ctx.save_for_backward(*arguments[:4], *output[1:])
         ctx.values = arguments[4:]
         return output[0]
@@ -152,7 +155,7 @@ class _Loss(torch.autograd.Function):
 def loss(tensors, call):
     axis, _ = _rows.target_kind(tensors[0].shape, tensors[1].shape, call.dim, not call.picks)
     arguments = *tensors, call.picks, axis, *_values_of(call)
-    value = operators.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(*arguments)
+    value = ops.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(*arguments)
     return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
 
 
@@ -181,7 +184,7 @@ def _keep_for_softmax(ctx, inputs, output):
 
 
 def _differentiate_softmax(ctx, dout):
-    return operators.softmax_backward(dout, ctx.saved_tensors[0], ctx.axis, ctx.log), None, None
+    return ops.softmax_backward(dout, ctx.saved_tensors[0], ctx.axis, ctx.log), None, None
 
 
 softmax = define(
@@ -244,14 +247,15 @@ def _keep_for_head(ctx, inputs, output):
 
 def _differentiate_head(ctx, dloss, *_):
     wanted = list(ctx.needs_input_grad[:4])
-    gradients = operators.head_backward(dloss, *ctx.saved_tensors, wanted, *ctx.values)
+    gradients = ops.head_backward(dloss, *ctx.saved_tensors, wanted, *ctx.values)
     gradients = [gradient if want else None for gradient, want in zip(gradients, wanted)]
     return *gradients, *(None for _ in range(4 + len(ctx.values)))
 
 
-_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
-define("head", f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}", _RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head)
-define("head_alone", f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}", _RESULTS, _head, _fake_head)
+_HEAD_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+_HEAD_ARGUMENTS = f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}"
+define("head", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head)
+define("head_alone", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head)
 define(
     "head_backward", f"Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)",
     _head_backward, _fake_head_backward,
@@ -259,36 +263,37 @@ define(
 
 
 class _Head(torch.autograd.Function):
-    """The gradients are made in forward, but for losses of rows."""
+    """As `_Loss`. The gradients are made in forward; for reduction "none" in backward."""
 
     @staticmethod
-    def forward(ctx, call, *arguments):
-        value, *gradients = operators.head_alone(*arguments)
-        ctx.call, ctx.wanted, ctx.values = call, arguments[7], arguments[7:]
-        ctx.save_for_backward(*(arguments[:7] if call.options.reduction == "none" else gradients))
+    def forward(ctx, *arguments):
+        value, *gradients = ops.head_alone(*arguments)
+        ctx.wanted, ctx.values = arguments[7], arguments[7:]
+        ctx.by_row = arguments[8 + len(_HEAD) + _LOSS.index("reduction")] == "none"
+        ctx.save_for_backward(*(arguments[:7] if ctx.by_row else gradients))
         return value
 
     @staticmethod
     def backward(ctx, dloss):
-        if ctx.call.options.reduction == "none":
-            gradients = operators.head_backward(dloss, *ctx.saved_tensors, *ctx.values)
+        if ctx.by_row:
+            gradients = ops.head_backward(dloss, *ctx.saved_tensors, *ctx.values)
         else:
             gradients = [(gradient * dloss).to(gradient.dtype) for gradient in ctx.saved_tensors]
         gradients = [gradient if want else None for gradient, want in zip(gradients, ctx.wanted)]
-        return None, *gradients, *(None for _ in range(3 + len(ctx.values)))
+        return *gradients, *(None for _ in range(3 + len(ctx.values)))
 
 
 def head_loss(tensors, call, classes):
-    """`linear_cross_entropy`; the call has no shapes."""
+    """`linear_cross_entropy` of a call that `head.call_of` has not given its shapes yet."""
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors[:4]]
-    # An exported program may be trained or not, whatever was exported: its gradients are made in backward.
+    # Nobody knows yet whether an exported program will be trained: its gradients are made in backward.
     exporting = modes.is_exporting()
     arguments = *tensors, classes, [False] * 4 if exporting else wanted, *_values(call.how, _HEAD), *_values_of(call)
-    value = operators.head(*arguments)[0] if exporting else _Head.apply(call, *arguments)
+    value = ops.head(*arguments)[0] if exporting else _Head.apply(*arguments)
     return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
 
 
-# What the head says of every token, before targets that belong to no row are left out.
+# The head's token statistics. Targets that belong to no row are left out later.
 
 
 def _token_head(tensors, values):
@@ -297,7 +302,7 @@ def _token_head(tensors, values):
 
 def _tokens(input, linear_weight, linear_bias, target, *values):
     results = _token_head((input, linear_weight, linear_bias, target), values).tokens()
-    return tuple(result.clone() for result in results)  # which lie in one tensor
+    return tuple(result.clone() for result in results)  # the results lie in one tensor
 
 
 def _fake_tokens(input, *_):
@@ -324,7 +329,7 @@ def _keep_for_tokens(ctx, inputs, output):
 
 def _differentiate_tokens(ctx, *upstream):
     tensors, results, wanted = ctx.saved_tensors[:4], ctx.saved_tensors[4:], list(ctx.needs_input_grad[:3])
-    gradients = operators.tokens_backward(list(upstream[:3]), results, *tensors, wanted, *ctx.values)
+    gradients = ops.tokens_backward(list(upstream[:3]), results, *tensors, wanted, *ctx.values)
     return *(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * (1 + len(ctx.values))
 
 
@@ -343,11 +348,11 @@ define(
 
 def tokens(tensors, call):
     """`linear_token_stats`."""
-    found = operators.tokens(*tensors, *_values(call.how, _HEAD), *_values(call.options, _LOSS))
+    found = ops.tokens(*tensors, *_values(call.how, _HEAD), *_values(call.options, _LOSS))
     return tuple(head.losses_of(result, call) for result in found)
 
 
-# Those that exported programs call, in the table of PyTorch's own decompositions, where exporters look for them.
+# Decompositions of the operators that exported programs call, in PyTorch's own table, where exporters look for them.
 
 
 def _decompose_loss(input, target, weight, sample_weight, *values):
@@ -367,11 +372,10 @@ def _decompose_tokens(input, linear_weight, linear_bias, target, *values):
 
 
 _of_exported_programs: list[tuple[Any, Any, Any]] = [
-    (operators.loss, _decompose_loss, _fake_loss),
-    (checked_labels, decompositions.checked_labels, fake_checked_labels),
-    (operators.head, _decompose_head, _fake_head),
-    (operators.tokens, _decompose_tokens, _fake_tokens),
+    (ops.loss, _decompose_loss, _fake_loss),
+    (ops.head, _decompose_head, _fake_head),
+    (ops.tokens, _decompose_tokens, _fake_tokens),
 ]
 for _operator, _decomposition, _shapes in _of_exported_programs:
     register_decomposition(_operator.default)(_decomposition)
-    meta_table[_operator.default] = _shapes  # else the shapes of what is compiled would be those of the decomposition
+    meta_table[_operator.default] = _shapes  # else compiling would take the shapes from the decomposition

@@ -1,7 +1,6 @@
-"""The operators in PyTorch's own operations, for what has no Python to call: ONNX, and programs for other processes.
+"""The operators in PyTorch's own operations, for programs that cannot call Python: ONNX, and those of other processes.
 
-Each returns what is asked for, but nothing for a backward pass. Labels out of range make nan, since there is nobody to
-tell.
+Each returns its results, but nothing for a backward pass. Labels out of range give nan, since there is nobody to tell.
 """
 
 from functools import wraps
@@ -9,7 +8,7 @@ from functools import wraps
 from crossent.frontends.torch import head, modes, plain
 
 
-def _plain(function):
+def _without_kernels(function):
     @wraps(function)
     def decomposed(*arguments):
         with modes.plain_operations():
@@ -18,11 +17,6 @@ def _plain(function):
     return decomposed
 
 
-loss = _plain(plain.loss)
-head_loss = _plain(head.composite)
-tokens = _plain(head.composite_token_rows)
-
-
-@_plain
-def checked_labels(labels, counts, classes, ignore_index):
-    return labels.clone()  # what follows the operator looks for bad ones as well
+loss = _without_kernels(plain.loss)
+head_loss = _without_kernels(head.composite)
+tokens = _without_kernels(head.composite_token_rows)

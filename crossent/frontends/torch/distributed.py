@@ -1,9 +1,9 @@
-"""DTensors: every process computes the rows that it has with the plain frontend, and the mean divides by what the rows
-of all processes count.
+"""DTensors: every process computes its own rows as ordinary tensors, and the mean divides by what the rows of all
+processes count.
 
-Where the rows lie is what the input's placements say; the other tensors are brought there. A plain tensor beside a
-DTensor is taken for the whole one, alike in every process. Losses that are one number are so in every process, and
-gradients have the placements of what they belong to.
+The input's placements say where the rows are; the other tensors are brought there. A plain tensor beside a DTensor is
+taken for the whole one, the same in every process. A loss that is one number is the same in every process. A gradient
+has the placements of the tensor that it belongs to.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import arrays, head, plain
-from crossent.kernels import plain as array
+from crossent.frontends.torch import dtypes, head, plain
+from crossent.kernels import plain as formulas
 
 
 class _Parts:
     """How the rows of an input are spread over a mesh of processes; `axis` is that of the classes or features.
 
-    Where a call is only planned nothing is sent: what would have to be is zeros.
+    For a call that is only planned nothing is sent: zeros stand for what would have to be sent.
     """
 
     def __init__(self, input, axis, what, planned):
         self.mesh, self.whole, self.axis, self.planned = input.device_mesh, input, axis, planned
-        # Sums that are still to be made are made now, and what is sharded in another order is brought together.
+        # Partial sums are added up now, and an input that is sharded in another order is brought together.
         self.of_input = [p if type(p) is Shard else Replicate() for p in input.placements]
         if any(p.is_shard(axis) for p in self.of_input):
             raise ValueError(
@@ -51,7 +51,9 @@ class _Parts:
         return self._moved(tensor, placements, grad_placements).to_local(grad_placements=grad_placements)
 
     def _moved(self, tensor, placements, grad_placements=None):
-        """Itself where nothing is to be moved, which old PyTorch cannot differentiate over a mesh of several axes."""
+        """The tensor with these placements. It is returned as it is if it has them already: over a mesh of several axes
+        old PyTorch cannot differentiate a redistribution that moves nothing.
+        """
         nothing = list(tensor.placements) == placements == (grad_placements or placements)
         return tensor if nothing and tensor.device_mesh == self.mesh else tensor.redistribute(self.mesh, placements)
 
@@ -59,15 +61,15 @@ class _Parts:
         return self._part(self.whole, self.of_input)
 
     def like_input(self, tensor):
-        """This process's part of a tensor whose axes are the input's, those of the classes included."""
+        """This process's part of a tensor with the input's axes, that of the classes included."""
         return self._part(tensor, self.of_input)
 
     def like_rows(self, tensor, row_shape):
-        """That of labels or what broadcasts to them."""
+        """This process's part of labels, or of what broadcasts to them."""
         return self._part(self._spread(tensor).expand(row_shape), self.of_rows)
 
     def everywhere(self, tensor):
-        """The whole of what all rows share, whose gradient is the sum of what the processes find."""
+        """The whole of a tensor that all rows share; its gradient is the sum over the processes."""
         return None if tensor is None else self._part(tensor, self.replicated, self.of_sums)
 
     def samples(self, sample_weight, row_shape):
@@ -86,9 +88,10 @@ class _Parts:
         return self.everywhere(whole)
 
     def _sum(self, part):
-        """Over all processes that have different rows, in float64; and the error of a bad label in this one.
+        """The sum over all processes that have different rows, in float64, and the error of a bad label in this one.
 
-        That is to be raised after the others have heard of this process, so that none waits for ever. They hear nan.
+        The error is to be raised after the other processes have heard from this one, so that none waits for ever. They
+        hear nan.
         """
         error = None
         try:
@@ -99,7 +102,7 @@ class _Parts:
         return self._moved(parts, self.replicated), error
 
     def loss(self, compute, options, dtype, shape):
-        """The losses, or what all processes' parts of them sum up to, rounded once."""
+        """The losses of rows, or the sum of all processes' losses, rounded once."""
         if options.reduction == "none":
             return self.rows(compute(options), shape)
         wide = options.changed(loss_dtype="float64")
@@ -109,7 +112,7 @@ class _Parts:
         return whole.to(dtype)
 
     def rows(self, part, shape):
-        """The DTensor of this shape whose part this is."""
+        """The DTensor of this shape of which this is one process's part."""
         return self._of_shape(part, self.of_rows, shape)
 
     def like_whole(self, part):
@@ -123,7 +126,7 @@ class _Parts:
 
 
 def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False):
-    """The parts, the rows' shape, and what this process has of each tensor."""
+    """The `_Parts`, the rows' shape, and this process's part of each tensor."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, soft_allowed)
     parts, row_shape = _Parts(input, axis, "classes", planned), input.shape[:axis] + input.shape[axis + 1 :]
     target = parts.like_input(target) if soft else parts.like_rows(target, row_shape)
@@ -131,23 +134,25 @@ def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, plan
     return parts, row_shape, (parts.input(), target, parts.everywhere(weight), samples)
 
 
-def loss(function, soft_allowed, input, target, weight, sample_weight, denominator, dim, options, *others):
-    """`function` is the router's, for tensors."""
-    parts, shape, tensors = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
-    x, target, weight, samples = tensors
+def loss(function, name, tensors, denominator, dim, options, in_place):
+    """`function` is the router's function for plain tensors; these are input, target, weight and sample_weight."""
+    soft_allowed = name == "cross_entropy"
+    input, target, weight, sample_weight = tensors
+    parts, shape, found = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
+    x, target, weight, samples = found
     if soft_allowed:
-        x, target = arrays.in_common_dtype(x, target)
+        x, target = dtypes.in_common_dtype(x, target)
 
     def counts():
         _, soft, *found = plain.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
-        return array.row_weights(torch, found[0], soft, *found[1:])
+        return formulas.row_weights(torch, found[0], soft, *found[1:])
 
     divisor = parts.divisor(options, denominator, counts)
 
     def compute(options):
-        return function(x, target, weight, samples, divisor, dim, options, *others)
+        return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
 
-    return parts.loss(compute, options, arrays.result_dtype(x, options), shape)
+    return parts.loss(compute, options, dtypes.result_dtype(x, options), shape)
 
 
 def prediction_stats(function, input, target, dim, options):
@@ -156,7 +161,7 @@ def prediction_stats(function, input, target, dim, options):
 
 
 def _parts_of_softmax(x, axis, planned=False):
-    """Of whole slices: those that are spread over processes are brought together."""
+    """The `_Parts` of whole slices: slices that are spread over processes are brought together."""
     whole = _Parts(x, -1, "slices", planned)
     whole.of_input = [Replicate() if p.is_shard(axis) else p for p in whole.of_input]
     return whole
@@ -168,7 +173,7 @@ def softmax(function, x, axis, log):
 
 
 def _parts_of_head(tensors, how, planned=False):
-    """The parts, the shapes of the whole head, and what this process has of each tensor."""
+    """The `_Parts`, the shapes of the whole head, and this process's part of each tensor."""
     input, linear_weight, target, linear_bias, weight, sample_weight = tensors
     sparse = isinstance(target, _rows.SparseTarget)
     bias = None if linear_bias is None else tuple(linear_bias.shape)
@@ -209,7 +214,7 @@ def linear_cross_entropy(function, tensors, denominator, options, how):
     def compute(options):
         return function(*tensors, divisor, options, how)
 
-    return parts.loss(compute, options, arrays.result_dtype(tensors[0], options), shape.losses(how.shift))
+    return parts.loss(compute, options, dtypes.result_dtype(tensors[0], options), shape.losses(how.shift))
 
 
 def linear_token_stats(function, tensors, options, how):

@@ -1,35 +1,22 @@
-"""The short way of a loss of few numbers, for which PyTorch's own call takes as long as the kernel.
+"""`cross_entropy` with as few Python calls as can be: for few numbers they take as long as the kernel.
 
-What other files have functions for is written out here where it is a line: to call a Python function takes 40 ns, of 4
-us that there are (`python -m benchmarks.floor`).
+Lines that are functions elsewhere are repeated here: each call costs 40 ns of the 4 us of the whole (`python -m
+benchmarks.floor`).
 """
 
 import math
-from functools import lru_cache, partial, wraps
+from functools import wraps
 
 import torch
 from torch.autograd import forward_ad
 
 from crossent._call import Call
 from crossent._rows import reduced
-from crossent.frontends._problem import label_error, ready_plan
+from crossent.frontends._problem import UNASKED_AT_MOST, label_error, ready_call
 from crossent.frontends.torch import modes
-from crossent.frontends.torch.arrays import (
-    FINITE,
-    STORAGES,
-    STRIDED,
-    TORCH,
-    Tensor,
-    address,
-    empty,
-    has_storage,
-    in_memory,
-    is_small,
-    like_numbers,
-    number_at,
-    strides,
-)
-from crossent.frontends.torch.losses import UNASKED_AT_MOST, gradients_in_backward, made_again
+from crossent.frontends.torch.arrays import TORCH, address, like_numbers, strides
+from crossent.frontends.torch.checks import checked_slowly
+from crossent.frontends.torch.dtypes import FINITE, STRIDED, Tensor, number_at
 from crossent.frontends.torch.modes import (
     IsTracedError,
     applier,
@@ -37,48 +24,23 @@ from crossent.frontends.torch.modes import (
     dispatch_modes,
     function_modes,
     grad_enabled,
-    is_traced,
     threads,
     top_hooks,
     transforms,
 )
+from crossent.frontends.torch.nodes import gradients_in_backward, has_storage, in_memory, made_again
 from crossent.kernels import BadLabel
 
 
-class FastCall:
-    """The sum or mean over full-precision rows with labels that stay in the caches: its kernels, what makes the
-    gradient's tensor, and what is asked for.
-    """
-
-    __slots__ = ("_like", "_number_at", "call", "new", "plan", "reduction")
-
-    def __init__(self, plan, new, call):
-        self.plan, self.new, self.call, self.reduction = plan, new, call, call.options.reduction
-        self._like, self._number_at = like_numbers[call.out_dtype], number_at[call.out_dtype]
-
-    def loss(self, value):
-        """As `arrays.tensor_of`."""
-        tensor = torch.empty_like(self._like)
-        self._number_at(address(tensor)).value = value
-        return tensor
-
-
-@lru_cache(maxsize=4096)
-def _known(shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options):
-    """The `FastCall`, or None for all else."""
-    if is_traced():  # then the sizes are tensors, which nothing kept is equal to: this is reached
-        raise IsTracedError
-    if dtype not in number_at or options.loss_dtype not in (None, STORAGES[dtype]):
-        return None
-    plan = ready_plan(TORCH, shape, strides, dtype, target_shape, target_strides, target_dtype, dim, options, False)
-    if plan is None or plan.quick_forward is None:
-        return None
-    new = torch.empty_like if is_small(plan.layout, dtype) else partial(empty, plan.layout)
-    return FastCall(plan, new, Call(options, dim, out_dtype=dtype))
+def _loss(value, dtype):
+    """As `nodes.tensor_of`."""
+    tensor = torch.empty_like(like_numbers[dtype])
+    number_at[dtype](address(tensor)).value = value
+    return tensor
 
 
 def fast_first(slow):
-    """`slow`, and before it the short way."""
+    """`slow`, with the short way tried before it."""
 
     @wraps(slow)
     def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
@@ -92,58 +54,60 @@ def fast_first(slow):
             and target.is_cpu
             and input.layout is STRIDED
             and not compiling()
-            and not input.is_neg()  # which torch.compile cannot trace
+            and not input.is_neg()  # torch.compile cannot trace this
             and not function_modes()
             # as `modes.transformed`
             and not (transforms() or forward_ad._current_level >= 0 or dispatch_modes() or modes.plain_only)
         ):
             return slow(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
         try:
-            fast = _known(
-                input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim, options
-            )
-            if fast is None:
-                return slow(input, target, None, None, None, dim, options, False)
-            if input.requires_grad and grad_enabled():
-                return _apply(input, target, fast)
-            losses, weights = fast.plan.quick_forward((address(input), address(target), 0), threads, (input, target))
-            return fast.loss(reduced(fast.reduction, losses, weights, None)[0])
+            ready = ready_call(
+                TORCH, input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim,
+                options, False,
+            )  # fmt: skip
+            if ready is not None and ready.is_quick:
+                if input.requires_grad and grad_enabled():
+                    return _apply(input, target, ready)
+                addresses = address(input), address(target), 0
+                losses, weights = ready.plan.quick_forward(addresses, threads, (input, target))
+                return _loss(reduced(options.reduction, losses, weights, None)[0], input.dtype)
         except BadLabel as bad:
-            raise label_error(TORCH, target, bad.row, fast.plan.layout, options) from None
-        except (IsTracedError, RuntimeError):  # a sparse tensor has no address, a nested one no shape
-            return slow(input, target, None, None, None, dim, options, False)
+            raise label_error(TORCH, target, bad.row, ready.layout, options) from None
+        except IsTracedError:
+            pass
+        except RuntimeError:  # a sparse tensor has no address, a nested one no shape
+            checked_slowly({"input": input, "target": target})
+            raise
+        return slow(input, target, None, None, None, dim, options, False)
 
     return cross_entropy
 
 
 class _FastCrossEntropy(torch.autograd.Function):
-    """`losses.CrossEntropy` for a `FastCall`, in less time."""
+    """`nodes._CrossEntropy` for what is quick, in less time."""
 
     @staticmethod
-    def forward(ctx, input, target, fast):
-        plan = fast.plan
-        # As `losses.makes_gradient`.
-        if plan.unasked < UNASKED_AT_MOST and top_hooks(True) is None:
-            plan.unasked += 1
-            dx = fast.new(input)
+    def forward(ctx, input, target, ready):
+        # As `ready.expects_backward`.
+        if ready.unasked < UNASKED_AT_MOST and top_hooks(True) is None:
+            ready.unasked += 1
+            dx = ready.new(input)
             addresses = address(input), address(target), address(dx)
-            losses, weights = plan.quick_backward(addresses, threads, (input, target, dx))
+            losses, weights = ready.plan.quick_backward(addresses, threads, (input, target, dx))
         else:
-            dx = None
-            losses, weights = plan.quick_forward((address(input), address(target), 0), threads, (input, target))
-        loss, scale = reduced(fast.reduction, losses, weights, None)
+            dx, addresses = None, (address(input), address(target), 0)
+            losses, weights = ready.plan.quick_forward(addresses, threads, (input, target))
+        loss, ctx.scale = reduced(ready.options.reduction, losses, weights, None)
         ctx.save_for_backward(input, target)
-        ctx.made, ctx.scale, ctx.fast = dx, scale, fast
-        return fast.loss(loss)
+        ctx.made, ctx.ready = dx, ready
+        return _loss(loss, input.dtype)
 
     @staticmethod
     def backward(ctx, dloss):
-        dx, scale, fast = ctx.made, ctx.scale, ctx.fast
-        ctx.made = None
-        plan = fast.plan
-        plan.unasked = 0
+        dx, scale, ready = ctx.made, ctx.scale, ctx.ready
+        ctx.made, ready.unasked = None, 0
         tensors = *ctx.saved_tensors, None, None
-        # As `arrays.needs_composite`.
+        # As `nodes.needs_composite`.
         if (
             grad_enabled()
             or type(dloss) is not Tensor
@@ -153,19 +117,25 @@ class _FastCrossEntropy(torch.autograd.Function):
             or modes.plain_only
             or not has_storage(dloss)
         ):
-            factor = math.inf  # for `gradients_in_backward`
+            factor = math.inf  # is left to `gradients_in_backward`
         else:
             if dloss.is_neg() or dloss._is_zerotensor():
                 dloss = in_memory(dloss)
             factor = number_at[dloss.dtype](address(dloss)).value
-        if scale != plan.unit:  # where rows are ignored the mean is of fewer
-            factor *= scale / plan.unit
+        unit = ready.plan.unit
+        if scale != unit:  # where rows are ignored the mean is of fewer
+            factor *= scale / unit
         if not abs(factor) < FINITE:
             dx = None  # free it first: two gradients are never held at once
-            return *gradients_in_backward(tensors, ctx.needs_input_grad, fast.call, dloss, None, scale), None
+            found = gradients_in_backward(tensors, ctx.needs_input_grad, _call(ready, tensors), dloss, None, scale)
+            return *found, None
         if dx is None:
-            dx = made_again(tensors, fast.call, plan.unit)
+            dx = made_again(tensors, _call(ready, tensors), unit)
         return dx if factor == 1.0 else dx.mul_(factor), None, None
+
+
+def _call(ready, tensors):
+    return Call(ready.options, ready.dim, out_dtype=tensors[0].dtype)
 
 
 _apply = applier(_FastCrossEntropy)

@@ -1,4 +1,4 @@
-"""PyTorch's side of the fused head: matrix products, one autograd node, and what it becomes where that will not do."""
+"""The fused head for PyTorch: by kernels in one autograd node, or in plain operations where that will not do."""
 
 import math
 from dataclasses import replace
@@ -9,13 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 from crossent import _rows
 from crossent._head import Head
-from crossent.frontends.torch import arrays, checks, modes, plain
+from crossent.frontends.torch import arrays, dtypes, labels, modes, nodes, plain
+from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.frontends.torch.products import products_for
-from crossent.kernels import plain as array
+from crossent.kernels import plain as formulas
 
 
 def _checked(input, target, weight, sample_weight, call):
-    """Labels, class weights and what each target counts, all with one axis for the rows."""
+    """Labels, class weights and how much each target counts, all with one axis for the rows."""
     shape, dim = call.shape, len(call.shape.leading)
     logits = input.new_empty(()).expand(shape.logits)  # their shape without their memory
     if call.classes is not None:
@@ -28,22 +29,22 @@ def _checked(input, target, weight, sample_weight, call):
 
 
 def _shifted(sample_weight, call, device):
-    """Sample weights of 0 for the targets at the beginning of a sequence, which belong to no row."""
+    """The sample weights, with 0 for the targets at the beginning of a sequence, which belong to no row."""
     shape, shift = call.shape, call.how.shift
     if not shift:
         return sample_weight
     belongs = (torch.arange(shape.leading[-1], device=device) >= shift).to(torch.float32)
-    return belongs if sample_weight is None else belongs * checks.spread(sample_weight, shape.targets)
+    return belongs if sample_weight is None else belongs * labels.spread(sample_weight, shape.targets)
 
 
 def _check_classes(classes, shape):
-    if classes.dtype not in arrays.INTEGERS:
+    if classes.dtype not in dtypes.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
     if modes.is_traced():
         with modes.untraced():
             return _check_classes(classes, SimpleNamespace(classes=int(shape.classes)))
-    bad = checks.outside(classes, shape.classes)
-    if checks.concrete(classes) is not None and bool(bad.any()):
+    bad = labels.outside(classes, shape.classes)
+    if labels.concrete(classes) is not None and bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         raise _rows.class_error(int(classes[where]), where, shape.classes)
 
@@ -53,26 +54,27 @@ def _classes_by_row(call):
 
 
 def _sparse(call, probs):
-    """The classes by row and their probabilities, which are nan for a bad class where none could be looked at."""
+    """The classes by row and their probabilities. A bad class that could not be refused has probability nan."""
     classes = _classes_by_row(call)
     if classes is None:
         return None, probs
-    bad = checks.outside(classes, call.shape.classes)
+    bad = labels.outside(classes, call.shape.classes)
     return torch.where(bad, 0, classes), torch.where(bad, math.nan, probs)
 
 
 def head_of(tensors, call):
-    """The head without the targets that count for nothing, and what its gradients are still to be multiplied by."""
+    """The head of the targets that count, what its gradients are still to be multiplied by, and the divisor."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape, reduction = call.shape, call.options.reduction
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     divisor = call.divisor
     if divisor is None and reduction == "mean":
-        divisor = array.row_weights(torch, labels, shape.soft, weight, keep).sum(dtype=torch.float64).item()
+        weights = keep if weight is None else formulas.row_weights(torch, labels, shape.soft, weight, keep)
+        divisor = weights.sum(dtype=torch.float64).item()
     counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     everything = not call.how.shift and bool(counts.all())
     _, scale = _rows.reduced(reduction, 0.0, divisor, None)
-    # The gradients of 16 bits that have few exponents are made for the sum, and divided when they have 32 bits.
+    # float16 has few exponents: its gradients are made for the sum, and divided while they have 32 bits.
     later = scale if input.dtype is torch.float16 and bool(counts.any()) else 1.0
     x = input.reshape(shape.rows, shape.features)
     matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
@@ -83,7 +85,7 @@ def head_of(tensors, call):
         weight=matrix,
         bias=None if linear_bias is None else linear_bias.reshape(-1),
         target=labels,
-        classes=_classes_by_row(call),
+        classes=None if call.classes is None else _classes_by_row(call),
         class_weight=weight,
         samples=None if sample_weight is None else keep,
         kept=slice(0, shape.rows) if everything else counts.nonzero()[:, 0],
@@ -95,24 +97,16 @@ def head_of(tensors, call):
 
 
 def losses_of(losses, call):
-    """Without those of targets that belong to no row."""
+    """The losses without those of targets that belong to no row."""
     shift, losses = call.how.shift, losses.reshape(call.shape.targets)
     return losses[..., shift:] if shift else losses
 
 
-def _loss(head, divisor, wanted, call):
-    if call.options.reduction == "none":
-        return losses_of(head.losses(), call).to(call.out_dtype), None
-    total, gradients = head.loss(wanted)
-    loss, _ = _rows.reduced(call.options.reduction, total, divisor, None)
-    return arrays.result(loss, call.out_dtype), gradients
-
-
 def call_of(tensors, call, classes=None):
-    """The call with the head's shapes, once they fit: of input, linear_weight, linear_bias and target, the latter the
-    probabilities of a sparse target whose `classes` there are.
+    """The call with the head's shapes, after a check that they fit. `tensors` are input, linear_weight, linear_bias and
+    target; of a sparse target they have the probabilities, and `classes` has its classes.
     """
-    if not modes.is_traced():
+    if modes.tracer() is None:
         return replace(call, shape=_shape(tensors, classes, call.how.shift), classes=classes)
     with modes.untraced():
         shape = _shape(tensors, classes, call.how.shift)
@@ -130,12 +124,15 @@ def _shape(tensors, classes, shift):
 def loss_and_gradients(tensors, wanted, call):
     """The loss, and its gradients or None for reduction "none"."""
     head, later, divisor = head_of(tensors, call)
-    loss, gradients = _loss(head, divisor, wanted, call)
-    return loss, None if gradients is None else (gradients, later)
+    if call.options.reduction == "none":
+        return losses_of(head.losses(), call).to(call.out_dtype), None
+    total, gradients = head.loss(wanted)
+    loss, _ = _rows.reduced(call.options.reduction, total, divisor, None)
+    return nodes.result(loss, call.out_dtype), (gradients, later)
 
 
 def gradients_again(tensors, wanted, call, dloss):
-    """The gradients of a call whose own are used up, or that did not know yet what would come from above."""
+    """The gradients, made in backward: those of forward are used up, or it did not know the upstream gradient yet."""
     head, later, _ = head_of(tensors, call)
     if call.options.reduction == "none":
         return head.gradients(wanted, _upstream(dloss, call, head.x)), later
@@ -159,28 +156,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss):
-        *tensors, _ = ctx.saved_tensors  # the classes of a sparse target: whether they are as they were
+        *tensors, _ = ctx.saved_tensors  # reading a sparse target's classes checks that they are unchanged
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
-        if arrays.needs_composite(dloss):
+        if nodes.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         made, ctx.made = ctx.made, None
-        if made is None or not math.isfinite(dloss):  # rows left out get zeros also for infinity times nothing
+        if made is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
             gradients, factor = gradients_again(tensors, wanted, call, dloss)
         else:
             gradients, factor = made[0], made[1] * float(dloss)
-        return *(finished(*pair, factor) for pair in zip(gradients, tensors)), None, None, None
+        return *[finished(*pair, factor) for pair in zip(gradients, tensors)], None, None, None
 
 
 def _upstream(dloss, call, x):
-    """The gradient from above for every target, with one axis for the rows."""
+    """The upstream gradient of every target, with one axis for the rows."""
     shape, shift = call.shape, call.how.shift
-    whole = dloss.new_zeros(shape.targets, dtype=arrays.compute_dtype(x.dtype))
+    whole = dloss.new_zeros(shape.targets, dtype=COMPUTE[x.dtype])
     (whole[..., shift:] if shift else whole).copy_(dloss)
     return whole.reshape(shape.rows, *shape.out)
 
 
 def finished(gradient, tensor, factor):
-    """Multiplied where that is still to do, rounded, and in the tensor's shape."""
+    """The gradient multiplied by the factor, rounded to the tensor's dtype, and in the tensor's shape."""
     if gradient is None:
         return None
     if factor != 1.0:
@@ -191,8 +188,8 @@ def finished(gradient, tensor, factor):
 
 
 def _computable(x, weight, bias, exact):
-    """In the dtype of the products: 32 bits at least on a CPU, and where the logits have to be `exact`."""
-    dtype = arrays.compute_dtype(x.dtype) if exact or x.is_cpu else x.dtype
+    """The tensors in the dtype of the products: 32 bits at least on a CPU, or if the logits must be `exact`."""
+    dtype = COMPUTE[x.dtype] if exact or x.is_cpu else x.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
@@ -203,14 +200,14 @@ def _all_at_once():
 
 
 def plain_rows(shape, how, itemsize):
-    """Of logits in plain operations, that are held at a time."""
+    """The rows of logits that plain operations hold at a time."""
     if _all_at_once():
         return shape.rows
     return how.chunk_rows or max(1, how.chunk_bytes // max(1, shape.classes * shape.places * itemsize))
 
 
 def _gradients(results, tensors, wanted, upstream, create_graph=False):
-    """Those of the tensors that are wanted, None for the others, given what comes from above for the results."""
+    """The gradients of the tensors that are wanted, None for the others, given the results' upstream gradients."""
     pairs = [(result, above) for result, above in zip(results, upstream) if above is not None]
     differentiated = [tensor for tensor, want in zip(tensors, wanted) if want]
     results, upstream = zip(*pairs)
@@ -219,7 +216,7 @@ def _gradients(results, tensors, wanted, upstream, create_graph=False):
 
 
 def _chunks(cut, tensors):
-    """The first tensors, which all rows share, and some rows of the others."""
+    """For each chunk, the first tensors, which all rows share, and the chunk's rows of the others."""
     rows, step, shared = cut
     for lo in range(0, max(1, rows), max(1, step)):
         yield [a if a is None or i < shared else a[lo : lo + step] for i, a in enumerate(tensors)]
@@ -234,7 +231,7 @@ def _by_checkpoints(function, cut, *tensors):
 
 
 class _Chunks(torch.autograd.Function):
-    """As by checkpoints, but nothing is kept for results without a gradient, and gradients are summed up in 32 bits."""
+    """As by checkpoints, but nothing is kept for results without a gradient, and gradients are summed in 32 bits."""
 
     @staticmethod
     def forward(ctx, function, cut, *tensors):
@@ -251,7 +248,7 @@ class _Chunks(torch.autograd.Function):
         given = [above for above in upstream if above is not None]
         if not given:
             return None, None, *[None] * len(tensors)
-        if any(arrays.needs_composite(above) for above in given):
+        if any(nodes.needs_composite(above) for above in given):
             differentiated = torch.is_grad_enabled()
             with torch.enable_grad():
                 results = _by_checkpoints(*ctx.call, *tensors)
@@ -260,10 +257,10 @@ class _Chunks(torch.autograd.Function):
 
 
 def _summed(call, tensors, wanted, upstream):
-    """The gradients, made of one chunk after the other."""
+    """The gradients, summed over one chunk after the other."""
     function, cut = call
     sums = [
-        torch.zeros_like(a, dtype=arrays.compute_dtype(a.dtype) if i < cut[2] else a.dtype) if want else None
+        torch.zeros_like(a, dtype=COMPUTE[a.dtype] if i < cut[2] else a.dtype) if want else None
         for i, (a, want) in enumerate(zip(tensors, wanted))
     ]
     by_chunk = _chunks(cut, tensors), _chunks(cut, sums), _chunks((*cut[:2], 0), upstream)
@@ -274,12 +271,12 @@ def _summed(call, tensors, wanted, upstream):
         for total, gradient in zip(totals, made):
             if gradient is not None:
                 total.add_(gradient)
-        del made  # before the next are made: those of the weight are as large as it is
+        del made  # before the next are made: the weight's gradient is as large as the weight
     return [total if total is None else total.to(a.dtype) for total, a in zip(sums, tensors)]
 
 
 def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
-    """`function(*shared, *rows)`, of which the last has the arithmetic's dtype."""
+    """`function(*shared, *rows)`, by chunks. The last of `rows` has the dtype of the arithmetic."""
     with modes.without_autocast(rows[0].device.type):  # all are in the dtype of the products already
         if _all_at_once():
             return function(*shared, *rows)
@@ -290,7 +287,7 @@ def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
 
 
 def composite(tensors, call, **how_chunked):
-    """In plain tensor operations, which PyTorch differentiates itself: chunks, but for function transforms."""
+    """The loss in plain operations, which PyTorch differentiates itself: in chunks, except for function transforms."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape = call.shape
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
@@ -309,7 +306,7 @@ def composite(tensors, call, **how_chunked):
             labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))
         labels = labels.to(keep.dtype) if shape.soft else labels
         freeze = torch.Tensor.detach
-        return (array.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, freeze),)
+        return (formulas.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, freeze),)
 
     (losses,) = _by_row(rows_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
     if call.options.reduction == "none":
@@ -318,10 +315,10 @@ def composite(tensors, call, **how_chunked):
 
 
 def counts(tensors, call):
-    """What each target counts in the mean's divisor."""
+    """What each target adds to the mean's divisor."""
     input, _, _, target, weight, sample_weight = tensors
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
-    return array.row_weights(torch, labels, call.shape.soft, weight, keep)
+    return formulas.row_weights(torch, labels, call.shape.soft, weight, keep)
 
 
 def _differentiable_gradients(tensors, wanted, call, dloss):
@@ -331,7 +328,9 @@ def _differentiable_gradients(tensors, wanted, call, dloss):
 
 
 def by_kernels(tensors, call):
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4]):
+    input, linear_weight, linear_bias, target = tensors[:4]
+    wanted = input.requires_grad or linear_weight.requires_grad or target.requires_grad
+    if torch.is_grad_enabled() and (wanted or (linear_bias is not None and linear_bias.requires_grad)):
         return _LinearCrossEntropy.apply(*tensors, call)
     return loss_and_gradients(tensors, (), call)[0]
 
@@ -354,7 +353,7 @@ class _TokenStats(torch.autograd.Function):
         given = [above for above in upstream if above is not None]
         if not given:
             return None, None, None, None, None
-        if any(arrays.needs_composite(above) for above in given):
+        if any(nodes.needs_composite(above) for above in given):
             return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
         head, _, _ = head_of((*tensors, None, None), call)
         rows = [None if above is None else _upstream(above, call, head.x) for above in upstream]
@@ -371,7 +370,7 @@ def composite_token_rows(tensors, call, **how_chunked):
 
     def stats_of(matrix, bias, x, labels, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
-        return array.token_stats(torch, logits, labels, keep, call.options, 1)
+        return formulas.token_stats(torch, logits, labels, keep, call.options, 1)
 
     return _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
 
@@ -391,23 +390,3 @@ def tokens_by_kernels(tensors, call):
         return _TokenStats.apply(*tensors, call)
     head, _, _ = head_of((*tensors, None, None), call)
     return tuple(losses_of(result, call) for result in head.tokens())
-
-
-def check_sums(options, dtype):
-    wanted = getattr(options, "acc_dtype", None)
-    if wanted not in (None, dtype, arrays.compute_dtype(dtype)):
-        raise ValueError(f"options.acc_dtype must be None or {arrays.compute_dtype(dtype)} for {dtype}, got {wanted}")
-
-
-def as_linear_takes_them(input, linear_weight, linear_bias):
-    """Under autocast in its dtype, else in one that all three have already."""
-    device = input.device.type
-    if modes.autocasts(device):
-        dtype = torch.get_autocast_dtype(device)
-        if input.dtype is not torch.float64:
-            input, linear_weight = input.to(dtype), linear_weight.to(dtype)
-            linear_bias = None if linear_bias is None else linear_bias.to(dtype)
-    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
-    return input, linear_weight, linear_bias

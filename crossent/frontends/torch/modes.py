@@ -13,7 +13,7 @@ from crossent.kernels.cpu.threads import use_openmp
 
 grad_enabled = torch.is_grad_enabled
 compiling = torch.compiler.is_compiling
-# Before PyTorch 2.7 nobody says.
+# Before PyTorch 2.7 this cannot be asked.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 may_be_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 tell_of_tracing(compiling)
@@ -22,7 +22,7 @@ tracer = torch._C._get_tracing_state
 _set_tracer = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAccessIssue]
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
-# Before PyTorch 2.8 nobody says.
+# Before PyTorch 2.8 this cannot be asked.
 top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 threads = torch.get_num_threads
 plain_only = False
@@ -30,7 +30,7 @@ plain_only = False
 
 @contextmanager
 def plain_operations():
-    """Have everything computed by `kernels.plain`: what is to become of operators, and what tests are to reach."""
+    """Compute everything by `kernels.plain`: for the decompositions of operators, and for tests."""
     global plain_only
     plain_only, before = True, plain_only
     try:
@@ -40,13 +40,13 @@ def plain_operations():
 
 
 def is_traced():
-    """Whether `torch.jit.trace`, or an exporter that traces, records PyTorch's operations: kernels it would not see."""
+    """Whether `torch.jit.trace`, or an exporter that traces, records PyTorch's operations; it would not see kernels."""
     return tracer() is not None
 
 
 @contextmanager
 def untraced():
-    """Have nothing recorded, and sizes be numbers."""
+    """Record nothing, so that sizes are numbers."""
     before = tracer()
     _set_tracer(None)
     try:
@@ -56,7 +56,7 @@ def untraced():
 
 
 def numbers(shape):
-    """The sizes, which are tensors where they are traced: for checks, whose outcome a trace does not depend on."""
+    """The sizes as numbers; traced sizes are tensors. For checks, on whose outcome a trace does not depend."""
     if not is_traced():
         return shape
     with untraced():
@@ -72,21 +72,21 @@ def transformed():
 
 
 def may_take_over(input):
-    """Whether a type's `__torch_function__` gets the call: torch.compile hands it what a tensor's call is made of."""
+    """Whether a type's `__torch_function__` gets the call; torch.compile gives it the operations inside the call."""
     return not (compiling() and isinstance(input, torch.Tensor))
 
 
 def is_operator(input):
-    """Whether what is compiled calls an operator: for function transforms it is made of what they can transform."""
+    """Whether a compiled call becomes an operator: on the CPU, except in transforms, which cannot transform it."""
     return compiling() and input.device.type == "cpu" and not transforms()
 
 
 class IsTracedError(Exception):
-    """Raised, since what is returned would be kept."""
+    """Raised by functions whose results are kept: what they would return while tracing must not be kept."""
 
 
 def autocasts(device):
-    """Whether autocast is on there. Whether there is any is not asked where PyTorch 2.11's torch.compile cannot."""
+    """Whether autocast is on for the device. PyTorch 2.11's torch.compile cannot ask whether a device has autocast."""
     known = device != "meta" if compiling() else torch.amp.is_autocast_available(device)
     return known and torch.is_autocast_enabled(device)
 
@@ -96,7 +96,7 @@ def without_autocast(device):
 
 
 def packs_what_is_saved():
-    """Whether hooks put away what is saved for backward, as in a checkpoint: then no gradient is to wait beside it."""
+    """Whether hooks put away what is saved for backward, as in a checkpoint: then no gradient must wait beside it."""
     return top_hooks(True) is not None
 
 
@@ -106,9 +106,9 @@ if _OPENMP:
 
 
 def applier(function) -> Callable:
-    """Function.apply less its checks for function transforms, which have been ruled out where it is called.
+    """Function.apply without its checks for function transforms, which its callers have ruled out.
 
-    Nor does the node look for a function that is differentiated forward before it calls the one it has.
+    Nor does the node look for a `vjp` before it calls its `backward`.
     """
     function._backward_cls.apply = function.backward
     return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,28 +1,45 @@
 """Operators that `torch.compile` and `torch.export` carry through their graphs as they are."""
 
-import torch
+from dataclasses import fields
 
-from crossent.frontends.torch.checks import refuse_bad_labels
+import torch
+from torch._decomp import meta_table, register_decomposition
+
+from crossent.frontends.torch.labels import refuse_bad_labels
 
 library = torch.library.Library("crossent", "DEF")
-operators = torch.ops.crossent
-# Else old compilers copy what is not contiguous.
+ops = torch.ops.crossent
+# Without this tag old compilers copy tensors that are not contiguous.
 _STRIDES_KEPT = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 
 def define(name, arguments, results, kernel, fake, backward=None, setup=None):
-    """An operator with a kernel for CPUs and `fake`, which makes the results without their values; where there is a
-    `backward` it is differentiated by that, from what `setup` keeps.
+    """An operator that runs `kernel` on CPUs. `fake` makes its results without their values. If there is a `backward`,
+    it is the operator's derivative, from what `setup` keeps.
     """
     library.define(f"{name}({arguments}) -> {results}", tags=(_STRIDES_KEPT,))
     library.impl(name, kernel, "CPU")
     torch.library.register_fake(f"crossent::{name}", fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(f"crossent::{name}", backward, setup_context=setup, lib=library)
-    return getattr(operators, name)
+    return getattr(ops, name)
 
 
-# Labels on their way to plain operations, of which a compiler does not see the values.
+_IN_SCHEMAS = {str: "str", int: "int", bool: "bool", float: "float", int | None: "int?", float | None: "float?"}
+
+
+def carried(kind):
+    """The names of the options that operators carry."""
+    return tuple(option.name for option in fields(kind) if option.metadata.get("carried", True))
+
+
+def schema(kind):
+    """These options as an operator's schema has them: `str reduction, int ignore_index, ...`"""
+    types = {option.name: option.type for option in fields(kind)}
+    return ", ".join(f"{_IN_SCHEMAS[types[name]]} {name}" for name in carried(kind))
+
+
+# Labels on their way to plain operations. A compiler does not see their values, so an operator checks them.
 
 
 def _checked_labels(labels, counts, classes, ignore_index):
@@ -30,7 +47,7 @@ def _checked_labels(labels, counts, classes, ignore_index):
     return labels.clone()
 
 
-def fake_checked_labels(labels, counts, classes, ignore_index):
+def _fake_checked_labels(labels, counts, classes, ignore_index):
     return torch.empty_like(labels)
 
 
@@ -39,8 +56,16 @@ checked_labels = define(
     "Tensor labels, Tensor counts, int classes, int ignore_index",
     "Tensor",
     _checked_labels,
-    fake_checked_labels,
+    _fake_checked_labels,
 )
+
+
+@register_decomposition(checked_labels.default)
+def _decompose_checked_labels(labels, counts, classes, ignore_index):
+    return labels.clone()  # the operations after the operator look for bad labels too
+
+
+meta_table[checked_labels.default] = _fake_checked_labels
 
 
 @torch.library.register_vmap("crossent::checked_labels", lib=library)

@@ -1,30 +1,34 @@
-"""The functions in PyTorch's own operations, which it differentiates itself: other devices, transforms and traces."""
+"""The functions in PyTorch's operations, which it differentiates itself: for other devices, transforms and traces."""
 
 import math
 
 import torch
 
 from crossent import _rows
-from crossent.frontends.torch.arrays import INTEGERS, STORAGES, TORCH, compute_dtype
-from crossent.frontends.torch.checks import concrete, outside, refuse_bad_labels, spread
-from crossent.frontends.torch.modes import compiling, grad_enabled, is_plain, is_traced, numbers, untraced
-from crossent.kernels import plain as array
+from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.dtypes import COMPUTE, INTEGERS, STORAGES, compute_dtype
+from crossent.frontends.torch.labels import concrete, outside, refuse_bad_labels, spread
+from crossent.frontends.torch.modes import compiling, grad_enabled, is_plain, numbers, tracer, untraced
+from crossent.kernels import plain as formulas
 
 
 def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
-    """Class axis, kind of target, int64 labels, class weights and what each row counts (0: ignored)."""
-    shape = numbers(input.shape)
-    axis, soft = _rows.target_kind(shape, numbers(target.shape), dim, soft_allowed)
+    """Class axis, kind of target, int64 labels, class weights and how much each row counts (0: ignored)."""
+    shape, target_shape = input.shape, target.shape
+    if tracer() is not None:
+        shape, target_shape = numbers(shape), numbers(target_shape)
+    axis, soft = _rows.target_kind(shape, target_shape, dim, soft_allowed)
     if input.dtype not in STORAGES:
         raise _rows.dtype_error("input", input.dtype)
     _rows.check_target_dtype(soft, target.dtype in STORAGES, target.dtype in INTEGERS, target.dtype)
-    dtype = compute_dtype(input.dtype)
+    dtype = COMPUTE[input.dtype]
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     keep = torch.ones(row_shape, dtype=dtype, device=input.device)
     if sample_weight is not None:
         keep = spread(sample_weight, row_shape).to(dtype)
     if weight is not None:
-        _rows.check_weight(numbers(weight.shape), shape[axis])
+        if numbers(weight.shape) != (shape[axis],):
+            raise _rows.weight_error(weight.shape, shape[axis])
         if weight.dtype not in STORAGES:
             raise _rows.dtype_error("weight", weight.dtype)
         weight = weight.to(dtype)
@@ -43,12 +47,12 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
 
 
 def _checked_labels(labels, keep, classes, ignore_index):
-    """Both as they are; where no label can be looked at, bad ones become a class whose row counts nan.
+    """Both as they are, after a check. If labels cannot be read, a bad label becomes class 0 and its row counts nan.
 
-    What is compiled for the CPU looks when it runs, unless it was exported to where there is nobody to ask; a trace
-    refuses what it is made with, and counts nan when it runs.
+    A program compiled for the CPU checks labels when it runs, unless it was exported to where no check can be called. A
+    trace refuses bad labels when it is made; when it runs, a bad label counts nan.
     """
-    if is_traced():
+    if tracer() is not None:
         with untraced():
             _checked_labels(labels, keep, numbers((classes,))[0], ignore_index)
     target, counts = concrete(labels), concrete(keep)
@@ -64,7 +68,7 @@ def _checked_labels(labels, keep, classes, ignore_index):
 
 
 def loss(tensors, call):
-    """Of input, target, weight and sample_weight."""
+    """The loss. `tensors` are input, target, weight and sample_weight."""
     input, target, weight, sample_weight = tensors
     found = checked_rows(input, target, weight, sample_weight, call.dim, call.options, not call.picks)
     axis, soft, target, weight, keep = found
@@ -72,16 +76,16 @@ def loss(tensors, call):
     x, target, keep, axis = lined_up(input, target, keep, axis)
     x = x.to(keep.dtype)
     if call.picks:
-        rows = array.picked_losses(torch, x, target, weight, keep, axis)
+        rows = formulas.picked_losses(torch, x, target, weight, keep, axis)
     else:
-        rows = array.row_losses(torch, x, target, soft, weight, keep, call.options, axis, torch.Tensor.detach)
+        rows = formulas.row_losses(torch, x, target, soft, weight, keep, call.options, axis, torch.Tensor.detach)
     return of_rows(input, reduce(rows, target, soft, weight, keep, call.divisor, call.options)).to(call.out_dtype)
 
 
 def differentiable_gradients(tensors, wanted, call, dloss):
     """Gradients of input and target that can be differentiated again, None for what is not wanted.
 
-    Rows do not depend on each other, so the gradient of their sum times what comes from above is all there is.
+    Rows do not depend on each other, so the gradient is that of the sum of all losses, times the upstream gradient.
     """
     input, again = tensors[0], grad_enabled()
     differentiated = [tensor for tensor, want in zip(tensors, wanted, strict=False) if want]
@@ -96,12 +100,14 @@ def differentiable_gradients(tensors, wanted, call, dloss):
 
 
 def lined_up(input, target, keep, axis):
-    """A single row becomes a line of one: an index without an axis is read, and forward mode gives it another dtype."""
+    """A single row gets an axis of length 1. The value of an index without an axis would be read, and forward mode
+    gives it another dtype.
+    """
     return (input, target, keep, axis) if keep.ndim else (input[None], target[None], keep[None], 1)
 
 
 def of_rows(input, result):
-    """Without the axis of `lined_up`."""
+    """The result without the axis that `lined_up` added."""
     return result[0] if result.ndim >= input.ndim else result
 
 
@@ -111,7 +117,7 @@ def reduce(rows, target, soft, weight, keep, divisor, options):
     total = rows.sum()
     if options.reduction == "mean":
         if divisor is None:
-            divisor = array.row_weights(torch, target, soft, weight, keep).sum()
+            divisor = formulas.row_weights(torch, target, soft, weight, keep).sum()
         total = total / divisor
     return total
 
@@ -119,23 +125,25 @@ def reduce(rows, target, soft, weight, keep, divisor, options):
 def prediction_stats(input, target, dim, options):
     axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False)
     x, target, keep, axis = lined_up(input, target, keep, axis)
-    return tuple(of_rows(input, stat) for stat in array.prediction_stats(torch, x.to(keep.dtype), target, keep, axis))
+    return tuple(
+        of_rows(input, stat) for stat in formulas.prediction_stats(torch, x.to(keep.dtype), target, keep, axis)
+    )
 
 
 def softmax(x, axis, log):
-    """In plain operations where PyTorch's own lose digits, unless the device is one on which these take several times
-    as long.
+    """In plain operations where PyTorch's own function loses digits, but not on devices on which plain operations take
+    several times as long.
     """
     if log and x.device.type == "cpu":
-        return array.log_softmax(torch, x.to(compute_dtype(x.dtype)), axis, torch.Tensor.detach).to(x.dtype)
+        return formulas.log_softmax(torch, x.to(compute_dtype(x.dtype)), axis, torch.Tensor.detach).to(x.dtype)
     return native_softmax(x, axis, log)
 
 
 def native_softmax(x, dim, log):
-    """PyTorch's own; for 16 bits in float32, since its own kernels round on the way."""
+    """PyTorch's own function; for 16 bits in float32, since PyTorch's kernels round on the way."""
     native = torch.log_softmax if log else torch.softmax
     if x.itemsize > 2:
         return native(x, dim)
-    if is_traced():  # what TorchScript differentiates when it is told a dtype is a gradient of that dtype
+    if tracer() is not None:  # told a dtype, TorchScript makes the gradient in that dtype
         return native(x.float(), dim).to(x.dtype)
     return native(x, dim, dtype=torch.float32).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What PyTorch's calls are going to do."""
+"""What calls with PyTorch's tensors are going to do, as the router says."""
 
 import torch
 
@@ -6,26 +6,42 @@ from crossent import _rows
 from crossent._call import Call
 from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
-from crossent.frontends.torch import arrays, checks, head, modes, softmax
+from crossent.frontends.torch import dtypes, head, modes, softmax
 from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.checks import is_distributed
+from crossent.frontends.torch.modes import transformed
+from crossent.frontends.torch.router import (
+    KERNELS,
+    as_linear_takes_them,
+    check_sums,
+    checked,
+    differentiates_weights,
+    divisor_of,
+    ordinary,
+    way_of,
+)
 from crossent.kernels.cpu.kernels import best_at_once
 
 
 def plan(name, arguments, options, how):
     a = arguments
+    if is_distributed(a["input"]):
+        from crossent.frontends.torch import distributed
+
+        return distributed.planned(plan, name, a, options, how)
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":
-        input, target = checks.checked(input=a["input"], target=a["target"])
-        obstacles = checks.obstacles((input, target), False)
-        return _plans.of_prediction(TORCH, name, input, target, a["dim"], obstacles)
+        input, target = checked(input=a["input"], target=a["target"])
+        reasons = _out_of_kernels((input, target), False)
+        return _plans.of_prediction(TORCH, name, input, target, a["dim"], reasons)
     if how is not None:
         return _of_head(name, a, options, how)
-    tensors = input, target, weight, sample_weight = checks.checked(
+    tensors = input, target, weight, sample_weight = checked(
         **{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")}
     )
-    divisor = checks.divisor_of(options, a["denominator"], input)
-    out_of_kernels = checks.obstacles(tensors, checks.differentiates_weights(weight, sample_weight, divisor))
+    divisor = divisor_of(options, a["denominator"], input)
+    out_of_kernels = _out_of_kernels(tensors, differentiates_weights(weight, sample_weight, divisor))
     in_place = a.get("inplace_backward", False)
     wanted = input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
@@ -34,7 +50,7 @@ def plan(name, arguments, options, how):
 
 
 def _best_at_once(name, input, target, dim, options):
-    picks, storage = name == "nll_loss", TORCH.storages.get(arrays.in_common_dtype(input, target)[0].dtype)
+    picks, storage = name == "nll_loss", TORCH.storages.get(dtypes.common_dtype(input, target) or input.dtype)
     axis, _ = _rows.target_kind(input.shape, target.shape, dim, not picks)
     copy = torch.empty(input.shape, device="meta")
     layout = _rows.layout_of(input.shape, input.stride(), axis) or _rows.layout_of(copy.shape, copy.stride(), axis)
@@ -44,10 +60,10 @@ def _best_at_once(name, input, target, dim, options):
 def _of_softmax(name, input, dim, dtype):
     if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
         return _plans.of_softmax(TORCH, name, input, _plans.NATIVE, ("nested tensors have no kernel",))
-    (input,) = checks.checked(input=input)
+    (input,) = checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
-    reasons = checks.obstacles((input,), False)
+    reasons = _out_of_kernels((input,), False)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"
         return _plans.of_softmax(TORCH, name, x, _plans.PLAIN if plain else _plans.NATIVE, reasons)
@@ -60,25 +76,40 @@ def _of_head(name, a, options, how):
     target = a["target"]
     sparse = isinstance(target, _rows.SparseTarget)
     classes, probs = (target.classes, target.probs) if sparse else (None, target)
-    input, linear_weight, probs, classes, bias, weight, sample_weight = checks.checked(
+    input, linear_weight, probs, classes, bias, weight, sample_weight = checked(
         input=a["input"], linear_weight=a["linear_weight"], target=probs, classes=classes, linear_bias=a["linear_bias"],
         weight=a.get("weight"), sample_weight=a.get("sample_weight"),
     )  # fmt: skip
-    divisor = checks.divisor_of(options, a.get("denominator"), input)
-    by_weights = checks.differentiates_weights(weight, sample_weight, divisor)
-    input, linear_weight, bias = head.as_linear_takes_them(input, linear_weight, bias)
-    head.check_sums(how.given, input.dtype)
+    divisor = divisor_of(options, a.get("denominator"), input)
+    by_weights = differentiates_weights(weight, sample_weight, divisor)
+    input, linear_weight, bias = as_linear_takes_them(input, linear_weight, bias)
+    check_sums(how.given, input.dtype)
     call = head.call_of((input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how), classes)
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     found, _, _ = head.head_of(tensors, call)
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
-    obstacles, size = checks.obstacles(tensors, by_weights), arrays.compute_dtype(input.dtype).itemsize
-    # What the products of all chunks are summed up in: where it is not the gradient itself, or with it a product.
-    summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (obstacles or t.itemsize == 2)]
-    beside = sum(size * t.numel() for t in summed) + (size * input.numel() if obstacles else 0)
-    if obstacles and input.itemsize < size:
+    reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
+    # Memory beside the gradients: sums over chunks in more bits, or in plain operations the gradients of one chunk.
+    summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (reasons or t.itemsize == 2)]
+    beside = sum(size * t.numel() for t in summed) + (size * input.numel() if reasons else 0)
+    if reasons and input.itemsize < size:
         beside += size * linear_weight.numel()
     arithmetic = compute_storage(TORCH.storage(input))
     rows = head.plain_rows(call.shape, how, size)
-    return _plans.of_head(name, found, wanted, arithmetic, obstacles, beside, rows)
+    return _plans.of_head(name, found, wanted, arithmetic, reasons, beside, rows)
+
+
+def _out_of_kernels(tensors, by_weights):
+    """Why `way_of` says plain operations; nothing where it says kernels."""
+    if way_of(tensors, by_weights) is KERNELS:
+        return ()
+    found = []
+    for tensor in tensors:
+        if tensor is not None and not ordinary(tensor) and not transformed():
+            found.append(f"a tensor of type {type(tensor).__name__} on {tensor.device} has no kernel")
+    if transformed():
+        found.append("a function transform, forward-mode differentiation or a dispatch mode is active")
+    if by_weights:
+        found.append("weight, sample_weight or denominator require a gradient")
+    return tuple(dict.fromkeys(found))

@@ -1,14 +1,15 @@
-"""The fused head's matrix products with PyTorch's tensors: what `_head` asks of an array library, in three ways."""
+"""The fused head's matrix products for PyTorch: what `_head` needs of an array library, in three ways."""
 
 import torch
 
 from crossent.frontends._problem import HeadKernels, multiply, round_in_place
 from crossent.frontends.torch import arrays
 from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
-_BLOCK = 2**21  # bytes of a product's part that PyTorch cannot add to 32 bits at once
-_LINE = 64  # bytes that a unit for whole matrices reads at once
+_BLOCK = 2**21  # bytes of a part of a product, made before it is added to 32 bits: PyTorch cannot do both at once
+_LINE = 64  # bytes that a matrix unit reads at once
 
 
 class TorchHead(HeadKernels, TORCH):
@@ -16,7 +17,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def empty_like(array, unscaled):
-        return arrays.new_tensor(array.shape, arrays.compute_dtype(array.dtype) if unscaled else array.dtype)
+        return arrays.new_tensor(array.shape, COMPUTE[array.dtype] if unscaled else array.dtype)
 
     @classmethod
     def zeros_like(cls, array, unscaled):
@@ -32,7 +33,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def _logits_dtype(x):
-        return arrays.compute_dtype(x.dtype)
+        return COMPUTE[x.dtype]
 
     @classmethod
     def buffer(cls, shape, x):
@@ -40,11 +41,11 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def zeros(shape, x):
-        return torch.zeros(shape, dtype=arrays.compute_dtype(x.dtype))
+        return torch.zeros(shape, dtype=COMPUTE[x.dtype])
 
     @staticmethod
     def accumulator(array):
-        return arrays.new_tensor(array.shape, arrays.compute_dtype(array.dtype)).zero_()
+        return arrays.new_tensor(array.shape, COMPUTE[array.dtype]).zero_()
 
     @staticmethod
     def _factor(x, out):
@@ -62,7 +63,7 @@ class TorchHead(HeadKernels, TORCH):
 
     @classmethod
     def to_input(cls, dlogits, weight, numbers=None):
-        total = torch.empty(len(dlogits), weight.shape[1], dtype=arrays.compute_dtype(dlogits.dtype))
+        total = torch.empty(len(dlogits), weight.shape[1], dtype=COMPUTE[dlogits.dtype])
         multiply(cls, dlogits, weight, total, b_rows=numbers, padded=True)
         return total
 
@@ -100,13 +101,13 @@ class TorchHead(HeadKernels, TORCH):
 
     @staticmethod
     def token_results(rows, x):
-        numbers = torch.zeros(3, rows, dtype=arrays.compute_dtype(x.dtype))
+        numbers = torch.zeros(3, rows, dtype=COMPUTE[x.dtype])
         return *numbers, torch.full((rows,), -1, dtype=torch.int64)
 
 
 class PairsHead(TorchHead):
-    """For bfloat16 that the processor multiplies in pairs. Logits have 32 bits; their gradient is rounded once, for
-    both of its products.
+    """For bfloat16 that the processor multiplies in pairs. Logits have 32 bits. Their gradient is rounded once, and
+    both of its products use that.
     """
 
     precision = "logits are float32; their gradient is rounded to bfloat16 for its products"
@@ -122,7 +123,7 @@ class PairsHead(TorchHead):
 
 
 class CopiedPairsHead(PairsHead):
-    """The same for a weight that cannot be read in pairs along its features, by a copy with an even number of them."""
+    """As PairsHead, for a weight that cannot be read in pairs along its features: a copy has an even number of them."""
 
     def __init__(self, weight):
         rows, columns = weight.shape
@@ -136,7 +137,7 @@ class CopiedPairsHead(PairsHead):
 
 
 class LibraryHead(TorchHead):
-    """For bfloat16 that PyTorch multiplies best: logits of 16 bits."""
+    """For bfloat16 that PyTorch itself multiplies best: logits have 16 bits."""
 
     precision = "logits and their gradient are rounded to bfloat16, which PyTorch multiplies"
 
@@ -171,22 +172,22 @@ class LibraryHead(TorchHead):
         else:
             x = _dense(x)
             for block in _blocks(dweight):
-                dweight[block] += torch.mm(dlogits[:, block].t(), x).float()  # far quicker than to add other types
+                dweight[block] += torch.mm(dlogits[:, block].t(), x).float()  # far quicker than adding another dtype
 
 
 def _blocks(matrix):
-    """Slices of its rows."""
+    """Slices of the rows of a matrix."""
     step = max(1, _BLOCK // max(1, 4 * matrix.shape[1]))
     return [slice(lo, lo + step) for lo in range(0, len(matrix), step)]
 
 
 def _dense(matrix):
-    """Without memory between its rows, or its columns, of which nobody knows what is there."""
+    """The matrix without gaps between its rows or its columns: nobody knows what numbers are in a gap."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def _whole_lines(matrix):
-    """With zeros behind each row, where a product that reads whole lines would read the next row, which may be nan."""
+    """The matrix with zeros behind each row: a product that reads whole lines must not read a nan of the next row."""
     line = _LINE // matrix.itemsize
     if matrix.shape[1] % line == 0:
         return _dense(matrix)
@@ -194,7 +195,7 @@ def _whole_lines(matrix):
 
 
 def _with_zeros(matrix, multiple):
-    """A copy whose rows are filled up to a multiple of so many numbers."""
+    """A copy whose rows are filled up with zeros to a multiple of so many numbers."""
     rows, columns = matrix.shape
     copy = matrix.new_zeros(rows, -(-columns // multiple) * multiple)
     copy[:, :columns] = matrix
@@ -214,6 +215,6 @@ def products_for(x, weight, exact):
 
 
 def _of_pairs(weight):
-    """Whether it can be read in pairs along its features."""
+    """Whether a weight can be read in pairs along its features."""
     row, number = weight.stride()
     return weight.shape[1] % 2 == 0 and ((number == 1 and row % 2 == 0) or row == 1)

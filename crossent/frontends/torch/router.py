@@ -1,57 +1,133 @@
 """PyTorch: which way a call takes.
 
-An ordinary call on the CPU goes through one autograd node whose backward is a kernel too. Other devices, function
-transforms, forward-mode derivatives and derivatives of derivatives use `kernels.plain`, which PyTorch differentiates
-itself, and so does what `torch.jit.trace` records. Under `torch.compile` and `torch.export` the kernels are operators.
+An ordinary call on the CPU is one autograd node, whose backward is a kernel too. Other devices, function transforms,
+forward-mode derivatives, derivatives of derivatives and traces by `torch.jit.trace` use `kernels.plain`, which PyTorch
+differentiates itself. Under `torch.compile` and `torch.export` the kernels are operators.
 """
 
+from dataclasses import replace
 from functools import cache
 from inspect import signature
 
 import torch
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _rows
 from crossent._call import Call
+from crossent._options import number
 from crossent._public import named
 from crossent.frontends import _problem
-from crossent.frontends._problem import problem_of
-from crossent.frontends.torch import plain
-from crossent.frontends.torch.arrays import (
+from crossent.frontends._problem import ready_softmax
+from crossent.frontends.torch import modes, nodes, plain
+from crossent.frontends.torch.arrays import TORCH, strides
+from crossent.frontends.torch.checks import (
+    REQUIRED,
+    check_distributed,
+    checked_slowly,
+    device_error,
+    is_distributed,
+    plain_tensor,
+)
+from crossent.frontends.torch.dtypes import (
+    COMPUTE,
     ORDINARY,
     STORAGES,
     STRIDED,
-    TORCH,
     Tensor,
     autocast_result,
     in_common_dtype,
-    result,
+    number_at,
     result_dtype,
-    strides,
-)
-from crossent.frontends.torch.checks import (
-    KERNELS,
-    OPERATOR,
-    checked,
-    differentiates_weights,
-    divisor_of,
-    is_distributed,
-    plain_tensor,
-    way_of,
 )
 from crossent.frontends.torch.fast import fast_first
-from crossent.frontends.torch.losses import apply_cross_entropy, apply_nll_loss
 from crossent.frontends.torch.modes import (
     IsTracedError,
+    autocasts,
     compiling,
+    dispatch_modes,
     function_modes,
     grad_enabled,
+    is_operator,
     may_take_over,
+    tracer,
     transformed,
+    transforms,
 )
-from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_call, softmax_of
+from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_of
 
 _BY_POSITION = "input", "linear_weight", "target"
+
+
+KERNELS, PLAIN, OPERATOR = "kernels", "plain operations", "operator"
+
+
+def way_of(tensors, by_weights=False):
+    """Which way a call takes. `by_weights`: weights or the divisor require a gradient, which no kernel makes."""
+    if compiling():
+        return OPERATOR if is_operator(tensors[0]) and not by_weights else PLAIN
+    return KERNELS if not by_weights and ordinary(*tensors) else PLAIN
+
+
+def ordinary(*tensors):
+    """Whether these are CPU tensors that a kernel may read, and no transform is active."""
+    for tensor in tensors:
+        if tensor is not None and not (
+            type(tensor) in ORDINARY and tensor.is_cpu and tensor.layout is STRIDED and not tensor.is_neg()
+        ):
+            return False
+    # `modes.transformed`, written out: with it and `is_traced` a loss would take 0.1 us longer (`benchmarks.floor`).
+    if tracer() is not None or transforms() or dispatch_modes():
+        return False
+    return forward_ad._current_level < 0 and not modes.plain_only
+
+
+def checked(**tensors):
+    """The tensors, after a check that all are dense and on one device; None passes where it may be given.
+
+    Subclasses that are plain memory become plain tensors.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None and name not in REQUIRED:
+            continue
+        plain = type(tensor) in ORDINARY and tensor.is_cpu and tensor.layout is STRIDED and not tensor.is_nested
+        if not plain:
+            return checked_slowly(tensors)
+    return tensors.values()
+
+
+def differentiates_weights(weight, sample_weight, divisor):
+    return torch.is_grad_enabled() and (
+        (weight is not None and weight.requires_grad)
+        or (sample_weight is not None and sample_weight.requires_grad)
+        or (isinstance(divisor, torch.Tensor) and divisor.requires_grad)
+    )
+
+
+def divisor_of(options, denominator, input):
+    """The caller's denominator, as a number if no device has to be waited for and nothing differentiates it.
+
+    It may be on any device from which it can be read.
+    """
+    if denominator is None:
+        return None
+    if not isinstance(denominator, torch.Tensor):
+        _rows.check_denominator(options, 0)
+        return number("denominator", denominator)
+    _rows.check_denominator(options, denominator.ndim)
+    if denominator.is_meta and not input.is_meta:
+        raise device_error("denominator", denominator, input.device)
+    if type(denominator) not in ORDINARY:
+        check_distributed("denominator", denominator, input)
+        denominator = plain_tensor(denominator)
+    if compiling() or denominator.requires_grad or not ordinary(denominator):
+        return denominator
+    return float(denominator)
+
+
+def _with_number(call):
+    """With the number that a divisor is which is on another device, or whose gradient nobody wants now."""
+    return replace(call, divisor=float(call.divisor)) if isinstance(call.divisor, Tensor) else call
 
 
 @cache
@@ -60,7 +136,7 @@ def _parameters(function):
 
 
 def _taken_over(name, tensors, arguments):
-    """The call, handed to the type of a tensor that takes it over with the public function's arguments."""
+    """Hand the call, with the public function's arguments, to the type of a tensor that takes it over."""
     function = named(name)
     given = {key: arguments[key] for key in _parameters(function) if key in arguments}
     first = [given.pop(key) for key in _BY_POSITION if key in given]
@@ -75,51 +151,42 @@ def _distributed():
 
 @fast_first
 def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
-    tensors = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
-    others = {"denominator": denominator, "dim": dim, "inplace_backward": inplace_backward}
-    if has_torch_function((*tensors.values(), denominator)) and may_take_over(input):
-        return _taken_over("cross_entropy", (*tensors.values(), denominator), tensors | others | vars(options))
-    of_any_type = input
-    input, target, weight, sample_weight = checked(**tensors)
-    if input is not of_any_type:  # for which there is a fast way perhaps
-        return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
-    if type(input) not in ORDINARY and is_distributed(input):
-        arguments = input, target, weight, sample_weight, denominator, dim, options, inplace_backward
-        return _distributed().loss(cross_entropy, True, *arguments)
-    if target.is_floating_point():
-        input, target = in_common_dtype(input, target)
-    return _loss(False, (input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
+    return _loss("cross_entropy", (input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
-    tensors = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
-    if has_torch_function((*tensors.values(), denominator)) and may_take_over(input):
-        others = {"denominator": denominator, "dim": dim}
-        return _taken_over("nll_loss", (*tensors.values(), denominator), tensors | others | vars(options))
-    input, target, weight, sample_weight = checked(**tensors)
+    return _loss("nll_loss", (input, target, weight, sample_weight), denominator, dim, options)
+
+
+_TENSORS_OF_A_LOSS = "input", "target", "weight", "sample_weight"
+
+
+def _loss(name, given, denominator, dim, options, in_place=False):
+    """Of input, target, weight and sample_weight."""
+    if has_torch_function((*given, denominator)) and may_take_over(given[0]):
+        others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place}
+        return _taken_over(name, (*given, denominator), dict(zip(_TENSORS_OF_A_LOSS, given)) | others | vars(options))
+    tensors = input, target, weight, sample_weight = tuple(checked(**dict(zip(_TENSORS_OF_A_LOSS, given))))
+    picks = name == "nll_loss"
+    if input is not given[0] and not picks:  # perhaps it can go the fast way now
+        return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, in_place)
     if type(input) not in ORDINARY and is_distributed(input):
-        arguments = input, target, weight, sample_weight, denominator, dim, options
-        return _distributed().loss(nll_loss, False, *arguments)
-    return _loss(True, (input, target, weight, sample_weight), denominator, dim, options)
-
-
-def _loss(picks, tensors, denominator, dim, options, in_place=False):
-    """Of checked tensors: input, target, weight, sample_weight."""
-    input, target, weight, sample_weight = tensors
+        return _distributed().loss(_loss, name, tensors, denominator, dim, options, in_place)
+    if not picks and target.is_floating_point():
+        input, target = in_common_dtype(input, target)
+        tensors = input, target, weight, sample_weight
     divisor = None if denominator is None else divisor_of(options, denominator, input)
-    call = Call(options, dim, picks, divisor, result_dtype(input, options), in_place)
-    way = way_of(tensors, differentiates_weights(weight, sample_weight, divisor))
-    if way is OPERATOR:
-        from crossent.frontends.torch import compiled
-
-        return compiled.loss(tensors, call)
-    if way is not KERNELS:
+    full = options.loss_dtype is None and input.dtype in number_at
+    call = Call(options, dim, picks, divisor, input.dtype if full else result_dtype(input, options), in_place)
+    weighs = not weight is sample_weight is divisor is None
+    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
+    if way is KERNELS:
+        return nodes.loss(tensors, call if divisor is None else _with_number(call))
+    if way is PLAIN:
         return plain.loss(tensors, call)
-    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks)
-    if grad_enabled() and (input.requires_grad or target.requires_grad):
-        apply = apply_nll_loss if picks else apply_cross_entropy
-        return apply(input, target, weight, sample_weight, problem, call)
-    return result(problem.forward(divisor)[0], call.out_dtype)
+    from crossent.frontends.torch import compiled
+
+    return compiled.loss(tensors, call)
 
 
 def prediction_stats(input, target, dim, options):
@@ -130,7 +197,7 @@ def prediction_stats(input, target, dim, options):
     if type(input) not in ORDINARY and is_distributed(input):
         return _distributed().prediction_stats(prediction_stats, input, target, dim, options)
     input = input.detach()
-    if way_of((input, target), compiling()) is KERNELS:
+    if way_of((input, target)) is KERNELS:
         return _problem.prediction_stats(TORCH, input, target, dim, options)
     return plain.prediction_stats(input, target, dim, options)
 
@@ -150,13 +217,13 @@ def softmax(input, dim, dtype, log, stacklevel):
     )
     if quick:
         try:
-            call = softmax_call(input.shape, strides(input), input.dtype, dim, log)
+            ready = ready_softmax(TORCH, input.shape, strides(input), input.dtype, dim, log)
         except (IsTracedError, RuntimeError):  # a nested tensor has no shape
             pass
         else:
             if not (input.requires_grad and grad_enabled()):
-                return softmax_of(input, call)
-            return input.softmax(dim) if not log and is_tiny(input, dim) else apply_softmax(input, call)
+                return softmax_of(input, ready)
+            return input.softmax(dim) if not log and is_tiny(input, dim) else apply_softmax(input, ready)
     name = "log_softmax" if log else "softmax"
     if has_torch_function((input,)) and may_take_over(input):
         return _taken_over(name, (input,), {"input": input, "dim": dim, "dtype": dtype})
@@ -164,10 +231,10 @@ def softmax(input, dim, dtype, log, stacklevel):
         dim = _rows.softmax_axis(input.ndim, dim, name, stacklevel)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
-    if dtype is None and not input.is_cpu:  # where autocast gives softmax in float32
+    if dtype is None and not input.is_cpu:  # on other devices autocast gives softmax in float32
         dtype = autocast_result(input)
     if input.is_nested:
-        if log and input.layout is STRIDED:  # which PyTorch does not have
+        if log and input.layout is STRIDED:  # PyTorch has no log_softmax of these
             checked(input=input)
         return plain.native_softmax(input if dtype is None else input.to(dtype), dim, log)
     x = input if type(input) in ORDINARY else plain_tensor(input)
@@ -185,13 +252,33 @@ def softmax(input, dim, dtype, log, stacklevel):
         return compiled_softmax(x, axis, log)
     if way_of((x,)) is not KERNELS:
         return plain.softmax(x, axis, log)
-    call = softmax_call(x.shape, strides(x), x.dtype, axis, log)
-    return apply_softmax(x, call) if x.requires_grad and grad_enabled() else softmax_of(x, call)
+    ready = ready_softmax(TORCH, x.shape, strides(x), x.dtype, axis, log)
+    return apply_softmax(x, ready) if x.requires_grad and grad_enabled() else softmax_of(x, ready)
 
 
 def _classes_and_probs(target):
-    """Those of a sparse target; of others no classes."""
+    """The classes and probabilities of a sparse target; of any other, None and the target."""
     return (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
+
+
+def check_sums(options, dtype):
+    wanted = getattr(options, "acc_dtype", None)
+    if wanted not in (None, dtype, COMPUTE[dtype]):
+        raise ValueError(f"options.acc_dtype must be None or {COMPUTE[dtype]} for {dtype}, got {wanted}")
+
+
+def as_linear_takes_them(input, linear_weight, linear_bias):
+    """The tensors in autocast's dtype if it is on; else all three must have the same dtype already."""
+    device = input.device.type
+    if torch.is_autocast_enabled(device) if device == "cpu" else autocasts(device):
+        dtype = torch.get_autocast_dtype(device)
+        if input.dtype is not torch.float64:
+            input, linear_weight = input.to(dtype), linear_weight.to(dtype)
+            linear_bias = None if linear_bias is None else linear_bias.to(dtype)
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    return input, linear_weight, linear_bias
 
 
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
@@ -212,19 +299,24 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
     if type(input) not in ORDINARY and is_distributed(input):
         tensors = input, linear_weight, target, linear_bias, weight, sample_weight
         return _distributed().linear_cross_entropy(linear_cross_entropy, tensors, denominator, options, how)
-    out_dtype = result_dtype(input, options)
-    input, linear_weight, linear_bias = head.as_linear_takes_them(input, linear_weight, linear_bias)
-    head.check_sums(how.given, input.dtype)
-    divisor = divisor_of(options, denominator, input)
+    full = options.loss_dtype is None and input.dtype in number_at
+    out_dtype = input.dtype if full else result_dtype(input, options)
+    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
+    if how.given is not None:
+        check_sums(how.given, input.dtype)
+    divisor = None if denominator is None else divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how)
-    way = way_of(tensors, differentiates_weights(weight, sample_weight, divisor))
+    weighs = not weight is sample_weight is divisor is None
+    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
     if way is OPERATOR:
         from crossent.frontends.torch import compiled
 
         return compiled.head_loss(tensors, call, classes)
     call = head.call_of(tensors[:4], call, classes)
-    return (head.by_kernels if way is KERNELS else head.composite)(tensors, call)
+    if way is not KERNELS:
+        return head.composite(tensors, call)
+    return head.by_kernels(tensors, call if divisor is None else _with_number(call))
 
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
@@ -242,7 +334,7 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
     if type(input) not in ORDINARY and is_distributed(input):
         tensors = input, linear_weight, target, linear_bias
         return _distributed().linear_token_stats(linear_token_stats, tensors, options, how)
-    tensors = *head.as_linear_takes_them(input, linear_weight, linear_bias), target
+    tensors = *as_linear_takes_them(input, linear_weight, linear_bias), target
     call = head.call_of(tensors, Call(options, how=how))
     _rows.check_tokens(call.shape)
     way = way_of(tensors)
@@ -262,11 +354,3 @@ def value_and_grad(function, input, args, kwargs):
             raise ValueError(f"value_and_grad needs a loss that is one number, got shape {tuple(loss.shape)}")
         (gradient,) = torch.autograd.grad(loss, logits)
     return loss.detach(), gradient
-
-
-def plan(name, arguments, options, how):
-    from crossent.frontends.torch import plans
-
-    if is_distributed(arguments["input"]):
-        return _distributed().planned(plans.plan, name, arguments, options, how)
-    return plans.plan(name, arguments, options, how)

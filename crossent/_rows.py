@@ -153,9 +153,9 @@ class HeadShape:
             raise ValueError(f"linear_bias must have shape {_text(linear_weight[:-1])}, got {_text(linear_bias)}")
         if shift and (out or not leading):
             raise ValueError(f"shift needs an input of shape (..., time, features), got {_text(input)}")
-        self.soft = target == (*leading, self.classes, *out)
+        # A SparseTarget is compared with nothing, which PyTorch 2.6 cannot compile.
+        self.soft = isinstance(target, SparseTarget) or target == (*leading, self.classes, *out)
         if isinstance(target, SparseTarget):
-            self.soft = True
             self._check_sparse(tuple(target.classes.shape), tuple(target.probs.shape))
         elif not self.soft and target != (*leading, *out):
             raise ValueError(

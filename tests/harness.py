@@ -7,6 +7,7 @@ import pickle
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import reference
 import torch
 
@@ -30,6 +31,9 @@ Chunks = getattr(torch.nn, "LinearCrossEntropyOptions", None) or functools.parti
     SimpleNamespace, batch_chunk_size=None, acc_policy="auto", acc_dtype=None
 )
 NUMPY_LAYOUTS = ["negative", "readonly", "swapped", "unaligned"]
+EXPORTS = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="before PyTorch 2.7 nobody says that a program is exported"
+)
 
 
 def quantise(array, dtype):

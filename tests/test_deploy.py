@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from deployed import CASES, CLASSES, METRICS, Case, Together
+from harness import EXPORTS
 from torch.nn import functional as F
 
 import crossent
@@ -194,9 +195,6 @@ SOME = [
     "prediction_stats",
 ]
 ALL = pytest.param(list(CASES), marks=pytest.mark.soak)
-EXPORTS = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="before PyTorch 2.7 nobody says that a program is exported"
-)
 SETS = pytest.mark.parametrize("names", [SOME, ALL], ids=["some", "all"])
 OPERATORS = ["loss", "checked_labels", "head", "tokens"]
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Chunks, bits
+from harness import EXPORTS, Chunks, bits
 from torch.autograd.functional import hvp
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -651,6 +651,7 @@ def agree(traced, model, x, labels):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("name", MODELS)
+@EXPORTS
 def test_export(name, enabled, dynamic):
     """One operator, for any number of rows, with its derivative also where none was wanted when exporting."""
     torch.manual_seed(0)
@@ -668,6 +669,7 @@ def test_export(name, enabled, dynamic):
             agree(program.module(), model, torch.randn(count, 6), labels_of(count, classes=40))
 
 
+@EXPORTS
 def test_exported_head_refuses_bad_labels():
     x, labels = torch.randn(8, 6), labels_of(8, classes=40)
     for name in ("loss", "tokens"):

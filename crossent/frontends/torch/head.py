@@ -1,13 +1,13 @@
 """The fused head for PyTorch: by kernels in one autograd node, or in plain operations where that will not do."""
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from crossent import _rows
+from crossent._call import Call
 from crossent._head import Head
 from crossent.frontends.torch import arrays, dtypes, labels, modes, nodes, plain
 from crossent.frontends.torch.dtypes import COMPUTE
@@ -107,11 +107,14 @@ def call_of(tensors, call, classes=None):
     target; of a sparse target they have the probabilities, and `classes` has its classes.
     """
     if modes.tracer() is None:
-        return replace(call, shape=_shape(tensors, classes, call.how.shift), classes=classes)
-    with modes.untraced():
         shape = _shape(tensors, classes, call.how.shift)
-    shape.traced(tensors[0].shape, tensors[1].shape)
-    return replace(call, shape=shape, classes=classes)
+    else:
+        with modes.untraced():
+            shape = _shape(tensors, classes, call.how.shift)
+        shape.traced(tensors[0].shape, tensors[1].shape)
+    # Not `dataclasses.replace`, which PyTorch 2.6 cannot compile.
+    given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how}
+    return Call(call.options, shape=shape, classes=classes, **given)
 
 
 def _shape(tensors, classes, shift):

@@ -23,7 +23,7 @@ _set_tracer = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAcce
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
 # Before PyTorch 2.8 this cannot be asked.
-top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", {}.get)
 threads = torch.get_num_threads
 plain_only = False
 

@@ -6,7 +6,7 @@ from crossent.frontends._problem import softmax_backward, softmax_forward
 from crossent.frontends.torch import plain
 from crossent.frontends.torch.arrays import TORCH, address
 from crossent.frontends.torch.dtypes import compute_dtype, number_at
-from crossent.frontends.torch.modes import applier, is_exporting, is_operator, threads
+from crossent.frontends.torch.modes import applier, is_exporting, is_operator, may_be_exporting, threads
 from crossent.frontends.torch.nodes import in_memory, needs_composite
 from crossent.kernels import plain as formulas
 
@@ -80,7 +80,7 @@ def compiled_softmax(x, axis, log):
     if not is_operator(x) or is_exporting():
         return plain.softmax(x, axis, log)
     if x.numel() * x.itemsize < _OPERATOR_FROM:
-        if log and x.device.type == "cpu":
+        if log and x.device.type == "cpu" and not may_be_exporting():
             return _FusedLogSoftmax.apply(x.to(compute_dtype(x.dtype)), axis).to(x.dtype)
         return plain.softmax(x, axis, log)
     from crossent.frontends.torch import compiled

@@ -33,6 +33,11 @@ class _Lent:
             _take_back(self.mapping)
 
 
+def is_small(layout, itemsize):
+    """Whether an array like this needs neither an order of axes of its own nor memory that is used again."""
+    return layout.contiguous and layout.rows * layout.classes * itemsize < LENT_FROM
+
+
 def block(size):
     """An uninitialised array of `size` bytes that starts at a huge page; None if it is small or there is no memory."""
     if size < LENT_FROM:

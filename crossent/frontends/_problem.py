@@ -150,9 +150,7 @@ class Problem:
         return (loss, 1.0) if loss is not None else _rows.reduced(reduction, losses, weights, divisor)
 
     def unit(self, divisor):
-        """What the gradient is multiplied by when it is made together with the loss, if the plan can do that."""
-        if divisor is None:
-            return self.plan.unit
+        """What the gradient is multiplied by when it is made together with a loss of this divisor."""
         scale = _rows.reduced("mean", 1.0, 1.0, divisor)[1]
         return scale if _rows.workable(scale) else self.plan.unit
 

@@ -4,7 +4,7 @@ A kernel knows no reduction, no class axis, no validation and no framework. An a
 is not there), a storage type ("float16", "bfloat16", "float32" or "float64") and strides in elements. Everything that
 stays the same from call to call is in a plan, which is made once for each layout, storage type and set of options:
 
-    plan = loss_plan(layout, storage, soft, target_strides, options, picks)
+    plan = LossPlan(layout, storage, soft, target_strides, options, picks)
     plan.forward((x, target, 0, *weights, loss, stats), threads, owners) -> (sum of losses, sum of weights)
     plan.backward((x, target, dx, *weights, 0, stats, dloss, scale, with_loss, dtarget), threads, owners)
         -> the same sums, if `with_loss` asks for them
@@ -15,7 +15,7 @@ stays the same from call to call is in a plan, which is made once for each layou
         # the same two calls for labels without weights: `plan.unit` is the scale, and `with_loss` is on. None where
         # the plan has no such calls
 
-    plan = softmax_plan(layout, storage, log)
+    plan = SoftmaxPlan(layout, storage, log)
     plan.forward((x, out), threads, owners)
     plan.backward((out, dx, dout, *dout_strides), threads, owners)  # of a plan for the layout of out
 

@@ -11,7 +11,7 @@ import numpy as np
 from crossent import _rows
 from crossent._options import number
 from crossent.frontends import _problem
-from crossent.frontends._memory import LENT_FROM, block
+from crossent.frontends._memory import block, is_small
 from crossent.frontends._problem import numpy_address, problem_of, softmax_forward
 from crossent.kernels.cpu import kernels
 
@@ -39,7 +39,7 @@ class NUMPY:
     storages = _Storages({**_FLOATS, np.dtype(np.int64): "labels"})
     dtypes = {name: np.dtype(name) for name in ("float32", "float64")}
     threads = staticmethod(kernels.available_threads)
-    converted = staticmethod(np.ndarray.astype)
+    converted = staticmethod(partial(np.ndarray.astype, copy=False))
     address = staticmethod(numpy_address)
     raw_strides = attrgetter("strides")
 
@@ -80,8 +80,7 @@ class NUMPY:
     @classmethod
     def maker(cls, layout, dtype):
         """What makes arrays like the logits, in one call of NumPy where they are small."""
-        small = layout.contiguous and layout.rows * layout.classes * dtype.itemsize < LENT_FROM
-        return np.empty_like if small else partial(cls.empty, layout)
+        return np.empty_like if is_small(layout, dtype.itemsize) else partial(cls.empty, layout)
 
     @staticmethod
     def refuse_to_keep():

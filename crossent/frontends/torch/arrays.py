@@ -5,12 +5,9 @@ from functools import partial
 
 import torch
 
-from crossent.frontends._memory import LENT_FROM, block
+from crossent.frontends._memory import LENT_FROM, block, is_small
 from crossent.frontends.torch.dtypes import INTEGERS, STORAGES
-from crossent.frontends.torch.modes import (
-    IsTracedError,
-    tracer,
-)
+from crossent.frontends.torch.modes import IsTracedError, tracer
 
 # An address to read from. Asked for an address to write to, a copy-on-write tensor takes memory of its own; PyTorch 2.6
 # has only that one.
@@ -21,11 +18,6 @@ strides = torch.Tensor.stride
 def overlaps(tensor):
     """Whether elements may share memory."""
     return torch._debug_has_internal_overlap(tensor) != 0  # pyright: ignore[reportPrivateImportUsage]
-
-
-def is_small(layout, dtype):
-    """Whether a tensor like this needs neither an order of axes of its own nor memory that is used again."""
-    return layout.contiguous and layout.rows * layout.classes * dtype.itemsize < LENT_FROM
 
 
 class _Numbers(dict):
@@ -41,7 +33,7 @@ like_numbers = _Numbers()
 
 def empty(layout, like):
     """A new tensor of the logits' shape, whose axes lie in memory in the layout's order."""
-    if is_small(layout, like.dtype):
+    if is_small(layout, like.itemsize):
         return torch.empty_like(like, memory_format=torch.contiguous_format)
     if layout.inverse is not None:
         return new_tensor([like.shape[axis] for axis in layout.order], like.dtype).permute(layout.inverse)
@@ -79,7 +71,7 @@ class TORCH:
     @staticmethod
     def maker(layout, dtype):
         """What makes tensors like the logits, in one call of PyTorch where they are small."""
-        return torch.empty_like if is_small(layout, dtype) else partial(empty, layout)
+        return torch.empty_like if is_small(layout, dtype.itemsize) else partial(empty, layout)
 
     @staticmethod
     def refuse_to_keep():

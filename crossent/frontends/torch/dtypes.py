@@ -37,7 +37,7 @@ def result_dtype(input, options):
     """The dtype of losses: the caller's choice, or the input's; under autocast it is float32."""
     if options.loss_dtype is not None:
         return getattr(torch, options.loss_dtype)
-    return input.dtype if input.dtype in number_at else autocast_result(input)
+    return autocast_result(input)
 
 
 def autocast_result(input):

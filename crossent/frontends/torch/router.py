@@ -57,8 +57,6 @@ from crossent.frontends.torch.modes import (
 from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_of
 
 _BY_POSITION = "input", "linear_weight", "target"
-
-
 KERNELS, PLAIN, OPERATOR = "kernels", "plain operations", "operator"
 
 
@@ -76,7 +74,7 @@ def ordinary(*tensors):
             type(tensor) in ORDINARY and tensor.is_cpu and tensor.layout is STRIDED and not tensor.is_neg()
         ):
             return False
-    # `modes.transformed`, written out: with it and `is_traced` a loss would take 0.1 us longer (`benchmarks.floor`).
+    # `modes.is_traced` and `transformed`, written out: two calls less for every loss (tests/test_journeys.py).
     if tracer() is not None or transforms() or dispatch_modes():
         return False
     return forward_ad._current_level < 0 and not modes.plain_only

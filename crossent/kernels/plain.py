@@ -7,8 +7,6 @@ nan.
 
 from crossent import _rules
 
-_NEARLY_CERTAIN = -0.34  # a log-probability; a class above it is nearly certain
-
 
 def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     """The loss of each row. `keep` has the rows' shape; where it is 0 the label may be any number."""
@@ -107,7 +105,8 @@ def log_softmax_grad(xp, out, dout, axis):
     For a class that is nearly certain 1 - p is computed by itself, so that it keeps its digits.
     """
     total = xp.sum(dout, axis=axis, keepdims=True)
-    return xp.where(out > _NEARLY_CERTAIN, dout - total - xp.expm1(out) * total, dout - xp.exp(out) * total)
+    nearly_certain = -0.34  # not a global: PyTorch 2.10's compiler would make a number of any size of it, and fail
+    return xp.where(out > nearly_certain, dout - total - xp.expm1(out) * total, dout - xp.exp(out) * total)
 
 
 def row_weights(xp, target, soft, weight, keep):

@@ -13,9 +13,6 @@ from crossent.kernels.cpu.threads import use_openmp
 
 grad_enabled = torch.is_grad_enabled
 compiling = torch.compiler.is_compiling
-# Before PyTorch 2.7 this cannot be asked.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-may_be_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 tell_of_tracing(compiling)
 transforms = torch._C._are_functorch_transforms_active
 tracer = torch._C._get_tracing_state
@@ -37,6 +34,18 @@ def plain_operations():
         yield
     finally:
         plain_only = before
+
+
+def is_exporting(unknown=False):
+    """Whether torch.export records the call; `unknown` before PyTorch 2.7, where nobody says.
+
+    The flag is read, not `torch.compiler.is_exporting()`: that is True in every call which PyTorch 2.10 compiles.
+    """
+    return getattr(torch.compiler, "_is_exporting_flag", unknown)
+
+
+def may_be_exporting():
+    return is_exporting(unknown=True)
 
 
 def is_traced():

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 
+# The ways that a call may take.
+KERNELS, STAGES, PLAIN = "kernels", "kernels in two stages", "plain operations"
+NATIVE, OPERATOR = "PyTorch's own", "operator"
+
 
 @dataclass(frozen=True)
 class Plan:
     """How a call is computed: the answer of `crossent.plan`.
 
-    `path` is "kernels", "plain operations" or "PyTorch's own"; `arithmetic` the dtype of the sums; `chunk_rows` and
-    `chunks` say how the rows of a fused head are cut, and are None elsewhere. `extra_bytes` is the memory that the call
-    and its backward pass take at their peak beside arguments, results and gradients. `reasons` say why, one sentence
-    each.
+    `path` is "kernels", "kernels in two stages", "plain operations" or "PyTorch's own"; `arithmetic` the dtype of the
+    sums; `chunk_rows` and `chunks` say how the rows of a fused head are cut, and are None elsewhere. `extra_bytes` is
+    the memory that the call and its backward pass take at their peak beside arguments, results and gradients. `reasons`
+    say why, one sentence each.
     """
 
     function: str

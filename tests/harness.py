@@ -13,6 +13,7 @@ import torch
 
 import crossent
 from crossent import _kept
+from crossent._plan import PLAIN, STAGES
 
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -99,9 +100,33 @@ def lay_out_numpy(x, layout, dim=None):
 
 
 def composite():
-    from crossent.frontends.torch.modes import plain_operations
+    from crossent.frontends.torch import modes
 
-    return plain_operations()
+    return modes.only(PLAIN)
+
+
+def in_stages():
+    from crossent.frontends.torch import modes
+
+    return modes.only(STAGES)
+
+
+@contextlib.contextmanager
+def on_dummy_device():
+    """As if tensors on the CPU lay on a device whose kernels are in `dummy_device`."""
+    from dummy_device import IN_PYTORCH
+
+    from crossent.frontends.torch import staged
+
+    kernels, staged.KERNELS_OF["cpu"] = staged.KERNELS_OF["cpu"], IN_PYTORCH
+    try:
+        with in_stages():
+            yield
+    finally:
+        staged.KERNELS_OF["cpu"] = kernels
+
+
+WAYS = {"composite": composite, "stages": in_stages, "dummy device": on_dummy_device}
 
 
 @contextlib.contextmanager
@@ -149,7 +174,7 @@ def tensor_of(array, frontend):
 
 
 def cast(array, dtype, frontend):
-    if frontend == "numpy":
+    if frontend in ("numpy", "dummy library"):
         return array.astype(dtype)
     return tensor_of(array, frontend).to(TORCH_DTYPES[dtype])
 
@@ -175,13 +200,15 @@ def run(frontend, name, logits, *args, dtype, layout="contiguous", upstream=1.0,
         assert isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.dtype(dtype)
         assert x.tobytes() == before
         return to_numpy(value), gradient
+    if frontend == "dummy library":
+        return _run_strict(name, logits, args, dtype, upstream, kwargs)
     torch_args = [tensor_of(a, frontend) if isinstance(a, np.ndarray) else a for a in args]
     arrays = (np.ndarray, np.float32)
     torch_kwargs = {k: tensor_of(v, frontend) if isinstance(v, arrays) else v for k, v in kwargs.items()}
     x = lay_out(cast(np.asarray(logits, np.float64), dtype, frontend), layout, dim)
     x.requires_grad_()
     before = x.detach().clone()
-    with composite() if frontend == "composite" else contextlib.nullcontext():
+    with WAYS.get(frontend, contextlib.nullcontext)():
         library = torch.nn.functional if frontend == "pytorch" else crossent
         value = getattr(library, name)(x, *torch_args, **torch_kwargs)
         up = tensor_of(np.asarray(upstream, np.float64), frontend).to(value.dtype)
@@ -189,6 +216,23 @@ def run(frontend, name, logits, *args, dtype, layout="contiguous", upstream=1.0,
     assert value.dtype == gradient.dtype == x.dtype and gradient.shape == x.shape
     assert torch.equal(bits(before), bits(x))
     return to_numpy(value), to_numpy(gradient)
+
+
+def _run_strict(name, logits, args, dtype, upstream, kwargs):
+    import array_api_strict
+
+    def strict(array):
+        return array_api_strict.asarray(array) if isinstance(array, np.ndarray | np.float32) else array
+
+    x, args = strict(np.asarray(logits, np.float64).astype(dtype)), [strict(array) for array in args]
+    kwargs, function = {key: strict(value) for key, value in kwargs.items()}, getattr(crossent, name)
+    value, gradient = function(x, *args, **kwargs), None
+    if value.ndim == 0:
+        again, gradient = crossent.value_and_grad(function)(x, *args, **kwargs)
+        assert again == value and gradient.dtype == x.dtype and gradient.shape == x.shape
+        gradient = np.asarray(gradient).astype(np.float64) * upstream
+    assert value.dtype == x.dtype
+    return np.asarray(value).astype(np.float64), gradient
 
 
 @functools.lru_cache(maxsize=32)

@@ -5,6 +5,7 @@ import graphlib
 import subprocess
 import sys
 import textwrap
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ import crossent
 PACKAGE = Path(crossent.__file__).parent
 
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
-HELPERS = ("crossent.frontends._memory", "crossent.frontends._plans", "crossent.frontends._problem")
+HELPERS = (
+    "crossent.frontends._cpu",
+    "crossent.frontends._memory",
+    "crossent.frontends._plans",
+    "crossent.frontends._problem",
+    "crossent.frontends._stages",
+)
 BELOW_FRONTENDS = (
     "crossent.kernels",
     "crossent._call",
@@ -22,6 +29,7 @@ BELOW_FRONTENDS = (
     "crossent._head",
     "crossent._rows",
     "crossent._options",
+    "crossent._plan",
     "crossent._public",
     "crossent._rules",
 )
@@ -47,7 +55,9 @@ MAY_IMPORT = {
     ),
     "crossent.kernels": ("crossent._kept", "crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._memory": ("numpy",),
-    "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent._plan", "crossent.frontends._problem"),
+    "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
+    "crossent.frontends._cpu": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
+    "crossent.frontends._stages": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.torch", "numpy", "torch"),
@@ -364,3 +374,32 @@ def test_nn_is_imported_when_it_is_first_used():
         assert not hasattr(crossent, "no_such_name")
         """
     )
+
+
+OF_AN_OPTION = {
+    "_options.py",
+    "_rules.py",
+    "functional.py",
+    "functional.pyi",
+    "kernels/cpu/call.py",
+    "kernels/cpu/epilogue.py",
+    "kernels/cpu/kernels.py",
+    "kernels/plain.py",
+    "nn/modules/loss.py",
+    "tools/explain/__init__.py",
+    "tools/explain/steps.py",
+    "tools/explain/working.py",
+}
+
+
+def test_where_an_option_may_stand():
+    """The recipe of CONTRIBUTING: an option's name, here that of our own last one, stands in these files."""
+    found = set()
+    for path in PACKAGE.rglob("*.py*"):
+        if path.suffix in (".py", ".pyi"):
+            with tokenize.open(path) as file:
+                tokens = list(tokenize.generate_tokens(file.readline))
+            code = [token.string.strip("\"'") for token in tokens if token.type in (tokenize.NAME, tokenize.STRING)]
+            if "z_loss" in code:
+                found.add(path.relative_to(PACKAGE).as_posix())
+    assert found == OF_AN_OPTION

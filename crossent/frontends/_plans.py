@@ -6,10 +6,10 @@
 import math
 
 from crossent import _rows
-from crossent._plan import Plan
+from crossent._plan import KERNELS, PLAIN, STAGES, Plan
 from crossent.frontends._problem import compute_storage, ready_call
+from crossent.kernels import Sums
 
-KERNELS, PLAIN, NATIVE = "kernels", "plain operations", "PyTorch's own"
 _PLAIN_ARRAYS = 6  # arrays as large as the logits that plain operations and their backward pass hold at once
 _PLAIN_ARRAYS_OF_TOKENS = 8
 _PLAIN_ARRAYS_OF_SOFTMAX = 3
@@ -41,6 +41,14 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
     if in_place:
         reasons.append("the gradient is written over input")
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
+
+
+def of_stages(lib, name, input, target, dim):
+    axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, True)
+    arithmetic = compute_storage(lib.storage(input))
+    rows = math.prod(input.shape) // max(1, input.shape[axis])
+    reasons = ("the sums of the rows are made first, then the loss and the gradient of them",)
+    return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=reasons)
 
 
 def of_prediction(lib, name, input, target, dim, out_of_kernels):

@@ -20,8 +20,8 @@
 from crossent import _rows
 from crossent._kept import kept
 from crossent._options import integer
-from crossent.kernels import BadLabel
 from crossent.kernels.cpu import kernels
+from crossent.kernels.cpu.call import BadLabel
 
 
 def compute_storage(storage):
@@ -119,15 +119,10 @@ class Problem:
         lib, layout, (total, *_) = self.lib, self.layout, self.weights
         dtype = lib.dtypes[self.ready.compute]
         if weight is not None:
-            if weight.shape != (layout.classes,):
-                raise _rows.weight_error(weight.shape, layout.classes)
-            if lib.storages.get(weight.dtype) in (None, "labels"):
-                raise _rows.dtype_error("weight", weight.dtype)
-            weight = lib.contiguous(lib.converted(weight, dtype))
+            weight = class_weights(lib, weight, layout.classes, dtype)
             total = lib.total(weight) if self.options.label_smoothing else 0.0
         if sample_weight is not None:
-            sample_weight = broadcast_samples(lib, sample_weight, layout.row_shape)
-            sample_weight = lib.contiguous(lib.converted(sample_weight, dtype))
+            sample_weight = sample_weights(lib, sample_weight, layout.row_shape, dtype)
         of_weight = 0 if weight is None else lib.address(weight)
         self.weights = total, of_weight, 0 if sample_weight is None else lib.address(sample_weight)
         self.owners = *self.owners, weight, sample_weight
@@ -222,6 +217,19 @@ def _labels(lib, target, layout, options):
 
 def label_error(lib, target, row, layout, options):
     return _rows.label_error(lib.item(target, row), row, layout.row_shape, layout.classes, options.ignore_index)
+
+
+def class_weights(lib, weight, classes, dtype):
+    """The class weights in the dtype of the arithmetic, side by side, after a check."""
+    if weight.shape != (classes,):
+        raise _rows.weight_error(weight.shape, classes)
+    if lib.storages.get(weight.dtype) in (None, "labels"):
+        raise _rows.dtype_error("weight", weight.dtype)
+    return lib.contiguous(lib.converted(weight, dtype))
+
+
+def sample_weights(lib, sample_weight, row_shape, dtype):
+    return lib.contiguous(lib.converted(broadcast_samples(lib, sample_weight, row_shape), dtype))
 
 
 def broadcast_samples(lib, sample_weight, row_shape):

@@ -1,65 +1,95 @@
-"""The contract of the kernels: rows in, numbers out.
+"""The contract of the kernels: rows in, numbers out, on one kind of device.
 
-A kernel knows no reduction, no class axis, no validation and no framework. An array is an address (0 for an array that
-is not there), a storage type ("float16", "bfloat16", "float32" or "float64") and strides in elements. Everything that
-stays the same from call to call is in a plan, which is made once for each layout, storage type and set of options:
+Kernels know no reduction, no class axis, no validation and no framework's differentiation. They take `Rows` and work in
+two stages. `sums` reads the logits and leaves a few numbers for each row, the `Sums`. `losses` and `gradients` make the
+results of them. Between the stages somebody else can put together the sums of several shards of the classes
+(`plain.merged`): then each shard finishes with the sums of all of them.
 
-    plan = LossPlan(layout, storage, soft, target_strides, options, picks)
-    plan.forward((x, target, 0, *weights, loss, stats), threads, owners) -> (sum of losses, sum of weights)
-    plan.backward((x, target, dx, *weights, 0, stats, dloss, scale, with_loss, dtarget), threads, owners)
-        -> the same sums, if `with_loss` asks for them
-    plan.at_once(...)
-        # loss and gradient in one call: the arguments of backward, without stats. `plan.unit` is a scale that suits
-        # this call. Both are None where two calls are better
-    plan.quick_forward((x, target, 0), threads, owners), plan.quick_backward((x, target, dx), threads, owners)
-        # the same two calls for labels without weights: `plan.unit` is the scale, and `with_loss` is on. None where
-        # the plan has no such calls
+Everything is an array on the device. Nothing comes back to the host, and no kernel raises an error for what an array
+holds: the number of the first row with a bad label is left in memory, and whoever called decides when to read it. A bad
+label is never read with. The results are the same bits in every run.
 
-    plan = SoftmaxPlan(layout, storage, log)
-    plan.forward((x, out), threads, owners)
-    plan.backward((out, dx, dout, *dout_strides), threads, owners)  # of a plan for the layout of out
-
-    plan = token_plan(layout, storage, target_strides, options)       # for rows whose classes lie side by side
-    plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)
-    plan.backward((x, target, logprob, lse, entropy, rank, dlogprob, dlse, dentropy, dx), threads, owners)
-
-    plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows whose classes lie side by side
-    plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)
-
-    product(storage, rounded, along, row_strides, rows, columns, depth, threads)(
-        (a, b, c, adds, b_rows, c_rows), threads, owners
-    )
-        # c = a @ b, or c += a @ b if `adds`. `along` says for a and for b whether the summed axis runs along its rows
-        # in memory or across them. Only b may be stored in 16 bits. If only some rows of b or c take part, b_rows or
-        # c_rows is the address of their numbers, else 0; b_rows is for sums across the rows of b only. Storage
-        # "bfloat16 pairs", which not every processor has, is for a and b that are both stored in 16 bits. c then is
-        # too if `rounded`, and is not added to. b_rows is 0 then, and where a sum runs along rows these hold whole
-        # pairs, or, for a, a 0 follows each row
-
-    rounding(rows, columns, row_stride)((x,), threads, owners)
-        # rounds float32 numbers to bfloat16 in place and writes a 0 after each row
-
-    sums(classes, storage, threads)((x, row_stride, rows, squares, by_row), threads, owners)
-        # adds to `squares` each column's sum of squares; by_row gets each row's sum over every BLOCK_OF_SUMS columns
-
-    combinations(classes, storage, threads)(
-        (x, row_stride, rows, factors, factors_row, count, combined, combined_row), threads, owners
-    )   # combined = factors @ x for `count` rows of factors. The rows of factors and of combined have room for a
-        # multiple of ROOM_OF_COMBINATIONS numbers
-
-`x` are the logits and `target` int64 labels, or probabilities stored like the logits. `weights` are three: the sum of
-the class weights, the address of the class weights, and that of the sample weights, one for each row; both are stored
-in the type of the arithmetic. `picks` says that the logits are log-probabilities, of which each row needs one; dx must
-then hold zeros. `stats` has room for `plan.stats` numbers per row. `dx` is the logits, or a new array; new arrays, as
-`dtarget`, have the layout's new strides. `threads` is a function that gives the number of threads; it is called only
-where there is work for several. `owners` are the objects that own all this memory. A label outside the classes raises
-`BadLabel` with the number of its row, before anything is read or written there.
+What a loss means is in `crossent._rules`. The CPU has a shorter way for arrays that are there as a whole, which
+`crossent.kernels.cpu` describes; its two stages are in `crossent.frontends._cpu`. `crossent.kernels.plain` needs no
+kernels.
 """
 
+from typing import Any, NamedTuple, Protocol
 
-class BadLabel(Exception):
-    """A row's label is neither a class nor ignored."""
 
-    def __init__(self, row):
-        super().__init__(row)
-        self.row = row
+class Rows(NamedTuple):
+    """The rows of a cross entropy.
+
+    logits          (outer, classes, inner), of any strides: float16, bfloat16, float32 or float64. The arithmetic is in
+                    float64 for float64, else in float32
+    target          (outer, inner) labels of int64; or, where `soft`, (outer, classes, inner) probabilities, stored like
+                    the logits
+    weight          (classes,) class weights in the dtype of the arithmetic, or None
+    sample_weight   (outer, inner) in the dtype of the arithmetic, or None
+    options         the `LossOptions`
+    soft            whether the target holds probabilities
+    first_class     the number of the first of these classes among those of all shards, by which labels count
+    all_classes     how many classes there are in all shards
+
+    A row counts `sample_weight`, or 1. It is ignored, whatever its logits are, if that is 0 or its label is
+    `options.ignore_index`.
+    """
+
+    logits: Any
+    target: Any
+    weight: Any
+    sample_weight: Any
+    options: Any
+    soft: bool
+    first_class: int
+    all_classes: int
+
+
+class Sums(NamedTuple):
+    """What the results of a row depend on: arrays (outer, inner) in the dtype of the arithmetic.
+
+    z are the logits after the softcap, and q the target weights for a row that counts 1, of `_rules.target_weight`.
+
+    peak            a finite number near the largest z, so that the others' sum is in range: 0 where all are -inf
+    others          the sum of exp(z - peak) over all classes but the label
+    own             z of the label, -inf where it is not among these classes
+    own_weight      the class weight of the label, 0 where it is not among these classes; None without class weights
+    mass            the sum of q over the classes, without what `_rules.label_weight` gives the label
+    dot             the sum of q * (z - peak); both are None for labels without smoothing
+
+    Those of an ignored row may be any finite numbers; so may `others` and `own` be -inf.
+    """
+
+    peak: Any
+    others: Any
+    own: Any
+    own_weight: Any
+    mass: Any
+    dot: Any
+
+
+class Outcome(NamedTuple):
+    """losses (outer, inner) of the rows, 0 for ignored ones; `totals`, two numbers: the sum of the losses, and that of
+    the weights, by which a mean is divided; `bad`, the number of the first row with a bad label, -1 if there is none.
+    """
+
+    losses: Any
+    totals: Any
+    bad: Any
+
+
+class LossKernels(Protocol):
+    def sums(self, rows: Rows) -> Sums:
+        """The first stage."""
+        ...
+
+    def losses(self, rows: Rows, sums: Sums) -> Outcome:
+        """The second stage."""
+        ...
+
+    def gradients(self, rows: Rows, sums: Sums, upstream: Any, want_target: bool) -> tuple[Any, Any]:
+        """The second stage, for the derivatives of the sum of upstream * losses by the logits and by the probabilities:
+        the latter None if they are not wanted. `upstream` is (outer, inner), in the dtype of the arithmetic. Those of
+        ignored rows are 0 whatever `upstream` is.
+        """
+        ...

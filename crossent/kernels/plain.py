@@ -1,34 +1,29 @@
 """Losses and softmax in plain array operations, for devices without kernels and for derivatives of every order.
 
-`xp` is the array library. `freeze(array)` is the array as a constant, which is not differentiated. A value that a
-`where` will not select is replaced by a harmless one before it is used: its derivative could be nan, and nan times 0 is
-nan.
+`xp` is the namespace of an array library that follows the array API standard, such as NumPy. `freeze(array)` is the
+array as a constant, which is not differentiated. A value that a `where` will not select is replaced by a harmless one
+before it is used: its derivative could be nan, and nan times 0 is nan.
 """
 
 from crossent import _rules
+from crossent.kernels import Sums
 
 
 def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     """The loss of each row. `keep` has the rows' shape; where it is 0 the label may be any number."""
     classes = logits.shape[axis]
-    kept = xp.unsqueeze(keep != 0, axis)
-    z = xp.where(kept, logits, 0.0)
+    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
     if isinstance(classes, int) and not classes:  # a traced size is not an int
         return xp.sum(z, axis=axis)
-    if options.softcap:
-        z = options.softcap * xp.tanh(z / options.softcap)
-    peak = freeze(xp.amax(z, axis=axis, keepdims=True))
-    peak = xp.where(peak == -float("inf"), 0.0, peak)
-    z = z - peak
-    shape = [1] * logits.ndim
-    shape[axis] = classes
+    z, peak = _from_peak(xp, _capped(xp, z, options), axis, freeze)
+    shape = _by_class(logits, axis)
     w = 1.0 if weight is None else xp.reshape(weight, shape)
     parts = _soft_parts if soft else _label_parts
     nll, label_mass, log_total, t = parts(xp, z, target, w, keep, options, axis, shape)
     rest_mass, rest_dot = 0.0, 0.0
     if soft or options.label_smoothing:
         classes = xp.zeros_like(peak) + classes  # as an array: division by a traced size is in float32
-        q = _rules.target_weight(t, w, xp.unsqueeze(keep, axis), options.label_smoothing, classes)
+        q = _rules.target_weight(t, w, xp.expand_dims(keep, axis=axis), options.label_smoothing, classes)
         q = q + xp.zeros_like(z)
         counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
         rest_mass, rest_dot = xp.sum(q, axis=axis), xp.sum(q * counted, axis=axis)
@@ -37,10 +32,26 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     return xp.where(keep != 0, loss, 0.0)
 
 
+def _capped(xp, z, options):
+    return options.softcap * xp.tanh(z / options.softcap) if options.softcap else z
+
+
+def _from_peak(xp, z, axis, freeze):
+    """The logits less the largest one of their row, and that one; 0 in its place where all are -inf."""
+    peak = freeze(xp.max(z, axis=axis, keepdims=True))
+    peak = xp.where(peak == -float("inf"), 0.0, peak)
+    return z - peak, peak
+
+
+def _by_class(logits, axis):
+    """The shape of numbers that every class has one of."""
+    return tuple(size if a == axis % logits.ndim else 1 for a, size in enumerate(logits.shape))
+
+
 def _at_label(xp, target, keep, axis, shape):
     """A mask: where the class is the row's label. `shape` is 1 everywhere but along the classes."""
     classes = xp.reshape(xp.arange(shape[axis], device=target.device), shape)
-    return (xp.unsqueeze(target, axis) == classes) & xp.unsqueeze(keep != 0, axis)
+    return (xp.expand_dims(target, axis=axis) == classes) & xp.expand_dims(keep != 0, axis=axis)
 
 
 def _nll(xp, own, others):
@@ -56,7 +67,7 @@ def _nll(xp, own, others):
 
 
 def _soft_parts(xp, z, target, w, keep, options, axis, shape):
-    target = xp.where(xp.unsqueeze(keep != 0, axis), target, 0.0)
+    target = xp.where(xp.expand_dims(keep != 0, axis=axis), target, 0.0)
     return 0.0, 0.0, xp.log(xp.sum(xp.exp(z), axis=axis)), target
 
 
@@ -72,11 +83,10 @@ def _label_parts(xp, z, target, w, keep, options, axis, shape):
 
 def picked_losses(xp, logits, target, weight, keep, axis):
     """The loss of each row, where the logits are log-probabilities."""
-    shape = [1] * logits.ndim
-    shape[axis] = logits.shape[axis]
+    shape = _by_class(logits, axis)
     at_label = _at_label(xp, target, keep, axis, shape)
     w = 1.0 if weight is None else xp.reshape(weight, shape)
-    mass = _rules.label_weight(w, xp.unsqueeze(keep, axis), 0.0) + xp.zeros_like(at_label, dtype=keep.dtype)
+    mass = _rules.label_weight(w, xp.expand_dims(keep, axis=axis), 0.0) + xp.zeros_like(at_label, dtype=keep.dtype)
     counted = at_label & (mass != 0)
     return xp.sum(xp.where(counted, -mass * xp.where(counted, logits, 0.0), 0.0), axis=axis)
 
@@ -91,7 +101,7 @@ def log_softmax(xp, x, axis, freeze):
     classes = x.shape[axis]
     if isinstance(classes, int) and not classes:  # as in `row_losses`
         return xp.exp(x)
-    peak = xp.amax(x, axis=axis, keepdims=True)
+    peak = xp.max(x, axis=axis, keepdims=True)
     at_peak, z = x == peak, x - peak
     zero = freeze(z)  # 0 at the largest logit, where it is used
     count = xp.sum(xp.where(at_peak, xp.ones_like(zero), 0.0), axis=axis, keepdims=True)
@@ -113,52 +123,73 @@ def row_weights(xp, target, soft, weight, keep):
     """What each row adds to the mean's divisor."""
     if soft or weight is None:
         return keep
-    return keep * xp.where(keep != 0, weight[xp.where(keep != 0, target, 0)], 0.0)
+    labels = xp.where(keep != 0, target, 0)
+    of_label = xp.reshape(xp.take(weight, xp.reshape(labels, (-1,)), axis=0), labels.shape)
+    return keep * xp.where(keep != 0, of_label, 0.0)
 
 
 def _rank(xp, z, own, label, axis):
     """The number of classes ahead of the label when sorted by logit; of equal logits the earlier class comes first."""
-    shape = [1] * z.ndim
-    shape[axis] = z.shape[axis]
-    earlier = xp.reshape(xp.arange(shape[axis], device=z.device), shape) < label
-    return xp.sum((z > own) | ((z == own) & earlier), axis=axis)
+    earlier = xp.reshape(xp.arange(z.shape[axis], device=z.device), _by_class(z, axis)) < label
+    return xp.sum(xp.astype((z > own) | ((z == own) & earlier), xp.int64), axis=axis)
 
 
-def token_stats(xp, logits, target, keep, options, axis):
+def token_stats(xp, logits, target, keep, options, axis, freeze):
     """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0."""
-    kept = xp.unsqueeze(keep != 0, axis)
-    z = xp.where(kept, logits, 0.0)
-    if options.softcap:
-        z = options.softcap * xp.tanh(z / options.softcap)
-    lse = xp.logsumexp(z, axis)
-    log_p = z - xp.unsqueeze(lse, axis)
+    z = _capped(xp, xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0), options)
+    label = xp.expand_dims(xp.where(keep != 0, target, 0), axis=axis)
+    # Before the peak is taken off: less a peak of 1e8, logits that differ would be equal.
+    rank = _rank(xp, z, xp.take_along_axis(z, label, axis=axis), label, axis)
+    z, peak = _from_peak(xp, z, axis, freeze)
+    log_total = xp.log(xp.sum(xp.exp(z), axis=axis))
+    log_p = z - xp.expand_dims(log_total, axis=axis)
     p = xp.exp(log_p)
     entropy = -xp.sum(p * xp.where(p == 0, 0.0, log_p), axis=axis)
-    label = xp.unsqueeze(xp.where(keep != 0, target, 0), axis)
-    logprob = xp.squeeze(xp.gather(log_p, axis, label), axis)
-    rank = _rank(xp, z, xp.gather(z, axis, label), label, axis)
+    logprob = xp.squeeze(xp.take_along_axis(log_p, label, axis=axis), axis)
+    lse = xp.squeeze(peak, axis) + log_total
     # A bad label that could not be refused has keep = nan, which makes its results nan.
     logprob, lse, entropy = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, lse, entropy))
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
 
 
-def prediction_stats(xp, logits, target, keep, axis):
+def prediction_stats(xp, logits, target, keep, axis, freeze):
     """Log-probability and rank of the label, most likely class, its probability and the Brier score of each row."""
-    shape = [1] * logits.ndim
-    shape[axis] = logits.shape[axis]
-    z = xp.where(xp.unsqueeze(keep != 0, axis), logits, 0.0)
+    shape = _by_class(logits, axis)
+    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
     at_label = _at_label(xp, target, keep, axis, shape)
     label_logit = xp.sum(xp.where(at_label, z, 0.0), axis=axis, keepdims=True)
-    rank, prediction = _rank(xp, z, label_logit, xp.unsqueeze(target, axis), axis), xp.argmax(z, axis=axis)
-    peak = xp.amax(z, axis=axis, keepdims=True)
-    z = z - xp.where(peak == -float("inf"), 0.0, peak)
+    rank, prediction = _rank(xp, z, label_logit, xp.expand_dims(target, axis=axis), axis), xp.argmax(z, axis=axis)
+    z, _ = _from_peak(xp, z, axis, freeze)
     own, e = xp.sum(xp.where(at_label, z, 0.0), axis=axis), xp.exp(z)
     rest = xp.where(at_label, 0.0, e)
     others, total = xp.sum(rest, axis=axis), xp.sum(e, axis=axis)
     logprob = -_nll(xp, own, others)[0]
-    confidence = xp.amax(e, axis=axis) / total
+    confidence = xp.max(e, axis=axis) / total
     brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
     # As in `token_stats`.
     logprob, confidence, brier = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, confidence, brier))
     rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, prediction))
     return logprob, rank, prediction, confidence, brier
+
+
+def merged(xp, parts):
+    """The sums of rows over the classes of all shards, of the `Sums` of each in the shards' order."""
+    nothing = -float("inf")
+    # A shard without classes, or with none but the label, has any peak and no others: its peak must not count.
+    tops = [xp.where(part.others == 0, nothing, part.peak) for part in parts]
+    own = _largest(xp, [part.own for part in parts])
+    peak = _largest(xp, [own, *tops])
+    peak = xp.where(peak == nothing, 0.0, peak)
+    others = sum(part.others * xp.exp(top - peak) for part, top in zip(parts, tops))
+    own_weight = None if parts[0].own_weight is None else sum(part.own_weight for part in parts)
+    if parts[0].mass is None:
+        return Sums(peak, others, own, own_weight, None, None)
+    dot = sum(part.dot + part.mass * (part.peak - peak) for part in parts)
+    return Sums(peak, others, own, own_weight, sum(part.mass for part in parts), dot)
+
+
+def _largest(xp, arrays):
+    found = arrays[0]
+    for array in arrays[1:]:
+        found = xp.maximum(found, array)
+    return found

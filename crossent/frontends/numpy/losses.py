@@ -34,8 +34,9 @@ def new_array(shape, dtype):
 
 
 class NUMPY:
-    """What `_problem` needs of an array library."""
+    """What `_problem` and `_stages` need of an array library."""
 
+    xp = np
     storages = _Storages({**_FLOATS, np.dtype(np.int64): "labels"})
     dtypes = {name: np.dtype(name) for name in ("float32", "float64")}
     threads = staticmethod(kernels.available_threads)

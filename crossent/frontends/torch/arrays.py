@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from crossent.frontends._memory import LENT_FROM, block, is_small
+from crossent.frontends.torch import namespace
 from crossent.frontends.torch.dtypes import INTEGERS, STORAGES
 from crossent.frontends.torch.modes import IsTracedError, tracer
 
@@ -52,8 +53,9 @@ def new_tensor(shape, dtype):
 
 
 class TORCH:
-    """What `_problem` needs of an array library."""
+    """What `_problem` and `_stages` need of an array library."""
 
+    xp = namespace
     storages = {**STORAGES, torch.int64: "labels"}
     dtypes = {storage: dtype for dtype, storage in STORAGES.items()}
     threads = staticmethod(torch.get_num_threads)

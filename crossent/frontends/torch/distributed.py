@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import dtypes, head, plain
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain
 from crossent.kernels import plain as formulas
 
 
@@ -145,7 +145,7 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
 
     def counts():
         _, soft, *found = plain.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
-        return formulas.row_weights(torch, found[0], soft, *found[1:])
+        return formulas.row_weights(xp, found[0], soft, *found[1:])
 
     divisor = parts.divisor(options, denominator, counts)
 

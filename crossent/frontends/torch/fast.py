@@ -5,12 +5,12 @@ them).
 """
 
 import math
-from functools import wraps
 
 import torch
 from torch.autograd import forward_ad
 
 from crossent._call import Call
+from crossent._plan import PLAIN
 from crossent._rows import reduced
 from crossent.frontends._problem import UNASKED_AT_MOST, label_error, ready_call
 from crossent.frontends.torch import modes
@@ -29,7 +29,7 @@ from crossent.frontends.torch.modes import (
     transforms,
 )
 from crossent.frontends.torch.nodes import gradients_in_backward, has_storage, in_memory, made_again
-from crossent.kernels import BadLabel
+from crossent.kernels.cpu.call import BadLabel
 
 
 def _loss(value, dtype):
@@ -42,7 +42,6 @@ def _loss(value, dtype):
 def fast_first(slow):
     """`slow`, with the short way tried before it."""
 
-    @wraps(slow)
     def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
         if not (
             weight is sample_weight is denominator is None
@@ -57,9 +56,9 @@ def fast_first(slow):
             and not input.is_neg()  # torch.compile cannot trace this
             and not function_modes()
             # as `modes.transformed`
-            and not (transforms() or forward_ad._current_level >= 0 or dispatch_modes() or modes.plain_only)
+            and not (transforms() or forward_ad._current_level >= 0 or dispatch_modes() or modes.forced)
         ):
-            return slow(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
+            return slow((input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
         try:
             ready = ready_call(
                 TORCH, input.shape, strides(input), input.dtype, target.shape, strides(target), target.dtype, dim,
@@ -78,7 +77,7 @@ def fast_first(slow):
         except RuntimeError:  # a sparse tensor has no address, a nested one no shape
             checked_slowly({"input": input, "target": target})
             raise
-        return slow(input, target, None, None, None, dim, options, False)
+        return slow((input, target, None, None), None, dim, options)
 
     return cross_entropy
 
@@ -114,7 +113,7 @@ class _FastCrossEntropy(torch.autograd.Function):
             or transforms()
             or forward_ad._current_level >= 0
             or dispatch_modes()
-            or modes.plain_only
+            or modes.forced is PLAIN
             or not has_storage(dloss)
         ):
             factor = math.inf  # is left to `gradients_in_backward`

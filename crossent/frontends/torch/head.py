@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from crossent import _rows
 from crossent._call import Call
 from crossent._head import Head
-from crossent.frontends.torch import arrays, dtypes, labels, modes, nodes, plain
+from crossent.frontends.torch import arrays, dtypes, labels, modes, namespace as xp, nodes, plain
 from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.frontends.torch.products import products_for
 from crossent.kernels import plain as formulas
@@ -69,7 +69,7 @@ def head_of(tensors, call):
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
     divisor = call.divisor
     if divisor is None and reduction == "mean":
-        weights = keep if weight is None else formulas.row_weights(torch, labels, shape.soft, weight, keep)
+        weights = keep if weight is None else formulas.row_weights(xp, labels, shape.soft, weight, keep)
         divisor = weights.sum(dtype=torch.float64).item()
     counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     everything = not call.how.shift and bool(counts.all())
@@ -308,8 +308,7 @@ def composite(tensors, call, **how_chunked):
         if classes is not None:
             labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))
         labels = labels.to(keep.dtype) if shape.soft else labels
-        freeze = torch.Tensor.detach
-        return (formulas.row_losses(torch, logits, labels, shape.soft, weight, keep, call.options, 1, freeze),)
+        return (formulas.row_losses(xp, logits, labels, shape.soft, weight, keep, call.options, 1, xp.freeze),)
 
     (losses,) = _by_row(rows_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
     if call.options.reduction == "none":
@@ -321,7 +320,7 @@ def counts(tensors, call):
     """What each target adds to the mean's divisor."""
     input, _, _, target, weight, sample_weight = tensors
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
-    return formulas.row_weights(torch, labels, call.shape.soft, weight, keep)
+    return formulas.row_weights(xp, labels, call.shape.soft, weight, keep)
 
 
 def _differentiable_gradients(tensors, wanted, call, dloss):
@@ -373,7 +372,7 @@ def composite_token_rows(tensors, call, **how_chunked):
 
     def stats_of(matrix, bias, x, labels, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
-        return formulas.token_stats(torch, logits, labels, keep, call.options, 1)
+        return formulas.token_stats(xp, logits, labels, keep, call.options, 1, xp.freeze)
 
     return _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
 

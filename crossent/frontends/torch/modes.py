@@ -9,6 +9,7 @@ from torch._C import _autograd
 from torch.autograd import forward_ad
 
 from crossent._options import tell_of_tracing
+from crossent._plan import PLAIN
 from crossent.kernels.cpu.threads import use_openmp
 
 grad_enabled = torch.is_grad_enabled
@@ -22,18 +23,18 @@ function_modes = torch._C._len_torch_function_stack
 # Before PyTorch 2.8 this cannot be asked.
 top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", {}.get)
 threads = torch.get_num_threads
-plain_only = False
+forced = None  # the only way that calls may take
 
 
 @contextmanager
-def plain_operations():
-    """Compute everything by `kernels.plain`: for the decompositions of operators, and for tests."""
-    global plain_only
-    plain_only, before = True, plain_only
+def only(way):
+    """Compute everything by PLAIN, as the decompositions of operators are, or losses by STAGES, for tests."""
+    global forced
+    forced, before = way, forced
     try:
         yield
     finally:
-        plain_only = before
+        forced = before
 
 
 def is_exporting(unknown=False):
@@ -73,11 +74,11 @@ def numbers(shape):
 
 
 def is_plain():
-    return plain_only
+    return forced is PLAIN
 
 
 def transformed():
-    return transforms() or forward_ad._current_level >= 0 or dispatch_modes() or plain_only
+    return transforms() or forward_ad._current_level >= 0 or dispatch_modes() or forced is PLAIN
 
 
 def may_take_over(input):

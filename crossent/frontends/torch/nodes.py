@@ -6,6 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from crossent import _rows
+from crossent._plan import PLAIN
 from crossent.frontends._problem import problem_of
 from crossent.frontends.torch import modes
 from crossent.frontends.torch.arrays import TORCH, address, like_numbers, overlaps
@@ -39,7 +40,7 @@ def needs_composite(gradient):
     # `modes.transformed`, written out.
     if grad_enabled() or type(gradient) is not Tensor or transforms() or dispatch_modes():
         return True
-    return forward_ad._current_level >= 0 or modes.plain_only or not has_storage(gradient)
+    return forward_ad._current_level >= 0 or modes.forced is PLAIN or not has_storage(gradient)
 
 
 def in_memory(gradient):

@@ -5,6 +5,7 @@ import math
 import torch
 
 from crossent import _rows
+from crossent.frontends.torch import namespace as xp
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import COMPUTE, INTEGERS, STORAGES, compute_dtype
 from crossent.frontends.torch.labels import concrete, outside, refuse_bad_labels, spread
@@ -76,9 +77,9 @@ def loss(tensors, call):
     x, target, keep, axis = lined_up(input, target, keep, axis)
     x = x.to(keep.dtype)
     if call.picks:
-        rows = formulas.picked_losses(torch, x, target, weight, keep, axis)
+        rows = formulas.picked_losses(xp, x, target, weight, keep, axis)
     else:
-        rows = formulas.row_losses(torch, x, target, soft, weight, keep, call.options, axis, torch.Tensor.detach)
+        rows = formulas.row_losses(xp, x, target, soft, weight, keep, call.options, axis, xp.freeze)
     return of_rows(input, reduce(rows, target, soft, weight, keep, call.divisor, call.options)).to(call.out_dtype)
 
 
@@ -117,7 +118,7 @@ def reduce(rows, target, soft, weight, keep, divisor, options):
     total = rows.sum()
     if options.reduction == "mean":
         if divisor is None:
-            divisor = formulas.row_weights(torch, target, soft, weight, keep).sum()
+            divisor = formulas.row_weights(xp, target, soft, weight, keep).sum()
         total = total / divisor
     return total
 
@@ -125,9 +126,8 @@ def reduce(rows, target, soft, weight, keep, divisor, options):
 def prediction_stats(input, target, dim, options):
     axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False)
     x, target, keep, axis = lined_up(input, target, keep, axis)
-    return tuple(
-        of_rows(input, stat) for stat in formulas.prediction_stats(torch, x.to(keep.dtype), target, keep, axis)
-    )
+    stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis, xp.freeze)
+    return tuple(of_rows(input, stat) for stat in stats)
 
 
 def softmax(x, axis, log):
@@ -135,7 +135,7 @@ def softmax(x, axis, log):
     several times as long.
     """
     if log and x.device.type == "cpu":
-        return formulas.log_softmax(torch, x.to(compute_dtype(x.dtype)), axis, torch.Tensor.detach).to(x.dtype)
+        return formulas.log_softmax(xp, x.to(compute_dtype(x.dtype)), axis, xp.freeze).to(x.dtype)
     return native_softmax(x, axis, log)
 
 

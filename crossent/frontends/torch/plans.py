@@ -4,6 +4,7 @@ import torch
 
 from crossent import _rows
 from crossent._call import Call
+from crossent._plan import KERNELS, NATIVE, PLAIN, STAGES
 from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
 from crossent.frontends.torch import dtypes, head, modes, softmax
@@ -11,7 +12,6 @@ from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.checks import is_distributed
 from crossent.frontends.torch.modes import transformed
 from crossent.frontends.torch.router import (
-    KERNELS,
     as_linear_takes_them,
     check_sums,
     checked,
@@ -41,7 +41,10 @@ def plan(name, arguments, options, how):
         **{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")}
     )
     divisor = divisor_of(options, a["denominator"], input)
-    out_of_kernels = _out_of_kernels(tensors, differentiates_weights(weight, sample_weight, divisor))
+    by_weights = differentiates_weights(weight, sample_weight, divisor)
+    if way_of(tensors, by_weights, in_stages=name == "cross_entropy") is STAGES:
+        return _plans.of_stages(TORCH, name, input, target, a["dim"])
+    out_of_kernels = _out_of_kernels(tensors, by_weights)
     in_place = a.get("inplace_backward", False)
     wanted = input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
@@ -59,17 +62,17 @@ def _best_at_once(name, input, target, dim, options):
 
 def _of_softmax(name, input, dim, dtype):
     if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
-        return _plans.of_softmax(TORCH, name, input, _plans.NATIVE, ("nested tensors have no kernel",))
+        return _plans.of_softmax(TORCH, name, input, NATIVE, ("nested tensors have no kernel",))
     (input,) = checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
     reasons = _out_of_kernels((input,), False)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"
-        return _plans.of_softmax(TORCH, name, x, _plans.PLAIN if plain else _plans.NATIVE, reasons)
+        return _plans.of_softmax(TORCH, name, x, PLAIN if plain else NATIVE, reasons)
     if x.ndim and name == "softmax" and input.requires_grad and torch.is_grad_enabled() and softmax.is_tiny(x, axis):
         reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain, as few as they are",)
-    return _plans.of_softmax(TORCH, name, x, _plans.NATIVE if reasons or not x.ndim else _plans.KERNELS, reasons)
+    return _plans.of_softmax(TORCH, name, x, NATIVE if reasons or not x.ndim else KERNELS, reasons)
 
 
 def _of_head(name, a, options, how):

@@ -6,7 +6,7 @@ differentiates itself. Under `torch.compile` and `torch.export` the kernels are 
 """
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 
 import torch
@@ -16,10 +16,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 from crossent import _rows
 from crossent._call import Call
 from crossent._options import number
+from crossent._plan import KERNELS, OPERATOR, PLAIN, STAGES
 from crossent._public import named
 from crossent.frontends import _problem
 from crossent.frontends._problem import ready_softmax
-from crossent.frontends.torch import modes, nodes, plain
+from crossent.frontends.torch import modes, nodes, plain, staged
 from crossent.frontends.torch.arrays import TORCH, strides
 from crossent.frontends.torch.checks import (
     REQUIRED,
@@ -55,16 +56,22 @@ from crossent.frontends.torch.modes import (
     transforms,
 )
 from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_of
+from crossent.frontends.torch.staged import has_stages
 
 _BY_POSITION = "input", "linear_weight", "target"
-KERNELS, PLAIN, OPERATOR = "kernels", "plain operations", "operator"
 
 
-def way_of(tensors, by_weights=False):
-    """Which way a call takes. `by_weights`: weights or the divisor require a gradient, which no kernel makes."""
+def way_of(tensors, by_weights=False, in_stages=False):
+    """Which way a call takes. `by_weights`: weights or the divisor require a gradient, which no kernel makes.
+    `in_stages`: it is a loss that a device's kernels may make in two stages.
+    """
     if compiling():
         return OPERATOR if is_operator(tensors[0]) and not by_weights else PLAIN
-    return KERNELS if not by_weights and ordinary(*tensors) else PLAIN
+    if by_weights:
+        return PLAIN
+    if ordinary(*tensors):
+        return KERNELS
+    return STAGES if in_stages and has_stages(tensors) else PLAIN
 
 
 def ordinary(*tensors):
@@ -77,7 +84,7 @@ def ordinary(*tensors):
     # `modes.is_traced` and `transformed`, written out: two calls less for every loss (tests/test_journeys.py).
     if tracer() is not None or transforms() or dispatch_modes():
         return False
-    return forward_ad._current_level < 0 and not modes.plain_only
+    return forward_ad._current_level < 0 and modes.forced is None
 
 
 def checked(**tensors):
@@ -147,15 +154,6 @@ def _distributed():
     return distributed
 
 
-@fast_first
-def cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward):
-    return _loss("cross_entropy", (input, target, weight, sample_weight), denominator, dim, options, inplace_backward)
-
-
-def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
-    return _loss("nll_loss", (input, target, weight, sample_weight), denominator, dim, options)
-
-
 _TENSORS_OF_A_LOSS = "input", "target", "weight", "sample_weight"
 
 
@@ -177,14 +175,23 @@ def _loss(name, given, denominator, dim, options, in_place=False):
     full = options.loss_dtype is None and input.dtype in number_at
     call = Call(options, dim, picks, divisor, input.dtype if full else result_dtype(input, options), in_place)
     weighs = not weight is sample_weight is divisor is None
-    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
+    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor), in_stages=not picks)
     if way is KERNELS:
         return nodes.loss(tensors, call if divisor is None else _with_number(call))
     if way is PLAIN:
         return plain.loss(tensors, call)
+    if way is STAGES:
+        return staged.loss(tensors, call)
     from crossent.frontends.torch import compiled
 
     return compiled.loss(tensors, call)
+
+
+cross_entropy = fast_first(partial(_loss, "cross_entropy"))
+
+
+def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
+    return _loss("nll_loss", (input, target, weight, sample_weight), denominator, dim, options)
 
 
 def prediction_stats(input, target, dim, options):

@@ -3,7 +3,7 @@
 import torch
 
 from crossent.frontends._problem import softmax_backward, softmax_forward
-from crossent.frontends.torch import plain
+from crossent.frontends.torch import namespace as xp, plain
 from crossent.frontends.torch.arrays import TORCH, address
 from crossent.frontends.torch.dtypes import compute_dtype, number_at
 from crossent.frontends.torch.modes import applier, is_exporting, is_operator, may_be_exporting, threads
@@ -49,7 +49,7 @@ def _softmax_grad(out, dout, dim, log):
     """The derivative, in operations that can be differentiated again; `out` must be a function of the input."""
     if not log:
         return out * (dout - (out * dout).sum(dim, keepdim=True))
-    return formulas.log_softmax_grad(torch, out, dout, dim)
+    return formulas.log_softmax_grad(xp, out, dout, dim)
 
 
 def is_tiny(input, dim):
@@ -65,14 +65,14 @@ class _FusedLogSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, axis):
-        out = formulas.log_softmax(torch, x, axis, torch.Tensor.detach)
+        out = formulas.log_softmax(xp, x, axis, xp.freeze)
         ctx.save_for_backward(out)
         ctx.axis = axis
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        return formulas.log_softmax_grad(torch, ctx.saved_tensors[0], dout, ctx.axis), None
+        return formulas.log_softmax_grad(xp, ctx.saved_tensors[0], dout, ctx.axis), None
 
 
 def compiled_softmax(x, axis, log):

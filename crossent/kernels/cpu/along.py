@@ -24,7 +24,7 @@ TILE = 16  # rows whose losses are computed together
 _GROUP = 4096  # logits in a group of rows, whose sums are made together
 # A row in which every class has a target: the addresses of its probabilities and of the class weights (0 for none), its
 # label, what its loss depends on, and the peak.
-_Dense = namedtuple("_Dense", "storage compute soft weight classes label cap smoothing peak")
+_Dense = namedtuple("_Dense", "storage compute soft weight classes all_classes label cap smoothing peak")
 # The addresses for the row's gradient and for that of its probabilities, and what both are made with.
 _Gradient = namedtuple("_Gradient", "drow dsoft cost factor scaled")
 
@@ -55,7 +55,7 @@ def _add_dense(dense, row, j, within, whole, sums):
     total = total + v.select(v.all_but(storage, dense.label - j), exp(storage, z), zero)
     w = _load(dense.compute, dense.weight, j, within, whole, 1.0)
     t = _load(storage, dense.soft, j, within, whole, 0.0)
-    q = rules.target_weight(t, w, 1.0, dense.smoothing, np.float64(dense.classes))
+    q = rules.target_weight(t, w, 1.0, dense.smoothing, np.float64(dense.all_classes))
     if not whole:
         q = v.select(within, q, zero)
     return total, mass + q, dot + v.select(v.eq(q, zero), zero, q * z), top
@@ -97,7 +97,9 @@ def _sums_of_dense(dense, row):
 
 @inline
 def _dense(call, storage, soft, label, peak):
-    return _Dense(storage, call.compute, soft, call.weight, call.classes, label, call.cap, call.smoothing, peak)
+    return _Dense(
+        storage, call.compute, soft, call.weight, call.classes, call.all_classes, label, call.cap, call.smoothing, peak
+    )
 
 
 @inline
@@ -117,18 +119,21 @@ def _safe_sums_of_dense(call, storage, row, soft, label, guess):
 
 
 @inline
-def _read_row(call, r, place):
-    """A row's weight, whether its label is bad, its label (-1 for none), and the address of its probabilities or 0."""
+def read_row(call, r, place):
+    """A row's weight, whether its label is bad, the number of its label among these classes, -1 if it is not one of
+    them, and the address of its probabilities or 0.
+    """
     if call.is_soft != 0:
         where = rows.offset(place, call.target_outer, call.target_inner)
         return rows.sample_weight_of(call, r), False, -1, v.at(call.storage, call.target, where)
     label = rows.label_of(call, place)
     keep = 0.0 if label == call.ignore_index else rows.sample_weight_of(call, r)
-    return keep, keep != 0.0 and (label < 0 or label >= call.classes), label, 0
+    bad, label = keep != 0.0 and (label < 0 or label >= call.all_classes), label - call.first_class
+    return keep, bad, label if 0 <= label < call.classes else -1, 0
 
 
 @inline
-def _clear(call, state):
+def clear(call, state):
     """Set the weight of every lane to 0: lanes that get no row must not count."""
     zero = v.splat(call.storage, 0.0)
     for j in range(0, state.rows, v.lanes(call.storage)):
@@ -149,7 +154,7 @@ def _store_row(call, state, k, keep, label, sums):
 
 
 @inline
-def _own_exponentials(call, state, n):
+def own_exponentials(call, state, n):
     for j in range(0, n, v.lanes(call.storage)):
         if call.is_soft != 0:
             st.store(state, st.OWN_EXP, j, v.splat(call.storage, 0.0))
@@ -172,14 +177,14 @@ def _kept_of(call, state, k, drow):
 
 
 @inline
-def _make_sums(call, state, first, n, group, keeps):
+def make_sums(call, state, first, n, group, keeps):
     """Write the sums of n rows to the state, for the epilogue. Returns the number of a row with a bad label, or OK."""
     storage, classes, cap = state.storage, call.classes, call.cap
     dense, ahead = call.is_soft != 0 or call.smoothing > 0.0, BLOCK if group == 1 else group * call.x_inner
-    _clear(call, state)
+    clear(call, state)
     for k in range(n):  # all maxima first: an exponential right after its maximum would wait for it
         place = rows.place_of(call, first + k)
-        keep, bad, _, _ = _read_row(call, first + k, place)
+        keep, bad, _, _ = read_row(call, first + k, place)
         if bad:
             return first + k
         if keep != 0.0:
@@ -187,7 +192,7 @@ def _make_sums(call, state, first, n, group, keeps):
             st.store_one(state, st.PEAK, k, rows.largest(storage, rows.logits_of(call, place), looked_at, cap))
     for k in range(n):
         place = rows.place_of(call, first + k)
-        keep, _, label, soft = _read_row(call, first + k, place)
+        keep, _, label, soft = read_row(call, first + k, place)
         if keep == 0.0:
             continue
         row, top = rows.logits_of(call, place), st.load_one(state, st.PEAK, k)
@@ -202,7 +207,7 @@ def _make_sums(call, state, first, n, group, keeps):
                 kept, tops = _kept_of(call, state, k, _dx_of(call, place))
             peak, others = exponentials.sum_of_row(call, storage, row, label, top, (kept, tops), ahead)
         _store_row(call, state, k, keep, label, (own, peak, others))
-    _own_exponentials(call, state, n)
+    own_exponentials(call, state, n)
     return OK
 
 
@@ -220,12 +225,12 @@ def _keep_sums(call, state, first, n):
 
 @inline
 def _kept_sums(call, state, first, n):
-    """As `_make_sums`, from the `stats` that forward kept."""
+    """As `make_sums`, from the `stats` that forward kept."""
     compute, stats = call.compute, call.stats
-    _clear(call, state)
+    clear(call, state)
     for k in range(n):
         r, place = first + k, rows.place_of(call, first + k)
-        keep, bad, label, _ = _read_row(call, r, place)
+        keep, bad, label, _ = read_row(call, r, place)
         if bad:
             return r
         if keep == 0.0:
@@ -235,7 +240,7 @@ def _kept_sums(call, state, first, n):
         if call.is_soft != 0:
             st.store_one(state, st.MASS, k, v.load_scalar(compute, stats, 2 * call.rows + r))
         _store_row(call, state, k, keep, label, (own, np.float64(peak), np.float64(others)))
-    _own_exponentials(call, state, n)
+    own_exponentials(call, state, n)
     return OK
 
 
@@ -269,7 +274,7 @@ def forward(call, scratch, lo, hi, outcome):
     group, chunk = _rows_in_group(call.classes), rows.NO_SUMS
     for first in range(lo, hi, group):
         n = min(group, hi - first)
-        bad = _make_sums(call, state, first, n, group, False)
+        bad = make_sums(call, state, first, n, group, False)
         if bad != OK:
             return rows.refuse(outcome, bad)
         losses, weights = losses_of(call, state, n, first)
@@ -309,7 +314,7 @@ def _write_dense(dense, gradient, row):
         if dense.soft != 0 or dense.smoothing > 0.0:
             w = _load(dense.compute, dense.weight, j, within, False, 1.0)
             t = _load(storage, dense.soft, j, within, False, 0.0)
-            q = rules.target_weight(t, w, scaled, dense.smoothing, np.float64(classes))
+            q = rules.target_weight(t, w, scaled, dense.smoothing, np.float64(dense.all_classes))
             if dsoft != 0:
                 dt = rules.target_grad(cost, z, w, scaled, dense.smoothing)
                 v.store_masked(storage, dsoft, j, within, dt)
@@ -320,11 +325,11 @@ def _write_dense(dense, gradient, row):
 
 
 @inline
-def _write_gradient(call, state, r, k, plain, keeps):
+def write_gradient(call, state, r, k, plain, keeps):
     """Write the gradient of row r, which is row k of `state`."""
     storage, classes, cap, place = state.storage, call.classes, call.cap, rows.place_of(call, r)
     row, drow = rows.logits_of(call, place), _dx_of(call, place)
-    keep, _, label, soft = _read_row(call, r, place)
+    keep, _, label, soft = read_row(call, r, place)
     dsoft = 0
     if call.dtarget != 0:
         dsoft = v.at(storage, call.dtarget, rows.offset(place, call.new_outer, call.new_inner))
@@ -363,7 +368,7 @@ def backward(call, scratch, lo, hi, outcome):
         if call.stats != 0:
             bad = _kept_sums(call, state, first, n)
         else:
-            bad = _make_sums(call, state, first, n, group, keeps)
+            bad = make_sums(call, state, first, n, group, keeps)
         if bad != OK:
             return rows.refuse(outcome, bad)
         if call.with_loss != 0:
@@ -371,5 +376,5 @@ def backward(call, scratch, lo, hi, outcome):
             chunk = rows.added(chunk, losses, weights)
         prepare_gradients(call, state, n, first, plain)
         for k in range(n):
-            _write_gradient(call, state, first + k, k, plain, keeps)
+            write_gradient(call, state, first + k, k, plain, keeps)
     return rows.finish(outcome, chunk)

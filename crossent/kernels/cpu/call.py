@@ -20,7 +20,6 @@ from threading import local
 import numpy as np
 from numba import from_dtype, types
 
-from crossent.kernels import BadLabel
 from crossent.kernels.cpu import threads as helpers, vector as v
 from crossent.kernels.cpu.compile import compiled, inline
 from crossent.kernels.cpu.rows import DOUBLES, LABELS, OK
@@ -62,6 +61,14 @@ def strided(name):
 def strides_of(**arrays):
     """The strides of arrays as values of fields, by the fields' names."""
     return {field: stride for name, given in arrays.items() for field, stride in zip(strides(name), given, strict=True)}
+
+
+class BadLabel(Exception):
+    """A row's label is neither a class nor ignored."""
+
+    def __init__(self, row):
+        super().__init__(row)
+        self.row = row
 
 
 class Fields:

@@ -36,9 +36,9 @@ def _log_total(storage, state, j):
 @inline
 def _rest_mass(call, state, j):
     """The sum of q over all classes for keep = 1, without the label's own part (`label_weight`)."""
-    if call.is_soft != 0:
+    if call.has_mass != 0:
         return st.load(state, st.MASS, j)
-    mass = rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.classes))
+    mass = rules.target_weight(0.0, call.weight_total, 1.0, call.smoothing, np.float64(call.all_classes))
     return v.splat(call.storage, mass)
 
 
@@ -95,7 +95,7 @@ def prepare_gradients(call, state, n, row, plain):
         label_mass, rest, log_total, mass = zero, zero, zero, _rest_mass(call, state, j)
         if is_soft == 0:
             label_mass = rules.label_weight(own_weight, keep, smoothing)
-            rest = rules.target_weight(zero, own_weight, keep, smoothing, np.float64(call.classes))
+            rest = rules.target_weight(zero, own_weight, keep, smoothing, np.float64(call.all_classes))
         if is_soft != 0 or call.z_loss > 0.0:
             log_total = _log_total(storage, state, j)
         g = v.splat(storage, call.scale)

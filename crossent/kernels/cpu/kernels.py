@@ -5,7 +5,7 @@ import os
 from numba import config
 
 from crossent._kept import kept
-from crossent.kernels.cpu import across, along, matmul, pick, scores, softmax, sums as column_sums, tokens
+from crossent.kernels.cpu import across, along, matmul, pick, scores, softmax, stages, sums as column_sums, tokens
 from crossent.kernels.cpu.call import Fields, Launcher, Work, strided, strides, strides_of
 from crossent.kernels.cpu.rounding import forward as round_rows
 from crossent.kernels.cpu.rows import BLOCK
@@ -19,7 +19,7 @@ _ARRAYS, _WEIGHTS = ("x", "target", "dx"), ("weight_total", "weight", "samples")
 _KEPT, _UPSTREAM = ("loss", "stats"), ("dloss", "scale", "with_loss", "dtarget")
 _OF_A_LOSS = (
     *_GEOMETRY, *strides("x"), *strides("target"), *strides("new"), "rows", "ignore_index", "is_soft", "smoothing",
-    "cap", "z_loss", "tops_at", "kept_at",
+    "cap", "z_loss", "tops_at", "kept_at", "has_mass", "first_class", "all_classes",
 )  # fmt: skip
 LOSS = Fields((*_ARRAYS, *_WEIGHTS, *_KEPT), _UPSTREAM, _OF_A_LOSS)
 # For calls without class and sample weights: far fewer fields change from call to call.
@@ -104,6 +104,14 @@ def best_at_once(layout, storage, reduction, picks):
     return few and itemsize > 2 and reduction != "none" and not picks
 
 
+def _fixed_of_a_loss(layout, soft, target_strides, options):
+    return strides_of(x=layout.strides, target=target_strides, new=layout.new_strides) | {
+        "rows": layout.rows, "ignore_index": options.ignore_index, "is_soft": soft,
+        "smoothing": options.label_smoothing, "cap": options.softcap or 0.0, "z_loss": options.z_loss,
+        "has_mass": soft, "first_class": 0, "all_classes": layout.classes,
+    }  # fmt: skip
+
+
 class LossPlan:
     """Everything about a loss that does not change between calls with the same shapes and options.
 
@@ -121,10 +129,7 @@ class LossPlan:
         functions = kernels.forward, kernels.backward
         self.layout = layout
         self.stats = (3 if soft else 2) if kernels is along and layout.classes >= _STATS_FROM else 0
-        fixed = strides_of(x=layout.strides, target=target_strides, new=layout.new_strides) | {
-            "rows": layout.rows, "ignore_index": options.ignore_index, "is_soft": soft,
-            "smoothing": options.label_smoothing, "cap": options.softcap or 0.0, "z_loss": options.z_loss,
-        }  # fmt: skip
+        fixed = _fixed_of_a_loss(layout, soft, target_strides, options)
         keeps = kernels is along and not (soft or options.label_smoothing or options.softcap) and self.stats
         scratches, places = along.scratch_bytes(layout.classes, _BYTES[storage], keeps)
 
@@ -149,6 +154,27 @@ class LossPlan:
             absent = dict.fromkeys(("weight", "samples", "loss", "stats", "dloss", "dtarget"), 0)
             unweighted = absent | {"weight_total": layout.classes, "scale": self.unit, "with_loss": True}
             self.quick_forward, self.quick_backward = calls(QUICK_LOSS, *places, **unweighted)
+
+
+class StagedPlan:
+    """A loss in two stages, as `crossent.kernels` describes them, of rows whose classes lie side by side."""
+
+    __slots__ = ("gradients", "layout", "losses", "sums")
+    SUMS = stages.SUMS
+
+    def __init__(self, layout, storage, soft, target_strides, options, first_class, all_classes):
+        self.layout = layout
+        fixed = _fixed_of_a_loss(layout, soft, target_strides, options) | {
+            "has_mass": soft or options.label_smoothing > 0.0, "first_class": first_class, "all_classes": all_classes,
+            "tops_at": 0, "kept_at": 0,
+        }  # fmt: skip
+        (scratch, _), _ = along.scratch_bytes(layout.classes, _BYTES[storage], False)
+
+        def call(kernel, backward=False):
+            kernels, scratches = (kernel,) * (1 + backward), (scratch,) * 2
+            return _of_rows(LOSS, kernels, layout, storage, fixed, along.TILE, scratches)[-1]
+
+        self.sums, self.losses, self.gradients = call(stages.sums), call(stages.losses), call(stages.gradients, True)
 
 
 class SoftmaxPlan:
@@ -264,4 +290,5 @@ class ScorePlan:
 
 
 score_plan = kept(ScorePlan)
+staged_plan = kept(StagedPlan)
 token_plan = kept(TokenPlan)

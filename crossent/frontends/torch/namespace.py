@@ -1,0 +1,38 @@
+"""PyTorch under the names of the array API standard, as far as the library uses them."""
+
+import torch
+from torch import (
+    argmax,
+    asarray,
+    exp,
+    expm1,
+    int64,
+    log,
+    log1p,
+    maximum,
+    ones_like,
+    reshape,
+    squeeze,
+    tanh,
+    where,
+    zeros_like,
+)
+
+__all__ = [
+    "arange", "argmax", "asarray", "astype", "exp", "expand_dims", "expm1", "freeze", "int64", "log", "log1p", "max",
+    "maximum", "ones_like", "reshape", "squeeze", "sum", "take", "take_along_axis", "tanh", "where", "zeros_like",
+]  # fmt: skip
+
+arange, astype, freeze, max, sum = torch.arange, torch.Tensor.to, torch.Tensor.detach, torch.amax, torch.sum
+
+
+def expand_dims(x, axis):
+    return x.unsqueeze(axis)
+
+
+def take(x, indices, axis):
+    return x.index_select(axis, indices)
+
+
+def take_along_axis(x, indices, axis):
+    return x.gather(axis, indices)

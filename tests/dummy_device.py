@@ -1,146 +1,97 @@
-"""A device as CONTRIBUTING says that one is added: the two stages of a cross entropy, in array operations alone.
+"""A device as CONTRIBUTING says that one is added: a class with the three functions of the contract.
 
-It stands in for a processor that the library does not know. Nothing is read from the arrays on the way.
+It stands in for a processor that the library does not know, and computes in float64 what the formulas say.
 """
 
-from types import SimpleNamespace
-
+import numpy as np
 import torch
 
-from crossent import _rules
-from crossent.frontends.torch import dtypes, namespace
 from crossent.kernels import Outcome, Sums
 
-INF = float("inf")
+
+def there(tensor):
+    return None if tensor is None else tensor.detach().double().numpy()
+
+
+def back(array, like):
+    return torch.as_tensor(np.asarray(array)).to(like.dtype)
+
+
+class Row:
+    """The formulas' terms, for all rows: z, q for a row that counts 1 without the label's own part, and keep."""
+
+    def __init__(self, rows):
+        options, logits = rows.options, there(rows.logits)
+        outer, classes, inner = logits.shape
+        labels = None if rows.soft else rows.target.numpy()
+        self.keep = np.ones((outer, inner)) if rows.sample_weight is None else there(rows.sample_weight)
+        if labels is not None:
+            self.keep = np.where(labels == options.ignore_index, 0.0, self.keep)
+        self.kept = self.keep[:, None] != 0
+        self.x = np.where(self.kept, logits, 0.0)
+        self.z = options.softcap * np.tanh(self.x / options.softcap) if options.softcap else self.x
+        self.w = np.ones((1, classes, 1)) if rows.weight is None else there(rows.weight)[None, :, None]
+        numbers = rows.first_class + np.arange(classes)[None, :, None]
+        self.hit = np.zeros(logits.shape, bool) if labels is None else (labels[:, None] == numbers) & self.kept
+        t = np.where(self.kept, there(rows.target), 0.0) if rows.soft else 0.0
+        smoothing = options.label_smoothing
+        self.q = self.w * ((1 - smoothing) * t + smoothing / rows.all_classes) + np.zeros(logits.shape)
+        self.own_part = 0.0 if rows.soft else 1 - smoothing
+        self.bad = -1
+        if labels is not None:
+            bad = self.kept[:, 0] & ((labels < 0) | (labels >= rows.all_classes))
+            self.bad = int(bad.argmax()) if bad.any() else -1
 
 
 class DummyKernels:
-    """`xp` is the namespace of an array library, `wide` the dtypes of its arithmetic by those of logits."""
-
-    def __init__(self, xp, wide):
-        self.xp, self.wide = xp, wide
-
     def sums(self, rows):
-        xp, (z, at_label, keep) = self.xp, self._read(rows)
-        rest, absent = xp.where(at_label, -INF, z), xp.zeros_like(keep) - INF
-        if not z.shape[1]:
-            mass = xp.zeros_like(keep)
-            sums = Sums(mass, mass, absent, mass, mass, mass)
-        else:
-            peak = xp.max(rest, axis=1)
-            peak = xp.where(peak == -INF, 0.0, peak)
-            relative = z - xp.expand_dims(peak, axis=1)
-            others = xp.sum(xp.where(at_label, 0.0, xp.exp(relative)), axis=1)
-            own = xp.max(xp.where(at_label, z, -INF), axis=1)
-            own_weight = xp.sum(xp.where(at_label, self._weights(rows, z), 0.0), axis=1)
-            q = self._targets(rows, z, xp.ones_like(keep))
-            dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
-            sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
-        if rows.weight is None:
-            sums = sums._replace(own_weight=None)
-        return sums if self._is_dense(rows) else sums._replace(mass=None, dot=None)
+        row, nothing = Row(rows), -np.inf
+        rest = np.where(row.hit, nothing, row.z)
+        peak = rest.max(1, initial=nothing)
+        peak = np.where(np.isfinite(peak), peak, 0.0)
+        relative = row.z - peak[:, None]
+        with np.errstate(invalid="ignore"):
+            others = np.where(row.hit, 0.0, np.exp(relative)).sum(1)
+            dot = np.where(row.q == 0, 0.0, row.q * relative).sum(1)
+        own = np.where(row.hit, row.z, nothing).max(1, initial=nothing)
+        found = [peak, others, own, np.where(row.hit, row.w, 0.0).sum(1), row.q.sum(1), dot]
+        dense = rows.soft or rows.options.label_smoothing > 0
+        wanted = [True, True, True, rows.weight is not None, dense, dense]
+        return Sums(*(torch.as_tensor(one) if want else None for one, want in zip(found, wanted)))
+
+    def _finished(self, rows, sums):
+        row = Row(rows)
+        peak, others, own, own_weight, mass, dot = (0.0 if one is None else there(one) for one in sums)
+        if sums.own_weight is None or rows.soft:
+            own_weight = 1.0
+        own = own - peak
+        own_exp = 0.0 if rows.soft else np.exp(own)
+        log_total = np.log(others + own_exp)
+        label_mass = row.keep * own_weight * row.own_part
+        nll = 0.0 if rows.soft else np.where(label_mass == 0, 0.0, np.log1p(others / own_exp))
+        return row, peak + log_total, log_total, nll, label_mass, row.keep * mass, row.keep * dot, own_weight, own_exp
 
     def losses(self, rows, sums):
-        xp, keep, own_exp = self.xp, self._read(rows)[2], self._own_exp(rows, sums)
-        label_mass, mass, own_weight = self._masses(rows, sums, keep)
-        log_total = xp.log(sums.others + own_exp)
-        nll = xp.zeros_like(keep)
-        if not rows.soft:
-            small = sums.others < own_exp
-            share = xp.where(small, sums.others, 0.0) / xp.where(small, own_exp, 1.0)
-            nll = xp.where(small, xp.log1p(share), log_total - (sums.own - sums.peak))
-            nll = xp.where(label_mass == 0, 0.0, nll)
-        dot = 0.0 if sums.dot is None else keep * sums.dot
-        lse = sums.peak + log_total
-        losses = _rules.row_loss(nll, label_mass, log_total, keep * mass, dot, lse, rows.options.z_loss)
-        losses, weights = xp.where(keep != 0, losses, 0.0), xp.where(keep != 0, keep * own_weight, 0.0)
-        totals = xp.stack([xp.sum(xp.astype(one, xp.float64)) for one in (losses, weights)])
-        return Outcome(losses, totals, self._first_bad(rows, keep))
+        with np.errstate(all="ignore"):
+            row, lse, log_total, nll, label_mass, mass, dot, own_weight, _ = self._finished(rows, sums)
+            losses = label_mass * nll + mass * log_total - dot + (label_mass + mass) * rows.options.z_loss * lse**2
+        losses, weights = (np.where(row.keep != 0, one, 0.0) for one in (losses, row.keep * own_weight))
+        return Outcome(torch.as_tensor(losses), torch.tensor([losses.sum(), weights.sum()]), torch.tensor(row.bad))
 
     def gradients(self, rows, sums, upstream, want_target):
-        xp, (z, at_label, keep), own_exp = self.xp, self._read(rows), self._own_exp(rows, sums)
-        label_mass, mass, own_weight = self._masses(rows, sums, keep)
-        smoothing, classes, z_loss = rows.options.label_smoothing, float(rows.all_classes), rows.options.z_loss
-        share, log_total = 1.0 / (sums.others + own_exp), xp.log(sums.others + own_exp)
-        lse = sums.peak + log_total
-        slope = _rules.lse_slope(label_mass + keep * mass, lse, z_loss)
-        rest = 0.0 if rows.soft else _rules.target_weight(0.0, own_weight, keep, smoothing, classes)
-        by_class = [xp.expand_dims(one, axis=1) for one in (share, slope, keep, upstream, sums.peak)]
-        share_of_row, slope_of_row, keep_of_row, upstream_of_row, peak_of_row = by_class
-        relative = z - peak_of_row
-        q = self._targets(rows, z, keep)
-        d = _rules.class_grad(xp.exp(relative) * share_of_row, q, slope_of_row)
-        at = _rules.label_grad(own_exp * share, sums.others * share, label_mass, rest, slope)
-        d = xp.where(at_label, xp.expand_dims(at, axis=1), d)
-        if rows.options.softcap:
-            d = d * _rules.softcap_slope(z, rows.options.softcap)
-        ignored = keep_of_row == 0
-        d, dtarget = xp.where(ignored, 0.0, upstream_of_row * d), None
-        if want_target:
-            cost = xp.expand_dims(log_total + z_loss * lse * lse, axis=1)
-            dtarget = _rules.target_grad(cost, relative, self._weights(rows, z), keep_of_row, smoothing)
-            dtarget = xp.astype(xp.where(ignored, 0.0, upstream_of_row * dtarget), rows.target.dtype)
-        return xp.astype(d, rows.logits.dtype), dtarget
-
-    # What all stages read.
-
-    def _read(self, rows):
-        """The capped logits, 0 in ignored rows; where a class is the row's label; how much each row counts."""
-        xp, logits = self.xp, self._widened(rows.logits)
-        keep = xp.ones_like(xp.sum(logits, axis=1))
-        if rows.sample_weight is not None:
-            keep = rows.sample_weight
-        if not rows.soft:
-            keep = xp.where(rows.target == rows.options.ignore_index, 0.0, keep)
-        z = xp.where(xp.expand_dims(keep != 0, axis=1), logits, 0.0)
-        if rows.options.softcap:
-            z = rows.options.softcap * xp.tanh(z / rows.options.softcap)
-        if rows.soft:
-            return z, xp.zeros_like(z) != 0, keep
-        numbers = xp.reshape(rows.first_class + xp.arange(z.shape[1], device=z.device), (1, z.shape[1], 1))
-        return z, (xp.expand_dims(rows.target, axis=1) == numbers) & xp.expand_dims(keep != 0, axis=1), keep
-
-    def _widened(self, array):
-        return self.xp.astype(array, self.wide.get(array.dtype, array.dtype))
-
-    def _weights(self, rows, z):
-        w = self.xp.zeros_like(z) + 1.0
-        return w if rows.weight is None else w * self.xp.reshape(rows.weight, (1, z.shape[1], 1))
-
-    def _is_dense(self, rows):
-        return rows.soft or rows.options.label_smoothing > 0.0
-
-    def _targets(self, rows, z, keep):
-        """q of every class but for the label's own part."""
-        xp = self.xp
-        t = self._widened(rows.target) if rows.soft else xp.zeros_like(z)
-        t = xp.where(xp.expand_dims(keep != 0, axis=1), t, 0.0)
-        keep = xp.expand_dims(keep, axis=1)
-        smoothing, classes = rows.options.label_smoothing, float(rows.all_classes)
-        return _rules.target_weight(t, self._weights(rows, z), keep, smoothing, classes)
-
-    def _own_exp(self, rows, sums):
-        return self.xp.zeros_like(sums.peak) if rows.soft else self.xp.exp(sums.own - sums.peak)
-
-    def _masses(self, rows, sums, keep):
-        """The label's own part of the mass of q, the rest for a row that counts 1, and the label's class weight."""
-        own_weight = self.xp.zeros_like(keep) + 1.0
-        if sums.own_weight is not None and not rows.soft:
-            own_weight = sums.own_weight
-        label_mass = _rules.label_weight(own_weight, keep, rows.options.label_smoothing)
-        return label_mass * (0.0 if rows.soft else 1.0), 0.0 if sums.mass is None else sums.mass, own_weight
-
-    def _first_bad(self, rows, keep):
-        xp = self.xp
-        if rows.soft:
-            return -1
-        bad = (keep != 0) & ((rows.target < 0) | (rows.target >= rows.all_classes))
-        count = keep.shape[0] * keep.shape[1]
-        order = xp.reshape(xp.arange(count, device=keep.device), keep.shape)
-        first = xp.min(xp.where(bad, order, count)) if count else -1
-        return xp.where(first == count, -1, first) if count else -1
-
-
-IN_PYTORCH = DummyKernels(
-    SimpleNamespace(**vars(namespace), float64=torch.float64, min=torch.amin, stack=torch.stack), dtypes.COMPUTE
-)
+        with np.errstate(all="ignore"):
+            row, lse, log_total, _, label_mass, mass, _, own_weight, own_exp = self._finished(rows, sums)
+            total = (there(sums.others) + own_exp)[:, None]
+            relative = row.z - there(sums.peak)[:, None]
+            slope = ((label_mass + mass) * (1 + 2 * rows.options.z_loss * lse))[:, None]
+            d = slope * np.exp(relative) / total - row.keep[:, None] * row.q
+            d = d - np.where(row.hit, label_mass[:, None], 0.0)
+            if rows.options.softcap:
+                d = d * (1 - (row.z / rows.options.softcap) ** 2)
+            above = there(upstream)[:, None]
+            dx = back(np.where(row.kept, above * d, 0.0), rows.logits)
+            if not want_target:
+                return dx, None
+            cost = (log_total + rows.options.z_loss * lse**2)[:, None] - relative
+            dt = above * row.keep[:, None] * row.w * (1 - rows.options.label_smoothing) * cost
+        return dx, back(np.where(row.kept, dt, 0.0), rows.target)

@@ -112,21 +112,36 @@ def in_stages():
 
 
 @contextlib.contextmanager
-def on_dummy_device():
-    """As if tensors on the CPU lay on a device whose kernels are in `dummy_device`."""
-    from dummy_device import IN_PYTORCH
-
+def on_device(kernels):
+    """As if tensors on the CPU lay on a device with these kernels."""
     from crossent.frontends.torch import staged
 
-    kernels, staged.KERNELS_OF["cpu"] = staged.KERNELS_OF["cpu"], IN_PYTORCH
+    before, staged.KERNELS_OF["cpu"] = staged.KERNELS_OF["cpu"], kernels
     try:
         with in_stages():
             yield
     finally:
-        staged.KERNELS_OF["cpu"] = kernels
+        staged.KERNELS_OF["cpu"] = before
 
 
-WAYS = {"composite": composite, "stages": in_stages, "dummy device": on_dummy_device}
+def on_dummy_device():
+    from dummy_device import DummyKernels
+
+    return on_device(DummyKernels())
+
+
+def on_unknown_device():
+    from crossent.frontends.torch.staged import PLAIN_KERNELS
+
+    return on_device(PLAIN_KERNELS)
+
+
+WAYS = {
+    "composite": composite,
+    "stages": in_stages,
+    "dummy device": on_dummy_device,
+    "unknown device": on_unknown_device,
+}
 
 
 @contextlib.contextmanager

@@ -288,11 +288,14 @@ def heads_of_sequences(mesh):
 @case
 def statistics(mesh):
     found = tensors()
-    x, labels = spread(mesh, found["logits"], Shard(0)), spread(mesh, found["labels"], Shard(0))
+    labels = spread(mesh, found["labels"], Shard(0))
     exact_stats = crossent.prediction_stats(found["logits"].double(), found["labels"])
-    for ours, exact in zip(crossent.prediction_stats(x, labels), exact_stats):
-        assert list(ours.placements) == [Shard(0)] and ours.shape == labels.shape
-        close(ours, exact)
+    for axis, placements in ((0, [Shard(0)]), (1, [Replicate()])):  # classes that are spread are brought together
+        for ours, exact in zip(
+            crossent.prediction_stats(spread(mesh, found["logits"], Shard(axis)), labels), exact_stats
+        ):
+            assert list(ours.placements) == placements and ours.shape == labels.shape
+            close(ours, exact)
     hidden = spread(mesh, found["hidden"], Shard(0)).requires_grad_()
     ours = crossent.linear_token_stats(hidden, found["matrix"], labels)
     leaf = found["hidden"].double().requires_grad_()
@@ -334,14 +337,7 @@ def softmaxes(mesh):
 @case
 def refusals(mesh):
     found = tensors()
-    rows, classes = (spread(mesh, found["logits"], Shard(axis)) for axis in (0, 1))
-    by_classes = (
-        r"input must not be sharded along its classes, axis 1, got placements \(Shard\(dim=1\),\): redistribute"
-    )
-    for function in (crossent.cross_entropy, crossent.nll_loss, crossent.prediction_stats):
-        for way in (function, lambda *call: crossent.plan(function, *call)):  # noqa: B023
-            with pytest.raises(ValueError, match=by_classes):
-                way(classes, found["labels"])
+    rows = spread(mesh, found["logits"], Shard(0))
     hidden, matrix = spread(mesh, found["hidden"], Shard(0)), spread(mesh, found["matrix"], Shard(0))
     for function in (crossent.linear_cross_entropy, crossent.linear_token_stats):
         for way in (function, lambda *call: crossent.plan(function, *call)):  # noqa: B023
@@ -401,6 +397,13 @@ def plans(mesh):
         planned = crossent.plan(*call)
         assert planned.path == "kernels", call
         assert planned.reasons[0] == "every process computes the rows that it has"
+    classes = spread(mesh, found["logits"], Shard(1))
+    planned = crossent.plan(crossent.cross_entropy, classes, labels, found["weight"])
+    assert planned.path == "kernels in two stages"
+    assert planned.reasons[1] == "its classes are spread over 2 processes, which send 16 bytes a row, once"
+    planned = crossent.plan(crossent.nll_loss, classes, labels)
+    assert planned.reasons[1] == "its classes are spread over 2 processes, whose losses are added up"
+    assert crossent.plan(crossent.prediction_stats, classes, labels).path == "kernels"
     # Of 8 rows each has 4; and it is planned without a word to the others.
     if mesh.get_rank() == 0:
         assert "4 rows" in str(crossent.plan(crossent.linear_cross_entropy, hidden, found["matrix"], found["labels"]))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from dummy_device import IN_PYTORCH
-from harness import check, expected, in_stages, on_dummy_device, quantise
+from dummy_device import DummyKernels
+from harness import check, expected, in_stages, on_dummy_device, on_unknown_device, quantise
 from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, make
 
 import crossent
@@ -15,9 +15,10 @@ from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
 from crossent.frontends.numpy.losses import NUMPY
 from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.staged import PLAIN_KERNELS
 from crossent.kernels import plain
 
-WAYS = ["stages", "dummy device", "dummy library"]
+WAYS = ["stages", "unknown device", "dummy device", "dummy library"]
 DTYPES = {"stages": ["bfloat16", "float32", "float64"], "dummy library": ["float32", "float64"]}
 EVERYWHERE = [(way, dtype) for way in WAYS for dtype in DTYPES.get(way, ["float16", "bfloat16", "float32", "float64"])]
 
@@ -37,7 +38,9 @@ def test_options(way, dtype, options):
         check(way, "cross_entropy", logits, target, dtype=dtype, **keywords)
 
 
-@pytest.mark.parametrize(("way", "dtype"), [("stages", "float32"), ("dummy device", "float32")])
+@pytest.mark.parametrize(
+    ("way", "dtype"), [("stages", "float32"), ("unknown device", "float32"), ("dummy device", "float32")]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=identify)
 def test_shapes_and_layouts(way, dtype, shape):
     for layout in LAYOUTS:
@@ -52,7 +55,7 @@ def test_softmax_of_the_dummy_library(name, dtype):
         check("dummy library", name, make(shape, dim)[0], dim=-1 if dim is None else dim, dtype=dtype)
 
 
-@pytest.mark.parametrize("way", [in_stages, on_dummy_device])
+@pytest.mark.parametrize("way", [in_stages, on_dummy_device, on_unknown_device])
 def test_ways(way):
     """The node is that of the stages, it can be differentiated again, and plan tells the way."""
     x = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -67,7 +70,7 @@ def test_ways(way):
         torch.autograd.gradcheck(lambda x, t: crossent.cross_entropy(x, t, z_loss=0.1, softcap=3.0), (x, soft))
 
 
-@pytest.mark.parametrize("way", [in_stages, on_dummy_device])
+@pytest.mark.parametrize("way", [in_stages, on_dummy_device, on_unknown_device])
 @pytest.mark.parametrize("bad", [7, -1, 2**40])
 def test_bad_labels(way, bad):
     x, y = torch.zeros(2, 7, 3), torch.zeros(2, 3, dtype=torch.int64)
@@ -78,7 +81,7 @@ def test_bad_labels(way, bad):
         assert crossent.cross_entropy(x, y, ignore_index=bad).isfinite()
 
 
-@pytest.mark.parametrize("way", [in_stages, on_dummy_device])
+@pytest.mark.parametrize("way", [in_stages, on_dummy_device, on_unknown_device])
 def test_ignored_rows_have_no_gradient(way):
     x = torch.full((3, 5), torch.nan).requires_grad_()
     with torch.no_grad():
@@ -92,7 +95,8 @@ def test_ignored_rows_have_no_gradient(way):
 KERNELS = {
     "cpu": (TORCH, CpuKernels(TORCH), torch.as_tensor),
     "cpu, NumPy": (NUMPY, CpuKernels(NUMPY), np.asarray),
-    "dummy": (TORCH, IN_PYTORCH, torch.as_tensor),
+    "plain": (TORCH, PLAIN_KERNELS, torch.as_tensor),
+    "dummy": (TORCH, DummyKernels(), torch.as_tensor),
 }
 SHARDS = {"even": [0, 5, 10], "uneven": [0, 1, 2, 9, 10], "with empty ones": [0, 0, 4, 4, 10, 10]}
 

@@ -4,6 +4,9 @@ processes count.
 The input's placements say where the rows are; the other tensors are brought there. A plain tensor beside a DTensor is
 taken for the whole one, the same in every process. A loss that is one number is the same in every process. A gradient
 has the placements of the tensor that it belongs to.
+
+Where a loss's classes are spread, each process makes the sums of its own. These are gathered once, and each process
+finishes with the sums over all classes, put together in the processes' order: so all have the same bits.
 """
 
 import math
@@ -15,28 +18,52 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import dtypes, head, namespace as xp, plain
+from crossent.frontends import _plans
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain, staged
+from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.checks import differentiates_weights
+from crossent.frontends.torch.dtypes import compute_dtype
+from crossent.frontends.torch.staged import ClassShard
 from crossent.kernels import plain as formulas
 
 
 class _Parts:
     """How the rows of an input are spread over a mesh of processes; `axis` is that of the classes or features.
 
+    Along how many axes of the mesh these may stay spread themselves, `kept_spread` says: along others they are brought
+    together. If it is None, an input whose features are spread is refused.
     For a call that is only planned nothing is sent: zeros stand for what would have to be sent.
     """
 
-    def __init__(self, input, axis, what, planned):
+    def __init__(self, input, axis, what, planned, kept_spread=None):
         self.mesh, self.whole, self.axis, self.planned = input.device_mesh, input, axis, planned
         # Partial sums are added up now, and an input that is sharded in another order is brought together.
         self.of_input = [p if type(p) is Shard else Replicate() for p in input.placements]
-        if any(p.is_shard(axis) for p in self.of_input):
+        spread = [dim for dim, p in enumerate(self.of_input) if p.is_shard(axis)]
+        if spread and kept_spread is None:
             raise ValueError(
                 f"input must not be sharded along its {what}, axis {axis}, got placements {tuple(input.placements)}: "
                 "redistribute it along its rows, or to Replicate()"
             )
-        self.of_rows = [Shard(p.dim - (p.dim > axis)) if type(p) is Shard else p for p in self.of_input]
-        self.of_sums = [Partial() if type(p) is Shard else p for p in self.of_input]
+        for dim in spread[kept_spread:]:
+            self.of_input[dim] = Replicate()
+        self.class_dim = spread[0] if spread and kept_spread else None
+        others = [Replicate() if dim == self.class_dim else p for dim, p in enumerate(self.of_input)]
+        self.of_rows = [Shard(p.dim - (p.dim > axis)) if type(p) is Shard else p for p in others]
+        self.of_sums = [Partial() if type(p) is Shard else p for p in others]
+        self.of_classes = [Shard(0) if dim == self.class_dim else Replicate() for dim in range(self.mesh.ndim)]
         self.replicated = [Replicate()] * self.mesh.ndim
+
+    def shard(self):
+        """Which classes this process has."""
+        classes, processes = self.whole.shape[self.axis], self.mesh.size(self.class_dim)
+        first = self.mesh.get_local_rank(self.class_dim) * -(-classes // processes)  # where torch.chunk cuts
+        return ClassShard(min(classes, first), classes, self._gathered)
+
+    def _gathered(self, mine):
+        """The tensors of all processes that have other classes of the same rows, in their order along a new axis."""
+        parts = DTensor.from_local(mine.unsqueeze(0), self.mesh, self.of_classes, run_check=False)
+        return parts.redistribute(self.mesh, self.replicated).to_local()
 
     def _spread(self, tensor) -> Any:
         if isinstance(tensor, DTensor):
@@ -68,6 +95,10 @@ class _Parts:
         """This process's part of labels, or of what broadcasts to them."""
         return self._part(self._spread(tensor).expand(row_shape), self.of_rows)
 
+    def by_class(self, tensor):
+        """This process's part of a tensor that has a number for each class."""
+        return None if tensor is None else self._part(tensor, self.of_classes)
+
     def everywhere(self, tensor):
         """The whole of a tensor that all rows share; its gradient is the sum over the processes."""
         return None if tensor is None else self._part(tensor, self.replicated, self.of_sums)
@@ -87,7 +118,7 @@ class _Parts:
         whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
         return self.everywhere(whole)
 
-    def _sum(self, part):
+    def _sum(self, part, placements=None):
         """The sum over all processes that have different rows, in float64, and the error of a bad label in this one.
 
         The error is to be raised after the other processes have heard from this one, so that none waits for ever. They
@@ -98,15 +129,20 @@ class _Parts:
             value = part()
         except IndexError as bad:
             value, error = torch.full((), math.nan, dtype=torch.float64, device=self.whole.device), bad
-        parts = DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
+        parts = DTensor.from_local(value, self.mesh, placements or self.of_sums, run_check=False)
         return self._moved(parts, self.replicated), error
 
-    def loss(self, compute, options, dtype, shape):
-        """The losses of rows, or the sum of all processes' losses, rounded once."""
+    def loss(self, compute, options, dtype, shape, by_class=False):
+        """The losses of rows, or the sum of all processes' losses, rounded once. `by_class` says that a row's loss is
+        a sum as well, over the processes that have its classes.
+        """
+        over_classes = {self.class_dim: Partial()} if by_class else {}
         if options.reduction == "none":
-            return self.rows(compute(options), shape)
+            of_rows = [over_classes.get(dim, p) for dim, p in enumerate(self.of_rows)]
+            return self._moved(self._of_shape(compute(options), of_rows, shape), self.of_rows)
         wide = options.changed(loss_dtype="float64")
-        whole, error = self._sum(lambda: compute(wide))
+        of_sums = [over_classes.get(dim, p) for dim, p in enumerate(self.of_sums)]
+        whole, error = self._sum(lambda: compute(wide), of_sums)
         if error is not None:
             raise error
         return whole.to(dtype)
@@ -125,10 +161,11 @@ class _Parts:
         )
 
 
-def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False):
-    """The `_Parts`, the rows' shape, and this process's part of each tensor."""
+def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False, kept_spread=1):
+    """The `_Parts`, the rows' shape, and this process's part of each tensor, but all of the class weights."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, soft_allowed)
-    parts, row_shape = _Parts(input, axis, "classes", planned), input.shape[:axis] + input.shape[axis + 1 :]
+    parts = _Parts(input, axis, "classes", planned, kept_spread)
+    row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     target = parts.like_input(target) if soft else parts.like_rows(target, row_shape)
     samples = parts.samples(sample_weight, row_shape)
     return parts, row_shape, (parts.input(), target, parts.everywhere(weight), samples)
@@ -144,27 +181,40 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
         x, target = dtypes.in_common_dtype(x, target)
 
     def counts():
-        _, soft, *found = plain.checked_rows(x, target, weight, samples, dim, options, soft_allowed)
+        # Their shape stands for that of the logits of all classes.
+        like = x.new_empty(()).expand([*x.shape[: parts.axis], input.shape[parts.axis], *x.shape[parts.axis + 1 :]])
+        like_target = like if target.is_floating_point() else target
+        _, soft, *found = plain.checked_rows(like, like_target, weight, samples, dim, options, soft_allowed)
         return formulas.row_weights(xp, found[0], soft, *found[1:])
 
-    divisor = parts.divisor(options, denominator, counts)
+    divisor, out_dtype = parts.divisor(options, denominator, counts), dtypes.result_dtype(x, options)
+    if parts.class_dim is not None and differentiates_weights(weight, samples, divisor):
+        raise ValueError(
+            "weight, sample_weight and denominator must not require a gradient where input is sharded along its classes"
+        )
 
     def compute(options):
-        return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
+        if parts.class_dim is None:
+            return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
+        given = parts.by_class(weight), samples
+        if soft_allowed:
+            call = Call(options, dim, divisor=divisor, out_dtype=dtypes.result_dtype(x, options))
+            return staged.loss((x, target, *given), call, parts.shard())
+        counts()  # refuses bad labels
+        labels = parts.shard().own_labels(target, options.ignore_index, x.shape[parts.axis])
+        return function(name, (x, labels, *given), divisor, dim, options.changed(ignore_index=-1), in_place)
 
-    return parts.loss(compute, options, dtypes.result_dtype(x, options), shape)
+    return parts.loss(compute, options, out_dtype, shape, parts.class_dim is not None and not soft_allowed)
 
 
 def prediction_stats(function, input, target, dim, options):
-    parts, shape, tensors = _parts_of_loss(input, target, None, None, dim, False)
+    parts, shape, tensors = _parts_of_loss(input, target, None, None, dim, False, kept_spread=0)
     return tuple(parts.rows(value, shape) for value in function(*tensors[:2], dim, options))
 
 
 def _parts_of_softmax(x, axis, planned=False):
     """The `_Parts` of whole slices: slices that are spread over processes are brought together."""
-    whole = _Parts(x, -1, "slices", planned)
-    whole.of_input = [Replicate() if p.is_shard(axis) else p for p in whole.of_input]
-    return whole
+    return _Parts(x, axis, "slices", planned, kept_spread=0)
 
 
 def softmax(function, x, axis, log):
@@ -225,7 +275,7 @@ def linear_token_stats(function, tensors, options, how):
 
 def planned(plan, name, arguments, options, how):
     """What `plan` says of this process's part."""
-    a = arguments
+    a, reasons = arguments, ["every process computes the rows that it has"]
     if name.endswith("softmax"):
         dim = 0 if a["dim"] is None and a["input"].ndim in (0, 1, 3) else 1 if a["dim"] is None else a["dim"]
         part = {"input": _parts_of_softmax(a["input"], dim % max(1, a["input"].ndim), True).input()}
@@ -235,10 +285,20 @@ def planned(plan, name, arguments, options, how):
     else:
         names = "input", "target", "weight", "sample_weight"
         input, target, weight, samples = (a.get(name) for name in names)
-        found = _parts_of_loss(input, target, weight, samples, a["dim"], name == "cross_entropy", True)
+        is_loss = name != "prediction_stats"
+        found = _parts_of_loss(input, target, weight, samples, a["dim"], name == "cross_entropy", True, int(is_loss))
         part = dict(zip(names, found[2]))
+        processes = 1 if found[0].class_dim is None else found[0].mesh.size(found[0].class_dim)
+        if processes > 1 and name == "nll_loss":
+            reasons.append(f"its classes are spread over {processes} processes, whose losses are added up")
+        elif processes > 1:
+            sums = 3 + (weight is not None) + 2 * (part["target"].is_floating_point() or options.label_smoothing > 0.0)
+            size = compute_dtype(part["input"].dtype).itemsize * sums
+            reasons.append(f"its classes are spread over {processes} processes, which send {size} bytes a row, once")
+            found = _plans.of_stages(TORCH, name, part["input"], part["target"], a["dim"])
+            return replace(found, reasons=(*reasons, *found.reasons))
     part = {name: tensor for name, tensor in part.items() if name in a}
     if isinstance(a.get("denominator"), DTensor):
         part["denominator"] = 1.0
     found = plan(name, a | part, options, how)
-    return replace(found, reasons=("every process computes the rows that it has", *found.reasons))
+    return replace(found, reasons=(*reasons, *found.reasons))

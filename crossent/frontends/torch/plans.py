@@ -9,13 +9,12 @@ from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
 from crossent.frontends.torch import dtypes, head, modes, softmax
 from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.checks import is_distributed
+from crossent.frontends.torch.checks import differentiates_weights, is_distributed
 from crossent.frontends.torch.modes import transformed
 from crossent.frontends.torch.router import (
     as_linear_takes_them,
     check_sums,
     checked,
-    differentiates_weights,
     divisor_of,
     ordinary,
     way_of,

@@ -27,6 +27,7 @@ from crossent.frontends.torch.checks import (
     check_distributed,
     checked_slowly,
     device_error,
+    differentiates_weights,
     is_distributed,
     plain_tensor,
 )
@@ -99,14 +100,6 @@ def checked(**tensors):
         if not plain:
             return checked_slowly(tensors)
     return tensors.values()
-
-
-def differentiates_weights(weight, sample_weight, divisor):
-    return torch.is_grad_enabled() and (
-        (weight is not None and weight.requires_grad)
-        or (sample_weight is not None and sample_weight.requires_grad)
-        or (isinstance(divisor, torch.Tensor) and divisor.requires_grad)
-    )
 
 
 def divisor_of(options, denominator, input):

@@ -299,6 +299,12 @@ def softmax_axis(ndim, dim, name, stacklevel):
             "Change the call to include dim=X as an argument.",
             stacklevel=stacklevel + 1,
         )
+    return planned_softmax_axis(ndim, dim)
+
+
+def planned_softmax_axis(ndim, dim):
+    """As `softmax_axis`, without a warning."""
+    if dim is None:
         return 0 if ndim in (0, 1, 3) else 1
     return class_axis(max(ndim, 1), dim)  # as PyTorch has it, a single number has one axis
 

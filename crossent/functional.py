@@ -241,8 +241,8 @@ def cross_entropy(
             what they belong to. A loss of bfloat16 has two or three digits, too few for a log, while its sums are made
             in float32 in any case. None is the input's dtype.
 
-    Arrays are all of the input's kind; DTensors have their rows sharded or replicated, and one number is that of all
-    rows in every process. The arithmetic is in float64 where `input` or probabilities are float64 and in
+    Arrays are all of the input's kind; DTensors have their rows or their classes sharded, or are replicated, and one
+    number is that of all rows in every process. The arithmetic is in float64 where `input` or probabilities are float64 and in
     float32 for all others, rounded once, at the end. Logits and losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the

@@ -277,8 +277,8 @@ def planned(plan, name, arguments, options, how):
     """What `plan` says of this process's part."""
     a, reasons = arguments, ["every process computes the rows that it has"]
     if name.endswith("softmax"):
-        dim = 0 if a["dim"] is None and a["input"].ndim in (0, 1, 3) else 1 if a["dim"] is None else a["dim"]
-        part = {"input": _parts_of_softmax(a["input"], dim % max(1, a["input"].ndim), True).input()}
+        axis = _rows.planned_softmax_axis(a["input"].ndim, a["dim"])
+        part = {"input": _parts_of_softmax(a["input"], axis, True).input()}
     elif how is not None:
         names = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
         part = dict(zip(names, _parts_of_head([a.get(name) for name in names], how, True)[2]))

@@ -64,7 +64,7 @@ def _of_softmax(name, input, dim, dtype):
         return _plans.of_softmax(TORCH, name, input, NATIVE, ("nested tensors have no kernel",))
     (input,) = checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
-    axis = _rows.class_axis(max(x.ndim, 1), 0 if dim is None and x.ndim in (0, 1, 3) else 1 if dim is None else dim)
+    axis = _rows.planned_softmax_axis(x.ndim, dim)
     reasons = _out_of_kernels((input,), False)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"

@@ -242,8 +242,8 @@ def cross_entropy(
             in float32 in any case. None is the input's dtype.
 
     Arrays are all of the input's kind; DTensors have their rows or their classes sharded, or are replicated, and one
-    number is that of all rows in every process. The arithmetic is in float64 where `input` or probabilities are float64 and in
-    float32 for all others, rounded once, at the end. Logits and losses are in nats.
+    number is that of all rows in every process. The arithmetic is in float64 where `input` or probabilities are float64
+    and in float32 for all others, rounded once, at the end. Logits and losses are in nats.
 
     Returns a 0-dimensional tensor or NumPy scalar, or for reduction="none" an array of the labels' shape, in the
     input's dtype, the one promoted to, or `loss_dtype`; float16 and bfloat16 give float32 under torch.autocast. The

@@ -69,6 +69,7 @@ MAY_IMPORT = {
         "crossent._public",
         "crossent._rows",
     ),
+    "crossent.distributed": ("crossent._options", "crossent.frontends.torch", "crossent.kernels", "torch"),
     "crossent.nn": ("crossent.functional", "crossent.nn", "crossent._options", "crossent._dispatch", "torch"),
     "crossent.tools.demo": (
         *PUBLIC,
@@ -385,6 +386,7 @@ OF_AN_OPTION = {
     "kernels/cpu/epilogue.py",
     "kernels/cpu/kernels.py",
     "kernels/plain.py",
+    "kernels/stages.py",
     "nn/modules/loss.py",
     "tools/explain/__init__.py",
     "tools/explain/steps.py",

@@ -1,0 +1,103 @@
+"""The mean over everything that is learned from: all processes, and all steps whose gradients are added up.
+
+    import crossent.distributed
+
+It needs PyTorch.
+"""
+
+import torch
+from torch import distributed
+
+from crossent._options import integer, whole_number
+from crossent.frontends.torch import labels as of_rows, namespace as xp
+from crossent.kernels import plain as formulas
+
+__all__ = ["denominator"]
+
+
+def denominator(
+    labels, ignore_index=-100, weight=None, sample_weight=None, *, group=None, steps=1, averaged_over=None
+) -> torch.Tensor:
+    """What each process divides its sum of losses by, so that all of them together learn from one mean.
+
+    Where rows are spread over processes, or come in several steps, the mean of each part is not part of a mean: a row
+    of a part with few targets would count more than others. The mean of all is
+
+        sum of all losses / sum of all c,    c = s * w_y for a label y, 0 where it is ignored
+
+    with the class weight w_y and the sample weight s of its row, each 1 where there are none. Whoever averages the
+    gradients of R processes, as DistributedDataParallel and fully_shard do, and of the steps, as trainers that divide
+    the loss by their number do, divides once more. So this is
+
+        D = sum of all c / (R * steps)
+
+    and `crossent.cross_entropy(logits, labels, denominator=D)` in every process and step gives the gradient of the mean
+    of all. The sum of the processes' and steps' losses, divided by R * steps, is that mean.
+
+    Args:
+        labels: this process's labels, a tensor of any shape, or a list of those of all steps whose gradients are added
+            up. They may be empty.
+        ignore_index: the label that does not count, as in the loss.
+        weight: the class weights, of shape (C,), if the loss has any. Labels must then be below C.
+        sample_weight: how much each label counts, of a shape that broadcasts to the labels'; a list if they are one.
+        group: the processes with different rows, those of data and context parallel training; by default all. Without
+            torch.distributed, or before it is initialised, there is one process.
+        steps: by how many steps the gradients are averaged: 1 where they are added up, which is what PyTorch does;
+            the number of accumulation steps where the loss is divided by it, as by Lightning and accelerate.
+        averaged_over: by how many processes the gradients are averaged, by default those of `group`; 1 where they are
+            added up.
+
+    Returns a 0-dimensional tensor of float64 on the labels' device, the same bits in every process; 1 where nothing
+    counts, so that the loss and its gradients are 0. One number is sent. Nothing is differentiated.
+
+    Raises a TypeError for labels that are no integers, a ValueError for weights that do not fit them, and an IndexError
+    for a label that `weight` has no entry for, in the process that has it; the others get nan.
+
+    >>> import torch, crossent, crossent.distributed
+    >>> logits, labels = torch.zeros(4, 3), torch.tensor([0, 2, -100, 1])
+    >>> count = crossent.distributed.denominator(labels)
+    >>> count
+    tensor(3., dtype=torch.float64)
+    >>> parts = [crossent.cross_entropy(logits[i : i + 2], labels[i : i + 2], denominator=count) for i in (0, 2)]
+    >>> torch.allclose(sum(parts), crossent.cross_entropy(logits, labels))
+    True
+    """
+    ignore_index, steps = integer("ignore_index", ignore_index), whole_number("steps", steps, 1)
+    if averaged_over is not None:
+        averaged_over = whole_number("averaged_over", averaged_over, 1)
+    is_list = isinstance(labels, list | tuple)
+    parts, samples = (labels, sample_weight or [None] * len(labels)) if is_list else ([labels], [sample_weight])
+    if not parts:
+        raise ValueError("labels must be a tensor or a list of at least one, got an empty list")
+    if len(samples) != len(parts):
+        raise ValueError(f"sample_weight must have as many parts as labels, {len(parts)}, got {len(samples)}")
+    error = None
+    try:
+        counted = torch.stack([_counted(part, ignore_index, weight, some) for part, some in zip(parts, samples)]).sum()
+    except IndexError as bad:
+        counted, error = torch.full((), torch.nan, dtype=torch.float64, device=parts[0].device), bad
+    processes = 1
+    if distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size(group)
+        distributed.all_reduce(counted, group=group)
+    if error is not None:  # after the others have heard, so that none waits for ever
+        raise error
+    divisor = counted / ((averaged_over or processes) * steps)
+    return torch.where(divisor == 0, 1.0, divisor)
+
+
+def _counted(labels, ignore_index, weight, sample_weight):
+    """What the labels of one step count."""
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype is torch.bool:
+        got = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be a tensor of integers, got {got}")
+    keep = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)
+    if sample_weight is not None:
+        keep = of_rows.spread(sample_weight, labels.shape).double()
+    keep = torch.where(labels == ignore_index, 0.0, keep)
+    if weight is not None:
+        if weight.ndim != 1:
+            raise ValueError(f"weight must have one entry for each class, got shape {tuple(weight.shape)}")
+        of_rows.refuse_bad_labels(labels, keep, len(weight), ignore_index)
+        weight = weight.detach().double()
+    return formulas.row_weights(xp, labels.long(), False, weight, keep.detach()).sum()

@@ -78,7 +78,7 @@ class DummyKernels:
         losses, weights = (np.where(row.keep != 0, one, 0.0) for one in (losses, row.keep * own_weight))
         return Outcome(torch.as_tensor(losses), torch.tensor([losses.sum(), weights.sum()]), torch.tensor(row.bad))
 
-    def gradients(self, rows, sums, upstream, want_target):
+    def gradients(self, rows, sums, upstream, want_target, over_logits):
         with np.errstate(all="ignore"):
             row, lse, log_total, _, label_mass, mass, _, own_weight, own_exp = self._finished(rows, sums)
             total = (there(sums.others) + own_exp)[:, None]

@@ -39,10 +39,10 @@ class CpuKernels:
             bad = found.row
         return Outcome(losses, lib.xp.asarray(totals, dtype=lib.dtypes["float64"]), bad)
 
-    def gradients(self, rows, sums, upstream, want_target):
+    def gradients(self, rows, sums, upstream, want_target, over_logits):
         lib, staged = self.lib, _Staged(self.lib, rows)
         stats, upstream = staged.stats(sums), lib.contiguous(upstream)
-        dx = lib.empty(staged.layout, staged.logits)
+        dx = staged.logits if over_logits else lib.empty(staged.layout, staged.logits)
         dtarget = lib.empty(staged.layout, staged.target) if want_target else None
         of_dtarget = 0 if dtarget is None else lib.address(dtarget)
         addresses = 0, lib.address(stats), lib.address(upstream), 1.0, False, of_dtarget

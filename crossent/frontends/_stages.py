@@ -82,13 +82,13 @@ def loss(lib, kernels, rows, call, labels, merge=None):
     return Finished(totals[0] / divisor, sums, 1.0 / (lib.xp.zeros_like(totals[1]) + divisor))
 
 
-def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False):
+def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, over_logits=False):
     """The gradients of input and target, the latter None if it is not wanted; `dloss` is the upstream gradient."""
     dtype = lib.dtypes[compute_storage(lib.storage(rows.logits))]
     shape = (rows.logits.shape[0], rows.logits.shape[2])
     upstream = lib.converted(lib.xp.asarray(dloss * finished.scale), dtype)
     upstream = lib.broadcast(upstream, shape) if upstream.ndim == 0 else lib.xp.reshape(upstream, shape)
-    found = kernels.gradients(rows, finished.sums, upstream, want_target)
+    found = kernels.gradients(rows, finished.sums, upstream, want_target, over_logits)
     return [None if one is None else lib.xp.reshape(one, like.shape) for one, like in zip(found, tensors)]
 
 

@@ -51,7 +51,7 @@ class PlainKernels:
         losses, weights = xp.where(keep != 0, losses, 0.0), xp.where(keep != 0, keep * own_weight, 0.0)
         return Outcome(losses, (xp.sum(losses), xp.sum(weights)), self._first_bad(rows, keep))
 
-    def gradients(self, rows, sums, upstream, want_target):
+    def gradients(self, rows, sums, upstream, want_target, over_logits):
         xp, (z, at_label, keep), own_exp = self.xp, self._read(rows), self._own_exp(rows, sums)
         label_mass, mass, own_weight = self._masses(rows, sums, keep)
         smoothing, classes, z_loss = rows.options.label_smoothing, float(rows.all_classes), rows.options.z_loss

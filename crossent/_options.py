@@ -66,6 +66,12 @@ def loss_options(
     return _made.setdefault((values, int), LossOptions(*values))
 
 
+def of_arguments(arguments) -> dict[str, Any]:
+    """What `loss_options` takes of a call's arguments, by their names; where they say None, no label is ignored."""
+    found = {name: arguments[name] for name in ("size_average", "reduce", *_LOSS_FIELDS) if name in arguments}
+    return found | ({"ignore_index": -100} if found.get("ignore_index", -100) is None else {})
+
+
 def tell_of_tracing(is_compiling):
     """Where it is so, nothing is looked up: a compiler that saw what is kept would compile again once there is more."""
     global is_traced

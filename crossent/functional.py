@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from crossent import _dispatch
 from crossent._dispatch import frontend_of
-from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options
+from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options, of_arguments
 from crossent._plan import Plan as Plan
 from crossent._public import public
 from crossent._rows import SparseTarget as SparseTarget
@@ -633,11 +633,7 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     a = bound.arguments
-    ignored = a.get("ignore_index", -100)
-    options = loss_options(
-        a.get("size_average"), a.get("reduce"), a.get("reduction", "none"), -100 if ignored is None else ignored,
-        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0), a.get("loss_dtype"),
-    )  # fmt: skip
+    options = loss_options(**of_arguments({"reduction": "none"} | a))
     how = None
     if name.startswith("linear_"):
         exact = function is linear_token_stats

@@ -28,3 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path}: {reason}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from crossent.tools.bench import report, runner
 from crossent.tools.bench.cases import HEAD, Case, case_of
-from crossent.tools.files import check_file, replacing
+from crossent.tools.files import check_file, write
 from crossent.tools.shapes import check_dtype, shape_of
 
 SHAPES, HEADS = ("2048x32000", "4096x1000"), ("1024x512x8192",)
@@ -56,8 +56,7 @@ def bench(cases: list[Case], rounds: int, as_json: bool, save: Path | None, plot
     else:
         report.show(Console(highlight=False), results)
     if save:
-        with replacing(save) as file:
-            file.write_text(text + "\n")
+        write(save, f"{text}\n")
     if plot:
         from crossent.tools.bench.plot import draw
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from crossent import cross_entropy, plan
-from crossent._options import loss_options
-from crossent.tools.explain.case import Case, as_numpy, bind, detached, dtype_of
+from crossent._options import loss_options, of_arguments
+from crossent.tools.arrays import as_numpy, dtype_of
+from crossent.tools.explain.case import Case, bind, detached
 from crossent.tools.explain.checks import checks_of
 from crossent.tools.explain.explanation import (
     Check as Check,
@@ -65,11 +66,7 @@ def explain(
     [True, True, True, True]
     """
     a = bind(function, args, kwargs)
-    ignored = a["ignore_index"]
-    options = loss_options(
-        a.get("size_average"), a.get("reduce"), a["reduction"], -100 if ignored is None else ignored,
-        a.get("label_smoothing", 0.0), a.get("softcap"), a.get("z_loss", 0.0), a["loss_dtype"],
-    )  # fmt: skip
+    options = loss_options(**of_arguments(a))
     a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
     with np.errstate(over="ignore"):  # in float16, which is a finding
         case, value, mistake = _called(function, detached(a), options)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from crossent import SparseTarget, _rows, cross_entropy, linear_cross_entropy, nll_loss
+from crossent.tools.arrays import as_numpy, dtype_of, like
 
 FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
 _BLOCK = 2**18  # numbers: the arrays made of a block stay in a core's cache
@@ -27,27 +28,6 @@ def bind(function, args, kwargs):
     return bound.arguments
 
 
-def dtype_of(array):
-    """Its name, whatever the byte order."""
-    return getattr(array.dtype, "name", str(array.dtype).removeprefix("torch."))
-
-
-def as_numpy(array) -> Any:
-    """The values of a tensor or array, 16 bits widened to 32."""
-    if not isinstance(array, np.ndarray | np.generic):
-        array = array.detach().cpu()
-        array = array.float() if array.is_floating_point() and array.itemsize == 2 else array
-        array = (array.clone() if _is_copied_on_write(array) else array).numpy()
-    return array.astype(np.float32) if dtype_of(array) in ("float16", "bfloat16") else np.asarray(array)
-
-
-def _is_copied_on_write(tensor):
-    """Whether `numpy()`, which gives memory that can be written to, would copy all that the tensor is a part of."""
-    import torch
-
-    return torch._C._is_cow_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 class Case:
     """What the arguments of a call, which the function has accepted, mean row by row."""
 
@@ -57,7 +37,6 @@ class Case:
         self.input, self.head, self.picks = a["input"], function is linear_cross_entropy, function is nll_loss
         self.dtype, self.shape = dtype_of(self.input), tuple(self.input.shape)
         self.shift = a["shift"].__index__() if self.head else 0
-        self.sparse = isinstance(a["target"], SparseTarget)
         if self.head:
             shape = self._head_shape()
             self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
@@ -71,6 +50,7 @@ class Case:
         if not self.classes:
             raise ValueError(f"input must have at least one class to explain, got shape {self.shape}")
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
+        self.dense = self.soft and not isinstance(a["target"], SparseTarget)
         self._weigh(targets)
 
     @property
@@ -79,56 +59,59 @@ class Case:
         return self.soft or bool(self.options.label_smoothing)
 
     def _head_shape(self):
-        a, target = self.arguments, self.arguments["target"]
-        bias = a["linear_bias"]
+        a, target, bias = self.arguments, self.arguments["target"], self.arguments["linear_bias"]
         return _rows.HeadShape(
             self.shape, tuple(a["linear_weight"].shape), None if bias is None else tuple(bias.shape),
-            target if self.sparse else tuple(target.shape), self.shift,
+            target if isinstance(target, SparseTarget) else tuple(target.shape), self.shift,
         )  # fmt: skip
 
     def _weigh(self, targets):
-        """Labels (None for probabilities), class weights, sample weights, and which rows count."""
+        """Labels (None for probabilities), class weights, sample weights, and which rows count.
+
+        `named` are the classes that the target of a row names, and `probs` what it gives to each: 1 to a label.
+        """
         a, target = self.arguments, self.arguments["target"]
-        by_class = (..., slice(self.shift, None), slice(None)) if self.shift else ...
         self.weight: Any = None if a["weight"] is None else as_numpy(a["weight"]).astype(np.float64)
         self.samples: Any = None
         if a["sample_weight"] is not None:
             self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), targets)).reshape(-1)
         self.labels, self.bad = None, np.zeros(self.rows, bool)
         self.keep = np.ones(self.rows, bool) if self.samples is None else self.samples != 0
-        if self.sparse:
-            self.sparse_classes = as_numpy(target.classes)[by_class]
-            self.sparse_probs = as_numpy(target.probs)[by_class]
-            wrong = (self.sparse_classes < 0) | (self.sparse_classes >= self.classes)
-            self.bad = self.keep & wrong.any(-1).reshape(-1)
-        elif self.soft:
-            self.target = target[by_class]
+        if self.dense:
+            self.target = self._later(target, axis=-2)
+            return
+        if self.soft:
+            self.named, self.probs = (self._later(as_numpy(of), axis=-2) for of in (target.classes, target.probs))
         else:
-            self.labels = self._later(as_numpy(target)).reshape(-1)
+            labels = self._later(as_numpy(target))
+            self.labels, self.named = labels.reshape(-1), labels[..., None]
+            self.probs = np.broadcast_to(1.0, self.named.shape)
             self.keep &= self.labels != self.options.ignore_index
-            self.bad = self.keep & ((self.labels < 0) | (self.labels >= self.classes))
+        wrong = (self.named < 0) | (self.named >= self.classes)
+        self.bad = self.keep & wrong.any(-1).reshape(-1)
         self.keep &= ~self.bad
 
     def repair(self):
         """Have the rows with bad labels ignored by the arguments."""
-        target = self.arguments["target"]
-        if self.sparse:
+        target, bad = self.arguments["target"], self.bad.reshape(self.row_shape)
+        if self.soft:
             classes, counted = as_numpy(target.classes), np.ones(target.classes.shape[:-1], np.float32)
             if self.samples is not None:
                 counted *= as_numpy(self.arguments["sample_weight"])
-            self._later(counted)[self.bad.reshape(self.row_shape)] = 0.0
+            self._later(counted)[bad] = 0.0
             valid = np.where((classes < 0) | (classes >= self.classes), 0, classes)
             fixed = replace(target, classes=like(target.classes, valid))
-            self.arguments = self.arguments | {"sample_weight": like(self.input, counted)}
+            self.arguments |= {"sample_weight": like(self.input, counted)}
         else:
             labels = as_numpy(target).astype(np.int64)
-            self._later(labels)[self.bad.reshape(self.row_shape)] = self.options.ignore_index
+            self._later(labels)[bad] = self.options.ignore_index
             fixed = like(target, labels)
-        self.arguments = self.arguments | {"target": fixed}
+        self.arguments |= {"target": fixed}
 
-    def _later(self, array):
+    def _later(self, array, axis=-1):
         """Without the first targets of a sequence, which with a shift belong to no row."""
-        return array[..., self.shift :] if self.shift else array
+        following = (slice(None),) * (-1 - axis)
+        return array[(..., slice(self.shift, None), *following)] if self.shift else array
 
     def index(self, row):
         """Of a row, among the rows' axes."""
@@ -182,37 +165,32 @@ class Case:
 
     def row_logits(self, row):
         """Those of one row, in float64."""
-        index = self.index(row)
         if not self.head:
-            return self.logits(index).astype(np.float64)
-        lead, out = self._split(index)
-        x, weight = as_numpy(self.input[lead]).astype(np.float64), self.arguments["linear_weight"][out]
-        products = [
-            as_numpy(weight[lo : lo + _CLASSES]).astype(np.float64) @ x for lo in range(0, self.classes, _CLASSES)
-        ]
-        bias = self.arguments["linear_bias"]
-        return np.concatenate(products) + (0.0 if bias is None else as_numpy(bias[out]).astype(np.float64))
+            return self.logits(self.index(row)).astype(np.float64)
+        x, weights, bias = self._head_row(row)
+        return np.concatenate([weight @ x for weight in weights]) + bias
 
     def row_size(self, row):
         """A bound of the numbers that were summed up to a row's logits, 0 where they were given."""
         if not self.head:
             return 0.0
+        x, weights, _ = self._head_row(row)
+        return float(np.abs(x) @ np.max([np.abs(weight).max(0) for weight in weights], axis=0))
+
+    def _head_row(self, row):
+        """The input of a row, the weight by some classes after the other, and the bias, in float64."""
         lead, out = self._split(self.index(row))
-        x, weight = np.abs(as_numpy(self.input[lead]).astype(np.float64)), self.arguments["linear_weight"][out]
-        tops = [np.abs(as_numpy(weight[lo : lo + _CLASSES])).max(0) for lo in range(0, self.classes, _CLASSES)]
-        return float(x @ np.max(tops, axis=0))
+        weight, bias = self.arguments["linear_weight"][out], self.arguments["linear_bias"]
+        parts = (as_numpy(weight[lo : lo + _CLASSES]).astype(np.float64) for lo in range(0, self.classes, _CLASSES))
+        return as_numpy(self.input[lead]).astype(np.float64), parts, 0.0 if bias is None else as_numpy(bias[out])
 
     def row_target(self, row):
-        """t of every class: 1 at the label, or the probabilities."""
-        t = np.zeros(self.classes)
-        if self.sparse:
-            classes = self.sparse_classes.reshape(self.rows, -1)[row]
-            good = (classes >= 0) & (classes < self.classes)
-            np.add.at(t, classes[good].astype(np.intp), self.sparse_probs.reshape(self.rows, -1)[row][good])
-        elif self.soft:
-            t[:] = self.probabilities(self.index(row))
+        """t of every class: 1 at the label, or the probabilities; 0 where the row is ignored."""
+        t, index = np.zeros(self.classes), self.index(row)
+        if self.keep[row] and self.dense:
+            t[:] = self.probabilities(index)
         elif self.keep[row]:
-            t[int(self.labels[row])] = 1.0
+            np.add.at(t, self.named[index].astype(np.intp), self.probs[index])
         return t
 
     def sample(self, row):
@@ -257,12 +235,3 @@ def detached(arguments):
         return array.detach() if hasattr(array, "detach") else array
 
     return {name: value(array) for name, array in arguments.items()}
-
-
-def like(original: Any, values: Any) -> Any:
-    """The values as an array of the original's library, on its device."""
-    if isinstance(original, np.ndarray | np.generic):
-        return values
-    import torch
-
-    return torch.from_numpy(np.asarray(values)).to(original.device)

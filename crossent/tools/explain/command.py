@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from crossent import cross_entropy, nll_loss
+from crossent.tools.arrays import as_numpy
 from crossent.tools.explain import Explanation, explain
-from crossent.tools.explain.case import as_numpy
-from crossent.tools.files import check_file, replacing
+from crossent.tools.files import check_file, replacing, write
 from crossent.tools.score.pairs import pair_of
 from crossent.tools.score.readers import Reading, two_files
 from crossent.tools.score.scales import LOGITS, PROBABILITIES, log_of
@@ -45,9 +45,11 @@ def run(
         if path is not None:
             check_file(path, option)
     found = _explained(files, reading, scale, rows, options)
-    for path, write in ((html, _write_html), (plot, _write_plot)):
-        if path is not None:
-            write(found, path)
+    if html is not None:
+        write(html, found.to_html())
+    if plot is not None:
+        with replacing(plot) as part:
+            found.plot(part)
     if json:
         print(found.to_json(indent=2))
     else:
@@ -70,13 +72,3 @@ def _explained(files: list[str], reading: Reading, scale: str | None, rows: list
         if scale == PROBABILITIES:
             logits, labels = log_of(logits), as_numpy(labels)
     return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, **options)
-
-
-def _write_html(found: Explanation, path: Path) -> None:
-    with replacing(path) as part:
-        part.write_text(found.to_html(), encoding="utf-8")
-
-
-def _write_plot(found: Explanation, path: Path) -> None:
-    with replacing(path) as part:
-        found.plot(part)

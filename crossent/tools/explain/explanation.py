@@ -1,9 +1,8 @@
 """The answer of `explain`: plain data, and the ways to look at it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from crossent import Plan
 from crossent.tools import plain_json
+from crossent.tools.explain import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +32,10 @@ class Row:
     reason: str
     classes: tuple[int, ...]
     loss: float
+
+    def picks(self, c: int) -> bool:
+        """Whether the label picks this class."""
+        return self.state == "counts" and c == self.label
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,9 @@ class Explanation:
         """
         from crossent.tools.explain.lines import show
 
-        try:
+        if find_spec("rich"):
             show(self, console)
-        except ModuleNotFoundError as error:
-            if error.name != "rich":
-                raise
+        else:
             print(self)
 
     def __str__(self) -> str:
@@ -130,28 +132,27 @@ class Explanation:
         return f"<Explanation of {self.function}: {self.summary['rows']} rows, {self.classes} classes, {found}>"
 
     def _repr_html_(self) -> str:
-        try:
-            from crossent.tools.explain.html import fragment
-        except ModuleNotFoundError as error:
-            if error.name != "jinja2":
-                raise
+        if not find_spec("jinja2"):
             return f"<pre>{escape(str(self))}</pre>"
-        return fragment(self)
+        return self._rendered("explanation.html")
 
     def to_html(self) -> str:
         """A page of its own that asks for no other file. Needs jinja2."""
-        with _needs("jinja2", "to_html"):
-            from crossent.tools.explain.html import page
+        _require("jinja2", "to_html")
+        return self._rendered("page.html")
 
-        return page(self)
+    def _rendered(self, template: str) -> str:
+        from crossent.tools.pages import rendered
+
+        return rendered("crossent.tools.explain", template, e=self, words=words)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """A matplotlib figure: logits and probabilities as heat maps with the picked entries marked, and the losses.
 
         Written to `path` where one is given, in the format that its ending names. Needs matplotlib.
         """
-        with _needs("matplotlib", "plot"):
-            from crossent.tools.explain.plot import figure
+        _require("matplotlib", "plot")
+        from crossent.tools.explain.plot import figure
 
         made = figure(self)
         if path is not None:
@@ -170,11 +171,6 @@ class Explanation:
         return plain_json.text(self.to_dict(), indent)
 
 
-@contextmanager
-def _needs(package: str, method: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ImportError(f"Explanation.{method} needs {package}: pip install crossent[explain]") from None
+def _require(package: str, method: str) -> None:
+    if not find_spec(package):
+        raise ImportError(f"Explanation.{method} needs {package}: pip install crossent[explain]")

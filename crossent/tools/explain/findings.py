@@ -49,17 +49,6 @@ class Facts:
         return inputs.other_axis(self)
 
 
-# Of the input and the labels as such: `crossent score` asks them of files. They need the `tally`, `other_axis`, whether
-# the numbers are `stored`, and of the case no more than `picks`, `soft`, `classes`, `axis` and `shape`.
-OF_INPUTS = (
-    inputs.one_class,
-    inputs.equal_logits,
-    inputs.probabilities,
-    inputs.log_probabilities,
-    inputs.softmax_twice,
-    inputs.labels_off_by_one,
-    inputs.class_axis,
-)
 FINDINGS = (
     values.bad_labels,
     values.nothing_counts,
@@ -81,6 +70,13 @@ FINDINGS = (
     values.rows_that_dominate,
     values.classes_that_dominate,
 )
+# Of the input and the labels as such: `crossent score` asks them of files. They need the `tally`, `other_axis`, whether
+# the numbers are `stored`, and of the case no more than `picks`, `soft`, `classes`, `axis` and `shape`.
+OF_INPUTS = [
+    finding
+    for finding in FINDINGS
+    if finding.__module__ == inputs.__name__ and finding not in (inputs.logits_to_nll_loss, inputs.target_sums)
+]
 
 
 def findings_of(facts, among: Iterable[Callable] = FINDINGS) -> tuple[Finding, ...]:

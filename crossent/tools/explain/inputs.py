@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from crossent import cross_entropy
-from crossent.tools.explain.case import as_numpy, dtype_of
+from crossent.tools.arrays import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.tally import ENOUGH, fits_better
@@ -21,7 +21,7 @@ def one_class(facts):
 
 
 def equal_logits(facts):
-    if not facts.tally.equal:
+    if not facts.tally.holds("equal"):
         return None
     sentence = "In every row all logits are equal, so that each class is as likely as any other: "
     sentence += "look at the layer before the loss, whose weights may be 0, or its output masked."
@@ -29,7 +29,7 @@ def equal_logits(facts):
 
 
 def probabilities(facts):
-    if not facts.tally.probable:
+    if not facts.tally.holds("probable"):
         return None
     sentence = "The input holds probabilities: in every row no entry is negative and their sum is 1. "
     if facts.case.picks:
@@ -40,7 +40,7 @@ def probabilities(facts):
 
 
 def log_probabilities(facts):
-    if facts.case.picks or not facts.tally.log_probable or equal_logits(facts):
+    if facts.case.picks or not facts.tally.holds("log-probable") or equal_logits(facts):
         return None
     sentence = "The input holds log-probabilities: in every row their exponentials sum to 1. "
     if facts.stored:
@@ -61,7 +61,8 @@ def softmax_twice(facts):
 
 def logits_to_nll_loss(facts):
     tally = facts.tally
-    if not facts.case.picks or tally.log_probable or tally.probable or tally.classes < 2 or not tally.finite:
+    scaled = tally.holds("log-probable") or tally.holds("probable")
+    if not facts.case.picks or scaled or tally.classes < 2 or not tally.finite:
         return None
     at = np.flatnonzero(facts.case.keep & np.isfinite(facts.scan.lse))
     worst = at[np.abs(facts.scan.lse[at]).argmax()]
@@ -128,7 +129,7 @@ def _fits_better(facts, axis):
 
 def _tolerance(facts):
     target = facts.case.arguments["target"]
-    return max(1e-3, 2 * EPS[dtype_of(target.probs if facts.case.sparse else target)])
+    return max(1e-3, 2 * EPS[dtype_of(target if facts.case.dense else target.probs)])
 
 
 def _sums_off(facts):

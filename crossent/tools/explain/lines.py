@@ -71,9 +71,8 @@ def _title(e, index):
 def _table(e, index):
     row = e.rows[index]
     hidden = e.classes - len(row.classes)
-    picked = [row.state == "counts" and c == row.label for c in row.classes]
-    headers = [f"y={c}" if chosen else str(c) for c, chosen in zip(row.classes, picked)]
-    styles = ["bold green" if chosen else "" for chosen in picked]
+    headers = [f"y={c}" if row.picks(c) else str(c) for c in row.classes]
+    styles = ["bold green" if row.picks(c) else "" for c in row.classes]
     if hidden:
         headers, styles = [*headers, "others"], [*styles, "dim"]
     yield _in_columns("  class", headers, headers, "dim", [style or "dim" for style in styles])

@@ -52,7 +52,7 @@ def _heat(axes, e, step):
             dark = opaque and 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
             text = words.number(values[i, j]) if all_shown else f"{words.number(values[i, j])}\nclass {c}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-            if row.state == "counts" and c == row.label:
+            if row.picks(c):
                 axes.add_patch(_frame(j, i))
     axes.set_yticks(range(len(e.rows)), [f"row {row.position}" for row in e.rows])
     axes.set_xticks(range(columns), [f"class {c}" for c in range(columns)] if all_shown else [])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from crossent.tools.explain.case import as_numpy
+from crossent.tools.arrays import as_numpy
 from crossent.tools.explain.checks import LARGEST
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.steps import divisor, total
@@ -59,9 +59,9 @@ def weights_not_finite(facts):
     if case.samples is not None and not np.isfinite(case.samples).all():
         numbers = np.flatnonzero(~np.isfinite(case.samples))
         found.append(f"sample_weight of {rows(case, numbers)}")
-    total_of_target = facts.scan.target_total
-    if total_of_target is not None and not np.isfinite(total_of_target[case.keep]).all():
-        numbers = np.flatnonzero(case.keep & ~np.isfinite(total_of_target))
+    strange = case.keep & ~np.isfinite(facts.scan.target_total)
+    if strange.any():
+        numbers = np.flatnonzero(strange)
         found.append(f"target of {rows(case, numbers)}")
     if not found:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossent import PredictionStats, prediction_stats
-from crossent.tools.explain.case import like
+from crossent.tools.arrays import like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.tally import ONE_BASED, one_based
 from crossent.tools.score import scales
@@ -100,7 +100,7 @@ def _stats(pair: Pair, scale: str, ignore_index: int, inputs: Inputs):
         try:
             found = prediction_stats(rows, like(rows, flat), ignore_index=ignore_index)
         except TypeError as error:
-            raise BadFile(f"{place(0) if len(flat) else pair.logits.files[0][0]}: {error}") from error
+            raise BadFile(f"{place(0) if len(flat) else pair.logits.path}: {error}") from error
         stats = PredictionStats(*(np.asarray(value) for value in found))
         bad = np.isnan(stats.logprob)
         if bad.any():
@@ -110,7 +110,7 @@ def _stats(pair: Pair, scale: str, ignore_index: int, inputs: Inputs):
 
 
 def _check_labels(pair: Pair, labels: np.ndarray, kept: np.ndarray, start: int, ignore_index: int) -> None:
-    where = pair.label_place(start) if len(labels) else pair.labels.files[0][0]
+    where = pair.label_place(start) if len(labels) else pair.labels.path
     if labels.dtype.kind not in "iu":
         raise BadFile(f"{where}: labels must be integers, got {labels.dtype}")
     bad = ((labels < 0) | (labels >= pair.classes)) & kept

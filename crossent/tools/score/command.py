@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from crossent.tools import plain_json
-from crossent.tools.files import check_file, replacing
+from crossent.tools.files import check_file, write
 from crossent.tools.score import Score, score, show
 from crossent.tools.score.readers import two_files
 
@@ -37,8 +37,7 @@ def run(files: Sequence[str], *, as_json: bool, html: Path | None, top: int, **o
         if html is not None and found.complete:
             from crossent.tools.score.report import page
 
-            with replacing(html) as part:
-                part.write_text(page(found, top), encoding="utf-8")
+            write(html, page(found, top))
     except KeyboardInterrupt:
         errors.print("Interrupted before there was a score.")
         return INTERRUPTED

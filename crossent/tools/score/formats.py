@@ -34,29 +34,27 @@ class Stored:
     note: str = ""
 
 
-def _sliced(shape: Iterable[int], kind: str, opened: Callable[[], Any], note: str = "") -> Stored:
+def _sliced(opened: Callable[[], Any], shape: Iterable[int], kind: str, note: str = "") -> Stored:
     """Of something that gives its rows by slices."""
     shape = tuple(shape)
 
     def blocks(step: int) -> Iterator[Any]:
         array = opened()
         for lo in range(0, shape[0], step) or [0]:
-            yield array[lo : min(lo + step, shape[0])]
+            yield _widened(array[lo : min(lo + step, shape[0])])
 
     return Stored(shape, kind, blocks, note)
 
 
-def only(entries: dict[str, Stored], key: str | None) -> Stored | None:
-    """The entry that is named, or the only one; None where there are several and none is named."""
+def chosen(entries: dict[str, Stored], key: str | None) -> str | None:
+    """The name of the entry that is named, or of the only one; None where there are several and none is named."""
     if key is not None and key not in entries:
         if "" in entries:
             raise ValueError(f"a file of one array has no entries, got the key {key!r}")
         raise ValueError(f"has no entry {key!r}, only {listed(entries)}")
-    if key is None and len(entries) > 1:
-        return None
     if not entries:
         raise ValueError("holds no entries")
-    return next(iter(entries.values())) if key is None else entries[key]
+    return next(iter(entries)) if key is None and len(entries) == 1 else key
 
 
 def listed(names: Iterable[str]) -> str:
@@ -64,38 +62,31 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _checked(dtype: np.dtype) -> np.dtype:
-    """A type that can be read: numbers, booleans and words; bfloat16 as the bytes it is."""
-    if dtype == BFLOAT16 or dtype.kind in "fiubcSU":
-        return dtype
+def _refused(error: Exception) -> Stored:
+    """An entry that cannot be read, which does no harm as long as nobody asks for it."""
+
+    def blocks(step: int) -> Iterator[Any]:
+        raise error
+
+    return Stored((), "", blocks)
+
+
+def _known(dtype: np.dtype) -> tuple[str, str]:
+    """The kind of a type that can be read, numbers, booleans and words, and what to say of it."""
+    if dtype == BFLOAT16:
+        return "f", "its numbers of two bytes are taken for bfloat16, as ml_dtypes writes it"
+    if dtype.kind in "fiubcSU":
+        return dtype.kind, ""
     if dtype.kind == "V":
         raise ValueError(f"holds {dtype.str}, of which nothing says what it is: save it as float32")
     raise ValueError(f"holds {dtype}, not numbers")
 
 
-def _kind(dtype: np.dtype) -> str:
-    return "f" if dtype == BFLOAT16 else dtype.kind
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
+def _widened(array: Any) -> Any:
     """bfloat16 as float32, which has all of its numbers."""
-    if array.dtype != BFLOAT16:
+    if not isinstance(array, np.ndarray) or array.dtype != BFLOAT16:
         return array
     return (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-class _Wide:
-    """An array of bfloat16 whose slices are float32."""
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
-
-    def __getitem__(self, index) -> np.ndarray:
-        return _widened(self.array[index])
-
-
-def _noted(dtype: np.dtype) -> str:
-    return "its numbers of two bytes are taken for bfloat16, as ml_dtypes writes it" if dtype == BFLOAT16 else ""
 
 
 def npy(path: Path) -> dict[str, Stored]:
@@ -105,10 +96,7 @@ def npy(path: Path) -> dict[str, Stored]:
         return np.lib.format.open_memmap(path, mode="r")
 
     array = mapped()
-    dtype = _checked(array.dtype)
-    if dtype == BFLOAT16:
-        return {"": _sliced(array.shape, "f", lambda: _Wide(mapped()), _noted(dtype))}
-    return {"": _sliced(array.shape, dtype.kind, mapped)}
+    return {"": _sliced(mapped, array.shape, *_known(array.dtype))}
 
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -122,10 +110,10 @@ def npz(path: Path) -> dict[str, Stored]:
 
 
 def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> Stored:
-    """An entry that cannot be read does no harm as long as nobody asks for it."""
     try:
         with archive.open(name) as member:
             shape, dtype = _npy_header(member)
+        kind, note = _known(dtype)
     except Exception as error:
         return _refused(error)
     size = dtype.itemsize * int(np.prod(shape[1:], dtype=object))
@@ -140,14 +128,7 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> Stored:
                     raise ValueError(f"the entry ends before row {shape[0]}")
                 yield _widened(np.frombuffer(data, dtype).reshape(n, *shape[1:]))
 
-    return Stored(shape, _kind(dtype), blocks, _noted(dtype))
-
-
-def _refused(error: Exception) -> Stored:
-    def blocks(step: int) -> Iterator[Any]:
-        raise error
-
-    return Stored((), "", blocks)
+    return Stored(shape, kind, blocks, note)
 
 
 def _npy_header(member) -> tuple[tuple[int, ...], np.dtype]:
@@ -157,7 +138,7 @@ def _npy_header(member) -> tuple[tuple[int, ...], np.dtype]:
     shape, fortran, dtype = _NPY_HEADERS[version](member)
     if fortran and len(shape) > 1:
         raise ValueError("the entry lies in Fortran order, of which no row can be read without all others")
-    return shape, _checked(dtype)
+    return shape, dtype
 
 
 _SAFETENSORS = {"BOOL": "b", "F16": "f", "F32": "f", "F64": "f"} | {
@@ -172,7 +153,7 @@ def safetensors(path: Path) -> dict[str, Stored]:
         entry = file.get_slice(name)
         shape, dtype = entry.get_shape(), entry.get_dtype()
         if dtype == "BF16":  # which NumPy has not
-            return _sliced(shape, "f", lambda: _Wide(_raw(path, name)))
+            return _sliced(lambda: _raw(path, name), shape, "f")
         if dtype not in _SAFETENSORS:
             return _refused(ValueError(f"the entry {name!r} holds {dtype}: save it as float32"))
         whole = 0 in shape  # of which there are no slices
@@ -181,7 +162,7 @@ def safetensors(path: Path) -> dict[str, Stored]:
             file = safe_open(path, framework="numpy")
             return file.get_tensor(name) if whole else file.get_slice(name)
 
-        return _sliced(shape, _SAFETENSORS[dtype], opened)
+        return _sliced(opened, shape, _SAFETENSORS[dtype])
 
     with safe_open(path, framework="numpy") as file:
         return {name: one(file, name) for name in file.keys()}
@@ -215,7 +196,7 @@ def pt(path: Path) -> dict[str, Stored]:
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return _refused(ValueError("holds no dense tensor, and no dictionary of them"))
         kind = "f" if tensor.is_floating_point() else "b" if tensor.dtype is torch.bool else "i"
-        return _sliced(tensor.shape, "c" if tensor.is_complex() else kind, lambda: loaded()[name])
+        return _sliced(lambda: loaded()[name], tensor.shape, "c" if tensor.is_complex() else kind)
 
     found = {name: one(name, tensor) for name, tensor in loaded().items()}
     if not found:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crossent import cross_entropy
-from crossent.tools.explain.case import as_numpy, dtype_of, like
+from crossent.tools.arrays import as_numpy, dtype_of, like, moved_axis
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.findings import OF_INPUTS, findings_of
 from crossent.tools.explain.tally import ENOUGH, Tally, fits_better
@@ -71,8 +71,7 @@ class _Along:
         self.own, self.axis, self.total, self.rows = own, axis, 0.0, 0
 
     def add(self, block: Any, labels: np.ndarray, ignore_index: int) -> None:
-        stored = np.moveaxis(block, -1, self.own) if isinstance(block, np.ndarray) else block.movedim(-1, self.own)
-        target = like(block, labels)
+        stored, target = moved_axis(block, -1, self.own), like(block, labels)
         self.total += float(cross_entropy(stored, target, dim=self.axis, ignore_index=ignore_index, reduction="sum"))
         self.rows += int((labels != ignore_index).sum())
 

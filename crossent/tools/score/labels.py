@@ -28,7 +28,7 @@ def labels_for(logits: Rows, labels: Rows, axis: int) -> Labels:
     """How labels are read for logits whose classes lie along `axis`."""
     shape, classes = labels.shape, logits.shape[axis]
     wanted = (*logits.shape[:axis], *logits.shape[axis + 1 :])
-    where = labels.files[0][0]
+    where = labels.path
     if shape[1:] == logits.shape[1:] and labels.kind not in "US" and classes > 1:
         said = (f"{where}: the labels are one-hot",)
         return Labels(lambda block, place: one_hot(block, axis, place), said, labels.kind == "f")
@@ -39,13 +39,13 @@ def labels_for(logits: Rows, labels: Rows, axis: int) -> Labels:
             f"along axis {axis}, or be one-hot; got {shape}: correct them, or the axis with --dim"
         )
     number, note = _numbers(logits, labels, classes)
-    notes = [f"{where}: labels of shape {shape} are read as {_shape(wanted)}"] if squeezed else []
+    said = f"{where}: labels of shape {shape} are read as {_shape(wanted)}" if squeezed else ""
 
     def of(block: Any, place: Callable[[int], str]) -> np.ndarray:
         block = np.asarray(block)
         return number(block[..., 0] if squeezed else block, place)
 
-    return Labels(of, (*notes, *([note] if note else [])))
+    return Labels(of, tuple(filter(None, (said, note))))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -54,12 +54,12 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _numbers(logits: Rows, labels: Rows, classes: int) -> tuple[Callable, str]:
     """What makes integers of labels, and what to say of it."""
-    where, names = labels.files[0][0], logits.names
+    where, names = labels.path, logits.names
     if labels.kind in "US":
         if classes == 2 and not _TRUTH.keys() & names and _first(labels) in _TRUTH:
             return _Named(_TRUTH, "").of, f"{where}: {_AS_CLASSES}"
         if names and len(set(names)) == len(names):
-            header = f"the header of {logits.files[0][0]}"
+            header = f"the header of {logits.path}"
             return _Named(dict(zip(names, range(classes))), header).of, f"{where}: class names are found in {header}"
         return _Named({}, "").of, ""
     if labels.kind == "b":
@@ -68,7 +68,7 @@ def _numbers(logits: Rows, labels: Rows, classes: int) -> tuple[Callable, str]:
         return lambda block, place: block.astype(np.int64), f"{where}: {_AS_CLASSES}"
     by_name = _by_number(logits, labels)
     if by_name is not None:
-        said = f"{where}: labels are the numbers in the header of {logits.files[0][0]}, not the places of its columns"
+        said = f"{where}: labels are the numbers in the header of {logits.path}, not the places of its columns"
         return by_name, said
     if labels.kind == "f":
         columns = isinstance(labels.parts[0], int)  # whose numbers are always read as floats
@@ -153,7 +153,7 @@ def _by_number(logits: Rows, labels: Rows) -> Callable | None:
             found |= set(np.unique(np.asarray(block)).tolist())
         if bool(found & (named - placed)) == bool(found & (placed - named)):
             raise BadFile(
-                f"{logits.files[0][0]}: its header has the numbers {header[0]} to {header[-1]}, and labels may be "
+                f"{logits.path}: its header has the numbers {header[0]} to {header[-1]}, and labels may be "
                 "these or the places of the columns: give it the numbers from 0 on, or take it away"
             )
         if found & (placed - named):

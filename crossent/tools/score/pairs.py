@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.explain.case import like
+from crossent.tools.arrays import like, moved_axis
 from crossent.tools.score.formats import Stored
 from crossent.tools.score.labels import Labels, is_one_hot, labels_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
@@ -55,9 +55,9 @@ class Pair:
     def _logits(self, at_once: int | None) -> Iterator[Any]:
         if self.axis:
             for block in self.logits.blocks(at_once):
-                yield classes_last(block, self.axis)
+                yield moved_axis(block, self.axis, -1)
             return
-        whole = classes_last(self.logits.whole(), 0)
+        whole = moved_axis(self.logits.whole(), 0, -1)
         step = max(1, (at_once or 2**23) // max(1, int(np.prod(whole.shape[1:]))))
         for lo in range(0, len(whole), step) or [0]:
             yield whole[lo : lo + step]
@@ -65,7 +65,7 @@ class Pair:
     def _labels(self) -> Iterator[np.ndarray]:
         start = 0
         for block in self.labels.blocks():
-            with naming(self.labels.files[0][0]):
+            with naming(self.labels.path):
                 found = self.reading.of(block, lambda row, start=start: self.labels.place(start + row))
             yield found
             start += len(block)
@@ -83,7 +83,7 @@ class Pair:
         if self.reading.soft and not is_one_hot(np.asarray(as_floats(labels)), self.axis):
             notes = tuple(note for note in notes if note not in self.reading.notes)
         else:
-            with naming(self.labels.files[0][0]):
+            with naming(self.labels.path):
                 labels = self.reading.of(labels, self.labels.place)
         if isinstance(logits, np.ndarray):
             return logits, np.asarray(as_floats(labels)), notes
@@ -98,7 +98,7 @@ class Pair:
     def find(self, row: int) -> tuple[Path, int | tuple[int, ...]]:
         """The file of the logits that belong to a label, and where they are in it: a number, or one for each axis."""
         first, *others = self.index(row)
-        path, first = self.logits.find(first) if self.axis else (self.logits.files[0][0], first)
+        path, first = self.logits.find(first) if self.axis else (self.logits.path, first)
         return path, (first, *others) if others else first
 
     def place(self, row: int) -> str:
@@ -115,17 +115,13 @@ def as_floats(array: Any) -> Any:
     return array if isinstance(array, np.ndarray) else array.float() if array.is_floating_point() else array
 
 
-def classes_last(block: Any, axis: int) -> Any:
-    return np.moveaxis(block, axis, -1) if isinstance(block, np.ndarray) else block.movedim(axis, -1)
-
-
 def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
     """Both of these files or patterns; without the second the first has the labels as well."""
     here = labels is None or labels == logits
     rows, targets = _both(logits, logits if labels is None else labels, reading, here)
     if here and set(rows.parts) & set(targets.parts):
         raise BadFile(f"{logits}: holds no labels beside the logits: name the file of the labels as well")
-    first = rows.files[0][0]
+    first = rows.path
     if len(rows.shape) < 2:
         raise BadFile(f"{first}: logits must have the shape (rows, classes), or more axes, got {rows.shape}")
     axis = _axis(rows, reading.dim)
@@ -134,7 +130,7 @@ def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
     wanted = len(rows) if axis else rows.shape[1]
     if wanted != len(targets):
         raise BadFile(
-            f"{first}: {wanted} rows of logits do not fit the {len(targets)} labels of {targets.files[0][0]}"
+            f"{first}: {wanted} rows of logits do not fit the {len(targets)} labels of {targets.path}"
             f"{_to_blame(rows.shape, len(targets), reading)}"
         )
     if not here:
@@ -159,10 +155,10 @@ def _check_order(rows: Rows, targets: Rows) -> None:
     """Where both files say what their rows are called, it must not be the same in another order."""
     if rows.ids is None or targets.ids is None or rows.ids.kind != targets.ids.kind:
         return
-    one, other = (_fingerprint(side.files[0][0], side.ids) for side in (rows, targets) if side.ids is not None)
+    one, other = (_fingerprint(side.path, side.ids) for side in (rows, targets) if side.ids is not None)
     if one[0] == other[0] and one[1] != other[1]:
         raise BadFile(
-            f"{rows.files[0][0]}: names the same rows as {targets.files[0][0]} in another order, and rows are paired "
+            f"{rows.path}: names the same rows as {targets.path} in another order, and rows are paired "
             "by their order: sort them alike, or name the columns of the classes with --columns if all is right"
         )
 

@@ -26,13 +26,9 @@ def parquet(path: Path, header: bool | None = None) -> Table:
             for some in file.iter_batches(step, columns=names):
                 yield _joined([_words(name, some[name]) if words else _numbers(name, some[name]) for name in names])
             if some is None:
-                yield np.empty((0, len(names)))[:, : None if len(names) > 1 else 0].reshape(0, *_widths(names))
+                yield np.empty((0, len(names)) if len(names) > 1 else 0)
 
     return Table(rows, columns, read, True, index)
-
-
-def _widths(names: Sequence[str]) -> tuple[int, ...]:
-    return () if len(names) == 1 else (len(names),)
 
 
 def _joined(columns: list[np.ndarray]) -> np.ndarray:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.score import roles
-from crossent.tools.score.formats import ARRAYS, Stored, listed, only
+from crossent.tools.score.formats import ARRAYS, Stored, chosen, listed
 from crossent.tools.score.parquet import parquet
 from crossent.tools.score.tables import LABELS, Table, UnclearError
 from crossent.tools.score.text import text
@@ -89,6 +89,11 @@ class Rows:
         return sum(stored.shape[0] for _, stored in self.files)
 
     @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0][0]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return (len(self), *self.files[0][1].shape[1:])
 
@@ -162,39 +167,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False) -> Rows:
     """The logits or the labels (the `role`) in a file or in shards, which have to be read alike."""
-    opened = [(path, _opened(path, role, reading, labels_here)) for path in paths_of(pattern)]
-    (first, one), *others = opened
-    for path, other in others:
-        if other.stored.shape[1:] != one.stored.shape[1:]:
-            width, others_width = (shape[1] if len(shape) == 2 else shape[1:] for shape in _shapes(other, one))
-            raise BadFile(f"{path}: has {width} classes, and {first} has {others_width}")
-        if (other.parts, other.names) != (one.parts, one.names) or _differ(one.stored, other.stored):
+    one, *others = (_opened(path, role, reading, labels_here) for path in paths_of(pattern))
+    for other in others:
+        if other.shape[1:] != one.shape[1:]:
+            width, first_width = (rows.shape[1] if len(rows.shape) == 2 else rows.shape[1:] for rows in (other, one))
+            raise BadFile(f"{other.path}: has {width} classes, and {one.path} has {first_width}")
+        differ = one.kind != other.kind and len(one) and len(other)  # without rows they are of any kind
+        if (other.parts, other.names) != (one.parts, one.names) or differ:
             said = "; ".join(other.notes) or "all of it is taken"
-            raise BadFile(f"{path}: is read otherwise than {first}: {said}")
-    return Rows(
-        [(path, item.stored) for path, item in opened], one.names, one.parts, one.notes, None if others else one.ids
-    )
-
-
-def _shapes(*opened: "_Opened") -> list[tuple[int, ...]]:
-    return [item.stored.shape for item in opened]
-
-
-def _differ(one: Stored, other: Stored) -> bool:
-    """Whether numbers are of two kinds. Files without rows are of any."""
-    return one.kind != other.kind and one.shape[0] != 0 and other.shape[0] != 0
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """An array in a file, the names of its columns, the parts of the file that it was taken from, why, and what the
-    file calls its rows."""
-
-    stored: Stored
-    names: tuple[str, ...] = ()
-    parts: tuple = ()
-    notes: tuple[str, ...] = ()
-    ids: Stored | None = None
+            raise BadFile(f"{other.path}: is read otherwise than {one.path}: {said}")
+    return replace(one, files=[rows.files[0] for rows in (one, *others)], ids=None) if others else one
 
 
 def suffix_of(path: Path) -> str:
@@ -203,7 +185,7 @@ def suffix_of(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
-def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Opened:
+def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
     with naming(path):
         if path.is_dir():
             raise BadFile(f"{path}: is a folder{_inside(path)}")
@@ -220,10 +202,10 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Open
         if find_spec(module) is None:
             raise BadFile(f"{path}: reading {suffix} needs {module}: pip install crossent[{extra}]")
         if suffix in ARRAYS:
-            opened = _entry(ARRAYS[suffix](path), role, reading)
+            rows = _entry(path, ARRAYS[suffix](path), role, reading)
         else:
-            opened = _columns(TABLES[suffix](path, reading.header), role, reading, labels_here)
-        stored = opened.stored
+            rows = _columns(path, TABLES[suffix](path, reading.header), role, reading, labels_here)
+        _, stored = rows.files[0]
         if not stored.kind:
             next(stored.blocks(1))  # which says why it cannot be read
         if not stored.shape:
@@ -232,7 +214,7 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> _Open
             raise BadFile(f"{path}: has the shape {stored.shape}")
         if int(np.prod(stored.shape[1:], dtype=object)) > _LONGEST_ROW:
             raise BadFile(f"{path}: a row of {stored.shape[1:]} is longer than {_LONGEST_ROW} numbers")
-        return opened
+        return rows
 
 
 def _inside(folder: Path) -> str:
@@ -247,41 +229,41 @@ def _inside(folder: Path) -> str:
 _KINDS = {"logits": "f", "labels": "iubUS"}
 
 
-def _entry(entries: dict[str, Stored], role: str, reading: Reading) -> _Opened:
+def _entry(path: Path, entries: dict[str, Stored], role: str, reading: Reading) -> Rows:
     """The entry that is named, or the only one that can be meant."""
-    key = reading.key if role == "logits" else reading.labels_key
-    stored = only(entries, key)
-    if stored is not None:
-        name = key if key is not None else next(iter(entries))
-        return _Opened(stored, parts=(name,), notes=(stored.note,) if stored.note else ())
+    name, said = chosen(entries, reading.key if role == "logits" else reading.labels_key), ""
+    if name is None:
+        name = _meant(entries, role)
+        said = f"its entry {name!r} has the {role}"
+    stored = entries[name]
+    return Rows([(path, stored)], parts=(name,), notes=tuple(filter(None, (said, stored.note))))
+
+
+def _meant(entries: dict[str, Stored], role: str) -> str:
     fit = [name for name, stored in entries.items() if stored.kind and stored.kind in _KINDS[role] and stored.shape]
     if role == "logits":
         fit = [name for name in fit if len(entries[name].shape) > 1]
-    known = {"logits"} if role == "logits" else LABELS
     if len(fit) > 1:
+        known = {"logits"} if role == "logits" else LABELS
         fit = [name for name in fit if name.lower() in known]
     if len(fit) != 1:
         raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(entries)}")
-    stored = entries[fit[0]]
-    notes = (f"its entry {fit[0]!r} has the {role}", *([stored.note] if stored.note else []))
-    return _Opened(stored, parts=(fit[0],), notes=notes)
+    return fit[0]
 
 
-def _columns(table: Table, role: str, reading: Reading, labels_here: bool) -> _Opened:
+def _columns(path: Path, table: Table, role: str, reading: Reading, labels_here: bool) -> Rows:
     if role == "logits":
-        chosen = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
+        found = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
     else:
-        chosen = roles.labels_of(table, reading.labels_key)
-    columns, words = chosen.columns, chosen.words
-    first, *others = columns
-    width = (len(columns),) if others else table.columns[first].values.shape[1:]
-    stored = Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
-    names = tuple(table.columns[i].name for i in columns)
-    notes = (*([table.note] if table.note else []), *chosen.notes)
-    ids = None
-    if (i := chosen.ids) is not None:
-        kind = table.columns[i].kind
-        ids = Stored(
-            (table.rows,), "U" if kind == "words" else "f", lambda step: table.read((i,), kind == "words", step)
-        )
-    return _Opened(stored, names if any(names) else (), columns, notes, ids)
+        found = roles.labels_of(table, reading.labels_key)
+
+    def stored(columns: tuple[int, ...], words: bool) -> Stored:
+        first, *others = columns
+        width = (len(columns),) if others else table.columns[first].values.shape[1:]
+        return Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
+
+    names = tuple(table.columns[i].name for i in found.columns)
+    ids = None if found.ids is None else stored((found.ids,), table.columns[found.ids].kind == "words")
+    notes = tuple(filter(None, (table.note, *found.notes)))
+    files = [(path, stored(found.columns, found.words))]
+    return Rows(files, names if any(names) else (), found.columns, notes, ids)

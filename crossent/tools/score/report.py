@@ -1,19 +1,15 @@
 """The page: one file with its plots in it, which asks no other host for anything."""
 
 import crossent
+from crossent.tools.pages import rendered
 from crossent.tools.score import Score, plots, show
 
 
 def page(score: Score, top: int) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    # Names of files are whatever somebody called them, so everything but the plots is escaped.
-    environment = Environment(
-        loader=PackageLoader("crossent.tools.score", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     metrics = score.metrics
-    return environment.get_template("report.html").render(
+    return rendered(
+        "crossent.tools.score",
+        "report.html",
         score=score,
         counted=show.counted(score),
         summary=show.summary(score),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.explain.case import as_numpy, dtype_of
+from crossent.tools.arrays import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.tally import Tally, sizes
 from crossent.tools.score.pairs import Pair
@@ -24,17 +24,17 @@ def scale_of(pair: Pair, ignore_index: int) -> tuple[str, str]:
             return LOGITS, ""  # which are refused
         tally = tally or Tally(pair.classes, dtype_of(block))
         add(tally, block, labels.reshape(-1) != ignore_index)
-        if not tally.nearly_probable and tally.finite:
+        if not tally.holds("nearly probable") and tally.finite:
             return LOGITS, ""
-    where = pair.logits.files[0][0]
-    if tally is None or not tally.nearly_probable:
+    where = pair.logits.path
+    if tally is None or not tally.holds("nearly probable"):
         return LOGITS, ""
-    if not tally.probable:
+    if not tally.holds("probable"):
         raise BadFile(
             f"{where}: in every row the numbers are from 0 to 1 and their sum is near 1, as that of rounded "
             "probabilities: say --probabilities or --logits"
         )
-    if tally.certain:
+    if tally.holds("certain"):
         raise BadFile(f"{where}: every row is a single 1 among zeros: say --probabilities or --logits")
     said = f"{where}: in every row the numbers sum to 1: taken for probabilities (--logits takes them as they are)"
     return PROBABILITIES, said

@@ -1,0 +1,44 @@
+"""Tensors and NumPy arrays alike: what the tools ask of either."""
+
+from typing import Any
+
+import numpy as np
+
+
+def is_numpy(array: Any) -> bool:
+    return isinstance(array, np.ndarray | np.generic)
+
+
+def dtype_of(array: Any) -> str:
+    """Its name, whatever the byte order."""
+    return getattr(array.dtype, "name", str(array.dtype).removeprefix("torch."))
+
+
+def as_numpy(array: Any) -> Any:
+    """The values of a tensor or array, 16 bits widened to 32."""
+    if not is_numpy(array):
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() and array.itemsize == 2 else array
+        array = (array.clone() if _is_copied_on_write(array) else array).numpy()
+    return array.astype(np.float32) if dtype_of(array) in ("float16", "bfloat16") else np.asarray(array)
+
+
+def _is_copied_on_write(tensor: Any) -> bool:
+    """Whether `numpy()`, which gives memory that can be written to, would copy all that the tensor is a part of."""
+    import torch
+
+    return torch._C._is_cow_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def like(original: Any, values: Any) -> Any:
+    """The values as an array of the original's library, on its device."""
+    if is_numpy(original):
+        return values
+    import torch
+
+    return torch.from_numpy(np.asarray(values)).to(original.device)
+
+
+def moved_axis(array: Any, source: int, destination: int) -> Any:
+    move = np.moveaxis if is_numpy(array) else type(array).movedim
+    return move(array, source, destination)

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
-from crossent.tools.bench.child import last_line
-from crossent.tools.bench.runner import measured_on, progress
+from crossent.tools.bench.runner import last_line, measured_on, progress
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 GROUPS = ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")  # of the results
@@ -86,7 +85,7 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
     yield "score", "score", partial(measure_score, quick)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)
-    yield "memory_rates", "rates of memory", lambda: [json.loads(child("machine"))]
+    yield "memory_rates", "rates of memory", lambda: [json.loads(child("memory", "rates"))]
 
 
 def run(chosen: argparse.Namespace, console: Console) -> dict:

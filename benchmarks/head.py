@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -25,32 +26,37 @@ LONG = 5.0  # seconds; what takes a rival longer is measured once
 
 
 class Head:
+    """The arrays of a case, and calls of functions of them."""
+
     def __init__(self, case: HeadCase):
-        self.options = {"filter_eps": case.filter_eps} if case.filter_eps else {}
         if case.trained:
             from crossent.tools.demo.transformer import DEMO, trained
 
             settings = replace(DEMO, batch=case.tokens // DEMO.length)
-            hidden, weight, self.labels = trained(case.trained, settings)
+            hidden, weight, self.all_labels = trained(case.trained, settings)
             self.hidden, self.weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-            return
-        shape = case.tokens, case.features, case.classes
-        arrays = torch_arrays(Case(case.name, shape, function=HEAD, dtype=case.dtype))
-        self.hidden, self.weight, self.all_labels = arrays
+        else:
+            shape = case.tokens, case.features, case.classes
+            arrays = torch_arrays(Case(case.name, shape, function=HEAD, dtype=case.dtype))
+            self.hidden, self.weight, self.all_labels = arrays
         self.labels = self.all_labels.masked_fill(torch.rand(case.tokens) < case.ignored, -100)
 
-    def step(self, labels: torch.Tensor, function: Callable, **options) -> None:
-        function(self.hidden, self.weight, labels, **options).backward()
-        self.hidden.grad = self.weight.grad = None
+    def step(self, function: Callable, labels: torch.Tensor | None = None) -> Callable[[], None]:
+        labels = self.labels if labels is None else labels
 
-    def gradients(self, **options) -> dict[str, torch.Tensor]:
-        loss = crossent.linear_cross_entropy(self.hidden, self.weight, self.labels, **options)
+        def call() -> None:
+            function(self.hidden, self.weight, labels).backward()
+            self.hidden.grad = self.weight.grad = None
+
+        return call
+
+    def forward(self, function: Callable) -> Callable[[], object]:
+        return torch.no_grad()(lambda: function(self.hidden, self.weight, self.labels))
+
+    def gradients(self, function: Callable) -> dict[str, torch.Tensor]:
+        loss = function(self.hidden, self.weight, self.labels)
         dinput, dweight = torch.autograd.grad(loss, (self.hidden, self.weight))
         return {"input's gradient": dinput, "weight's gradient": dweight}
-
-    def forward(self, function: Callable) -> None:
-        with torch.no_grad():
-            function(self.hidden, self.weight, self.labels)
 
     def products(self, rows: int) -> Iterator[Callable]:
         """The three products in chunks of so many rows."""
@@ -62,84 +68,70 @@ class Head:
         yield lambda: [torch.mm(logits[: len(x)].t(), x) for x in chunks]
 
 
-def _seconds(call: Callable) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def own(case: HeadCase) -> Callable:
+    return partial(crossent.linear_cross_entropy, **{"filter_eps": case.filter_eps} if case.filter_eps else {})
 
 
 def own_calls(case: HeadCase, head: Head) -> dict[str, Callable]:
-    own = crossent.linear_cross_entropy
-    found = {
-        "step": lambda: head.step(head.labels, own, **head.options),
-        "step in chunks of 512 MB": lambda: head.step(head.labels, own, chunk_bytes=2**29, **head.options),
-        "forward": lambda: head.forward(own),
-        "token stats": lambda: head.forward(crossent.linear_token_stats),
-    }
-    if case.ignored:
-        found["step without"] = lambda: head.step(head.all_labels, own)
-    return {name: call for name, call in found.items() if _asked(name, case)}
-
-
-def rival_calls(case: HeadCase, head: Head, sizes: list[int]) -> dict[str, Callable]:
-    theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
-    if theirs and any("torch" in name for name in case.limits):
-        options = torch.nn.LinearCrossEntropyOptions
-        ways = {"reference": None, "chunked, default": options()}
-        return _torch(head, case, theirs, ways | {f"chunked, {r}": options(batch_chunk_size=r) for r in sizes})
-    return {}
-
-
-def _torch(head: Head, case: HeadCase, function: Callable, options: dict) -> dict[str, Callable]:
-    def step(chosen):
-        return lambda: head.step(head.labels, function, options=chosen)
-
-    wanted = {name.partition(" / ")[0] for name in case.limits}
-    best = "torch chunked, best" in wanted
+    loss = own(case)
     return {
-        f"torch {name}": step(chosen)
-        for name, chosen in options.items()
-        if f"torch {name}" in wanted or (best and name.rpartition(" ")[2].isdigit())
+        "step": head.step(loss),
+        "step in chunks of 512 MB": head.step(partial(loss, chunk_bytes=2**29)),
+        "step without": head.step(loss, head.all_labels),
+        "forward": head.forward(loss),
+        "token stats": head.forward(crossent.linear_token_stats),
     }
+
+
+def rival_calls(head: Head, sizes: list[int]) -> dict[str, Callable]:
+    theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if not theirs:
+        return {}
+    options = torch.nn.LinearCrossEntropyOptions
+    ways = {"reference": None, "chunked, default": options()}
+    ways |= {f"chunked, best, {rows}": options(batch_chunk_size=rows) for rows in sizes}
+    return {f"torch {name}": head.step(partial(theirs, options=chosen)) for name, chosen in ways.items()}
 
 
 def measure(case: HeadCase, rounds: int) -> list[dict]:
-    """Rounds in which everything has its turn, after one that does not count for what is quick."""
     head = rivals_head = Head(case)
     if case.dtype == "bfloat16" and PRODUCTS_OF_BFLOAT16[0] == WIDENED:
         # PyTorch takes minutes there, number by number: what it takes for some of the rows stands for all of them.
         rivals_head = Head(replace(case, tokens=CHUNKS[0]))
     share = len(rivals_head.labels) / case.tokens
     sizes = [rows for rows in CHUNKS if rows <= len(rivals_head.labels) and rows * case.classes < 2**29]
-    functions = own_calls(case, head) | rival_calls(case, rivals_head, sizes)
-    rounds = 1 if case.tokens * case.classes > 2**30 else rounds
+    asked = {"step", *(part for name in case.limits for part in name.split(" / "))}
+    functions = own_calls(case, head) | rival_calls(rivals_head, sizes)
+    functions = {name: call for name, call in functions.items() if {name, name.rpartition(", ")[0]} & asked}
     for rows in sizes:
         functions |= {f"products, {rows}, {part}": call for part, call in enumerate(rivals_head.products(rows))}
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, call in functions.items():
-            taken = samples[name]
-            rival = name.startswith(RIVALS)
-            if rival and taken and (taken[0] > LONG or (name.startswith("torch") and len(taken) > 1)):
-                continue
-            taken.append(_seconds(call))
-    times = {name: median(values[1:] or values) for name, values in samples.items()}
+    times = _times(functions, 1 if case.tokens * case.classes > 2**30 else rounds)
     times |= {name: seconds / share for name, seconds in times.items() if name.startswith(RIVALS)}
     times["products"], times["product"] = min(
         (sum(times[f"products, {rows}, {part}"] for part in range(3)), times[f"products, {rows}, 0"]) for rows in sizes
     )
-    chunked = [seconds for name, seconds in times.items() if name.rpartition(" ")[2].isdigit() and "torch" in name]
-    times["torch chunked, best"] = min(chunked, default=0.0)
+    best = "torch chunked, best"
+    times[best] = min((seconds for name, seconds in times.items() if name.startswith(best)), default=0.0)
     if case.filter_eps:
-        some = head.gradients(**head.options)
-        for what, exact in head.gradients().items():
+        some = head.gradients(own(case))
+        for what, exact in head.gradients(crossent.linear_cross_entropy).items():
             times[f"exact {what}"] = float(exact.norm())
             times[f"error of {what}"] = float((some[what] - exact).norm())
     return [_row(case, name, limit, times) for name, limit in case.limits.items()]
 
 
-def _asked(name: str, case: HeadCase) -> bool:
-    return name == "step" or any(name in limit.split(" / ") for limit in case.limits)
+def _times(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """The median seconds of rounds in which each has its turn, after one that does not count for what is quick."""
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, call in functions.items():
+            taken = samples[name]
+            if name.startswith(RIVALS) and taken and (taken[0] > LONG or (name.startswith("torch") and len(taken) > 1)):
+                continue
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return {name: median(values[1:] or values) for name, values in samples.items()}
 
 
 def _row(case: HeadCase, name: str, limit: dict, times: dict[str, float]) -> dict:

@@ -1,35 +1,35 @@
-"""The process that measures memory: the peak of one call beside what it has to have.
+"""The process that measures memory: how fast it is, or the peak of one call beside what it has to have.
 
 For cross entropy that is the logits, in whose size the peak is given; for the fused head the inputs, their gradients
 and for a weight of 16 bits one float32 accumulator of its gradient, and the peak is in bytes.
 """
 
+import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import torch
 
 import crossent
 from benchmarks.cases import HEAD_MEMORY, MEMORY_SHAPE
-from crossent.tools.bench.calls import grad_mode, torch_arrays
+from crossent.tools.bench.calls import grad_mode, of_arrays, torch_arrays
 from crossent.tools.bench.cases import HEAD, Case
+from crossent.tools.bench.machine import cores
 from crossent.tools.bench.memory import extra_peak
+from crossent.tools.bench.timing import medians
 
 LOSSES = {"crossent": crossent.cross_entropy, "torch": torch.nn.functional.cross_entropy}
+WORDS = 64_000_000  # of 8 bytes: far more than any cache holds
 
 
 def of_cross_entropy(library: str, mode: str) -> float:
     """After a call of the same size, so that only what every call takes is counted."""
     logits, labels = torch_arrays(Case("memory", MEMORY_SHAPE))
-    options = {"inplace_backward": True} if mode == "step in place" else {}
-
-    def call() -> None:
-        with grad_mode(mode):
-            loss = LOSSES[library](logits, labels, **options)
-        if mode != "evaluation":
-            loss.backward()
-            logits.grad = None
-
-    return extra_peak(call) / logits.nbytes
+    loss = partial(LOSSES[library], **{"inplace_backward": True} if mode == "step in place" else {})
+    with grad_mode(mode):
+        return extra_peak(of_arrays(loss, mode.removesuffix(" in place"), (logits, labels))) / logits.nbytes
 
 
 def of_the_head(name: str) -> float:
@@ -41,16 +41,29 @@ def of_the_head(name: str) -> float:
     if variant in ("sum", "none"):
         options = {"reduction": variant}
     gradients = hidden.nbytes + weight.nbytes + (4 * weight.numel() if hidden.itemsize == 2 else 0)
-
-    def call() -> None:
-        loss = crossent.linear_cross_entropy(hidden, weight, target, **options)
-        loss.backward(torch.ones_like(loss))
-        hidden.grad = weight.grad = None
-
-    return extra_peak(call) - gradients
+    loss = partial(crossent.linear_cross_entropy, **options)
+    return extra_peak(of_arrays(loss, "step", (hidden, weight, target))) - gradients
 
 
-MEASURED = {"cross entropy": of_cross_entropy, "head": of_the_head}
+def rates() -> dict[str, float]:
+    """GB/s on all cores: of reading, and of copying with what is read and what is written counted."""
+    parts = cores()
+    pool = ThreadPoolExecutor(parts)
+    source, copy = np.ones(WORDS, np.int64), np.zeros(WORDS, np.int64)
+    sources, copies = np.array_split(source, parts), np.array_split(copy, parts)
+    seconds = medians(
+        {
+            "read": lambda: list(pool.map(np.add.reduce, sources)),
+            "copy": lambda: list(pool.map(np.copyto, copies, sources)),
+        },
+        rounds=11,
+        seconds=2,
+    )
+    gigabytes = source.nbytes / 1e9
+    return {"read": gigabytes / seconds["read"], "copy": 2 * gigabytes / seconds["copy"]}
+
+
+MEASURED = {"rates": rates, "cross entropy": of_cross_entropy, "head": of_the_head}
 
 if __name__ == "__main__":
-    print(MEASURED[sys.argv[1]](*sys.argv[2:]))
+    print(json.dumps(MEASURED[sys.argv[1]](*sys.argv[2:])))

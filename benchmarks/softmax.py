@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 import crossent
-from crossent.tools.bench.rivals import compiled
+from crossent.tools.bench.calls import of_arrays, torch_arrays
+from crossent.tools.bench.cases import Case
+from crossent.tools.bench.rivals import bound, compiled
 from crossent.tools.bench.timing import medians
 
 SHAPES = ((32, 10), (128, 100), (128, 1000), (4096, 1000), (2048, 32000))
@@ -19,19 +21,13 @@ ROUNDS, SECONDS = 11, 1.0
 
 def calls(way: Callable[[Callable], Callable], name: str, shape: tuple[int, int]) -> dict[str, Callable]:
     """By the columns' names; a step takes a gradient of the results."""
-    logits, upstream = torch.randn(shape), torch.randn(shape)
-    leaf = logits.clone().requires_grad_()
-
-    def step(function: Callable) -> None:
-        function(leaf).backward(upstream)
-        leaf.grad = None
-
-    functions = {}
+    case = Case(name, shape, function=name)
+    (leaf,) = torch_arrays(case)
+    arrays, found = {"forward": leaf.detach(), "step": leaf}, {}
     for library in (crossent, torch):
-        function = getattr(library, name)
-        functions[library.__name__] = way(lambda x, function=function: function(x, 1))
-    found = {f"forward, {library}": lambda call=call: call(logits) for library, call in functions.items()}
-    return found | {f"step, {library}": lambda call=call: step(call) for library, call in functions.items()}
+        function = way(bound(library, case))
+        found |= {f"{mode}, {library.__name__}": of_arrays(function, mode, (x,)) for mode, x in arrays.items()}
+    return found
 
 
 def main() -> None:

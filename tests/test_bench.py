@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import crossent
 from crossent.tools import commands
-from crossent.tools.bench import calls, child, command, memory, plot, report, runner, worker
+from crossent.tools.bench import calls, command, memory, plot, report, runner, worker
 from crossent.tools.bench.cases import HEAD, Case, case_of
 from crossent.tools.bench.rivals import RIVALS, Rival
 from crossent.tools.bench.timing import compared, interleaved
@@ -171,11 +171,11 @@ def test_a_process_that_dies(how, error, monkeypatch):
 
 
 def test_a_child_says_its_last_line():
-    assert child.last_line("this", quiet=True).endswith(
+    assert runner.last_line("this", quiet=True).endswith(
         "Namespaces are one honking great idea -- let's do more of those!"
     )
     with pytest.raises(subprocess.CalledProcessError) as found:
-        child.last_line("no_such_module_at_all", quiet=True)
+        runner.last_line("no_such_module_at_all", quiet=True)
     assert "no_such_module_at_all" in found.value.stderr
 
 

@@ -122,7 +122,14 @@ MAY_IMPORT = {
     "crossent.tools.output": (),
     "crossent.__main__": ("crossent.tools.commands",),
     "crossent.tools.plain_json": (),
-    "crossent.tools.plan_of_shapes": ("crossent", "crossent.tools.shapes", "numpy", "torch", "rich"),
+    "crossent.tools.plan_of_shapes": (
+        "crossent",
+        "crossent._rows",
+        "crossent.tools.shapes",
+        "numpy",
+        "torch",
+        "rich",
+    ),
     "crossent.tools.bench": (
         *PUBLIC,
         "crossent.tools.bench",

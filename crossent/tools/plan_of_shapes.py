@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import crossent
+from crossent._rows import class_axis
 from crossent.tools.shapes import ITEM_SIZES, check_dtype, shape_of
 
 SOFTMAX, LOSSES, HEADS = (
@@ -45,9 +46,9 @@ def plan_of(
     for argument in sizes | scalars:
         if argument not in known:
             raise ValueError(f"{name} has no argument {argument!r}; it has {', '.join(known)}")
-    arrays = {}
+    arrays, axes = {}, len(sizes["input"]) + len(sizes.get("linear_weight", ())[2:])  # of the logits
     for argument, shape in sizes.items():
-        labels = argument == "target" and not _probabilities(name, sizes)
+        labels = argument == "target" and len(shape) != axes
         differentiated = gradient and argument in ("input", "linear_weight", "linear_bias")
         arrays[argument] = _array(library, argument, shape, LABELS if labels else dtype, differentiated)
     return crossent.plan(function, **arrays, **scalars)
@@ -90,14 +91,8 @@ def _labels(name: str, sizes: dict[str, tuple[int, ...]], dim: Any) -> tuple[int
     shape = sizes["input"]
     if name in HEADS:
         return shape[:-1] + sizes["linear_weight"][1:-1]
-    axis = dim % max(1, len(shape)) if isinstance(dim, int) else min(1, len(shape) - 1)
+    axis = class_axis(len(shape), dim)
     return shape[:axis] + shape[axis + 1 :]
-
-
-def _probabilities(name: str, sizes: dict[str, tuple[int, ...]]) -> bool:
-    if name in LOSSES:
-        return sizes["target"] == sizes["input"]
-    return len(sizes["target"]) == len(sizes["input"]) + len(sizes["linear_weight"]) - 2
 
 
 def _array(library: str, name: str, shape: tuple[int, ...], dtype: str, gradient: bool) -> Any:

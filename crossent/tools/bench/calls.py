@@ -66,7 +66,8 @@ def of_arrays(function: Callable, mode: str, arrays: tuple) -> Callable[[], obje
     if mode != "step":
         return partial(function, *arrays)
     leaves = [array for array in arrays if array.requires_grad]
-    gradient = torch.randn_like(arrays[0]) if function(*arrays).ndim else None
+    found = function(*arrays)
+    gradient = torch.randn_like(found) if found.ndim else None
 
     def step() -> None:
         function(*arrays).backward(gradient)

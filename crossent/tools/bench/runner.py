@@ -1,7 +1,9 @@
 """Every rival on every case, each in a process of its own."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossent.tools.bench.cases import Case
-from crossent.tools.bench.child import last_line
 from crossent.tools.bench.machine import machine, versions
 from crossent.tools.bench.memory import available
 from crossent.tools.bench.rivals import RIVALS, Rival
@@ -42,6 +43,22 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, **drawn) as bar:
         task = bar.add_task("", total=total, completed=-1)
         yield lambda title: bar.update(task, description=title, advance=1, refresh=True)
+
+
+def last_line(module: str, *parameters: str, quiet: bool = False, timeout: float | None = None, **environment) -> str:
+    """The last line that the module prints, run as a program; `quiet` keeps what it says on stderr for the error."""
+    # One compiler process: idle ones would share the cores with what is timed.
+    variables = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, "-m", module, *parameters],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if quiet else None,
+        text=True,
+        timeout=timeout,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1]
 
 
 def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:

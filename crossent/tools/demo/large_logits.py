@@ -13,9 +13,8 @@ import crossent.nn.functional
 from crossent.tools.bench import memory
 from crossent.tools.bench.calls import of_arrays, torch_arrays
 from crossent.tools.bench.cases import Case
-from crossent.tools.bench.child import last_line
 from crossent.tools.bench.memory import in_megabytes
-from crossent.tools.bench.runner import progress
+from crossent.tools.bench.runner import last_line, progress
 from crossent.tools.bench.timing import medians
 
 STEPS = {

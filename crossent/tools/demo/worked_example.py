@@ -7,8 +7,8 @@ from torch import Tensor
 import crossent.nn as nn
 import crossent.nn.functional as F
 
-# What is printed is what is run: name, what it is, its formula, and its expression in either style.
-STEPS = [
+# What is printed is what is run: name, what it is, its formula, and its expression, one for each style if they differ.
+STEPS: list[tuple[str, ...]] = [
     (
         "p",
         "softmax",
@@ -20,7 +20,6 @@ STEPS = [
         "log_of_p",
         "its logarithm",
         "log p[i,c]",
-        "torch.log(p)",
         "torch.log(p)",
     ),
     (
@@ -35,13 +34,11 @@ STEPS = [
         "the entries that the labels pick",
         "log p[i,y[i]]",
         "log_p[[0, 1, 2], labels]",
-        "log_p[[0, 1, 2], labels]",
     ),
     (
         "by_hand",
         "1. their mean, by hand",
         "-(1/3) sum_i log p[i,y[i]]",
-        "-picked.mean()",
         "-picked.mean()",
     ),
     (
@@ -80,8 +77,8 @@ def values(style: str) -> dict[str, Tensor]:
     """Every step's value, in order, in the style "modules" or "functions"."""
     torch.manual_seed(42)
     known = {"logits": torch.randn(3, 4), "labels": torch.tensor([1, 0, 2])}
-    for name, _, _, as_module, as_function in STEPS:
-        code = as_module if style == "modules" else as_function
+    for name, _, _, *codes in STEPS:
+        code = codes[0 if style == "modules" else -1]
         known[name] = eval(code, {"torch": torch, "nn": nn, "F": F}, known)
     return known
 
@@ -94,12 +91,11 @@ def show(console: Console) -> list[str]:
     for title, name, code in (("logits x", "logits", "torch.randn(3, 4)"), ("labels y", "labels", "[1, 0, 2]")):
         console.print(f"\n{title}", style="bold")
         _show_line(console, code, by_modules[name])
-    for name, title, formula, as_module, as_function in STEPS:
+    for name, title, formula, *codes in STEPS:
         console.print(f"\n{title}", style="bold", end="")
         console.print(f"    {formula}", style="cyan")
-        if as_module != as_function:
-            _show_line(console, as_module, by_modules[name])
-        _show_line(console, as_function, by_functions[name])
+        for code, known in zip(codes, (by_modules, by_functions)):
+            _show_line(console, code, known[name])
     return _summary(console, by_modules, by_functions)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from crossent import SparseTarget, _rows, cross_entropy, linear_cross_entropy, nll_loss
-from crossent.tools.arrays import as_numpy, dtype_of, like
+from crossent.tools.arrays import as_numpy, dtype_of, like, moved_axis
 
 FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
 _BLOCK = 2**18  # numbers: the arrays made of a block stay in a core's cache
@@ -41,16 +41,16 @@ class Case:
             shape = self._head_shape()
             self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
             self.row_shape, targets = shape.losses(self.shift), shape.targets
+            self._take_head()
         else:
             kind = _rows.target_kind(self.shape, tuple(a["target"].shape), a["dim"], not self.picks)
             self.axis, self.soft = kind
             self.classes = self.shape[self.axis]
-            self.row_shape = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-            targets = self.row_shape
+            self.row_shape = targets = self.shape[: self.axis] + self.shape[self.axis + 1 :]
+            self.x = moved_axis(self.input, self.axis, -1)
         if not self.classes:
             raise ValueError(f"input must have at least one class to explain, got shape {self.shape}")
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
-        self.dense = self.soft and not isinstance(a["target"], SparseTarget)
         self._weigh(targets)
 
     @property
@@ -65,31 +65,37 @@ class Case:
             target if isinstance(target, SparseTarget) else tuple(target.shape), self.shift,
         )  # fmt: skip
 
-    def _weigh(self, targets):
-        """Labels (None for probabilities), class weights, sample weights, and which rows count.
+    def _take_head(self):
+        """`x` are the inputs that have a loss; `layer` and `bias` have the classes last, but for the features."""
+        weight, bias = self.arguments["linear_weight"], self.arguments["linear_bias"]
+        self.x = self.input[..., : self.row_shape[-1], :] if self.shift else self.input
+        self.layer, self.bias = moved_axis(weight, 0, -2), None if bias is None else moved_axis(bias, 0, -1)
 
-        `named` are the classes that the target of a row names, and `probs` what it gives to each: 1 to a label.
+    def _weigh(self, targets):
+        """Class weights, sample weights, labels (None for probabilities), and which rows count.
+
+        The target of a row names the classes `named` (all of them if that is None), and gives each one of `probs`.
         """
         a, target = self.arguments, self.arguments["target"]
         self.weight: Any = None if a["weight"] is None else as_numpy(a["weight"]).astype(np.float64)
         self.samples: Any = None
         if a["sample_weight"] is not None:
             self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), targets)).reshape(-1)
-        self.labels, self.bad = None, np.zeros(self.rows, bool)
+        self.labels, self.named, self.bad = None, None, np.zeros(self.rows, bool)
         self.keep = np.ones(self.rows, bool) if self.samples is None else self.samples != 0
-        if self.dense:
-            self.target = self._later(target, axis=-2)
-            return
-        if self.soft:
+        if isinstance(target, SparseTarget):
             self.named, self.probs = (self._later(as_numpy(of), axis=-2) for of in (target.classes, target.probs))
+        elif self.soft:
+            self.probs = self._later(moved_axis(target, self.axis, -1), axis=-2)
         else:
             labels = self._later(as_numpy(target))
             self.labels, self.named = labels.reshape(-1), labels[..., None]
             self.probs = np.broadcast_to(1.0, self.named.shape)
             self.keep &= self.labels != self.options.ignore_index
-        wrong = (self.named < 0) | (self.named >= self.classes)
-        self.bad = self.keep & wrong.any(-1).reshape(-1)
-        self.keep &= ~self.bad
+        if self.named is not None:
+            wrong = (self.named < 0) | (self.named >= self.classes)
+            self.bad = self.keep & wrong.any(-1).reshape(-1)
+            self.keep &= ~self.bad
 
     def repair(self):
         """Have the rows with bad labels ignored by the arguments."""
@@ -151,17 +157,14 @@ class Case:
     def logits(self, block):
         """Those of some rows, classes last, in float32 or float64."""
         if not self.head:
-            return self._classes_last(self.input, block)
-        lead, out = self._split(block)
-        x, weight = as_numpy(self.input[lead]), as_numpy(self.arguments["linear_weight"][out])
-        logits = np.tensordot(x, weight, axes=(-1, -1))
-        if self.arguments["linear_bias"] is not None:
-            logits += as_numpy(self.arguments["linear_bias"][out])
-        return np.moveaxis(logits, x.ndim - 1, -1)
+            return as_numpy(self.x[block])
+        lead, out = block[: self.axis], block[self.axis :]
+        logits = np.tensordot(as_numpy(self.x[lead]), as_numpy(self.layer[out]), axes=(-1, -1))
+        return logits if self.bias is None else logits + as_numpy(self.bias[out])
 
-    def probabilities(self, block):
-        """Those that a soft target gives some rows, classes last."""
-        return self._classes_last(self.target, block)
+    def given(self, block):
+        """The probabilities that the target gives some rows, classes last."""
+        return as_numpy(self.probs[block])
 
     def row_logits(self, row):
         """Those of one row, in float64."""
@@ -179,18 +182,17 @@ class Case:
 
     def _head_row(self, row):
         """The input of a row, the weight by some classes after the other, and the bias, in float64."""
-        lead, out = self._split(self.index(row))
-        weight, bias = self.arguments["linear_weight"][out], self.arguments["linear_bias"]
+        lead, out = self.index(row)[: self.axis], self.index(row)[self.axis :]
+        weight, bias = self.layer[out], 0.0 if self.bias is None else as_numpy(self.bias[out])
         parts = (as_numpy(weight[lo : lo + _CLASSES]).astype(np.float64) for lo in range(0, self.classes, _CLASSES))
-        return as_numpy(self.input[lead]).astype(np.float64), parts, 0.0 if bias is None else as_numpy(bias[out])
+        return as_numpy(self.x[lead]).astype(np.float64), parts, bias
 
     def row_target(self, row):
         """t of every class: 1 at the label, or the probabilities; 0 where the row is ignored."""
         t, index = np.zeros(self.classes), self.index(row)
-        if self.keep[row] and self.dense:
-            t[:] = self.probabilities(index)
-        elif self.keep[row]:
-            np.add.at(t, self.named[index].astype(np.intp), self.probs[index])
+        if self.keep[row]:
+            named = slice(None) if self.named is None else self.named[index].astype(np.intp)
+            np.add.at(t, named, self.given(index))
         return t
 
     def sample(self, row):
@@ -208,21 +210,6 @@ class Case:
             if self.labels is not None and self.weight is not None:
                 counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
         return counts
-
-    def _split(self, block):
-        """The index of a head's input, and that of its weight, from one of the losses."""
-        full = self._full(block)
-        return full[: self.axis], (slice(None), *full[self.axis :])
-
-    def _full(self, block):
-        rest = (slice(size) for size in self.row_shape[len(block) :])
-        return (*block, *rest)
-
-    def _classes_last(self, array, block):
-        full = self._full(block)
-        first, second = full[: self.axis], full[self.axis :]
-        found = as_numpy(array[(*first, slice(None), *second)])
-        return np.moveaxis(found, sum(isinstance(i, slice) for i in first), -1)
 
 
 def detached(arguments):

@@ -1,6 +1,6 @@
 """The answer of `explain`: plain data, and the ways to look at it."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -161,10 +161,9 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """All but `losses`, in lists, dicts, numbers and strings; nan, inf and -inf are these words."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "losses"}
-        for name in ("rows", "steps", "checks", "findings"):
-            found[name] = [asdict(item) for item in found[name]]
-        return plain_json.plain(found | {"plan": asdict(self.plan)})
+        found = asdict(replace(self, losses=np.empty(0)))
+        del found["losses"]
+        return plain_json.plain(found)
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as JSON, which has no word for nan."""

@@ -111,7 +111,7 @@ def other_axis(facts):
 def _sums_along(facts, axis):
     if not _sums_off(facts).any():
         return False
-    return bool((np.abs(as_numpy(facts.case.target.sum(axis)) - 1.0) <= _tolerance(facts)).all())
+    return bool((np.abs(as_numpy(facts.case.arguments["target"].sum(axis)) - 1.0) <= _tolerance(facts)).all())
 
 
 def _fits_better(facts, axis):
@@ -129,7 +129,7 @@ def _fits_better(facts, axis):
 
 def _tolerance(facts):
     target = facts.case.arguments["target"]
-    return max(1e-3, 2 * EPS[dtype_of(target if facts.case.dense else target.probs)])
+    return max(1e-3, 2 * EPS[dtype_of(getattr(target, "probs", target))])
 
 
 def _sums_off(facts):

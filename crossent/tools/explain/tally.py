@@ -135,7 +135,7 @@ def scan(case):
     with np.errstate(all="ignore"):
         for block in case.blocks():
             x = case.logits(block)
-            t = case.probabilities(block) if case.dense else case.probs[block]
+            t = case.given(block)
             found = *sizes(x), x.argmax(-1), _masked(case, block, x, t), t.min(-1, initial=0.0), t.sum(-1)
             for whole, part in zip(of_rows, found):
                 whole[block] = part
@@ -151,7 +151,7 @@ def sizes(x):
 def _masked(case, block, x, t):
     if case.options.label_smoothing:
         return (x == -np.inf).any(-1)
-    if not case.dense:
+    if case.named is not None:
         named = case.named[block].astype(np.intp).clip(0, case.classes - 1)
         x = np.take_along_axis(x, named, -1)
     return ((x == -np.inf) & (t != 0.0)).any(-1)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from crossent.tools import plain_json
 from crossent.tools.files import check_file, write
-from crossent.tools.score import Score, score, show
+from crossent.tools.score import score, show
 from crossent.tools.score.readers import two_files
 
 FINE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -44,19 +44,15 @@ def run(files: Sequence[str], *, as_json: bool, html: Path | None, top: int, **o
     except (ValueError, OSError) as error:
         note(str(error))
         return BAD_INPUT
-    _say(found, as_json, top)
+    if as_json:
+        print(plain_json.text(show.as_dict(found), indent=1))
+    else:
+        show.tables(Console(highlight=False, markup=False), found, top)
     if found.complete:
         return FINE
     unwritten = f"; {html} is not written" if html is not None else ""
     errors.print(f"Interrupted after {found.done:,} of {found.rows:,} rows, of which this is the score{unwritten}.")
     return INTERRUPTED
-
-
-def _say(found: Score, as_json: bool, top: int) -> None:
-    if as_json:
-        print(plain_json.text(show.as_dict(found), indent=1))
-    else:
-        show.tables(Console(highlight=False, markup=False), found, top)
 
 
 @contextmanager

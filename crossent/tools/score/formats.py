@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from crossent.tools.score.tables import listed
+
 _LONGEST_HEAD = 2**27  # bytes, of .safetensors
 BFLOAT16 = np.dtype("V2")  # what NumPy, which has no such type, writes of ml_dtypes' bfloat16
 
@@ -51,15 +53,10 @@ def chosen(entries: dict[str, Stored], key: str | None) -> str | None:
     if key is not None and key not in entries:
         if "" in entries:
             raise ValueError(f"a file of one array has no entries, got the key {key!r}")
-        raise ValueError(f"has no entry {key!r}, only {listed(entries)}")
+        raise ValueError(f"has no entry {key!r}, only {listed(sorted(entries))}")
     if not entries:
         raise ValueError("holds no entries")
     return next(iter(entries)) if key is None and len(entries) == 1 else key
-
-
-def listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _refused(error: Exception) -> Stored:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.score.readers import BadFile, Rows, printable
+from crossent.tools.score.tables import listed
 
 _TRUTH = {"False": 0, "True": 1, "false": 0, "true": 1}
 _AS_CLASSES = "false is read as class 0, true as class 1"
@@ -130,10 +131,8 @@ class _Named:
                     f"{place(row)}: labels are names, such as {word!r}: store their numbers, or give the logits a "
                     "header of them"
                 )
-            known = ", ".join(map(repr, [*self.numbers][:5])) + (", ..." if len(self.numbers) > 5 else "")
-            raise BadFile(
-                f"{place(row)}: the label {word!r} is none of the classes in {self.header}: {printable(known)}"
-            )
+            known = printable(listed(map(repr, self.numbers), 5))
+            raise BadFile(f"{place(row)}: the label {word!r} is none of the classes in {self.header}: {known}")
         return found[back.reshape(block.shape)]
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.score import roles
-from crossent.tools.score.formats import ARRAYS, Stored, chosen, listed
+from crossent.tools.score.formats import ARRAYS, Stored, chosen
 from crossent.tools.score.parquet import parquet
-from crossent.tools.score.tables import LABELS, Table, UnclearError
+from crossent.tools.score.tables import LABELS, Table, UnclearError, listed
 from crossent.tools.score.text import text
 
 _AT_ONCE = 2**23  # numbers in a block
@@ -247,7 +247,7 @@ def _meant(entries: dict[str, Stored], role: str) -> str:
         known = {"logits"} if role == "logits" else LABELS
         fit = [name for name in fit if name.lower() in known]
     if len(fit) != 1:
-        raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(entries)}")
+        raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(sorted(entries))}")
     return fit[0]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crossent.tools.score.tables import INDICES, LABELS, OTHERS, Column, Table
+from crossent.tools.score.tables import INDICES, LABELS, OTHERS, Column, Table, listed
 
 _ENOUGH = 3  # rows, before what they have in common says something; or decimals that a number has not
 _SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
@@ -225,8 +225,7 @@ def _called(table: Table, columns: Iterable[int], names: frozenset[str]) -> list
 
 
 def _names(table: Table, columns: Iterable[int]) -> str:
-    columns = list(columns)
-    return ", ".join(table.name(i) for i in columns[:10]) + (", ..." if len(columns) > 10 else "")
+    return listed(map(table.name, columns))
 
 
 def _left_out(table: Table, index: Sequence[int], labels: Sequence[int], words: Sequence[int]) -> tuple[str, ...]:

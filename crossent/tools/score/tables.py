@@ -1,7 +1,7 @@
 """Files of columns: what their columns are like, and their rows in blocks. Which columns are meant is for `roles`."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +76,11 @@ class Table:
     def name(self, i: int) -> str:
         """Of a column, for messages."""
         return name_of(self.columns[i].name, i)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    names = list(names)
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)])
 
 
 def name_of(name: str, i: int) -> str:

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_file(path: Path, option: str) -> None:
-    """Before the work whose results are to go there."""
+def check_file(path: Path | None, option: str) -> None:
+    """Before the work whose results are to go there, if they are to go to a file."""
+    if path is None:
+        return
     if path.is_dir() or not path.parent.is_dir():
         wrong = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ValueError(f"{option} must be a file to write, got {path}: {wrong}")

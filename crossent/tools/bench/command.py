@@ -38,12 +38,11 @@ def _sizes(shape: tuple[int, ...], option: str) -> tuple[int, ...]:
 
 
 def check_files(save: Path | None, plot: Path | None) -> None:
-    if save:
-        check_file(save, "--save")
+    check_file(save, "--save")
+    check_file(plot, "--plot")
     if plot:
         from crossent.tools.bench.plot import check_format
 
-        check_file(plot, "--plot")
         check_format(plot)
 
 

@@ -191,7 +191,7 @@ class Case:
         """t of every class: 1 at the label, or the probabilities; 0 where the row is ignored."""
         t, index = np.zeros(self.classes), self.index(row)
         if self.keep[row]:
-            named = slice(None) if self.named is None else self.named[index].astype(np.intp)
+            named = np.arange(self.classes) if self.named is None else self.named[index].astype(np.intp)
             np.add.at(t, named, self.given(index))
         return t
 

@@ -41,9 +41,8 @@ def run(
 
     Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
     """
-    for path, option in ((html, "--html"), (plot, "--plot")):
-        if path is not None:
-            check_file(path, option)
+    check_file(html, "--html")
+    check_file(plot, "--plot")
     found = _explained(files, reading, scale, rows, options)
     if html is not None:
         write(html, found.to_html())

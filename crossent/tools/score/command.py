@@ -25,8 +25,7 @@ def run(files: Sequence[str], *, as_json: bool, html: Path | None, top: int, **o
 
     try:
         logits, labels = two_files(files)
-        if html is not None:
-            check_file(html, "--html")
+        check_file(html, "--html")
         with _first_interrupt_noted() as interrupts, _progress(errors) as told:
 
             def go_on(done: int, rows: int) -> bool:

@@ -20,38 +20,25 @@ _COLUMNS = ("row", "label", *PredictionStats._fields)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows by confidence, in bins of equal width: their number, how many are right, the sum of their confidences."""
+    """Rows by confidence, in bins of equal width: their number, the share that is right, their mean confidence.
+
+    `error` is the ECE: the mean distance between accuracy and confidence, bins weighted by their rows.
+    """
 
     rows: np.ndarray
-    correct: np.ndarray
-    summed: np.ndarray
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        return _ratio(self.correct, self.rows)
-
-    @property
-    def confidence(self) -> np.ndarray:
-        return _ratio(self.summed, self.rows)
-
-    @property
-    def error(self) -> float:
-        """ECE: the mean distance between accuracy and confidence, bins weighted by their rows."""
-        return float(abs(self.correct - self.summed).sum() / self.rows.sum())
+    accuracy: np.ndarray
+    confidence: np.ndarray
+    error: float
 
 
 @dataclass(frozen=True)
 class ByClass:
-    """For each class: rows with this label, the sum of their NLL, how many of them and of all were predicted so."""
+    """For each class: rows with this label, their mean NLL, how many of them and of all rows were predicted so."""
 
     rows: np.ndarray
+    nll: np.ndarray
     correct: np.ndarray
     predicted: np.ndarray
-    summed: np.ndarray
-
-    @property
-    def nll(self) -> np.ndarray:
-        return _ratio(self.summed, self.rows)
 
     @property
     def recall(self) -> np.ndarray:
@@ -145,13 +132,16 @@ class Accumulator:
         sums, rows = self._sums, self.rows
         if not rows:
             return None
+        binned, hits, confidence = (sums[name] for name in ("rows by bin", "hits by bin", "confidence by bin"))
+        error = float(abs(hits - confidence).sum() / binned.sum())
+        labels, correct = sums["rows by class"], sums["correct"]
         return Metrics(
             rows=rows, ignored=self.ignored, classes=self.classes, nll=float(sums["nll"]) / rows,
-            accuracy=int(sums["correct"].sum()) / rows, top5=int(sums["top5"]) / rows,
+            accuracy=int(correct.sum()) / rows, top5=int(sums["top5"]) / rows,
             brier=float(sums["brier"]) / rows, impossible=int(sums["impossible"]),
-            calibration=Calibration(sums["rows by bin"], sums["hits by bin"], sums["confidence by bin"]),
+            calibration=Calibration(binned, _ratio(hits, binned), _ratio(confidence, binned), error),
             losses=sums["losses"],
-            by_class=ByClass(sums["rows by class"], sums["correct"], sums["predicted"], sums["nll by class"]),
+            by_class=ByClass(labels, _ratio(sums["nll by class"], labels), correct, sums["predicted"]),
             confusion=self._pairs.confusion(), worst=self._worst,
         )  # fmt: skip
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, START
+from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, MEMORY, START
 from crossent.tools.bench.runner import last_line, measured_on, progress
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
@@ -33,59 +34,38 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def child(module: str, *parameters: str, **environment: str) -> str:
-    return last_line(f"benchmarks.{module}", *parameters, **environment)
-
-
-def measure_times(name: str, quick: bool, huge_pages: bool) -> list[dict]:
-    rounds, seconds = (3, 0.0) if quick else (11, 2.0)
-    return json.loads(child("worker", name, str(rounds), str(seconds), THP_MEM_ALLOC_ENABLE="01"[huge_pages]))
-
-
-def measure_memory(library: str, mode: str) -> list[dict]:
-    limit = MEMORY[library, mode]
-    value = float(child("memory", "cross entropy", library, mode))
-    return [{"library": library, "mode": mode, "value": value} | ({"at_most": limit} if limit else {})]
+def child(module: str, *parameters: str, **environment: str) -> Any:
+    """What a module says when it runs as a program; most say the rows of their results."""
+    return json.loads(last_line(f"benchmarks.{module}", *parameters, **environment))
 
 
 def measure_start(name: str) -> list[dict]:
     if "cold" in name:
         with tempfile.TemporaryDirectory() as empty:
-            seconds = [float(child("start", name, NUMBA_CACHE_DIR=empty))]
+            seconds = [child("start", name, NUMBA_CACHE_DIR=empty)]
     else:
-        seconds = [float(child("start", name)) for _ in range(6)][1:]
+        seconds = [child("start", name) for _ in range(6)][1:]
     return [{"name": name, "value": median(seconds), "at_most": START[name]}]
-
-
-def measure_head(name: str, quick: bool) -> list[dict]:
-    return json.loads(child("head", name, "1" if quick else "3"))
-
-
-def measure_head_memory(name: str) -> list[dict]:
-    value = float(child("memory", "head", name)) / 1e6
-    return [{"name": name, "value": value, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
-
-
-def measure_score(quick: bool) -> list[dict]:
-    return json.loads(child("score", "3" if quick else "11"))
 
 
 def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
     """What there is to run: the group of its results, its name, and a call that returns them."""
+    rounds, seconds, rounds_of_head = ("3", "0", "1") if quick else ("11", "2", "3")
     for case in CASES:
-        yield "times", case.name, partial(measure_times, case.name, quick, False)
+        times = partial(child, "worker", case.name, rounds, seconds)
+        yield "times", case.name, partial(times, THP_MEM_ALLOC_ENABLE="0")
         if case.arrays == "torch":
-            yield "times", f"{case.name} (THP)", partial(measure_times, case.name, quick, True)
+            yield "times", f"{case.name} (THP)", partial(times, THP_MEM_ALLOC_ENABLE="1")
     for library, mode in MEMORY:
-        yield "memory", f"memory: {library}, {mode}", partial(measure_memory, library, mode)
+        yield "memory", f"memory: {library}, {mode}", partial(child, "memory", "cross entropy", library, mode)
     for case in HEAD_CASES:
-        yield "head", case.name, partial(measure_head, case.name, quick)
+        yield "head", case.name, partial(child, "head", case.name, rounds_of_head)
     for name in HEAD_MEMORY:
-        yield "head_memory", f"memory: head, {name}", partial(measure_head_memory, name)
-    yield "score", "score", partial(measure_score, quick)
+        yield "head_memory", f"memory: head, {name}", partial(child, "memory", "head", name)
+    yield "score", "score", partial(child, "score", rounds)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)
-    yield "memory_rates", "rates of memory", lambda: [json.loads(child("memory", "rates"))]
+    yield "memory_rates", "rates of memory", partial(child, "memory", "rates")
 
 
 def run(chosen: argparse.Namespace, console: Console) -> dict:

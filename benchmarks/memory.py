@@ -1,7 +1,7 @@
 """The process that measures memory: how fast it is, or the peak of one call beside what it has to have.
 
 For cross entropy that is the logits, in whose size the peak is given; for the fused head the inputs, their gradients
-and for a weight of 16 bits one float32 accumulator of its gradient, and the peak is in bytes.
+and for a weight of 16 bits one float32 accumulator of its gradient, and the peak is in megabytes. Prints rows as JSON.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import crossent
-from benchmarks.cases import HEAD_MEMORY, MEMORY_SHAPE
+from benchmarks.cases import HEAD_MEMORY, HEAD_MEMORY_AT_MOST, MEMORY, MEMORY_SHAPE
 from crossent.tools.bench.calls import grad_mode, of_arrays, torch_arrays
 from crossent.tools.bench.cases import HEAD, Case
 from crossent.tools.bench.machine import cores
@@ -24,15 +24,17 @@ LOSSES = {"crossent": crossent.cross_entropy, "torch": torch.nn.functional.cross
 WORDS = 64_000_000  # of 8 bytes: far more than any cache holds
 
 
-def of_cross_entropy(library: str, mode: str) -> float:
+def of_cross_entropy(library: str, mode: str) -> list[dict]:
     """After a call of the same size, so that only what every call takes is counted."""
     logits, labels = torch_arrays(Case("memory", MEMORY_SHAPE))
     loss = partial(LOSSES[library], **{"inplace_backward": True} if mode == "step in place" else {})
     with grad_mode(mode):
-        return extra_peak(of_arrays(loss, mode.removesuffix(" in place"), (logits, labels))) / logits.nbytes
+        value = extra_peak(of_arrays(loss, mode.removesuffix(" in place"), (logits, labels))) / logits.nbytes
+    limit = MEMORY[library, mode]
+    return [{"library": library, "mode": mode, "value": value} | ({"at_most": limit} if limit else {})]
 
 
-def of_the_head(name: str) -> float:
+def of_the_head(name: str) -> list[dict]:
     shape, dtype, variant = HEAD_MEMORY[name]
     hidden, weight, target = torch_arrays(Case("memory", shape, function=HEAD, dtype=dtype))
     if variant == "soft targets":
@@ -42,10 +44,11 @@ def of_the_head(name: str) -> float:
         options = {"reduction": variant}
     gradients = hidden.nbytes + weight.nbytes + (4 * weight.numel() if hidden.itemsize == 2 else 0)
     loss = partial(crossent.linear_cross_entropy, **options)
-    return extra_peak(of_arrays(loss, "step", (hidden, weight, target))) - gradients
+    value = extra_peak(of_arrays(loss, "step", (hidden, weight, target))) - gradients
+    return [{"name": name, "value": value / 1e6, "at_most": HEAD_MEMORY_AT_MOST / 1e6}]
 
 
-def rates() -> dict[str, float]:
+def rates() -> list[dict]:
     """GB/s on all cores: of reading, and of copying with what is read and what is written counted."""
     parts = cores()
     pool = ThreadPoolExecutor(parts)
@@ -60,7 +63,7 @@ def rates() -> dict[str, float]:
         seconds=2,
     )
     gigabytes = source.nbytes / 1e9
-    return {"read": gigabytes / seconds["read"], "copy": 2 * gigabytes / seconds["copy"]}
+    return [{"read": gigabytes / seconds["read"], "copy": 2 * gigabytes / seconds["copy"]}]
 
 
 MEASURED = {"rates": rates, "cross entropy": of_cross_entropy, "head": of_the_head}

@@ -40,5 +40,4 @@ def like(original: Any, values: Any) -> Any:
 
 
 def moved_axis(array: Any, source: int, destination: int) -> Any:
-    move = np.moveaxis if is_numpy(array) else type(array).movedim
-    return move(array, source, destination)
+    return np.moveaxis(array, source, destination) if is_numpy(array) else array.movedim(source, destination)

@@ -39,8 +39,7 @@ def classes_of(table: Table, key: str | None, columns: str | None, labels_here: 
     if len(lists) > 1:
         raise ValueError(f"has several columns of lists, name one of them with --key: {_names(table, lists)}")
     if lists:
-        others = [i for i in range(len(table.columns)) if i not in lists]
-        note = (f"the logits are the lists in column {table.name(lists[0])}",) if others else ()
+        note = (f"the logits are the lists in column {table.name(lists[0])}",) if len(table.columns) > 1 else ()
         return Chosen((lists[0],), notes=note)
     index, rest = _without_index(table)
     words = _of_kind(table, rest, "words")

@@ -399,7 +399,6 @@ OF_AN_OPTION = {
     "kernels/plain.py",
     "kernels/stages.py",
     "nn/modules/loss.py",
-    "tools/explain/__init__.py",
     "tools/explain/steps.py",
     "tools/explain/working.py",
 }

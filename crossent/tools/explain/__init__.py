@@ -98,7 +98,7 @@ def _explanation(case, wanted, losses, result, mistake, planned):
     chosen = choose(case, losses, wanted)
     worked = [work(case, row) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
-    facts = Facts(case, scan(case), worked, losses, result, dtype, mistake)
+    facts = Facts(case, *scan(case), worked, losses, result, dtype, mistake)
     return Explanation(
         function=case.name,
         shape=case.shape,

@@ -6,7 +6,6 @@ likely mistake, a note is no mistake. Whoever adds one adds a faulty case and it
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -26,22 +25,12 @@ class Facts:
 
     case: Case
     scan: Scan
+    tally: Tally
     worked: list[Worked]
     losses: np.ndarray
     result: float | None
     dtype: str
     mistake: str | None
-
-    @cached_property
-    def tally(self) -> Tally:
-        case, scan = self.case, self.scan
-        tally, at = Tally(case.classes, case.dtype, case.head), case.keep
-        tally.add(scan.high[at], scan.low[at], scan.total[at], scan.lse[at])
-        if case.labels is None:
-            tally.counted = int(at.sum())
-        else:
-            tally.add_labels(scan.top[at], case.labels[at])
-        return tally
 
     stored = False  # in files
 

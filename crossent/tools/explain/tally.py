@@ -113,15 +113,13 @@ def fits_better(there: float, own: float, classes: int) -> bool:
 
 @dataclass
 class Scan:
-    """Of each row of logits the largest and smallest, their sum, lse, and the class of the largest.
+    """Of each row of logits the largest, lse, and the class of the largest.
 
     `masked` says that the target of a row that counts has a share of a class whose logit is -inf. `target_low` and
     `target_total` are the smallest, 0 at most, and the sum of what the target gives to classes.
     """
 
     high: np.ndarray
-    low: np.ndarray
-    total: np.ndarray
     lse: np.ndarray
     top: np.ndarray
     masked: np.ndarray
@@ -130,16 +128,24 @@ class Scan:
 
 
 def scan(case):
+    """All rows looked at once, block by block: what each is like, and what holds for all."""
     wide = np.float64 if case.dtype == "float64" else np.float32
-    of_rows = [np.empty(case.row_shape, dtype) for dtype in (wide, wide, wide, wide, np.int32, bool, wide, wide)]
+    of_rows = [np.empty(case.row_shape, dtype) for dtype in (wide, wide, np.int32, bool, wide, wide)]
+    tally, keep = Tally(case.classes, case.dtype, case.head), case.keep.reshape(case.row_shape)
     with np.errstate(all="ignore"):
         for block in case.blocks():
-            x = case.logits(block)
-            t = case.given(block)
-            found = *sizes(x), x.argmax(-1), _masked(case, block, x, t), t.min(-1, initial=0.0), t.sum(-1)
+            x, t = case.logits(block), case.given(block)
+            high, low, total, lse = map(np.asarray, sizes(x))
+            tally.add(*(array[keep[block]] for array in (high, low, total, lse)))
+            found = high, lse, x.argmax(-1), _masked(case, block, x, t), t.min(-1, initial=0.0), t.sum(-1)
             for whole, part in zip(of_rows, found):
                 whole[block] = part
-    return Scan(*(whole.reshape(-1) for whole in of_rows))
+    found = Scan(*(whole.reshape(-1) for whole in of_rows))
+    if case.labels is None:
+        tally.counted = int(case.keep.sum())
+    else:
+        tally.add_labels(found.top[case.keep], case.labels[case.keep])
+    return found, tally
 
 
 def sizes(x):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.arrays import like, moved_axis
+from crossent.tools.arrays import as_numpy, is_numpy, like, moved_axis
 from crossent.tools.score.formats import Stored
 from crossent.tools.score.labels import Labels, is_one_hot, labels_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
@@ -80,14 +80,14 @@ class Pair:
         Labels are of the library of the logits.
         """
         logits, labels, notes = self.logits.whole(), self.labels.whole(), self.notes
-        if self.reading.soft and not is_one_hot(np.asarray(as_floats(labels)), self.axis):
+        if self.reading.soft and not is_one_hot(as_numpy(labels), self.axis):
             notes = tuple(note for note in notes if note not in self.reading.notes)
         else:
             with naming(self.labels.path):
                 labels = self.reading.of(labels, self.labels.place)
-        if isinstance(logits, np.ndarray):
-            return logits, np.asarray(as_floats(labels)), notes
-        if isinstance(labels, np.ndarray):
+        if is_numpy(logits):
+            return logits, labels if is_numpy(labels) else as_numpy(labels), notes
+        if is_numpy(labels):
             labels = like(logits, labels.copy())  # since a mapped file cannot be written to, as a tensor can
         return logits, labels, notes
 
@@ -108,11 +108,6 @@ class Pair:
         first, *others = self.index(row)
         path, first = self.labels.find(first)
         return f"{path}: row {(first, *others) if others else first}"
-
-
-def as_floats(array: Any) -> Any:
-    """What NumPy takes: it has no bfloat16."""
-    return array if isinstance(array, np.ndarray) else array.float() if array.is_floating_point() else array
 
 
 def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:

@@ -1,30 +1,7 @@
 """The head fused with its loss: rows are taken in chunks, so that only one chunk of logits exists at a time.
 
 The gradients are made while a chunk's logits are there; the gradient of the logits is written over them. That takes
-three matrix products for each chunk, and nothing is kept but the gradients themselves. `lib` is what an array library
-provides. Beside what `_problem` needs of it, it has
-
-    logits_bytes(x)                    the bytes of one logit
-    rows_at_once(x)                    chunks of a multiple of so many rows take less time for each row
-    logits(x, weight, bias, out)       write x @ weight.T + bias
-    rounded(dlogits)                   dlogits as the next two functions take them, in the same memory
-    to_input(dlogits, weight)          dlogits @ weight; with `numbers`, weight stands for those of its rows
-    to_weight(dweight, dlogits, x)     add dlogits.T @ x to dweight; with `numbers`, to those of its rows
-    to_bias(dbias, dlogits)            add the sum of dlogits over rows
-    sums(dlogits, parts)               as `_problem.sums`: squares by column, and rows over parts of the columns
-    combinations(factors, dlogits)     factors @ dlogits, for few rows of factors
-    wide(vectors)                      the vectors as the rows of a NumPy array of float64
-    narrow(array, storage)             the inverse: an array of the library
-    numbers(chosen)                    the numbers of the chosen columns
-    columns(dlogits, numbers)          a copy of those columns
-    dense(classes, probs, out)         write the probabilities at their classes, and zeros elsewhere
-    picked(dense, classes)             the inverse
-    problem(logits, target, weight, sample_weight, options)    as `_problem.problem_of`, for classes along axis 1
-    tokens(...), token_gradient(...)   as `_problem.token_forward` and `token_backward`
-    token_results(rows, x)             arrays for their results
-    buffer(shape, x), zeros(shape, x)                                  new arrays; zeros are for sums
-    empty_like(a, unscaled), zeros_like(a, unscaled), accumulator(a)   new gradients; `unscaled` ones, which are still
-                                                                       to be divided by a mean's divisor, may be wider
+three matrix products for each chunk, and nothing is kept but the gradients themselves.
 """
 
 import math
@@ -39,12 +16,13 @@ from crossent._head_filter import FilteredProducts
 class Head:
     """A call of the head: flat arrays, and the targets that count.
 
-    `x` holds the rows (N, D) and `weight` the classes (V, D). The first axis of target and sample weights is N. Of a
-    sparse target, `target` holds the probabilities and `classes` their classes. `kept` are the numbers of the targets
-    that count, a slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`.
+    `products` are the `frontends._products.Products`, and `products.lib` is the array library. `x` holds the rows
+    (N, D) and `weight` the classes (V, D). The first axis of target and sample weights is N. Of a sparse target,
+    `target` holds the probabilities and `classes` their classes. `kept` are the numbers of the targets that count, a
+    slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`.
     """
 
-    lib: Any
+    products: Any
     shape: Any
     x: Any
     weight: Any
@@ -59,12 +37,11 @@ class Head:
     scale: float = 1.0
     logit_bytes: int = field(init=False)
     _count: int = field(init=False)
-    _multiple: int = field(init=False)
     _buffer: Any = field(default=None, init=False)
     _dense: Any = field(default=None, init=False)
 
     def __post_init__(self):
-        self.logit_bytes, self._multiple = self.lib.logits_bytes(self.x), self.lib.rows_at_once(self.x)
+        self.logit_bytes = self.products.logits_dtype.itemsize
         self._count = self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
 
     def loss(self, wanted):
@@ -79,7 +56,7 @@ class Head:
 
     def losses(self):
         """The loss of every target, 0 for targets that do not count."""
-        losses, options = self.lib.zeros(self.shape.targets, self.x), self.options.by_row
+        losses, options = self.products.zeros(self.shape.targets), self.options.by_row
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets in self._chunks(()):
             flat[targets] = self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
@@ -95,10 +72,10 @@ class Head:
 
     def tokens(self):
         """Logprob, lse, entropy and rank of every row's label; for ignored rows 0 and rank -1."""
-        lib, whole = self.lib, self.lib.token_results(self.shape.rows, self.x)
+        whole = self.products.token_results(self.shape.rows)
         for targets in self._chunks(()):
             results = [array[targets] for array in whole]
-            lib.tokens(self._logits(targets)[1], self.target[targets], self.options, results)
+            self.products.tokens(self._logits(targets)[1], self.target[targets], self.options, results)
             for array, some in zip(whole, results):
                 array[targets] = some
         return whole
@@ -109,7 +86,7 @@ class Head:
         for targets in self._chunks(()):
             x, logits = self._logits(targets)
             some, above = ([None if a is None else a[targets] for a in arrays] for arrays in (results, upstream))
-            self.lib.token_gradient(logits, self.target[targets], self.options, some, above)
+            self.products.token_gradient(logits, self.target[targets], self.options, some, above)
             self._add_products(gradients, targets, x, logits)
         return gradients
 
@@ -120,8 +97,9 @@ class Head:
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
         a_row = max(1, arrays * logit * len(self.weight))
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
-        if rows > self._multiple and not self.how.chunk_rows:
-            rows -= rows % self._multiple
+        at_once = self.products.rows_at_once
+        if rows > at_once and not self.how.chunk_rows:
+            rows -= rows % at_once
         rows = min(rows, self._count)
         return rows, rows * a_row
 
@@ -142,7 +120,7 @@ class Head:
         classes = len(self.weight)
         line = 64 // self.logit_bytes
         lines = -(-classes // line)
-        buffer = self.lib.buffer((rows, (lines | 1) * line), self.x)
+        buffer = self.products.lib.pooled((rows, (lines | 1) * line), self.products.logits_dtype)
         buffer[:, classes:] = 0  # a library's product may read whole lines; 0 times a nan there is nan
         return buffer[:, :classes]
 
@@ -152,24 +130,32 @@ class Head:
     def _logits(self, targets):
         x = self.x[self._rows(targets)]
         logits = self._buffer[: len(x)]
-        self.lib.logits(x, self.weight, self.bias, logits)
+        self.products.logits(x, self.weight, self.bias, logits)
         return x, logits
 
     def _problem(self, targets, logits, options):
         by_class = logits.reshape(len(logits), self.shape.classes, *self.shape.out)
         target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
         if self.classes is not None:
-            target = self.lib.dense(self.classes[targets], target, self._dense[: len(logits)])
-        return self.lib.problem(by_class, target, self.class_weight, samples, options)
+            target = self.products.dense(self.classes[targets], target, self._dense[: len(logits)])
+        return self.products.problem(by_class, target, self.class_weight, samples, options)
 
     def _new_gradients(self, wanted):
-        lib = self.lib
-        by_row = lib.empty_like if isinstance(self.kept, slice) else lib.zeros_like
-        dx = by_row(self.x, True) if wanted and wanted[0] else None
-        dtarget = by_row(self.target, False) if wanted and wanted[3] else None
-        dweight = lib.accumulator(self.weight) if wanted and wanted[1] else None
-        dbias = lib.accumulator(self.bias) if wanted and wanted[2] else None
-        return [dx, dweight, dbias, dtarget]
+        """Those of x, weight and bias are sums, which may have more bits than their arrays."""
+        dx, dweight, dbias, dtarget = wanted or (False,) * 4
+        return [
+            self._new_by_row(self.x, self.products.dtype) if dx else None,
+            self.products.zeros(self.weight.shape) if dweight else None,
+            self.products.zeros(self.bias.shape) if dbias else None,
+            self._new_by_row(self.target, self.target.dtype) if dtarget else None,
+        ]
+
+    def _new_by_row(self, array, dtype):
+        """A new array like this one; 0 in the rows that do not count."""
+        new = self.products.lib.pooled(array.shape, dtype)
+        if not isinstance(self.kept, slice):
+            new[...] = 0
+        return new
 
     def _differentiate(self, gradients, wanted, targets, options, dloss):
         """Add the gradients of a chunk of targets; the sum of its losses."""
@@ -184,30 +170,32 @@ class Head:
         return losses
 
     def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss):
-        lib, (dx, dweight, dbias, _) = self.lib, gradients
+        products, (dx, dweight, dbias, _) = self.products, gradients
         # What a filter leaves out depends on the rows' own derivatives, not on the upstream gradient. These are made in
         # a workable unit: squares of what is scaled far up or down could leave the range of numbers.
         unit = self.scale if _rows.workable(self.scale) else 1.0
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
-        products = FilteredProducts(lib, self.weight, x, logits)
-        products.choose(self.how.filter_eps * unit)
+        filtered = FilteredProducts(products, self.weight, x, logits)
+        filtered.choose(self.how.filter_eps * unit)
         if dloss is not None or unit != self.scale:
             rest = self.scale / unit
-            factors = lib.zeros((len(x), *self.shape.out), x) + rest if dloss is None else rest * dloss
+            factors = products.zeros((len(x), *self.shape.out)) + rest if dloss is None else rest * dloss
             _multiply((problem.x, dtarget), factors[:, None])
-            products.add_up()
+            filtered.add_up()
         if dbias is not None:
-            lib.to_bias(dbias, logits)
-        total = None if dx is None else lib.accumulator(x)
-        products.add(total, dweight)
+            products.to_bias(dbias, logits)
+        total = None if dx is None else products.zeros(x.shape)
+        filtered.add(total, dweight)
         if dx is not None:
             dx[self._rows(targets)] = total
         return dtarget, losses
 
     def _keep(self, dtarget, targets, made):
         if dtarget is not None:
-            made = made if self.classes is None else self.lib.picked(made, self.classes[targets])
-            dtarget[targets] = self.lib.cast(made, self.lib.storage(dtarget))
+            lib = self.products.lib
+            if self.classes is not None:
+                made = lib.xp.take_along_axis(made, self.classes[targets], axis=1)
+            dtarget[targets] = lib.cast(made, lib.storage(dtarget))
 
     def _filters(self, dloss):
         """Whether classes are left out: not if a factor is inf or nan, which is to be seen in the gradients."""
@@ -216,16 +204,16 @@ class Head:
 
     def _add_products(self, gradients, targets, x, dlogits):
         """Add the gradients that follow from the gradient of the logits."""
-        lib, (dx, dweight, dbias, _) = self.lib, gradients
+        products, (dx, dweight, dbias, _) = self.products, gradients
         if dbias is not None:
-            lib.to_bias(dbias, dlogits)
+            products.to_bias(dbias, dlogits)
         if dx is dweight is None:
             return
-        rows, dlogits = self._rows(targets), lib.rounded(dlogits)
+        rows, dlogits = self._rows(targets), products.rounded(dlogits)
         if dx is not None:
-            dx[rows] = lib.to_input(dlogits, self.weight)
+            dx[rows] = products.to_input(dlogits, self.weight)
         if dweight is not None:
-            lib.to_weight(dweight, dlogits, x)
+            products.to_weight(dweight, dlogits, x)
 
 
 def _multiply(arrays, factors):

@@ -14,12 +14,12 @@ _AT_ONCE = 2**19  # numbers of chosen classes that are gathered at a time
 class FilteredProducts:
     """The products of one chunk: its rows `x`, and the derivatives of their losses by the logits."""
 
-    def __init__(self, lib, weight, x, dlogits):
-        self._lib, self._weight, self._x, self._dlogits = lib, weight, x, dlogits
+    def __init__(self, products, weight, x, dlogits):
+        self._products, self._weight, self._x, self._dlogits = products, weight, x, dlogits
         self.add_up()
 
     def add_up(self):
-        self._squares, self._parts = self._lib.sums(self._dlogits, PARTS)
+        self._squares, self._parts = self._products.sums(self._dlogits, PARTS)
 
     def choose(self, eps):
         """Choose the classes whose root mean square is above eps, or nan."""
@@ -29,35 +29,37 @@ class FilteredProducts:
         """Add the products to the gradients that are not None."""
         if dinput is dweight is None:
             return
-        lib = self._lib
+        products = self._products
         span = self._add_chosen(dinput, dweight)
         if self._chosen.all():
             return
         _make_orthonormal(span)
-        span = lib.narrow(span, lib.storage(self._squares))
-        by_class = lib.combinations(span, self._dlogits)
+        span = products.narrow(span)
+        by_class = products.combinations(span, self._dlogits)
         by_class[:, self._chosen] = 0.0
         if dinput is not None:
-            lib.to_weight(dinput, span, lib.to_input(by_class, self._weight))
+            products.to_weight(dinput, span, products.to_input(by_class, self._weight))
         if dweight is not None:
-            lib.to_weight(dweight, by_class, lib.to_input(span, self._x))
+            products.to_weight(dweight, by_class, products.to_input(span, self._x))
 
     def _add_chosen(self, dinput, dweight):
         """Add the products of the chosen classes; the sums of the others, for each part and row."""
-        lib, others, step = self._lib, [], max(1, _AT_ONCE // len(self._x))
+        products, others, step = self._products, [], max(1, _AT_ONCE // len(self._x))
+        lib = products.lib
         for classes, sums in self._parts:
-            chosen, total = lib.numbers(self._chosen[classes]) + classes.start, lib.zeros(len(self._x), self._x)
+            chosen = lib.xp.argwhere(self._chosen[classes])[:, 0] + classes.start
+            total = products.zeros((len(self._x),))
             for start in range(0, len(chosen), step):
                 some = chosen[start : start + step]
                 dsome = lib.columns(self._dlogits, some)
-                lib.to_bias(total, dsome.T)
-                dsome = lib.rounded(dsome)
+                products.to_bias(total, dsome.T)
+                dsome = products.rounded(dsome)
                 if dinput is not None:
-                    dinput += lib.to_input(dsome, self._weight, some)
+                    dinput += products.to_input(dsome, self._weight, some)
                 if dweight is not None:
-                    lib.to_weight(dweight, dsome, self._x, some)
+                    products.to_weight(dweight, dsome, self._x, some)
             others.append(sums - total)
-        return lib.wide(others)
+        return products.wide(others)
 
 
 def _make_orthonormal(vectors):

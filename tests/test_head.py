@@ -36,7 +36,7 @@ import crossent
 from benchmarks import precision
 from benchmarks.precision import Case
 from crossent import _head_filter
-from crossent.frontends import _problem
+from crossent.frontends import _products
 from crossent.frontends.torch import products
 from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu import kernels, processor
@@ -640,7 +640,7 @@ def test_sums_keep_their_digits(dtype, shape):
     numbers = torch.rand(rows, columns + 1, generator=torch.Generator().manual_seed(0))
     chunk = numbers.to(TORCH_DTYPES[dtype])[:, :columns]
     wide = chunk.double()
-    squares, parts = _problem.sums(TORCH, chunk, 3)
+    squares, parts = _products.sums(TORCH, chunk, 3)
     torch.testing.assert_close(squares.double(), (wide * wide).sum(0), rtol=3e-6, atol=0)
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
     assert parts[0][0].start == 0 and parts[-1][0].stop >= columns and len(parts) == (3 if columns > 2048 else 1)
@@ -655,7 +655,7 @@ def test_combinations_of_rows(dtype, shape):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(rows, columns + 3, generator=generator).to(TORCH_DTYPES[dtype])[:, :columns]
     factors = torch.randn(count, rows, generator=generator, dtype=torch.promote_types(matrix.dtype, torch.float32))
-    ours = _problem.combinations(TORCH, factors, matrix)
+    ours = _products.combinations(TORCH, factors, matrix)
     difference = (ours.double() - factors.double() @ matrix.double()).abs()
     assert (difference <= 8 * torch.finfo(factors.dtype).eps * (factors.abs().double() @ matrix.abs().double())).all()
 

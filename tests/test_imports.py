@@ -17,9 +17,11 @@ PACKAGE = Path(crossent.__file__).parent
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
 HELPERS = (
     "crossent.frontends._cpu",
+    "crossent.frontends._heads",
     "crossent.frontends._memory",
     "crossent.frontends._plans",
     "crossent.frontends._problem",
+    "crossent.frontends._products",
     "crossent.frontends._stages",
 )
 BELOW_FRONTENDS = (
@@ -54,11 +56,13 @@ MAY_IMPORT = {
         "crossent._rows",
     ),
     "crossent.kernels": ("crossent._kept", "crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
+    "crossent.frontends._heads": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._cpu": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._stages": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
+    "crossent.frontends._products": (*BELOW_FRONTENDS, "crossent.frontends._problem", "numpy"),
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.torch", "numpy", "torch"),
     "crossent.frontends": (),

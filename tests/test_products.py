@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from crossent.frontends._problem import multiply, round_in_place
+from crossent.frontends._products import multiply, round_in_place
 from crossent.frontends.numpy.losses import NUMPY
 from crossent.frontends.torch.arrays import TORCH
 from crossent.kernels.cpu import matmul, tile

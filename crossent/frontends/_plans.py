@@ -71,33 +71,32 @@ def of_softmax(lib, name, x, path, reasons):
     return Plan(name, path, arithmetic, size, reasons=reasons)
 
 
-def of_head(name, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0):
+def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_rows=0):
     """`beside` are the bytes beside the chunk: sums that become gradients later and, without kernels, a copy of the
-    input. `plain_rows` are the rows of a chunk without kernels.
+    input. Without kernels `head` is None, and `plain_rows` are the rows of a chunk.
     """
+    shape = call.shape
     if out_of_kernels:
-        rows = min(plain_rows, head.shape.rows)
+        rows = min(plain_rows, shape.rows)
         arrays = _PLAIN_ARRAYS_OF_TOKENS if name == "linear_token_stats" else _PLAIN_ARRAYS
-        size = arrays * rows * len(head.weight) * _size(arithmetic) + beside
+        size = arrays * rows * shape.classes * shape.places * _size(arithmetic) + beside
         reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
-        return Plan(name, PLAIN, arithmetic, size, rows, -(-head.shape.rows // max(1, rows)), reasons)
-    rows, size = head.chunk(wanted)
+        return Plan(name, PLAIN, arithmetic, size, rows, -(-shape.rows // max(1, rows)), reasons)
+    (rows, size), copied = head.chunk(wanted), head.products.copied_weight
     targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
-    reasons = [f"{targets} of {head.shape.rows} rows count"]
+    reasons = [f"{targets} of {shape.rows} rows count"]
     if beside:
         reasons.append(f"{beside / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
     if head.x.itemsize == 2:
-        reasons.append(head.lib.precision)
-    if head.lib.copied_weight:
-        reasons.append(
-            f"{head.lib.copied_weight / 1e6:.1f} MB are a copy of linear_weight, which cannot be read in pairs"
-        )
-    if name == "linear_token_stats" or head.options.reduction == "none":
+        reasons.append(head.products.precision)
+    if copied:
+        reasons.append(f"{copied / 1e6:.1f} MB are a copy of linear_weight, which cannot be read in pairs")
+    if name == "linear_token_stats" or call.options.reduction == "none":
         reasons.append("the backward pass makes the logits again: it has to know what comes from above")
     else:
         reasons.append("the gradients are made in the forward pass, where somebody wants them")
     chunks = -(-targets // max(1, rows))
-    return Plan(name, KERNELS, arithmetic, size + beside + head.lib.copied_weight, rows, chunks, tuple(reasons))
+    return Plan(name, KERNELS, arithmetic, size + beside + copied, rows, chunks, tuple(reasons))
 
 
 def _size(storage):

@@ -98,8 +98,17 @@ def problem_of(lib, input, target, weight, sample_weight, dim, options, picks=Fa
         copies = _copied(lib, input, target, dim, options, picks)
         return problem_of(lib, *copies, weight, sample_weight, dim, options, picks)
     problem = Problem(lib, ready, input, target)
-    if weight is not None or sample_weight is not None:
-        problem.weigh(weight, sample_weight)
+    if weight is sample_weight is None:
+        return problem
+    layout, dtype = ready.layout, lib.dtypes[ready.compute]
+    total, of_weight, of_samples = problem.weights
+    if weight is not None:
+        weight = class_weights(lib, weight, layout.classes, dtype)
+        total, of_weight = lib.total(weight) if options.label_smoothing else 0.0, lib.address(weight)
+    if sample_weight is not None:
+        sample_weight = sample_weights(lib, sample_weight, layout.row_shape, dtype)
+        of_samples = lib.address(sample_weight)
+    problem.weights, problem.owners = (total, of_weight, of_samples), (input, target, weight, sample_weight)
     return problem
 
 
@@ -112,20 +121,7 @@ class Problem:
         self.lib, self.ready, self.x, self.target = lib, ready, input, target
         self.plan, self.layout, self.options = ready.plan, ready.layout, ready.options
         self.arrays, self.weights = (lib.address(input), lib.address(target)), (self.layout.classes, 0, 0)
-        self.owners = input, target
-
-    def weigh(self, weight, sample_weight):
-        """Take the caller's class weights and sample weights."""
-        lib, layout, (total, *_) = self.lib, self.layout, self.weights
-        dtype = lib.dtypes[self.ready.compute]
-        if weight is not None:
-            weight = class_weights(lib, weight, layout.classes, dtype)
-            total = lib.total(weight) if self.options.label_smoothing else 0.0
-        if sample_weight is not None:
-            sample_weight = sample_weights(lib, sample_weight, layout.row_shape, dtype)
-        of_weight = 0 if weight is None else lib.address(weight)
-        self.weights = total, of_weight, 0 if sample_weight is None else lib.address(sample_weight)
-        self.owners = *self.owners, weight, sample_weight
+        self.owners: tuple = input, target
 
     def new_stats(self):
         """Memory for what backward needs of forward, or None."""
@@ -259,84 +255,6 @@ def _token_call(lib, logits, target, options, results):
     return plan, tuple(lib.address(array) for array in (logits, target, *results))
 
 
-def sums(lib, matrix, parts):
-    """The sum of squares of each column; for each part of the columns, its slice and the sums of the rows over it."""
-    rows, columns = matrix.shape
-    storage, step = lib.storage(matrix), kernels.BLOCK_OF_SUMS
-    blocks = -(-columns // step)
-    squares, by_block = (lib.new(shape, compute_storage(storage)) for shape in (columns, (blocks, rows)))
-    squares[...] = 0
-    changing = lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(squares), lib.address(by_block)
-    kernels.sums(columns, storage, lib.threads())(changing, lib.threads, (matrix, squares, by_block))
-    parts = max(1, min(parts, blocks))
-    edges = [part * blocks // parts for part in range(parts + 1)]
-    return squares, [(slice(lo * step, hi * step), by_block[lo:hi].sum(0)) for lo, hi in zip(edges, edges[1:])]
-
-
-def combinations(lib, factors, matrix):
-    """factors @ matrix, for few rows of factors."""
-    (count, rows), columns = factors.shape, matrix.shape[1]
-    storage = lib.storage(factors)
-    room = kernels.ROOM_OF_COMBINATIONS
-    padded, result = (lib.new((count, -(-size // room) * room), storage) for size in (rows, columns))
-    padded[:, :rows], padded[:, rows:] = factors, 0
-    changing = (
-        lib.address(matrix), lib.strides(matrix)[0], rows, lib.address(padded), lib.strides(padded)[0], count,
-        lib.address(result), lib.strides(result)[0],
-    )  # fmt: skip
-    kernels.combinations(columns, lib.storage(matrix), lib.threads())(changing, lib.threads, (matrix, padded, result))
-    return result[:, :columns]
-
-
-def multiply(lib, a, b, c, adds=False, b_rows=None, c_rows=None, padded=False):
-    """Write a @ b to c, whose rows lie along memory, or add it. All are matrices; only b may be stored in 16 bits.
-
-    `b_rows` or `c_rows` are the numbers of the rows that take part, if not all do. Where the processor multiplies
-    pairs, a and b may both be stored as bfloat16, and c too if nothing is added to it. `padded` then says that a 0
-    follows each row of a that does not consist of whole pairs.
-    """
-    storages = lib.storages
-    pairs, rounded = storages.get(a.dtype) == "bfloat16", storages.get(c.dtype) == "bfloat16"
-    if b_rows is not None and (pairs or not _along(lib, b)):
-        b, b_rows = b[b_rows], None
-    rows, columns, depth = a.shape[0], b.shape[1], a.shape[1]
-    if not (rows and columns and depth):
-        if not adds:
-            c[...] = 0
-        return
-    a_along = _along(lib, a, pairs, padded)
-    if not a_along:
-        a = _rows_along(lib, a.T)
-    b_along = not _along(lib, b)
-    if b_along:
-        b_along = _along(lib, b.T, pairs)
-        b = b.T if b_along else lib.contiguous(b)
-    strides = lib.strides(a)[0], lib.strides(b)[0], lib.strides(c)[0]
-    storage = "bfloat16 pairs" if pairs else storages.get(b.dtype)
-    run = kernels.product(storage, rounded, (a_along, b_along), strides, rows, columns, depth, lib.threads())
-    of_b_rows, of_c_rows = 0 if b_rows is None else lib.address(b_rows), 0 if c_rows is None else lib.address(c_rows)
-    changing = lib.address(a), lib.address(b), lib.address(c), adds, of_b_rows, of_c_rows
-    run(changing, lib.threads, (a, b, c, b_rows, c_rows))
-
-
-def _along(lib, matrix, pairs=False, padded=False):
-    """Whether the rows of a matrix lie along memory and, with `pairs`, consist of whole pairs."""
-    (row, number), columns = lib.strides(matrix), matrix.shape[1]
-    return (number == 1 or columns == 1) and not (pairs and (row % 2 or (columns % 2 and not padded)))
-
-
-def round_in_place(lib, matrix):
-    """Round float32 numbers to bfloat16 in the same memory. Rows begin where they began, and a 0 follows each."""
-    rows, columns = matrix.shape
-    if rows and columns:
-        run = kernels.rounding(rows, columns, lib.strides(matrix)[0])
-        run((lib.address(matrix),), lib.threads, (matrix,))
-
-
-def _rows_along(lib, matrix):
-    return matrix if _along(lib, matrix) else lib.contiguous(matrix)
-
-
 def prediction_stats(lib, input, target, dim, options):
     """What metrics need of every row: logprob, rank, prediction, confidence, brier."""
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, False)
@@ -412,18 +330,3 @@ def softmax_backward(lib, out, dout, dim, log):
     dx = ready.new(out)
     plan.backward((lib.address(out), lib.address(dx), lib.address(dout), *strides), lib.threads, (out, dout, dx))
     return dx
-
-
-class HeadKernels:
-    """What the fused head asks of every array library that has kernels."""
-
-    precision = "logits and their gradient are float32"  # for arrays of 16 bits, as told by `plan`
-    copied_weight = 0  # bytes of a copy of the weight, made if it suits the products better
-    sums = classmethod(sums)
-    combinations = classmethod(combinations)
-    tokens = classmethod(token_forward)
-    token_gradient = classmethod(token_backward)
-
-    @classmethod
-    def problem(cls, logits, target, weight, sample_weight, options):
-        return problem_of(cls, logits, target, weight, sample_weight, 1, options)

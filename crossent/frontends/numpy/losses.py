@@ -43,6 +43,8 @@ class NUMPY:
     converted = staticmethod(partial(np.ndarray.astype, copy=False))
     address = staticmethod(numpy_address)
     raw_strides = attrgetter("strides")
+    pooled = staticmethod(new_array)
+    columns = staticmethod(lambda matrix, numbers: matrix[:, numbers])  # in half the time of `np.take`
 
     @staticmethod
     def storage(array):
@@ -115,6 +117,10 @@ class NUMPY:
     @staticmethod
     def item(array, row):
         return array.reshape(-1)[row].item()
+
+    @staticmethod
+    def add_at(out, classes, probs):
+        np.add.at(out, (np.arange(len(classes))[:, None], classes), probs)
 
 
 def readable(name, array):

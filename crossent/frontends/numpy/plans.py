@@ -1,8 +1,8 @@
 """What calls with NumPy's arrays are going to do."""
 
 from crossent.frontends import _plans
-from crossent.frontends._problem import compute_storage
-from crossent.frontends.numpy.head import head_of
+from crossent.frontends._heads import head_of
+from crossent.frontends.numpy.head import checked, products_for
 from crossent.frontends.numpy.losses import NUMPY, readable
 
 
@@ -20,8 +20,9 @@ def plan(name, arguments, options, how):
 
 
 def _of_head(name, a, options, how):
-    weights = a.get("weight"), a.get("sample_weight")
-    head, _ = head_of(a["input"], a["linear_weight"], a["target"], a["linear_bias"], *weights, options, how)
+    given = a["input"], a["linear_weight"], a["linear_bias"], a["target"], a.get("weight"), a.get("sample_weight")
+    arrays, call = checked(*given, options, how)
+    head, *_ = head_of(arrays, call, products_for)
     accumulators = 4 * head.weight.size if head.x.itemsize == 2 else 0
     wanted = (True, True, head.bias is not None, False)
-    return _plans.of_head(name, head, wanted, compute_storage(NUMPY.storage(head.x)), (), accumulators)
+    return _plans.of_head(name, call, head, wanted, head.products.storage, (), accumulators)

@@ -14,6 +14,7 @@ from torch._decomp import meta_table, register_decomposition
 from crossent import _rows
 from crossent._call import Call
 from crossent._options import HeadOptions, LossOptions, loss_options
+from crossent.frontends._heads import finished, losses_of
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
 from crossent.frontends.torch import decompositions, head, modes, nodes
 from crossent.frontends.torch.arrays import TORCH
@@ -200,10 +201,9 @@ define(
 # The fused head
 
 
-def _tensors_of(made, tensors):
-    gradients, factor = made
-    finished = (head.finished(gradient, tensor, factor) for gradient, tensor in zip(gradients, tensors))
-    return [tensors[0].new_empty(0) if gradient is None else gradient for gradient in finished]
+def _tensors_of(gradients, factor, tensors):
+    made = finished(TORCH, gradients, tensors, factor)
+    return [tensors[0].new_empty(0) if gradient is None else gradient for gradient in made]
 
 
 def _fake_gradients(tensors, wanted):
@@ -215,8 +215,8 @@ def _fake_gradients(tensors, wanted):
 def _head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     call = call_of_head(tensors[:4], classes, *values)
-    value, made = head.loss_and_gradients(tensors, wanted, call)
-    return value.clone(), *_tensors_of(made or ([None] * 4, 1.0), tensors)
+    value, gradients, factor = head.loss_and_gradients(tensors, wanted, call)
+    return value.clone(), *_tensors_of(gradients or [None] * 4, factor, tensors)
 
 
 def _fake_head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
@@ -232,7 +232,7 @@ def _fake_head(input, linear_weight, linear_bias, target, weight, sample_weight,
 def _head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     call = call_of_head(tensors[:4], classes, *values)
-    return tuple(_tensors_of(head.gradients_again(tensors, wanted, call, dloss), tensors))
+    return tuple(_tensors_of(*head.gradients_again(tensors, wanted, call, dloss), tensors))
 
 
 def _fake_head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *_):
@@ -314,7 +314,7 @@ def _tokens_backward(upstream, results, input, linear_weight, linear_bias, targe
     tensors = input, linear_weight, linear_bias, target
     upstream = [above.contiguous() for above in upstream]
     gradients = _token_head(tensors, values).token_gradients((*wanted, False), results, upstream)
-    return tuple(_tensors_of((gradients[:3], 1.0), tensors))
+    return tuple(_tensors_of(gradients[:3], 1.0, tensors))
 
 
 def _fake_tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *_):
@@ -349,7 +349,7 @@ define(
 def tokens(tensors, call):
     """`linear_token_stats`."""
     found = ops.tokens(*tensors, *_values(call.how, _HEAD), *_values(call.options, _LOSS))
-    return tuple(head.losses_of(result, call) for result in found)
+    return tuple(losses_of(result, call) for result in found)
 
 
 # Decompositions of the operators that exported programs call, in PyTorch's own table, where exporters look for them.

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from crossent import _rows
 from crossent._call import Call
-from crossent._head import Head
-from crossent.frontends.torch import arrays, dtypes, labels, modes, namespace as xp, nodes, plain
+from crossent.frontends import _heads
+from crossent.frontends.torch import dtypes, labels, modes, namespace as xp, nodes, plain
+from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.frontends.torch.products import products_for
 from crossent.kernels import plain as formulas
@@ -43,10 +43,9 @@ def _check_classes(classes, shape):
     if modes.is_traced():
         with modes.untraced():
             return _check_classes(classes, SimpleNamespace(classes=int(shape.classes)))
-    bad = labels.outside(classes, shape.classes)
-    if labels.concrete(classes) is not None and bool(bad.any()):
-        where = tuple(int(i) for i in bad.nonzero()[0])
-        raise _rows.class_error(int(classes[where]), where, shape.classes)
+    known = labels.concrete(classes)
+    if known is not None:
+        _heads.check_classes(TORCH, known, shape.classes)
 
 
 def _classes_by_row(call):
@@ -63,43 +62,7 @@ def _sparse(call, probs):
 
 
 def head_of(tensors, call):
-    """The head of the targets that count, what its gradients are still to be multiplied by, and the divisor."""
-    input, linear_weight, linear_bias, target, weight, sample_weight = tensors
-    shape, reduction = call.shape, call.options.reduction
-    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
-    divisor = call.divisor
-    if divisor is None and reduction == "mean":
-        weights = keep if weight is None else formulas.row_weights(xp, labels, shape.soft, weight, keep)
-        divisor = weights.sum(dtype=torch.float64).item()
-    counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
-    everything = not call.how.shift and bool(counts.all())
-    _, scale = _rows.reduced(reduction, 0.0, divisor, None)
-    # float16 has few exponents: its gradients are made for the sum, and divided while they have 32 bits.
-    later = scale if input.dtype is torch.float16 and bool(counts.any()) else 1.0
-    x = input.reshape(shape.rows, shape.features)
-    matrix = linear_weight.reshape(shape.classes * shape.places, shape.features)
-    head = Head(
-        lib=products_for(x, matrix, call.how.exact),
-        shape=shape,
-        x=x,
-        weight=matrix,
-        bias=None if linear_bias is None else linear_bias.reshape(-1),
-        target=labels,
-        classes=None if call.classes is None else _classes_by_row(call),
-        class_weight=weight,
-        samples=None if sample_weight is None else keep,
-        kept=slice(0, shape.rows) if everything else counts.nonzero()[:, 0],
-        options=call.options,
-        how=call.how,
-        scale=1.0 if later != 1.0 else scale,
-    )
-    return head, later, divisor
-
-
-def losses_of(losses, call):
-    """The losses without those of targets that belong to no row."""
-    shift, losses = call.how.shift, losses.reshape(call.shape.targets)
-    return losses[..., shift:] if shift else losses
+    return _heads.head_of(tensors, call, products_for)
 
 
 def call_of(tensors, call, classes=None):
@@ -107,31 +70,20 @@ def call_of(tensors, call, classes=None):
     target; of a sparse target they have the probabilities, and `classes` has its classes.
     """
     if modes.tracer() is None:
-        shape = _shape(tensors, classes, call.how.shift)
+        shape = _heads.shape_of(tensors, classes, call.how.shift)
     else:
         with modes.untraced():
-            shape = _shape(tensors, classes, call.how.shift)
+            shape = _heads.shape_of(tensors, classes, call.how.shift)
         shape.traced(tensors[0].shape, tensors[1].shape)
     # Not `dataclasses.replace`, which PyTorch 2.6 cannot compile.
     given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how}
     return Call(call.options, shape=shape, classes=classes, **given)
 
 
-def _shape(tensors, classes, shift):
-    input, linear_weight, linear_bias, target = tensors
-    bias = None if linear_bias is None else tuple(linear_bias.shape)
-    kind = tuple(target.shape) if classes is None else _rows.SparseTarget(classes, target)
-    return _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, shift)
-
-
 def loss_and_gradients(tensors, wanted, call):
-    """The loss, and its gradients or None for reduction "none"."""
-    head, later, divisor = head_of(tensors, call)
-    if call.options.reduction == "none":
-        return losses_of(head.losses(), call).to(call.out_dtype), None
-    total, gradients = head.loss(wanted)
-    loss, _ = _rows.reduced(call.options.reduction, total, divisor, None)
-    return nodes.result(loss, call.out_dtype), (gradients, later)
+    """The loss, and its gradients with what they are still to be multiplied by."""
+    loss, gradients, later = _heads.loss_and_gradients(tensors, wanted, call, products_for)
+    return nodes.result(loss, call.out_dtype), gradients, later
 
 
 def gradients_again(tensors, wanted, call, dloss):
@@ -152,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call):
         tensors = input, linear_weight, linear_bias, target, weight, sample_weight
-        loss, ctx.made = loss_and_gradients(tensors, ctx.needs_input_grad[:4], call)
+        loss, *ctx.made = loss_and_gradients(tensors, ctx.needs_input_grad[:4], call)
         ctx.save_for_backward(*tensors, call.classes)
         ctx.call = call
         return loss
@@ -163,12 +115,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
         if nodes.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
-        made, ctx.made = ctx.made, None
-        if made is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
+        (gradients, factor), ctx.made = ctx.made, (None, None)
+        if gradients is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
             gradients, factor = gradients_again(tensors, wanted, call, dloss)
         else:
-            gradients, factor = made[0], made[1] * float(dloss)
-        return *[finished(*pair, factor) for pair in zip(gradients, tensors)], None, None, None
+            factor *= float(dloss)
+        return *_heads.finished(TORCH, gradients, tensors, factor), None, None, None
 
 
 def _upstream(dloss, call, x):
@@ -177,17 +129,6 @@ def _upstream(dloss, call, x):
     whole = dloss.new_zeros(shape.targets, dtype=COMPUTE[x.dtype])
     (whole[..., shift:] if shift else whole).copy_(dloss)
     return whole.reshape(shape.rows, *shape.out)
-
-
-def finished(gradient, tensor, factor):
-    """The gradient multiplied by the factor, rounded to the tensor's dtype, and in the tensor's shape."""
-    if gradient is None:
-        return None
-    if factor != 1.0:
-        gradient.mul_(factor)
-    if gradient.dtype != tensor.dtype:
-        gradient = arrays.new_tensor(gradient.shape, tensor.dtype).copy_(gradient)
-    return gradient.reshape(tensor.shape)
 
 
 def _computable(x, weight, bias, exact):
@@ -312,7 +253,7 @@ def composite(tensors, call, **how_chunked):
 
     (losses,) = _by_row(rows_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
     if call.options.reduction == "none":
-        return losses_of(losses, call).to(call.out_dtype)
+        return _heads.losses_of(losses, call).to(call.out_dtype)
     return plain.reduce(losses, labels, shape.soft, weight, keep, call.divisor, call.options).to(call.out_dtype)
 
 
@@ -346,7 +287,7 @@ class _TokenStats(torch.autograd.Function):
         ctx.call, ctx.results = call, [result.clone() for result in results]
         ctx.mark_non_differentiable(results[3])
         ctx.set_materialize_grads(False)
-        return tuple(losses_of(result, call) for result in results)
+        return tuple(_heads.losses_of(result, call) for result in results)
 
     @staticmethod
     def backward(ctx, *upstream):
@@ -360,7 +301,7 @@ class _TokenStats(torch.autograd.Function):
         head, _, _ = head_of((*tensors, None, None), call)
         rows = [None if above is None else _upstream(above, call, head.x) for above in upstream]
         gradients = head.token_gradients(wanted, ctx.results, rows)
-        return *(finished(*pair, 1.0) for pair in zip(gradients[:3], tensors)), None, None
+        return *_heads.finished(TORCH, gradients[:3], tensors, 1.0), None, None
 
 
 def composite_token_rows(tensors, call, **how_chunked):
@@ -378,7 +319,7 @@ def composite_token_rows(tensors, call, **how_chunked):
 
 
 def composite_tokens(tensors, call, **how_chunked):
-    return tuple(losses_of(result, call) for result in composite_token_rows(tensors, call, **how_chunked))
+    return tuple(_heads.losses_of(result, call) for result in composite_token_rows(tensors, call, **how_chunked))
 
 
 def _differentiable_token_gradients(tensors, wanted, call, upstream):
@@ -391,4 +332,4 @@ def tokens_by_kernels(tensors, call):
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3]):
         return _TokenStats.apply(*tensors, call)
     head, _, _ = head_of((*tensors, None, None), call)
-    return tuple(losses_of(result, call) for result in head.tokens())
+    return tuple(_heads.losses_of(result, call) for result in head.tokens())

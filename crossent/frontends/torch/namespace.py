@@ -3,9 +3,12 @@
 import torch
 from torch import (
     argmax,
+    argwhere,
     asarray,
+    empty,
     exp,
     expm1,
+    full,
     int64,
     log,
     log1p,
@@ -13,14 +16,16 @@ from torch import (
     ones_like,
     reshape,
     squeeze,
+    stack,
     tanh,
     where,
     zeros_like,
 )
 
 __all__ = [
-    "arange", "argmax", "asarray", "astype", "exp", "expand_dims", "expm1", "freeze", "int64", "log", "log1p", "max",
-    "maximum", "ones_like", "reshape", "squeeze", "sum", "take", "take_along_axis", "tanh", "where", "zeros_like",
+    "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "freeze", "full",
+    "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "stack", "sum", "take",
+    "take_along_axis", "tanh", "where", "zeros_like",
 ]  # fmt: skip
 
 arange, astype, freeze, max, sum = torch.arange, torch.Tensor.to, torch.Tensor.detach, torch.amax, torch.sum

@@ -88,10 +88,14 @@ def _of_head(name, a, options, how):
     check_sums(how.given, input.dtype)
     call = head.call_of((input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how), classes)
     tensors = input, linear_weight, bias, probs, weight, sample_weight
-    found, _, _ = head.head_of(tensors, call)
+    reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
+    if reasons:
+        found = None
+        head.counts(tensors, call)  # which checks the tensors
+    else:
+        found, *_ = head.head_of(tensors, call)
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
-    reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
     # Memory beside the gradients: sums over chunks in more bits, or in plain operations the gradients of one chunk.
     summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (reasons or t.itemsize == 2)]
     beside = sum(size * t.numel() for t in summed) + (size * input.numel() if reasons else 0)
@@ -99,7 +103,7 @@ def _of_head(name, a, options, how):
         beside += size * linear_weight.numel()
     arithmetic = compute_storage(TORCH.storage(input))
     rows = head.plain_rows(call.shape, how, size)
-    return _plans.of_head(name, found, wanted, arithmetic, reasons, beside, rows)
+    return _plans.of_head(name, call, found, wanted, arithmetic, reasons, beside, rows)
 
 
 def _out_of_kernels(tensors, by_weights):

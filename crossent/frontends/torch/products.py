@@ -1,131 +1,35 @@
-"""The fused head's matrix products for PyTorch: what `_head` needs of an array library, in three ways."""
+"""The fused head's matrix products of bfloat16, which of the array libraries only PyTorch has."""
 
 import torch
 
-from crossent.frontends._problem import HeadKernels, multiply, round_in_place
-from crossent.frontends.torch import arrays
+from crossent.frontends._products import Products, round_in_place
 from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.kernels.cpu.processor import LIBRARY, PAIRS, PRODUCTS_OF_BFLOAT16, WIDENED
 
 _BLOCK = 2**21  # bytes of a part of a product, made before it is added to 32 bits: PyTorch cannot do both at once
 _LINE = 64  # bytes that a matrix unit reads at once
 
 
-class TorchHead(HeadKernels, TORCH):
-    """For kernels on the CPU, in float32 or float64; weights of 16 bits are read as they are."""
-
-    @staticmethod
-    def empty_like(array, unscaled):
-        return arrays.new_tensor(array.shape, COMPUTE[array.dtype] if unscaled else array.dtype)
-
-    @classmethod
-    def zeros_like(cls, array, unscaled):
-        return cls.empty_like(array, unscaled).zero_()
-
-    @classmethod
-    def logits_bytes(cls, x):
-        return cls._logits_dtype(x).itemsize
-
-    @staticmethod
-    def rows_at_once(x):
-        return 1
-
-    @staticmethod
-    def _logits_dtype(x):
-        return COMPUTE[x.dtype]
-
-    @classmethod
-    def buffer(cls, shape, x):
-        return arrays.new_tensor(shape, cls._logits_dtype(x))
-
-    @staticmethod
-    def zeros(shape, x):
-        return torch.zeros(shape, dtype=COMPUTE[x.dtype])
-
-    @staticmethod
-    def accumulator(array):
-        return arrays.new_tensor(array.shape, COMPUTE[array.dtype]).zero_()
-
-    @staticmethod
-    def _factor(x, out):
-        return x.to(out.dtype)
-
-    @classmethod
-    def logits(cls, x, weight, bias, out):
-        if bias is not None:
-            out.copy_(bias)
-        multiply(cls, cls._factor(x, out), weight.t(), out, adds=bias is not None)
-
-    @staticmethod
-    def rounded(dlogits):
-        return dlogits
-
-    @classmethod
-    def to_input(cls, dlogits, weight, numbers=None):
-        total = torch.empty(len(dlogits), weight.shape[1], dtype=COMPUTE[dlogits.dtype])
-        multiply(cls, dlogits, weight, total, b_rows=numbers, padded=True)
-        return total
-
-    @classmethod
-    def to_weight(cls, dweight, dlogits, x, numbers=None):
-        multiply(cls, dlogits.t(), x, dweight, adds=True, c_rows=numbers)
-
-    @staticmethod
-    def to_bias(dbias, dlogits):
-        dbias += dlogits.sum(0, dtype=dbias.dtype)
-
-    @staticmethod
-    def wide(vectors):
-        return torch.stack(vectors).double().numpy()
-
-    @classmethod
-    def narrow(cls, array, storage):
-        return cls.cast(torch.from_numpy(array), storage)
-
-    @staticmethod
-    def numbers(chosen):
-        return chosen.nonzero()[:, 0]
-
-    @staticmethod
-    def columns(matrix, numbers):
-        return matrix.gather(1, numbers.expand(len(matrix), -1))  # several times faster than an index
-
-    @staticmethod
-    def dense(classes, probs, out):
-        return out.zero_().scatter_add_(1, classes, probs.to(out.dtype))
-
-    @staticmethod
-    def picked(dense, classes):
-        return dense.gather(1, classes)
-
-    @staticmethod
-    def token_results(rows, x):
-        numbers = torch.zeros(3, rows, dtype=COMPUTE[x.dtype])
-        return *numbers, torch.full((rows,), -1, dtype=torch.int64)
-
-
-class PairsHead(TorchHead):
+class PairsProducts(Products):
     """For bfloat16 that the processor multiplies in pairs. Logits have 32 bits. Their gradient is rounded once, and
     both of its products use that.
     """
 
     precision = "logits are float32; their gradient is rounded to bfloat16 for its products"
 
-    @staticmethod
-    def _factor(x, out):
+    def _factor(self, x):
         return x
 
-    @staticmethod
-    def rounded(dlogits):
+    def rounded(self, dlogits):
         round_in_place(TORCH, dlogits)
         return dlogits.view(torch.bfloat16)[:, : dlogits.shape[1]]
 
 
-class CopiedPairsHead(PairsHead):
-    """As PairsHead, for a weight that cannot be read in pairs along its features: a copy has an even number of them."""
+class CopiedPairsProducts(PairsProducts):
+    """For a weight that cannot be read in pairs along its features: a copy has an even number of them."""
 
-    def __init__(self, weight):
+    def __init__(self, lib, x, weight):
+        super().__init__(lib, x)
         rows, columns = weight.shape
         self.copied_weight = weight.itemsize * rows * (columns + columns % 2)
         self._even = None
@@ -136,35 +40,29 @@ class CopiedPairsHead(PairsHead):
         super().logits(_with_zeros(x, 2), self._even, bias, out)
 
 
-class LibraryHead(TorchHead):
+class LibraryProducts(Products):
     """For bfloat16 that PyTorch itself multiplies best: logits have 16 bits."""
 
     precision = "logits and their gradient are rounded to bfloat16, which PyTorch multiplies"
+    rows_at_once = 256
 
-    @staticmethod
-    def rows_at_once(x):
-        return 256
+    def __init__(self, lib, x):
+        super().__init__(lib, x)
+        self.logits_dtype = x.dtype
 
-    @staticmethod
-    def _logits_dtype(x):
-        return x.dtype
-
-    @classmethod
-    def logits(cls, x, weight, bias, out):
+    def logits(self, x, weight, bias, out):
         torch.mm(_whole_lines(x), _dense(weight).t(), out=out)
         if bias is not None:
             out += bias
 
-    @classmethod
-    def to_input(cls, dlogits, weight, numbers=None):
+    def to_input(self, dlogits, weight, numbers=None):
         if dlogits.dtype is not torch.bfloat16:
             return super().to_input(dlogits, weight, numbers)
         if numbers is None:
             return torch.mm(dlogits, _dense(weight)).float()
         return torch.mm(_whole_lines(dlogits), weight[numbers]).float()
 
-    @classmethod
-    def to_weight(cls, dweight, dlogits, x, numbers=None):
+    def to_weight(self, dweight, dlogits, x, numbers=None):
         if dlogits.dtype is not torch.bfloat16:
             super().to_weight(dweight, dlogits, x, numbers)
         elif numbers is not None:
@@ -202,16 +100,16 @@ def _with_zeros(matrix, multiple):
     return copy
 
 
-_WAYS = {PAIRS: PairsHead, LIBRARY: LibraryHead, WIDENED: TorchHead}
+_WAYS = {PAIRS: PairsProducts, LIBRARY: LibraryProducts, WIDENED: Products}
 
 
 def products_for(x, weight, exact):
     """How the products of a head are made; `exact` says that the logits have to keep 32 bits."""
     if x.dtype is not torch.bfloat16:
-        return TorchHead
+        return Products(TORCH, x)
     usual, if_exact = PRODUCTS_OF_BFLOAT16
     way = if_exact if exact else usual
-    return CopiedPairsHead(weight) if way == PAIRS and not _of_pairs(weight) else _WAYS[way]
+    return CopiedPairsProducts(TORCH, x, weight) if way == PAIRS and not _of_pairs(weight) else _WAYS[way](TORCH, x)
 
 
 def _of_pairs(weight):

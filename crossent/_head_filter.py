@@ -44,11 +44,12 @@ class FilteredProducts:
 
     def _add_chosen(self, dinput, dweight):
         """Add the products of the chosen classes; the sums of the others, for each part and row."""
-        products, others, step = self._products, [], max(1, _AT_ONCE // len(self._x))
-        lib = products.lib
-        for classes, sums in self._parts:
+        products, rows = self._products, len(self._x)
+        lib, step = products.lib, max(1, _AT_ONCE // rows)
+        others = products.zeros((len(self._parts), rows))
+        for part, (classes, sums) in enumerate(self._parts):
             chosen = lib.xp.argwhere(self._chosen[classes])[:, 0] + classes.start
-            total = products.zeros((len(self._x),))
+            total = products.zeros((rows,))
             for start in range(0, len(chosen), step):
                 some = chosen[start : start + step]
                 dsome = lib.columns(self._dlogits, some)
@@ -58,7 +59,7 @@ class FilteredProducts:
                     dinput += products.to_input(dsome, self._weight, some)
                 if dweight is not None:
                     products.to_weight(dweight, dsome, self._x, some)
-            others.append(sums - total)
+            others[part] = sums - total
         return products.wide(others)
 
 

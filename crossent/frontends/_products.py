@@ -5,7 +5,7 @@ Beside what `_problem` needs of an array library, `lib` has
     pooled(shape, dtype)                an uninitialised array; a large one lies in memory that is used again
     columns(matrix, numbers)            a copy of these columns
     add_at(out, classes, probs)         add the probabilities of each row at their classes
-    xp                                  the library under NumPy's names: argwhere, empty, full, stack, take_along_axis
+    xp                                  the library under NumPy's names: argwhere, empty, full, take_along_axis, where
 """
 
 import numpy as np
@@ -68,9 +68,9 @@ class Products:
         """factors @ dlogits, for few rows of factors."""
         return combinations(self.lib, factors, dlogits)
 
-    def wide(self, vectors):
-        """The vectors as the rows of a NumPy array of float64."""
-        return np.asarray(self.lib.xp.stack(vectors)).astype(np.float64)
+    def wide(self, array):
+        """A NumPy array of float64."""
+        return np.asarray(array).astype(np.float64)
 
     def narrow(self, array):
         """The inverse: an array of the library."""

@@ -16,7 +16,6 @@ from torch import (
     ones_like,
     reshape,
     squeeze,
-    stack,
     tanh,
     where,
     zeros_like,
@@ -24,7 +23,7 @@ from torch import (
 
 __all__ = [
     "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "freeze", "full",
-    "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "stack", "sum", "take",
+    "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "sum", "take",
     "take_along_axis", "tanh", "where", "zeros_like",
 ]  # fmt: skip
 

@@ -74,16 +74,14 @@ def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:
         return [{"error": f"{how}{': ' + said[-1][:200] if said else ''}"}]
 
 
-def _gpu(cases: list[Case]) -> dict:
-    return {"gpu": torch.cuda.get_device_name()} if any(case.device == "cuda" for case in cases) else {}
-
-
 def run(
     cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure: Measure = in_a_process
 ) -> dict:
     """What was measured, what failed and what was not measured, with the machine and the versions."""
     found = measured_on(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values())))
-    found["machine"] |= {"threads": torch.get_num_threads()} | _gpu(cases)
+    found["machine"]["threads"] = torch.get_num_threads()
+    if any(case.device == "cuda" for case in cases):
+        found["machine"]["gpu"] = torch.cuda.get_device_name()
     found["cases"] = [asdict(case) | {"bytes": case.size} for case in cases]
     found |= {"results": [], "not_measured": [], "interrupted": False}
     jobs = []

@@ -36,10 +36,7 @@ class Inputs:
         others = [i for i in range(len(shape)) if i != axis and shape[:i] + shape[i + 1 :] == pair.shape]
         self._along = {}
         if pair.rows >= ENOUGH and pair.classes >= 3 and axis and not picks:
-            targets = pair.targets if 0 in others else None
-            self._along = {
-                i: _Along(axis, i) if targets is None or i else _AlongRows(axis, shape[0], targets()) for i in others
-            }
+            self._along = {i: _Along(axis, i) if i else _AlongRows(axis, shape[0], pair.targets()) for i in others}
 
     def add(self, block: Any, rows: Any, labels: np.ndarray, kept: np.ndarray, top: np.ndarray) -> None:
         """A block as it comes from the pair, its rows as logits, those that count, and the class of the largest."""

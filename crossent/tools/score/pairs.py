@@ -91,23 +91,21 @@ class Pair:
             labels = like(logits, labels.copy())  # since a mapped file cannot be written to, as a tensor can
         return logits, labels, notes
 
-    def index(self, row: int) -> tuple[int, ...]:
-        """Of a label among the axes of its own file."""
-        return tuple(int(i) for i in np.unravel_index(row, self.shape))
-
     def find(self, row: int) -> tuple[Path, int | tuple[int, ...]]:
         """The file of the logits that belong to a label, and where they are in it: a number, or one for each axis."""
-        first, *others = self.index(row)
-        path, first = self.logits.find(first) if self.axis else (self.logits.path, first)
-        return path, (first, *others) if others else first
+        return self._find(row, self.logits if self.axis else None)
 
     def place(self, row: int) -> str:
         return "{}: row {}".format(*self.find(row))
 
     def label_place(self, row: int) -> str:
-        first, *others = self.index(row)
-        path, first = self.labels.find(first)
-        return f"{path}: row {(first, *others) if others else first}"
+        return "{}: row {}".format(*self._find(row, self.labels))
+
+    def _find(self, row: int, shards: Rows | None) -> tuple[Path, int | tuple[int, ...]]:
+        """Where a label is among these, or in the one file of the logits."""
+        first, *others = (int(i) for i in np.unravel_index(row, self.shape))
+        path, first = (self.logits.path, first) if shards is None else shards.find(first)
+        return path, (first, *others) if others else first
 
 
 def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:

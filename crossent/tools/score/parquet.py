@@ -24,15 +24,12 @@ def parquet(path: Path, header: bool | None = None) -> Table:
             if len(set(names)) < len(names) or any(schema.names.count(name) > 1 for name in names):
                 raise ValueError("has several columns of one name")
             for some in file.iter_batches(step, columns=names):
-                yield _joined([_words(name, some[name]) if words else _numbers(name, some[name]) for name in names])
+                found = [_words(name, some[name]) if words else _numbers(name, some[name]) for name in names]
+                yield found[0] if len(found) == 1 else np.column_stack(found)
             if some is None:
                 yield np.empty((0, len(names)) if len(names) > 1 else 0)
 
     return Table(rows, columns, read, True, index)
-
-
-def _joined(columns: list[np.ndarray]) -> np.ndarray:
-    return columns[0] if len(columns) == 1 else np.column_stack(columns)
 
 
 def _index(schema) -> frozenset[int]:

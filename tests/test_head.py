@@ -1182,3 +1182,30 @@ def extra_memory(frontend, dtype, cases):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {name: float(value) for name, value in (line.split("=") for line in done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("kind", ["labels", "weights", "probabilities", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_numpy_has_the_bits_of_pytorch(dtype, kind):
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = (torch.randn(size, 6, generator=generator).to(dtype) for size in (37, 50))
+    target, weights = torch.randint(50, (37,), generator=generator), {}
+    if kind == "weights":
+        target[::3] = -100
+        weights = {"weight": torch.rand(50, generator=generator), "sample_weight": torch.rand(37, generator=generator)}
+    elif kind == "probabilities":
+        target = torch.rand(37, 50, generator=generator).to(dtype)
+    elif kind == "sparse":
+        target = crossent.SparseTarget(target[:, None] // 2, torch.rand(37, 1, generator=generator).to(dtype))
+    leaves = x.requires_grad_(), matrix.requires_grad_()
+    loss = crossent.linear_cross_entropy(*leaves, target, **weights)
+    expected = loss.detach(), *torch.autograd.grad(loss, leaves)
+    arrays = x.detach().numpy(), matrix.detach().numpy()
+    if kind == "sparse":
+        target = crossent.SparseTarget(target.classes.numpy(), target.probs.numpy())
+    else:
+        target = target.numpy()
+    weights = {name: array.numpy() for name, array in weights.items()}
+    ours, gradients = crossent.value_and_grad(crossent.linear_cross_entropy)(*arrays, target, **weights)
+    for one, other in zip(expected, (ours, *gradients)):
+        np.testing.assert_array_equal(one.numpy(), other)

@@ -17,6 +17,8 @@
     refuse_to_keep()                            raises if nothing may be kept of this call
 """
 
+from typing import Any
+
 from crossent import _rows
 from crossent._kept import kept
 from crossent._options import integer
@@ -30,6 +32,28 @@ def compute_storage(storage):
 
 
 UNASKED_AT_MOST = 8  # gradients made in a row but not used; several losses may wait for one backward pass
+
+
+class Arrays:
+    """What is the same for every array library."""
+
+    xp: Any
+    converted: Any
+
+    @classmethod
+    def labels(cls, array):
+        wide = cls.converted(array, cls.xp.int64)
+        if array.dtype == cls.xp.uint64 and (wide < 0).any():
+            return wide, int(cls.xp.argwhere(wide.reshape(-1) < 0)[0, 0])
+        return wide, None
+
+    @classmethod
+    def total(cls, array):
+        return float(array.sum(dtype=cls.xp.float64))
+
+    @staticmethod
+    def item(array, row):
+        return array.reshape(-1)[row].item()
 
 
 def numpy_address(array):

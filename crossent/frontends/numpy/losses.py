@@ -12,7 +12,7 @@ from crossent import _rows
 from crossent._options import number
 from crossent.frontends import _problem
 from crossent.frontends._memory import block, is_small
-from crossent.frontends._problem import numpy_address, problem_of, softmax_forward
+from crossent.frontends._problem import Arrays, numpy_address, problem_of, softmax_forward
 from crossent.kernels.cpu import kernels
 
 
@@ -33,7 +33,7 @@ def new_array(shape, dtype):
     return np.empty(shape, dtype) if buffer is None else buffer.view(dtype).reshape(shape)
 
 
-class NUMPY:
+class NUMPY(Arrays):
     """What `_problem` and `_stages` need of an array library."""
 
     xp = np
@@ -96,27 +96,12 @@ class NUMPY:
         return new
 
     @staticmethod
-    def labels(array):
-        wide = array.astype(np.int64, copy=False)
-        if array.dtype == np.uint64 and wide.size and wide.min() < 0:
-            return wide, int(np.argmax(wide.reshape(-1) < 0))
-        return wide, None
-
-    @staticmethod
     def cast(array, storage):
         return array.astype(storage, copy=False)
 
     @staticmethod
-    def total(array):
-        return float(array.sum(dtype=np.float64))
-
-    @staticmethod
     def broadcast(array, shape):
         return np.broadcast_to(array, shape)
-
-    @staticmethod
-    def item(array, row):
-        return array.reshape(-1)[row].item()
 
     @staticmethod
     def add_at(out, classes, probs):

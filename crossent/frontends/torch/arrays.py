@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from crossent.frontends._memory import LENT_FROM, block, is_small
+from crossent.frontends._problem import Arrays
 from crossent.frontends.torch import namespace
 from crossent.frontends.torch.dtypes import INTEGERS, STORAGES
 from crossent.frontends.torch.modes import IsTracedError, tracer
@@ -52,7 +53,7 @@ def new_tensor(shape, dtype):
     return torch.empty(0, dtype=dtype).set_(view)  # pyright: ignore[reportArgumentType]
 
 
-class TORCH:
+class TORCH(Arrays):
     """What `_problem` and `_stages` need of an array library."""
 
     xp = namespace
@@ -103,25 +104,8 @@ class TORCH:
         return empty(layout, tensor).copy_(tensor)
 
     @staticmethod
-    def labels(tensor):
-        if tensor.dtype is torch.int64:
-            return tensor, None
-        wide = tensor.to(torch.int64)
-        if tensor.dtype is torch.uint64 and bool((wide < 0).any()):
-            return wide, int((wide.reshape(-1) < 0).nonzero()[0])
-        return wide, None
-
-    @staticmethod
     def cast(tensor, storage):
         return tensor.detach().to(getattr(torch, storage))
-
-    @staticmethod
-    def total(tensor):
-        return float(tensor.sum(dtype=torch.float64))
-
-    @staticmethod
-    def item(tensor, row):
-        return tensor.reshape(-1)[row].item()
 
     @staticmethod
     def columns(matrix, numbers):

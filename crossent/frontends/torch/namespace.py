@@ -8,6 +8,7 @@ from torch import (
     empty,
     exp,
     expm1,
+    float64,
     full,
     int64,
     log,
@@ -17,14 +18,15 @@ from torch import (
     reshape,
     squeeze,
     tanh,
+    uint64,
     where,
     zeros_like,
 )
 
 __all__ = [
-    "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "freeze", "full",
-    "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "sum", "take",
-    "take_along_axis", "tanh", "where", "zeros_like",
+    "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "float64", "freeze",
+    "full", "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "sum", "take",
+    "take_along_axis", "tanh", "uint64", "where", "zeros_like",
 ]  # fmt: skip
 
 arange, astype, freeze, max, sum = torch.arange, torch.Tensor.to, torch.Tensor.detach, torch.amax, torch.sum

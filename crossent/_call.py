@@ -11,7 +11,7 @@ class Call:
     `dim` is the class axis as it was given; `picks` says that the input holds log-probabilities, of which each row
     needs one; `divisor` is the caller's denominator, `out_dtype` the losses' dtype as the array library names it. A
     head has options of its own in `how`, its shapes in `shape`, and beside the probabilities of a sparse target its
-    `classes`.
+    `classes`. If the classes are spread over processes, `shard` says which of them this one has.
     """
 
     options: Any
@@ -23,3 +23,4 @@ class Call:
     how: Any = None
     shape: Any = None
     classes: Any = None
+    shard: Any = None

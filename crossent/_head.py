@@ -19,7 +19,8 @@ class Head:
     `products` are the `frontends._products.Products`, and `products.lib` is the array library. `x` holds the rows
     (N, D) and `weight` the classes (V, D). The first axis of target and sample weights is N. Of a sparse target,
     `target` holds the probabilities and `classes` their classes. `kept` are the numbers of the targets that count, a
-    slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`.
+    slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`. Where the
+    classes are spread over processes, `weight` and what every class has one of are those of this process's `shard`.
     """
 
     products: Any
@@ -34,6 +35,7 @@ class Head:
     kept: Any
     options: Any
     how: Any
+    shard: Any = None
     scale: float = 1.0
     logit_bytes: int = field(init=False)
     _count: int = field(init=False)
@@ -95,13 +97,17 @@ class Head:
         logit = self.logit_bytes
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
-        a_row = max(1, arrays * logit * len(self.weight))
+        a_row = max(1, arrays * logit * self._classes_at_most())
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
         at_once = self.products.rows_at_once
         if rows > at_once and not self.how.chunk_rows:
             rows -= rows % at_once
         rows = min(rows, self._count)
         return rows, rows * a_row
+
+    def _classes_at_most(self):
+        """Of all processes, so that all cut the rows alike: they wait for each other in every chunk."""
+        return len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
 
     def _chunks(self, wanted):
         """The targets of each chunk, one chunk after the other."""
@@ -138,7 +144,7 @@ class Head:
         target, samples = self.target[targets], None if self.samples is None else self.samples[targets]
         if self.classes is not None:
             target = self.products.dense(self.classes[targets], target, self._dense[: len(logits)])
-        return self.products.problem(by_class, target, self.class_weight, samples, options)
+        return self.products.problem(by_class, target, self.class_weight, samples, options, self.shard)
 
     def _new_gradients(self, wanted):
         """Those of x, weight and bias are sums, which may have more bits than their arrays."""

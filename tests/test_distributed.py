@@ -338,10 +338,10 @@ def softmaxes(mesh):
 def refusals(mesh):
     found = tensors()
     rows = spread(mesh, found["logits"], Shard(0))
-    hidden, matrix = spread(mesh, found["hidden"], Shard(0)), spread(mesh, found["matrix"], Shard(0))
+    hidden, matrix = spread(mesh, found["hidden"], Shard(0)), spread(mesh, found["matrix"], Shard(1))
     for function in (crossent.linear_cross_entropy, crossent.linear_token_stats):
         for way in (function, lambda *call: crossent.plan(function, *call)):  # noqa: B023
-            with pytest.raises(ValueError, match="linear_weight must be replicated, got placements"):
+            with pytest.raises(ValueError, match="linear_weight must be replicated, or sharded along its classes"):
                 way(hidden, matrix, found["labels"])
             with pytest.raises(ValueError, match="input must not be sharded along its features, axis 1"):
                 way(spread(mesh, found["hidden"], Shard(1)), found["matrix"], found["labels"])

@@ -126,13 +126,155 @@ def a_bad_label(mesh):
 @case
 def refusals(mesh):
     x = distribute_tensor(torch.zeros(4, 10), mesh, [Shard(1)])
-    with pytest.raises(ValueError, match="must not require a gradient where input is sharded along its classes"):
+    with pytest.raises(ValueError, match="must not require a gradient where the classes are sharded"):
         crossent.cross_entropy(x, torch.zeros(4, dtype=torch.int64), torch.ones(10, requires_grad=True))
+    labels = torch.zeros(4, dtype=torch.int64)
+    compiled = torch.compile(crossent.cross_entropy, backend="eager")  # leaves it to a call outside of the graph
+    assert torch.equal(compiled(x, labels).to_local(), crossent.cross_entropy(x, labels).to_local())
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(crossent.nll_loss(x, torch.zeros(4, dtype=torch.int64)), x, create_graph=True)
     assert gradient.placements == x.placements
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated: redistribute input to Replicate\(\)"):
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated: redistribute them to Replicate\(\)"):
         torch.autograd.grad(crossent.cross_entropy(x, torch.zeros(4, dtype=torch.int64)), x, create_graph=True)
+
+
+def exact_head(x, matrix, bias, target, options):
+    """In float64, by PyTorch's operations alone; class weights, smoothing, soft targets and z-loss written out."""
+    classes, keep, target_of = len(matrix), torch.ones(x.shape[:-1], dtype=torch.float64), target
+    z = x @ matrix.T + (0.0 if bias is None else bias)
+    if options.get("softcap"):
+        z = options["softcap"] * torch.tanh(z / options["softcap"])
+    if not target.is_floating_point():
+        keep = torch.where(target == -100, 0.0, keep)
+        target_of = torch.nn.functional.one_hot(target.clamp(0), classes).double()
+    if options.get("shift"):
+        z, keep, target_of = z[..., :-1, :], keep[..., 1:], target_of[..., 1:, :]
+    smoothing, w = options.get("label_smoothing", 0.0), options.get("weight", torch.ones(classes)).double()
+    samples = options.get("sample_weight")
+    keep = keep if samples is None else keep * samples
+    counts = keep if target.is_floating_point() else keep * (target_of * w).sum(-1)
+    q = w * ((1 - smoothing) * target_of + smoothing / classes)
+    lse = torch.logsumexp(z, -1)
+    losses = keep * (q.sum(-1) * (lse + options.get("z_loss", 0.0) * lse**2) - (q * z).sum(-1))
+    reduction = options.get("reduction", "mean")
+    return losses if reduction == "none" else losses.sum() / (counts.sum() if reduction == "mean" else 1.0)
+
+
+HEADS = {
+    "mean": {},
+    "none": {"reduction": "none"},
+    "sum, chunks": {"reduction": "sum", "chunk_bytes": 200},
+    "everything": {"weight": torch.linspace(0.5, 2, 10), "sample_weight": torch.linspace(0.1, 1, 9), "softcap": 5.0,
+                   "label_smoothing": 0.1, "z_loss": 0.01},
+    "soft": {"soft": True, "label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, 10)},
+    "sparse": {"sparse": True},
+    "filtered": {"filter_eps": 1e-9},
+}  # fmt: skip
+
+
+def head_of(mesh, name, placements, dtype=torch.float32, bias=True):
+    """Value and gradients of a head whose weight's rows are spread; `placements` are those of input and weight."""
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(9, 6, generator=generator), torch.randn(10, 6, generator=generator)
+    b = torch.randn(10, generator=generator) if bias else None
+    labels = torch.randint(10, (9,), generator=generator)
+    labels[:2], options = -100, dict(HEADS[name])
+    soft, sparse = options.pop("soft", False), options.pop("sparse", False)
+    target = exact_target = torch.rand(9, 10, generator=generator).softmax(1) if soft else labels
+    if sparse:
+        classes, probs = torch.randint(10, (9, 3), generator=generator), torch.rand(9, 3, generator=generator)
+        target = crossent.SparseTarget(classes, probs)
+        exact_target = torch.zeros(9, 10).scatter_add(1, classes, probs)
+    leaves = [None if t is None else t.to(dtype).double().requires_grad_() for t in (x, matrix, b)]
+    kept = {key: value for key, value in options.items() if key not in ("chunk_bytes", "filter_eps")}
+    exact_target = exact_target.double() if exact_target.is_floating_point() else exact_target
+    exact = exact_head(*leaves, exact_target, kept)
+    above = torch.linspace(1, 2, exact.numel(), dtype=torch.float64).reshape(exact.shape)
+    exact.backward(above)
+    of_input, of_weight = placements
+    given = [distribute_tensor(x.to(dtype), mesh, of_input), distribute_tensor(matrix.to(dtype), mesh, of_weight)]
+    given = [tensor.requires_grad_() for tensor in given]
+    spread_bias = None if b is None else distribute_tensor(b.to(dtype), mesh, of_weight).requires_grad_()
+    loss = crossent.linear_cross_entropy(*given, target, linear_bias=spread_bias, **options)
+    (loss * distribute_tensor(above.to(loss.dtype), mesh, loss.placements)).sum().backward()
+    tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
+    torch.testing.assert_close(loss.full_tensor().double(), exact.detach(), **tolerance)
+    for tensor, leaf in zip((*given, spread_bias), leaves):
+        if tensor is not None:
+            assert tensor.grad.placements == tensor.placements and tensor.grad.dtype == dtype
+            torch.testing.assert_close(tensor.grad.full_tensor().double(), leaf.grad, **tolerance)
+
+
+@case
+def heads(mesh):
+    """The weight's classes are spread; the input is there as a whole, or its rows are spread over the same axis."""
+    for name in HEADS:
+        for of_input in ([Replicate()], [Shard(0)]):
+            head_of(mesh, name, (of_input, [Shard(0)]))
+    head_of(mesh, "mean", ([Replicate()], [Shard(0)]), torch.bfloat16, bias=False)
+    if mesh.size() % 2 == 0:
+        grid = init_device_mesh("cpu", (2, mesh.size() // 2))
+        for name in ("mean", "everything", "none"):
+            head_of(grid, name, ([Shard(0), Replicate()], [Replicate(), Shard(0)]))
+            head_of(grid, name, ([Replicate(), Shard(0)], [Shard(0), Replicate()]))
+
+
+@case
+def heads_of_sequences(mesh):
+    generator = torch.Generator().manual_seed(3)
+    x, matrix = torch.randn(2, 5, 6, generator=generator), torch.randn(10, 6, generator=generator)
+    labels, spread = torch.randint(10, (2, 5), generator=generator), distribute_tensor(matrix, mesh, [Shard(0)])
+    for placement in (Replicate(), Shard(0), Shard(1)):
+        hidden = distribute_tensor(x, mesh, [placement]).requires_grad_()
+        loss = crossent.linear_cross_entropy(hidden, spread, labels, shift=1)
+        leaf = x.double().requires_grad_()
+        exact = exact_head(leaf, matrix.double(), None, labels, {"shift": 1})
+        torch.testing.assert_close(loss.full_tensor().double(), exact, rtol=1e-5, atol=1e-5)
+        loss.backward()
+        exact.backward()
+        torch.testing.assert_close(hidden.grad.full_tensor().double(), leaf.grad, rtol=1e-5, atol=1e-6)
+
+
+@case
+def collectives_of_a_head(mesh):
+    """One of few numbers a row for each chunk, and one sum of the gradient of input."""
+    x = distribute_tensor(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), mesh, [Replicate()])
+    matrix = distribute_tensor(torch.randn(12, 6, generator=torch.Generator().manual_seed(1)), mesh, [Shard(0)])
+    labels, largest = torch.arange(8), -(-12 // mesh.size())
+    for chunks in (1, 2):
+        with CommDebugMode() as forward:
+            loss = crossent.linear_cross_entropy(
+                x.requires_grad_(), matrix, labels, chunk_bytes=4 * largest * 8 // chunks
+            )
+        with CommDebugMode() as backward:
+            loss.backward()
+        spread = mesh.size() > 1
+        assert sum(forward.get_comm_counts().values()) == spread * chunks
+        assert sum(backward.get_comm_counts().values()) == spread
+
+
+@case
+def plans_of_heads(mesh):
+    x, matrix = torch.zeros(8, 6), torch.zeros(12, 6)
+    call = distribute_tensor(x, mesh, [Replicate()]), distribute_tensor(matrix, mesh, [Shard(0)]), torch.arange(8)
+    reasons = crossent.plan(crossent.linear_cross_entropy, *call).reasons
+    said = f"its classes are spread over {mesh.size()} processes, which send 12 bytes a row, once"
+    assert said in reasons and "the gradient of input is the sum of theirs" in reasons
+
+
+@case
+def refusals_of_heads(mesh):
+    x, matrix = torch.zeros(4, 6), torch.zeros(10, 6)
+    labels = torch.tensor([0, 9, 10, 3])
+    hidden, spread = distribute_tensor(x, mesh, [Replicate()]), distribute_tensor(matrix, mesh, [Shard(0)])
+    with pytest.raises(IndexError, match="Target 10 at position 2 is out of bounds: .* 0 and 9"):
+        crossent.linear_cross_entropy(hidden, spread, labels)
+    with pytest.raises(ValueError, match="linear_weight must be replicated for token statistics"):
+        crossent.linear_token_stats(hidden, spread, labels.clamp(max=9))
+    with pytest.raises(ValueError, match="or sharded along its classes over one axis of the input's mesh"):
+        crossent.linear_cross_entropy(hidden, distribute_tensor(matrix, mesh, [Shard(1)]), labels)
+    with pytest.raises(ValueError, match="must not require a gradient where the classes are sharded"):
+        crossent.linear_cross_entropy(hidden, spread, labels.clamp(max=9), weight=torch.ones(10, requires_grad=True))
 
 
 def work(rank, world, folder):

@@ -1,6 +1,8 @@
 """The two stages of `crossent.kernels` on a CPU, for arrays of any library that knows their addresses."""
 
 from crossent import _rows
+from crossent._call import Call
+from crossent.frontends import _stages
 from crossent.frontends._problem import compute_storage
 from crossent.kernels import Outcome, Sums
 from crossent.kernels.cpu import kernels
@@ -91,3 +93,29 @@ def _side_by_side(lib, logits):
         return logits, layout
     logits = lib.contiguous(logits.swapaxes(1, 2)).swapaxes(1, 2)
     return logits, _rows.layout_of(tuple(logits.shape), tuple(lib.strides(logits)), 1)
+
+
+class ShardProblem:
+    """As `_problem.Problem`, for logits of the classes of one shard along axis 1; `tensors` are logits, target, class
+    weights and sample weights. The sums of rows are merged with those of the other shards.
+    """
+
+    def __init__(self, lib, shard, tensors, options):
+        self.lib, self.kernels, self.tensors, call = lib, CpuKernels(lib), tensors, Call(options, 1)
+        self.x, target, *_ = tensors
+        self.rows = _stages.rows_of(lib, tensors, call, shard.first, shard.classes)
+        self.finished = _stages.loss(lib, self.kernels, self.rows, call, target, shard.merged)
+
+    def forward(self, divisor):
+        loss = self.finished.loss
+        return loss if loss.ndim else float(loss), 1.0
+
+    def backward(self, stats, dloss, scale, dx, want_target, with_loss):
+        """The gradient of the logits is written over them, which `dx` are."""
+        upstream = scale if dloss is None else dloss * scale
+        found = _stages.gradients(
+            self.lib, self.kernels, self.rows, self.finished, upstream, self.tensors, want_target, over_logits=True
+        )
+        if self.lib.address(found[0]) != self.lib.address(dx):
+            dx[...] = found[0]
+        return found[1], self.forward(None)[0], None

@@ -37,16 +37,19 @@ def _counts(lib, labels, samples, call):
     return counts
 
 
+def _all_classes(call):
+    return call.shape.classes if call.shard is None else call.shard.classes
+
+
 def _check_labels(lib, target, labels, counts, call):
-    shape = call.shape
-    bad = ((labels < 0) | (labels >= shape.classes)) & counts
+    bad = ((labels < 0) | (labels >= _all_classes(call))) & counts
     if bad.any():
         _refuse_label(lib, target, int(lib.xp.argwhere(bad.reshape(-1))[0, 0]), call)
 
 
 def _refuse_label(lib, target, row, call):
-    shape, ignore_index = call.shape, call.options.ignore_index
-    raise _rows.label_error(lib.item(target, row), row, shape.targets, shape.classes, ignore_index)
+    ignore_index = call.options.ignore_index
+    raise _rows.label_error(lib.item(target, row), row, call.shape.targets, _all_classes(call), ignore_index)
 
 
 def _targets(lib, target, samples, call):
@@ -110,6 +113,7 @@ def head_of(arrays, call, products_for):
         kept=slice(0, shape.rows) if everything else lib.xp.argwhere(counted)[:, 0],
         options=options,
         how=call.how,
+        shard=call.shard,
         scale=1.0 if later != 1.0 else scale,
     )
     return head, later, divisor

@@ -10,6 +10,7 @@ Beside what `_problem` needs of an array library, `lib` has
 
 import numpy as np
 
+from crossent.frontends._cpu import ShardProblem
 from crossent.frontends._problem import compute_storage, problem_of, token_backward, token_forward
 from crossent.kernels.cpu import kernels
 
@@ -84,8 +85,10 @@ class Products:
         self.lib.add_at(out, classes, probs)
         return out
 
-    def problem(self, logits, target, weight, sample_weight, options):
+    def problem(self, logits, target, weight, sample_weight, options, shard):
         """The kernels' problem, for classes along axis 1."""
+        if shard is not None:
+            return ShardProblem(self.lib, shard, (logits, target, weight, sample_weight), options)
         return problem_of(self.lib, logits, target, weight, sample_weight, 1, options)
 
     def token_results(self, rows):

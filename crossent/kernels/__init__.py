@@ -87,9 +87,7 @@ class LossKernels(Protocol):
         """The second stage."""
         ...
 
-    def gradients(
-        self, rows: Rows, sums: Sums, upstream: Any, want_target: bool, over_logits: bool
-    ) -> tuple[Any, Any]:
+    def gradients(self, rows: Rows, sums: Sums, upstream: Any, want_target: bool, over_logits: bool) -> tuple[Any, Any]:
         """The second stage, for the derivatives of the sum of upstream * losses by the logits and by the probabilities:
         the latter None if they are not wanted. `upstream` is (outer, inner), in the dtype of the arithmetic. Those of
         ignored rows are 0 whatever `upstream` is. `over_logits` says that nobody needs the logits any more: their

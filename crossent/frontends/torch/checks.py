@@ -47,14 +47,6 @@ def check_distributed(name, tensor, input):
         )
 
 
-def differentiates_weights(weight, sample_weight, divisor):
-    return torch.is_grad_enabled() and (
-        (weight is not None and weight.requires_grad)
-        or (sample_weight is not None and sample_weight.requires_grad)
-        or (isinstance(divisor, torch.Tensor) and divisor.requires_grad)
-    )
-
-
 def device_error(name, tensor, device):
     return ValueError(f"{name} must be on the device of input, {device}, got {tensor.device}")
 

@@ -21,7 +21,6 @@ from crossent._call import Call
 from crossent.frontends import _plans
 from crossent.frontends.torch import dtypes, head, namespace as xp, plain, staged
 from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.checks import differentiates_weights
 from crossent.frontends.torch.dtypes import compute_dtype
 from crossent.frontends.torch.staged import ClassShard
 from crossent.kernels import plain as formulas
@@ -31,14 +30,17 @@ class _Parts:
     """How the rows of an input are spread over a mesh of processes; `axis` is that of the classes or features.
 
     Along how many axes of the mesh these may stay spread themselves, `kept_spread` says: along others they are brought
-    together. If it is None, an input whose features are spread is refused.
+    together. If it is None, an input whose features are spread is refused. `class_dim` is the axis of the mesh along
+    which a head's classes are spread: along it every process gets all rows.
     For a call that is only planned nothing is sent: zeros stand for what would have to be sent.
     """
 
-    def __init__(self, input, axis, what, planned, kept_spread=None):
+    def __init__(self, input, axis, what, planned, kept_spread=None, class_dim=None):
         self.mesh, self.whole, self.axis, self.planned = input.device_mesh, input, axis, planned
         # Partial sums are added up now, and an input that is sharded in another order is brought together.
         self.of_input = [p if type(p) is Shard else Replicate() for p in input.placements]
+        if class_dim is not None:
+            self.of_input[class_dim] = Replicate()
         spread = [dim for dim, p in enumerate(self.of_input) if p.is_shard(axis)]
         if spread and kept_spread is None:
             raise ValueError(
@@ -47,18 +49,18 @@ class _Parts:
             )
         for dim in spread[kept_spread:]:
             self.of_input[dim] = Replicate()
-        self.class_dim = spread[0] if spread and kept_spread else None
+        self.class_dim = spread[0] if spread and kept_spread else class_dim
         others = [Replicate() if dim == self.class_dim else p for dim, p in enumerate(self.of_input)]
         self.of_rows = [Shard(p.dim - (p.dim > axis)) if type(p) is Shard else p for p in others]
         self.of_sums = [Partial() if type(p) is Shard else p for p in others]
         self.of_classes = [Shard(0) if dim == self.class_dim else Replicate() for dim in range(self.mesh.ndim)]
         self.replicated = [Replicate()] * self.mesh.ndim
 
-    def shard(self):
+    def shard(self, classes):
         """Which classes this process has."""
-        classes, processes = self.whole.shape[self.axis], self.mesh.size(self.class_dim)
-        first = self.mesh.get_local_rank(self.class_dim) * -(-classes // processes)  # where torch.chunk cuts
-        return ClassShard(min(classes, first), classes, self._gathered)
+        largest = -(-classes // self.mesh.size(self.class_dim))  # as torch.chunk cuts
+        first = self.mesh.get_local_rank(self.class_dim) * largest
+        return ClassShard(min(classes, first), classes, largest, self._gathered)
 
     def _gathered(self, mine):
         """The tensors of all processes that have other classes of the same rows, in their order along a new axis."""
@@ -75,7 +77,7 @@ class _Parts:
         if self.planned and list(tensor.placements) != placements:
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
             tensor = self._spread(zeros)
-        return self._moved(tensor, placements, grad_placements).to_local(grad_placements=grad_placements)
+        return self._moved(tensor, placements, grad_placements).to_local(grad_placements=grad_placements).resolve_neg()
 
     def _moved(self, tensor, placements, grad_placements=None):
         """The tensor with these placements. It is returned as it is if it has them already: over a mesh of several axes
@@ -87,17 +89,26 @@ class _Parts:
     def input(self):
         return self._part(self.whole, self.of_input)
 
-    def like_input(self, tensor):
-        """This process's part of a tensor with the input's axes, that of the classes included."""
-        return self._part(tensor, self.of_input)
+    def input_of_head(self):
+        """Where classes are spread, each process makes the part of the gradient that comes from its own."""
+        of_grad = [Partial() if dim == self.class_dim else p for dim, p in enumerate(self.of_input)]
+        return self._part(self.whole, self.of_input, of_grad)
+
+    def like_input(self, tensor, class_axis=None):
+        """This process's part of a tensor with the input's axes, and with the classes, which of a head are along
+        `class_axis`.
+        """
+        spread = {} if class_axis is None or self.class_dim is None else {self.class_dim: Shard(class_axis)}
+        return self._part(tensor, [spread.get(dim, p) for dim, p in enumerate(self.of_input)])
 
     def like_rows(self, tensor, row_shape):
         """This process's part of labels, or of what broadcasts to them."""
         return self._part(self._spread(tensor).expand(row_shape), self.of_rows)
 
     def by_class(self, tensor):
-        """This process's part of a tensor that has a number for each class."""
-        return None if tensor is None else self._part(tensor, self.of_classes)
+        """This process's part of a tensor whose first axis is that of the classes."""
+        of_grad = [p if dim == self.class_dim else self.of_sums[dim] for dim, p in enumerate(self.of_classes)]
+        return None if tensor is None else self._part(tensor, self.of_classes, of_grad)
 
     def everywhere(self, tensor):
         """The whole of a tensor that all rows share; its gradient is the sum over the processes."""
@@ -117,6 +128,14 @@ class _Parts:
             return denominator
         whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
         return self.everywhere(whole)
+
+    def check_classes_are_learned_alone(self, weight, samples, divisor):
+        """No process has all that the gradients of weights need where classes are spread."""
+        learned = (torch.is_tensor(t) and t.requires_grad for t in (weight, samples, divisor))
+        if self.class_dim is not None and torch.is_grad_enabled() and any(learned):
+            raise ValueError(
+                "weight, sample_weight and denominator must not require a gradient where the classes are sharded"
+            )
 
     def _sum(self, part, placements=None):
         """The sum over all processes that have different rows, in float64, and the error of a bad label in this one.
@@ -188,20 +207,17 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
         return formulas.row_weights(xp, found[0], soft, *found[1:])
 
     divisor, out_dtype = parts.divisor(options, denominator, counts), dtypes.result_dtype(x, options)
-    if parts.class_dim is not None and differentiates_weights(weight, samples, divisor):
-        raise ValueError(
-            "weight, sample_weight and denominator must not require a gradient where input is sharded along its classes"
-        )
+    parts.check_classes_are_learned_alone(weight, samples, divisor)
 
     def compute(options):
         if parts.class_dim is None:
             return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
-        given = parts.by_class(weight), samples
+        shard, given = parts.shard(input.shape[parts.axis]), (parts.by_class(weight), samples)
         if soft_allowed:
             call = Call(options, dim, divisor=divisor, out_dtype=dtypes.result_dtype(x, options))
-            return staged.loss((x, target, *given), call, parts.shard())
+            return staged.loss((x, target, *given), call, shard)
         counts()  # refuses bad labels
-        labels = parts.shard().own_labels(target, options.ignore_index, x.shape[parts.axis])
+        labels = shard.own_labels(target, options.ignore_index, x.shape[parts.axis])
         return function(name, (x, labels, *given), divisor, dim, options.changed(ignore_index=-1), in_place)
 
     return parts.loss(compute, options, out_dtype, shape, parts.class_dim is not None and not soft_allowed)
@@ -222,19 +238,36 @@ def softmax(function, x, axis, log):
     return parts.like_whole(function(parts.input(), axis, None, log, 0))
 
 
+def _class_dim(linear_weight, linear_bias, mesh):
+    """The axis of the mesh along which a head's classes are spread, None if they are not."""
+    if not isinstance(linear_weight, DTensor) or all(p.is_replicate() for p in linear_weight.placements):
+        if isinstance(linear_bias, DTensor) and not all(p.is_replicate() for p in linear_bias.placements):
+            raise ValueError(
+                f"linear_bias must be replicated, got placements {tuple(linear_bias.placements)}: redistribute it to "
+                "Replicate()"
+            )
+        return None
+    spread = [dim for dim, p in enumerate(linear_weight.placements) if p.is_shard(0)]
+    others = [p for p in linear_weight.placements if not p.is_replicate()]
+    if linear_weight.device_mesh != mesh or len(spread) != len(others) or len(spread) != 1:
+        raise ValueError(
+            "linear_weight must be replicated, or sharded along its classes over one axis of the input's mesh, got "
+            f"placements {tuple(linear_weight.placements)}: redistribute it"
+        )
+    return spread[0]
+
+
 def _parts_of_head(tensors, how, planned=False):
-    """The `_Parts`, the shapes of the whole head, and this process's part of each tensor."""
+    """The `_Parts`, the shapes of the whole head, and this process's part of each tensor, but all of the class weights
+    and of a sparse target's classes.
+    """
     input, linear_weight, target, linear_bias, weight, sample_weight = tensors
     sparse = isinstance(target, _rows.SparseTarget)
     bias = None if linear_bias is None else tuple(linear_bias.shape)
     kind = target if sparse else tuple(target.shape)
     shape = _rows.HeadShape(tuple(input.shape), tuple(linear_weight.shape), bias, kind, how.shift)
-    parts = _Parts(input, input.ndim - 1, "features", planned)
-    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if isinstance(tensor, DTensor) and not all(p.is_replicate() for p in tensor.placements):
-            raise ValueError(
-                f"{name} must be replicated, got placements {tuple(tensor.placements)}: redistribute it to Replicate()"
-            )
+    class_dim = _class_dim(linear_weight, linear_bias, input.device_mesh)
+    parts = _Parts(input, input.ndim - 1, "features", planned, class_dim=class_dim)
     if how.shift and any(p.is_shard(input.ndim - 2) for p in parts.of_input):
         raise ValueError(
             f"input must not be sharded along time, axis {input.ndim - 2}, where a shift of {how.shift} looks at later "
@@ -242,35 +275,62 @@ def _parts_of_head(tensors, how, planned=False):
         )
     if sparse:
         target = _rows.SparseTarget(*(parts.like_input(tensor) for tensor in (target.classes, target.probs)))
+    elif shape.soft:
+        target = parts.like_input(target, len(shape.leading))
     else:
-        target = parts.like_input(target) if shape.soft else parts.like_rows(target, shape.targets)
+        target = parts.like_rows(target, shape.targets)
     samples = parts.samples(sample_weight, shape.targets)
-    shared = parts.everywhere(linear_bias), parts.everywhere(weight)
-    return parts, shape, (parts.input(), parts.everywhere(linear_weight), target, *shared, samples)
+    of_head = parts.everywhere if class_dim is None else parts.by_class
+    return parts, shape, (
+        parts.input_of_head(), of_head(linear_weight), target, of_head(linear_bias), parts.everywhere(weight), samples,
+    )  # fmt: skip
 
 
-def _counts(tensors, options, how):
+def _counts(tensors, shape, options, how):
     """What the targets of this process count in the mean's divisor."""
-    input, linear_weight, target, linear_bias, weight, sample_weight = tensors
+    input, _, target, _, weight, sample_weight = tensors
     classes, probs = (target.classes, target.probs) if isinstance(target, _rows.SparseTarget) else (None, target)
-    whole = input, linear_weight, linear_bias, probs, weight, sample_weight
+    # Only its shape counts, which is that of all classes.
+    matrix = input.new_empty(()).expand(shape.classes, *shape.out, shape.features)
+    if shape.soft and classes is None:
+        probs = probs.new_empty(()).expand(*input.shape[:-1], shape.classes, *shape.out)
+    whole = input, matrix, None, probs, weight, sample_weight
     return head.counts(whole, head.call_of(whole[:4], Call(options, how=how), classes))
 
 
 def linear_cross_entropy(function, tensors, denominator, options, how):
     parts, shape, tensors = _parts_of_head(tensors, how)
-    divisor = parts.divisor(options, denominator, lambda: _counts(tensors, options, how))
+    divisor = parts.divisor(options, denominator, lambda: _counts(tensors, shape, options, how))
+    parts.check_classes_are_learned_alone(*tensors[-2:], divisor)
+    shard = None if parts.class_dim is None else parts.shard(shape.classes)
 
     def compute(options):
-        return function(*tensors, divisor, options, how)
+        if shard is None:
+            return function(*tensors, divisor, options, how)
+        input, matrix, target, bias, weight, samples = tensors
+        if isinstance(target, _rows.SparseTarget):
+            _counts(tensors, shape, options, how)  # refuses bad classes
+            target = shard.own_sparse(target, tensors[1].shape[0])
+        return function(input, matrix, target, bias, parts.by_class(weight), samples, divisor, options, how, shard)
 
     return parts.loss(compute, options, dtypes.result_dtype(tensors[0], options), shape.losses(how.shift))
 
 
 def linear_token_stats(function, tensors, options, how):
-    parts, shape, tensors = _parts_of_head((*tensors, None, None), how)
+    given, (parts, shape, tensors) = tensors[1], _parts_of_head((*tensors, None, None), how)
+    if parts.class_dim is not None:
+        raise ValueError(
+            f"linear_weight must be replicated for token statistics, got placements {tuple(given.placements)}: "
+            "redistribute it to Replicate()"
+        )
     found = function(*tensors[:4], options, how)
     return tuple(parts.rows(value, shape.losses(how.shift)) for value in found)
+
+
+def _sums_of(target, weight, options):
+    """How many numbers a row are sent where the classes of a loss are spread."""
+    soft = isinstance(target, _rows.SparseTarget) or target.is_floating_point()
+    return 3 + (weight is not None) + 2 * (soft or options.label_smoothing > 0.0)
 
 
 def planned(plan, name, arguments, options, how):
@@ -281,7 +341,17 @@ def planned(plan, name, arguments, options, how):
         part = {"input": _parts_of_softmax(a["input"], axis, True).input()}
     elif how is not None:
         names = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
-        part = dict(zip(names, _parts_of_head([a.get(name) for name in names], how, True)[2]))
+        parts, shape, tensors = _parts_of_head([a.get(name) for name in names], how, True)
+        part = dict(zip(names, tensors))
+        if parts.class_dim is not None:
+            shard = parts.shard(shape.classes)
+            part["weight"], a = parts.by_class(part["weight"]), a | {"shard": shard}
+            if isinstance(part["target"], _rows.SparseTarget):
+                part["target"] = shard.own_sparse(part["target"], tensors[1].shape[0])
+            processes = parts.mesh.size(parts.class_dim)
+            size = compute_dtype(tensors[0].dtype).itemsize * _sums_of(tensors[2], part["weight"], options)
+            reasons.append(f"its classes are spread over {processes} processes, which send {size} bytes a row, once")
+            reasons.append("the gradient of input is the sum of theirs")
     else:
         names = "input", "target", "weight", "sample_weight"
         input, target, weight, samples = (a.get(name) for name in names)
@@ -292,8 +362,7 @@ def planned(plan, name, arguments, options, how):
         if processes > 1 and name == "nll_loss":
             reasons.append(f"its classes are spread over {processes} processes, whose losses are added up")
         elif processes > 1:
-            sums = 3 + (weight is not None) + 2 * (part["target"].is_floating_point() or options.label_smoothing > 0.0)
-            size = compute_dtype(part["input"].dtype).itemsize * sums
+            size = compute_dtype(part["input"].dtype).itemsize * _sums_of(part["target"], weight, options)
             reasons.append(f"its classes are spread over {processes} processes, which send {size} bytes a row, once")
             found = _plans.of_stages(TORCH, name, part["input"], part["target"], a["dim"])
             return replace(found, reasons=(*reasons, *found.reasons))

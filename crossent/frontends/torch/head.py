@@ -76,7 +76,7 @@ def call_of(tensors, call, classes=None):
             shape = _heads.shape_of(tensors, classes, call.how.shift)
         shape.traced(tensors[0].shape, tensors[1].shape)
     # Not `dataclasses.replace`, which PyTorch 2.6 cannot compile.
-    given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how}
+    given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how, "shard": call.shard}
     return Call(call.options, shape=shape, classes=classes, **given)
 
 
@@ -113,7 +113,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         *tensors, _ = ctx.saved_tensors  # reading a sparse target's classes checks that they are unchanged
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
-        if nodes.needs_composite(dloss):
+        if call.shard is not None:
+            call.shard.refuse_derivatives_of(dloss)
+        elif nodes.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         (gradients, factor), ctx.made = ctx.made, (None, None)
         if gradients is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss

@@ -9,12 +9,13 @@ from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
 from crossent.frontends.torch import dtypes, head, modes, softmax
 from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.checks import differentiates_weights, is_distributed
+from crossent.frontends.torch.checks import is_distributed
 from crossent.frontends.torch.modes import transformed
 from crossent.frontends.torch.router import (
     as_linear_takes_them,
     check_sums,
     checked,
+    differentiates_weights,
     divisor_of,
     ordinary,
     way_of,
@@ -86,7 +87,9 @@ def _of_head(name, a, options, how):
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     input, linear_weight, bias = as_linear_takes_them(input, linear_weight, bias)
     check_sums(how.given, input.dtype)
-    call = head.call_of((input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how), classes)
+    call = head.call_of(
+        (input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how, shard=a.get("shard")), classes
+    )
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
     if reasons:

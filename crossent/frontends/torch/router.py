@@ -27,7 +27,6 @@ from crossent.frontends.torch.checks import (
     check_distributed,
     checked_slowly,
     device_error,
-    differentiates_weights,
     is_distributed,
     plain_tensor,
 )
@@ -100,6 +99,14 @@ def checked(**tensors):
         if not plain:
             return checked_slowly(tensors)
     return tensors.values()
+
+
+def differentiates_weights(weight, sample_weight, divisor):
+    return torch.is_grad_enabled() and (
+        (weight is not None and weight.requires_grad)
+        or (sample_weight is not None and sample_weight.requires_grad)
+        or (isinstance(divisor, torch.Tensor) and divisor.requires_grad)
+    )
 
 
 def divisor_of(options, denominator, input):
@@ -279,7 +286,10 @@ def as_linear_takes_them(input, linear_weight, linear_bias):
     return input, linear_weight, linear_bias
 
 
-def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
+def linear_cross_entropy(
+    input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, shard=None
+):
+    """`shard`: these are the classes of one process, of the `ClassShard` that it has."""
     from crossent.frontends.torch import head
 
     classes, probs = _classes_and_probs(target)
@@ -304,9 +314,16 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
         check_sums(how.given, input.dtype)
     divisor = None if denominator is None else divisor_of(options, denominator, input)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
-    call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how)
+    call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
     way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
+    if shard is not None:
+        if not input.is_cpu:
+            raise ValueError(
+                f"a head's classes may be sharded on the CPU, got {input.device}: redistribute linear_weight to "
+                "Replicate()"
+            )
+        way = KERNELS
     if way is OPERATOR:
         from crossent.frontends.torch import compiled
 

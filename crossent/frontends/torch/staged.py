@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from crossent._plan import STAGES
+from crossent._rows import SparseTarget
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
 from crossent.frontends.torch import modes, namespace
@@ -32,14 +33,24 @@ def has_stages(tensors):
 
 
 class ClassShard(NamedTuple):
-    """Which of the `classes` of all processes this one has: those from `first` on.
+    """Which of the `classes` of all processes this one has: those from `first` on. The `largest` shard has so many.
 
     `gathered(tensor)` are the tensors of all of them, along a new first axis.
     """
 
     first: int
     classes: int
+    largest: int
     gathered: Callable
+
+    @staticmethod
+    def refuse_derivatives_of(dloss):
+        """No process has all that derivatives of derivatives need."""
+        if grad_enabled() or type(dloss) is not Tensor or not has_storage(dloss):
+            raise RuntimeError(
+                "the gradient of a loss whose classes are sharded cannot be differentiated: redistribute them to "
+                "Replicate()"
+            )
 
     def merged(self, sums):
         given = [one for one in sums if one is not None]
@@ -53,6 +64,14 @@ class ClassShard(NamedTuple):
         """The labels as numbers of the classes that are `here`; -1, which is to be ignored, for all others."""
         own = labels.to(torch.int64) - self.first
         return torch.where((labels == ignore_index) | (own < 0) | (own >= here), -1, own)
+
+    def own_sparse(self, target, here):
+        """The part of a sparse target that is of the classes that are `here`."""
+        classes, probs = target.classes.to(torch.int64) - self.first, target.probs
+        if not here:
+            return SparseTarget(classes[..., :0], probs[..., :0])
+        own = (classes >= 0) & (classes < here)
+        return SparseTarget(torch.where(own, classes, 0), torch.where(own, probs, 0.0))
 
 
 class _StagedCrossEntropy(torch.autograd.Function):
@@ -68,11 +87,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad
         if ctx.shard is not None:
-            if grad_enabled() or type(dloss) is not Tensor or not has_storage(dloss):
-                raise RuntimeError(
-                    "the gradient of a loss whose classes are sharded cannot be differentiated: redistribute input to "
-                    "Replicate() along its classes"
-                )
+            ctx.shard.refuse_derivatives_of(dloss)
         elif needs_composite(dloss):
             return *differentiable_gradients(tensors, wanted[:2], call, dloss), None, None, None, None
         rows, dloss = _rows_of(tensors, call, ctx.shard), in_memory(dloss)

@@ -252,7 +252,7 @@ def rows_in_group(classes):
     return max(1, min(TILE, _GROUP // max(1, classes)))
 
 
-_rows_in_group = inline(rows_in_group)
+group_of = inline(rows_in_group)
 
 
 def scratch_bytes(classes, itemsize, keeps):
@@ -271,7 +271,7 @@ def scratch_bytes(classes, itemsize, keeps):
 def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi: write losses and what backward needs."""
     state = st.State(call.storage, call.compute, scratch, call.tile)
-    group, chunk = _rows_in_group(call.classes), rows.NO_SUMS
+    group, chunk = group_of(call.classes), rows.NO_SUMS
     for first in range(lo, hi, group):
         n = min(group, hi - first)
         bad = make_sums(call, state, first, n, group, False)
@@ -360,7 +360,7 @@ def backward(call, scratch, lo, hi, outcome):
     maxima, the exponentials are then kept, in dx or in the scratch memory, and the gradient is made from them.
     """
     state = st.State(call.storage, call.compute, scratch, call.tile)
-    group, chunk = _rows_in_group(call.classes), rows.NO_SUMS
+    group, chunk = group_of(call.classes), rows.NO_SUMS
     plain = call.is_soft == 0 and call.smoothing == 0.0 and call.cap == 0.0
     keeps = call.tops_at != 0 and call.stats == 0
     for first in range(lo, hi, group):

@@ -44,10 +44,10 @@ def _store_sums(call, state, r, k):
 
 def sums(call, scratch, lo, hi, outcome):
     """The first stage, for rows lo to hi."""
-    state = st.State(call.storage, call.compute, scratch, call.tile)
-    for first in range(lo, hi, along.TILE):
-        n = min(along.TILE, hi - first)
-        bad = along.make_sums(call, state, first, n, along.TILE, False)
+    state, group = st.State(call.storage, call.compute, scratch, call.tile), along.group_of(call.classes)
+    for first in range(lo, hi, group):
+        n = min(group, hi - first)
+        bad = along.make_sums(call, state, first, n, group, False)
         if bad != OK:
             return rows.refuse(outcome, bad)
         for k in range(n):

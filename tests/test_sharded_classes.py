@@ -279,7 +279,7 @@ def refusals_of_heads(mesh):
 
 def work(rank, world, folder):
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
+    timeout = datetime.timedelta(minutes=5)  # each process may compile kernels first
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timeout)
     mesh, failures = init_device_mesh("cpu", (world,)), {}

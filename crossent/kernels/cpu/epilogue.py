@@ -17,11 +17,9 @@ def _own_weight(call, state, j):
 
 
 @inline
-def _label_losses(call, state, n):
-    """Write -log of the label's probability. This is a pass of its own because it is one long chain of operations."""
-    for j in range(0, n, v.lanes(call.storage)):
-        own, own_exp, others = st.load(state, st.OWN, j), st.load(state, st.OWN_EXP, j), st.load(state, st.OTHERS, j)
-        st.store(state, st.NLL, j, nll(call.storage, others, own, own_exp))
+def _label_nll(storage, state, j):
+    """-log of each row's label's probability."""
+    return nll(storage, st.load(state, st.OTHERS, j), st.load(state, st.OWN, j), st.load(state, st.OWN_EXP, j))
 
 
 @inline
@@ -59,7 +57,9 @@ def _losses(call, state, n, row, general):
             log_total = _log_total(storage, state, j)
             label_mass = zero if is_soft != 0 else label_mass
             lse = st.load(state, st.PEAK, j) + log_total
-        label_nll = v.select(v.eq(label_mass, zero), zero, st.load(state, st.NLL, j))
+        label_nll = zero
+        if is_soft == 0:
+            label_nll = v.select(v.eq(label_mass, zero), zero, _label_nll(storage, state, j))
         value = rules.row_loss(label_nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
         value = v.select(keep != zero, value, zero)
         total_loss, total_weight = total_loss + value, total_weight + keep * own_weight
@@ -71,8 +71,6 @@ def _losses(call, state, n, row, general):
 @inline
 def losses_of(call, state, n, row):
     """Write the losses of n rows from row number `row` on, if wanted. Returns their sum and that of the weights."""
-    if call.is_soft == 0:
-        _label_losses(call, state, n)
     if call.is_soft != 0 or call.smoothing > 0.0 or call.z_loss > 0.0:
         losses, weights = _losses(call, state, n, row, True)
     else:

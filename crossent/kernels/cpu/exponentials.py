@@ -1,7 +1,8 @@
 """The sum of a row's exponentials, block by block: each is relative to its block's maximum, so no sum can overflow.
 
 A block stays in the core's nearest cache between the pass for its maximum and the pass for its exponentials, while the
-next block is being fetched. If the gradient is wanted in the same pass, the exponentials are kept: where the gradient
+next block is being fetched: without that, an evaluation over 96 x 32000 takes 3 % longer (`crossent bench --shape
+96x32000`). If the gradient is wanted in the same pass, the exponentials are kept: where the gradient
 goes, or, in 16 bits, where they would be rounded twice, in memory beside it. The blocks' maxima are kept in `tops`.
 Once the sum over the row is known, the exponentials need only be multiplied: exp is computed once for each logit.
 """
@@ -23,16 +24,12 @@ Block = namedtuple("Block", "storage compute kept peak cap ahead")
 @inline
 def _add_whole(block, row, lo, hi, earlier, total):
     storage = block.storage
-    if block.kept == 0:
-        for j in range(lo, hi, v.lanes(storage)):
-            v.prefetch(storage, row, j + block.ahead)
-            total = total + exp(storage, capped(storage, v.load(storage, row, j), block.cap) - block.peak)
-    else:
-        for j in range(lo, hi, v.lanes(storage)):
-            v.prefetch(storage, row, j + block.ahead)
-            e = exp(storage, capped(storage, v.load(storage, row, j), block.cap) - block.peak)
+    for j in range(lo, hi, v.lanes(storage)):
+        v.prefetch(storage, row, j + block.ahead)
+        e = exp(storage, capped(storage, v.load(storage, row, j), block.cap) - block.peak)
+        if block.kept != 0:
             v.store(block.compute, block.kept, j, e)
-            total = total + e
+        total = total + e
     return total
 
 
@@ -88,15 +85,10 @@ def sum_of_row(call, storage, row, label, top, kept_at, ahead):
 @inline
 def scale_kept(call, kept, tops, drow, peak, factor):
     """Write the gradient, made from the exponentials that were kept."""
-    storage, compute, classes = call.storage, call.compute, call.classes
-    width, zero = v.lanes(storage), v.splat(storage, 0.0)
+    storage, compute, classes, zero = call.storage, call.compute, call.classes, v.splat(call.storage, 0.0)
     for lo in range(0, classes, BLOCK):
         n, part, dpart = min(BLOCK, classes - lo), v.at(compute, kept, lo), v.at(storage, drow, lo)
-        full, top = n // width * width, v.load_scalar(rows.DOUBLES, tops, lo // BLOCK)
-        scale = v.splat(storage, factor * rescaled(top, peak))
-        for j in range(0, full, width):
-            v.store(storage, dpart, j, rules.class_grad(v.load(compute, part, j), zero, scale))
-        if full < n:
-            within = v.first_n(storage, n - full)
-            e = v.load_masked(compute, part, full, within, zero)
-            v.store_masked(storage, dpart, full, within, rules.class_grad(e, zero, scale))
+        scale = v.splat(storage, factor * rescaled(v.load_scalar(rows.DOUBLES, tops, lo // BLOCK), peak))
+        for j in range(0, n, v.lanes(storage)):
+            e = rows.load_n(compute, part, j, n)
+            rows.store_n(storage, dpart, j, n, rules.class_grad(e, zero, scale), False)

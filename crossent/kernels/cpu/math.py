@@ -8,6 +8,7 @@ log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), 
 
 from crossent.kernels.cpu import vector as v
 from crossent.kernels.cpu.compile import inline
+from crossent.kernels.cpu.rules import softcap_slope
 
 _ONE = v.constant(1.0, 1.0)
 _LN2 = v.constant(0.6931471805599453, 0.6931471805599453)
@@ -141,6 +142,12 @@ def tanh(like, x):
     power = v.scale_by_power(_ONE(like), n)
     shrunk = v.fma(rest, power, power - _ONE(like))
     return shrunk / (shrunk + v.splat(like, 2.0))
+
+
+@inline
+def through_cap(d, capped_logit, cap):
+    """The derivative with respect to a logit, from that with respect to the capped logit; for vectors and numbers."""
+    return d * softcap_slope(capped_logit, cap) if cap > 0.0 else d
 
 
 @inline

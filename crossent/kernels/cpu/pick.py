@@ -6,20 +6,15 @@ from crossent.kernels.cpu import rows, rules, vector as v
 from crossent.kernels.cpu.compile import inline
 
 
-@inline
-def _keep_of(call, r, label):
-    return 0.0 if label == call.ignore_index else rows.sample_weight_of(call, r)
-
-
 def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi: write losses."""
     chunk = rows.NO_SUMS
     for r in range(lo, hi):
         place = rows.place_of(call, r)
         label = rows.label_of(call, place)
-        keep, value = _keep_of(call, r, label), 0.0
+        keep, value = rows.keep_of(call, r, label), 0.0
         if keep != 0.0:
-            if label < 0 or label >= call.classes:
+            if rows.is_no_class(call, label):
                 return rows.refuse(outcome, r)
             mass = rules.label_weight(rows.class_weight_of(call, label), keep, 0.0)
             if mass != 0.0:
@@ -43,9 +38,9 @@ def backward(call, scratch, lo, hi, outcome):
     for r in range(lo, hi):
         place = rows.place_of(call, r)
         label = rows.label_of(call, place)
-        keep = _keep_of(call, r, label)
+        keep = rows.keep_of(call, r, label)
         if keep != 0.0:
-            if label < 0 or label >= call.classes:
+            if rows.is_no_class(call, label):
                 return rows.refuse(outcome, r)
             mass = rules.label_weight(rows.class_weight_of(call, label), keep, 0.0)
             where = rows.offset(place, call.new_outer, call.new_inner) + label * call.new_class

@@ -12,7 +12,7 @@ import numpy as np
 from crossent.kernels.cpu import rows, rules, vector as v
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.math import exp
-from crossent.kernels.cpu.rows import LABELS, LOOKED_AT
+from crossent.kernels.cpu.rows import LABELS
 
 _HEADROOM = 30.0  # exp(2 * 30) times 2**31 classes is still finite in float32
 _Label = namedtuple("_Label", "storage own peak")  # `own`: the label's logit in every lane
@@ -81,30 +81,25 @@ def _position(call, row, value, start):
     return min(j + v.find_first(v.eq(rows.load_n(storage, row, j, classes), wanted)), classes - 1)
 
 
+@inline
+def _write_stats(call, storage, r, place, label):
+    if label < 0:
+        return
+    compute, row = call.compute, rows.logits_of(call, place)
+    own, own_lanes, peak = rows.first_peak(call, storage, row, label, 0.0)
+    others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
+    if best > peak + _HEADROOM:
+        peak = best
+        others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
+    own_exp = math.exp(own - peak)
+    total = others + own_exp
+    v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))
+    v.store_scalar(LABELS, call.rank, r, np.int64(above))
+    v.store_scalar(LABELS, call.prediction, r, _position(call, row, best, best_at))
+    v.store_scalar(compute, call.confidence, r, math.exp(best - peak) / total)
+    v.store_scalar(compute, call.brier, r, rules.brier(others, squares, total))
+
+
 def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi; nothing is written for ignored rows."""
-    storage, compute = call.storage, call.compute
-    for r in range(lo, hi):
-        place = rows.place_of(call, r)
-        label = rows.label_of(call, place)
-        if label == call.ignore_index:
-            continue
-        if label < 0 or label >= call.classes:
-            return rows.refuse(outcome, r)
-        row = rows.logits_of(call, place)
-        own = np.float64(v.load_scalar(storage, row, label))
-        own_lanes = v.splat(storage, v.load_scalar(storage, row, label))
-        guess = rows.largest(storage, row, min(call.classes, LOOKED_AT), 0.0)
-        peak = rows.finite_peak(max(own, guess))
-        others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
-        if best > peak + _HEADROOM:
-            peak = best
-            others, squares, above, best, best_at = _sums(call, storage, row, label, own_lanes, peak)
-        own_exp = math.exp(own - peak)
-        total = others + own_exp
-        v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))
-        v.store_scalar(LABELS, call.rank, r, np.int64(above))
-        v.store_scalar(LABELS, call.prediction, r, _position(call, row, best, best_at))
-        v.store_scalar(compute, call.confidence, r, math.exp(best - peak) / total)
-        v.store_scalar(compute, call.brier, r, rules.brier(others, squares, total))
-    return rows.finish(outcome, rows.NO_SUMS)
+    return rows.visit(call, lo, hi, outcome, _write_stats)

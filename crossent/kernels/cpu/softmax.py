@@ -23,7 +23,11 @@ _BLOCK = 64  # vectors summed before they are added to the total: short sums kee
 
 @inline
 def _quotient(storage, x, y, reciprocal):
-    """x / y from 1 / y with one step of refinement: quicker than a division, and but for rare cases the same bits."""
+    """x / y from 1 / y with one step of refinement; but for rare cases it has the same bits.
+
+    A division takes 16 cycles on most processors with vectors of 512 bits, this takes 2. Where the processor divides
+    faster (AMD Zen 5), a division takes 5 % less of a softmax over 1024 x 1000 (`python -m benchmarks.softmax`).
+    """
     quotient = x * reciprocal
     return v.fma(v.fma(v.splat(storage, 0.0) - quotient, y, x), reciprocal, quotient)
 
@@ -72,6 +76,7 @@ def _top_of_block(storage, row, n, least):
     """The largest logit and, if it is more than `least`, a class that has it, else -1.
 
     Four vectors are compared at once, each with the earlier ones at its place; then one of the four places is searched.
+    One at a time takes 4 % longer for a softmax over 1024 x 1000 (`python -m benchmarks.softmax`).
     """
     width, nothing = v.lanes(storage), v.splat(storage, -np.inf)
     step = 4 * width
@@ -278,7 +283,7 @@ def backward_across(call, scratch, lo, hi, outcome):
     state, new_class, large = (
         st.State(storage, compute, v.at(compute, ds, classes * tile), tile),
         call.new_class,
-        call.large != 0,
+        call.large,
     )
     for unit in range(lo, hi):
         o, i, n = tile_place(call, unit)

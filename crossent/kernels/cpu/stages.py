@@ -4,9 +4,8 @@
 by side. A row's label counts over the classes of all shards, of which these are those from `first_class` on.
 """
 
-import numpy as np
-
 from crossent.kernels.cpu import along, rows, state as st, vector as v
+from crossent.kernels.cpu.along import load_kept
 from crossent.kernels.cpu.compile import inline
 from crossent.kernels.cpu.epilogue import losses_of, prepare_gradients
 from crossent.kernels.cpu.rows import OK
@@ -18,11 +17,6 @@ PEAK, OTHERS, OWN, OWN_WEIGHT, MASS, DOT = range(len(SUMS))
 @inline
 def _store(call, which, r, value):
     v.store_scalar(call.compute, call.stats, which * call.rows + r, value)
-
-
-@inline
-def _load(call, which, r):
-    return np.float64(v.load_scalar(call.compute, call.stats, which * call.rows + r))
 
 
 @inline
@@ -47,7 +41,7 @@ def sums(call, scratch, lo, hi, outcome):
     state, group = st.State(call.storage, call.compute, scratch, call.tile), along.group_of(call.classes)
     for first in range(lo, hi, group):
         n = min(group, hi - first)
-        bad = along.make_sums(call, state, first, n, group, False)
+        bad = along.make_sums(call, state, first, n, group, False, False)
         if bad != OK:
             return rows.refuse(outcome, bad)
         for k in range(n):
@@ -66,16 +60,16 @@ def _load_sums(call, state, first, n):
             return r
         if keep == 0.0:
             continue
-        peak = _load(call, PEAK, r)
+        peak = load_kept(call, PEAK, r)
         st.store_one(state, st.KEEP, k, keep)
         st.store_one(state, st.PEAK, k, peak)
-        st.store_one(state, st.OTHERS, k, _load(call, OTHERS, r))
-        st.store_one(state, st.OWN, k, 0.0 if call.is_soft != 0 else _load(call, OWN, r) - peak)
+        st.store_one(state, st.OTHERS, k, load_kept(call, OTHERS, r))
+        st.store_one(state, st.OWN, k, 0.0 if call.is_soft != 0 else load_kept(call, OWN, r) - peak)
         if call.weight != 0:
-            st.store_one(state, st.WEIGHT, k, 1.0 if call.is_soft != 0 else _load(call, OWN_WEIGHT, r))
+            st.store_one(state, st.WEIGHT, k, 1.0 if call.is_soft != 0 else load_kept(call, OWN_WEIGHT, r))
         if call.has_mass != 0:
-            st.store_one(state, st.MASS, k, _load(call, MASS, r))
-            st.store_one(state, st.DOT, k, _load(call, DOT, r))
+            st.store_one(state, st.MASS, k, load_kept(call, MASS, r))
+            st.store_one(state, st.DOT, k, load_kept(call, DOT, r))
     along.own_exponentials(call, state, n)
     return OK
 

@@ -6,7 +6,7 @@ from crossent.kernels.cpu import rows, vector as v
 from crossent.kernels.cpu.compile import inline
 
 BLOCK = 1024  # classes summed together
-BLOCKS = 4  # of a unit at most: long runs of memory, and sums that stay in the core's own cache
+BLOCKS = 4  # of a unit at most, so that its sums stay in the core's own cache
 ROOM = v.VECTOR_BYTES // 4  # numbers that one vector writes
 _ROWS = 256  # rows summed before they are added to the total: short sums keep their digits
 
@@ -26,12 +26,6 @@ def _add_rows(storage, compute, a, b, c, d, squares, n):
         v.store(compute, squares, j, v.load(compute, squares, j) + ((x * x + y * y) + (z * z + w * w)))
         sum_a, sum_b, sum_c, sum_d = sum_a + x, sum_b + y, sum_c + z, sum_d + w
     return v.reduce_sum(sum_a), v.reduce_sum(sum_b), v.reduce_sum(sum_c), v.reduce_sum(sum_d)
-
-
-@inline
-def _clear(storage, address, n):
-    for j in range(0, n, v.lanes(storage)):
-        v.store(storage, address, j, v.splat(storage, 0.0))
 
 
 @inline
@@ -59,12 +53,12 @@ def forward(call, scratch, lo, hi, outcome):
     """Units lo to hi of the classes: add to `squares`, and write each row's sum over each block to `by_row`."""
     storage, compute, width = call.storage, call.compute, call.blocks * BLOCK
     part, no_row = scratch, v.at(compute, scratch, width)
-    _clear(compute, no_row, width)
+    rows.fill_zero(compute, no_row, width)
     for unit in range(lo, hi):
         first = unit * width
         n = min(width, call.classes - first)
         for start in range(0, call.rows, _ROWS):
-            _clear(compute, part, width)
+            rows.fill_zero(compute, part, width)
             stop = min(start + _ROWS, call.rows)
             for r in range(start, stop, 4):
                 for block in range(0, n, BLOCK):
@@ -101,12 +95,12 @@ def combine(call, scratch, lo, hi, outcome):
     `combined` have room for a multiple of ROOM numbers.
     """
     compute, width = call.compute, call.blocks * BLOCK
-    _clear(compute, scratch, width)
+    rows.fill_zero(compute, scratch, width)
     for unit in range(lo, hi):
         first = unit * width
         n, combined = min(width, call.classes - first), v.at(compute, call.combined, first)
         for i in range(call.count):
-            _clear(compute, v.at(compute, combined, i * call.combined_row), n)
+            rows.fill_zero(compute, v.at(compute, combined, i * call.combined_row), n)
         for r in range(0, call.rows, 4):
             four = _four_rows(call, r, call.rows, first, scratch)
             _add_combinations(call, four, v.at(compute, call.factors, r), combined, n)

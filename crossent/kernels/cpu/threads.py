@@ -1,7 +1,7 @@
 """Threads that help a caller with its chunks of rows: those of a running OpenMP library, or a few of our own.
 
 PyTorch's OpenMP threads spin while they wait for work, and would keep threads of our own from the processors that they
-spin on. So they take part themselves, which also saves waking a thread.
+spin on. So they take part themselves.
 
 The caller works too and never waits for a helper to wake up: whoever is free takes the next chunk. With no helper at
 all (a forked child, an interpreter that shuts down) the caller does everything itself. Which thread takes a chunk does

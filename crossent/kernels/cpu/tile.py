@@ -1,5 +1,7 @@
 """A tile of a matrix product, summed in registers: HEIGHT rows of one factor by VECTORS vectors of the other."""
 
+from collections import namedtuple
+
 from llvmlite import ir
 
 from crossent.kernels.cpu import llvm, vector as v
@@ -7,42 +9,44 @@ from crossent.kernels.cpu.llvm import I32, I64, PAIRS
 from crossent.kernels.cpu.processor import FEATURES
 
 # Two multiply-adds can start in each cycle, and each takes four or five cycles: so many sums keep both units busy. They
-# fit in 32 registers of 512 bits, or in 16 of 256 bits, where a vector takes two.
+# fit in 32 registers of 512 bits, or in 16 of 256 bits, where a vector takes two. With half as many, logits of a head
+# take 3 % longer (`python -m benchmarks --case head`).
 HEIGHT, VECTORS = (8, 2) if FEATURES.get("avx512f") else (6, 1)
 
 
-@v.operation()
-def multiply_tile(
-    b, like: type, c_like: type, left: int, left_row: int, left_step: int, right: int, depth: int, c: int, c_row: int,
-    rows: int, adds: int,
-):  # fmt: skip
-    """Write a tile of left @ right to c, stored like c_like, or add it. Rows from `rows` on get meaningless numbers.
+# Rows of the first factor: the first one's address, and how many elements lie from row to row and from one step of the
+# sums to the next.
+Left = namedtuple("Left", "like address row step")
 
-    For each of `depth` steps `right` has a row as wide as the tile, and `left` moves on by left_step. The order of the
-    sums does not depend on the shape of the tile.
+
+@v.operation()
+def multiply_tile(b, left, right: int, depth: int, rows: int, c, adds: int):
+    """Write a tile of left @ right to the `Matrix` c, or add it. Rows from `rows` on get meaningless numbers.
+
+    For each of `depth` steps `right` has a row as wide as the tile, stored like `left`. The order of the sums does not
+    depend on the shape of the tile.
     """
-    kind = v.in_memory(like)
-    starts = _row_starts(b, left, left_row, rows, kind.element)
-    sums = _sums_over_depth(b, like, kind, starts, left_step, right, depth)
+    sums = _sums_over_depth(b, left, _row_starts(b, left, rows), right, depth)
     with b.if_else(b.icmp_signed("!=", adds, llvm.number(0))) as (add, replace):
         with add:
-            _write(b, like, c_like, c, c_row, sums, True)
+            _write(b, left.like, c, sums, True)
         with replace:
-            _write(b, like, c_like, c, c_row, sums, False)
+            _write(b, left.like, c, sums, False)
 
 
-def _row_starts(b, left, left_row, rows, element):
+def _row_starts(b, left, rows):
     """The rows' addresses. A row that is not there is replaced by the last one, so that nothing is read behind that."""
-    last = b.sub(rows, llvm.number(1))
+    last, element = b.sub(rows, llvm.number(1)), v.in_memory(left.like).element
     numbers = [_smaller(b, llvm.number(i), last) for i in range(HEIGHT)]
-    return [b.ptrtoint(llvm.pointer(b, left, b.mul(i, left_row), element), I64) for i in numbers]
+    return [b.ptrtoint(llvm.pointer(b, left.address, b.mul(i, left.row), element), I64) for i in numbers]
 
 
-def _sums_over_depth(b, like, kind, starts, left_step, right, depth):
+def _sums_over_depth(b, left, starts, right, depth):
     """The sums of a loop over the depth, a list of vectors for each row.
 
     A value of LLVM is set only once, so what changes from round to round is a phi.
     """
+    kind = v.in_memory(left.like)
     before, loop, after = b.block, b.append_basic_block("sum"), b.append_basic_block("write")
     b.branch(loop)
     b.position_at_end(loop)
@@ -55,9 +59,9 @@ def _sums_over_depth(b, like, kind, starts, left_step, right, depth):
     new_sums = []
     for start, row in zip(starts, sums):
         factor = llvm.broadcast(b, b.load(llvm.pointer(b, start, left_at, kind.element)), kind.count)
-        new_sums.append([_add_product(b, like, factor, *pair) for pair in zip(columns, row)])
+        new_sums.append([_add_product(b, left.like, factor, *pair) for pair in zip(columns, row)])
     next_step = _plus(b, step, 1)
-    next_left, next_right = b.add(left_at, left_step), _plus(b, right_at, VECTORS * kind.count)
+    next_left, next_right = b.add(left_at, left.step), _plus(b, right_at, VECTORS * kind.count)
     for old, new in ((step, next_step), (left_at, next_left), (right_at, next_right)):
         old.add_incoming(llvm.number(0), before)
         old.add_incoming(new, loop)
@@ -69,16 +73,16 @@ def _sums_over_depth(b, like, kind, starts, left_step, right, depth):
     return new_sums
 
 
-def _write(b, like, c_like, c, c_row, sums, added):
+def _write(b, like, c, sums, added):
     lanes = sums[0][0].type.count
-    memory = ir.VectorType(llvm.stored(c_like), lanes)
+    memory = ir.VectorType(llvm.stored(c.like), lanes)
     for i, row in enumerate(sums):
-        start = b.mul(c_row, llvm.number(i))
+        start = b.mul(c.stride, llvm.number(i))
         for j, value in enumerate(row):
-            where = llvm.pointer(b, c, _plus(b, start, j * lanes), memory)
+            where = llvm.pointer(b, c.address, _plus(b, start, j * lanes), memory)
             if added:
-                value = b.fadd(llvm.widen(b, c_like, b.load(where, align=llvm.size(memory.element))), value)
-            b.store(_rounded(b, like, c_like, value), where, align=llvm.size(memory.element))
+                value = b.fadd(llvm.widen(b, c.like, b.load(where, align=llvm.size(memory.element))), value)
+            b.store(_rounded(b, like, c.like, value), where, align=llvm.size(memory.element))
 
 
 def _add_product(b, like, x, y, total):

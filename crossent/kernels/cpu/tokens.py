@@ -10,8 +10,8 @@ import numpy as np
 
 from crossent.kernels.cpu import rows, rules, vector as v
 from crossent.kernels.cpu.compile import inline
-from crossent.kernels.cpu.math import capped, exp
-from crossent.kernels.cpu.rows import LABELS, LOOKED_AT
+from crossent.kernels.cpu.math import capped, exp, through_cap
+from crossent.kernels.cpu.rows import LABELS
 
 _Label = namedtuple("_Label", "storage own peak cap")  # `own`: the label's logit in every lane
 
@@ -58,33 +58,27 @@ def _sums(call, storage, row, label, own, peak):
     return np.float64(others), np.float64(dot), np.float64(above), np.float64(v.reduce_max(top))
 
 
+@inline
+def _write_stats(call, storage, r, place, label):
+    if label < 0:
+        return
+    compute, row = call.compute, rows.logits_of(call, place)
+    own, own_lanes, peak = rows.first_peak(call, storage, row, label, call.cap)
+    others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
+    if rows.out_of_headroom(top, peak):
+        peak = top
+        others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
+    own_exp = rows.exp_relative(own, peak)
+    total = others + own_exp
+    v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))
+    v.store_scalar(compute, call.lse, r, peak + math.log(total))
+    v.store_scalar(compute, call.entropy, r, rules.entropy_of(math.log(total), dot, total))
+    v.store_scalar(LABELS, call.rank, r, np.int64(above))
+
+
 def forward(call, scratch, lo, hi, outcome):
     """Rows lo to hi; nothing is written for ignored rows."""
-    storage, compute, cap = call.storage, call.compute, call.cap
-    for r in range(lo, hi):
-        place = rows.place_of(call, r)
-        label = rows.label_of(call, place)
-        if label == call.ignore_index:
-            continue
-        if label < 0 or label >= call.classes:
-            return rows.refuse(outcome, r)
-        row = rows.logits_of(call, place)
-        own = rows.load_logit(storage, row, label, cap)
-        guess = rows.largest(storage, row, min(call.classes, LOOKED_AT), cap)
-        peak = rows.finite_peak(max(own, guess))
-        # Capped as vectors are capped, so that equal logits stay equal.
-        own_lanes = capped(storage, v.splat(storage, v.load_scalar(storage, row, label)), cap)
-        others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
-        if rows.out_of_headroom(top, peak):
-            peak = top
-            others, dot, above, top = _sums(call, storage, row, label, own_lanes, peak)
-        own_exp = rows.exp_relative(own, peak)
-        total = others + own_exp
-        v.store_scalar(compute, call.logprob, r, -rows.scalar_nll(others, own_exp, peak - own))
-        v.store_scalar(compute, call.lse, r, peak + math.log(total))
-        v.store_scalar(compute, call.entropy, r, rules.entropy_of(math.log(total), dot, total))
-        v.store_scalar(LABELS, call.rank, r, np.int64(above))
-    return rows.finish(outcome, rows.NO_SUMS)
+    return rows.visit(call, lo, hi, outcome, _write_stats)
 
 
 @inline
@@ -108,32 +102,28 @@ def _write_gradient(call, storage, row, drow, lse, entropy, upstream):
         p = exp(storage, log_p)
         log_p = v.select(v.eq(p, zero), zero, log_p)
         d = rules.token_grad(p, log_p, entropy, dlogprob, dlse, dentropy)
-        if cap > 0.0:
-            d = d * rules.softcap_slope(z, cap)
-        v.store_masked(storage, drow, j, within, d)
+        v.store_masked(storage, drow, j, within, through_cap(d, z, cap))
+
+
+@inline
+def _differentiate(call, storage, r, place, label):
+    row, drow = rows.logits_of(call, place), v.at(storage, call.dx, rows.offset(place, call.dx_outer, call.dx_inner))
+    if label < 0:
+        rows.fill_zero(storage, drow, call.classes)
+        return
+    own = rows.load_logit(storage, row, label, call.cap)
+    lse, entropy, logprob = (
+        _number_of(call, call.lse, r), _number_of(call, call.entropy, r), _number_of(call, call.logprob, r)
+    )  # fmt: skip
+    dlogprob, dlse, dentropy = (
+        _number_of(call, call.dlogprob, r), _number_of(call, call.dlse, r), _number_of(call, call.dentropy, r)
+    )  # fmt: skip
+    _write_gradient(call, storage, row, drow, lse, entropy, (dlogprob, dlse, dentropy))
+    # At the label it is made from the label's log-probability: so 1 - p keeps its digits.
+    d = rules.token_grad(math.exp(logprob), logprob, entropy, 0.0, dlse, dentropy) - math.expm1(logprob) * dlogprob
+    v.store_scalar(storage, drow, label, through_cap(d, own, call.cap))
 
 
 def backward(call, scratch, lo, hi, outcome):
     """Rows lo to hi: write the gradient, made from forward's results; dx may be x. Ignored rows get zeros."""
-    storage, cap = call.storage, call.cap
-    for r in range(lo, hi):
-        place = rows.place_of(call, r)
-        label, row = rows.label_of(call, place), rows.logits_of(call, place)
-        drow = v.at(storage, call.dx, rows.offset(place, call.dx_outer, call.dx_inner))
-        if label == call.ignore_index:
-            rows.fill_zero(storage, drow, call.classes)
-            continue
-        if label < 0 or label >= call.classes:
-            return rows.refuse(outcome, r)
-        own = rows.load_logit(storage, row, label, cap)
-        lse, entropy, logprob = (
-            _number_of(call, call.lse, r), _number_of(call, call.entropy, r), _number_of(call, call.logprob, r)
-        )  # fmt: skip
-        dlogprob, dlse, dentropy = (
-            _number_of(call, call.dlogprob, r), _number_of(call, call.dlse, r), _number_of(call, call.dentropy, r)
-        )  # fmt: skip
-        _write_gradient(call, storage, row, drow, lse, entropy, (dlogprob, dlse, dentropy))
-        # At the label it is made from the label's log-probability: so 1 - p keeps its digits.
-        d = rules.token_grad(math.exp(logprob), logprob, entropy, 0.0, dlse, dentropy) - math.expm1(logprob) * dlogprob
-        v.store_scalar(storage, drow, label, d * rules.softcap_slope(own, cap) if cap > 0.0 else d)
-    return rows.finish(outcome, rows.NO_SUMS)
+    return rows.visit(call, lo, hi, outcome, _differentiate)

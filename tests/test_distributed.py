@@ -1,14 +1,9 @@
 """DTensors whose rows are spread over two processes, or alike in both, beside PyTorch in float64 in one process."""
 
-import datetime
-import json
-import tempfile
-import traceback
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import failures_of
 
 import crossent
 import crossent.nn as nn
@@ -419,31 +414,12 @@ def explained_as_a_whole(mesh):
     assert all(check.passed for check in explained.checks)
 
 
-def work(rank, folder):
-    """One of the processes: all cases, and what went wrong in each."""
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(minutes=5)  # each process may compile kernels first
-    meeting = f"file://{folder}/meeting"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timeout)
-    mesh, failures = init_device_mesh("cpu", (PROCESSES,)), {}
-    for name, run in CASES.items():
-        try:
-            run(mesh)
-        except BaseException:  # pytest.fail is no Exception
-            failures[name] = traceback.format_exc()
-        distributed.barrier()
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def failures():
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, args=(folder,), nprocs=PROCESSES)
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    return failures_of(__name__, PROCESSES)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes(name, failures):
-    assert not any(name in of for of in failures), "\n".join(of.get(name, "") for of in failures)
+    assert name not in failures, failures.get(name)

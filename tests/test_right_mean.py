@@ -1,14 +1,9 @@
 """`crossent.distributed.denominator` in two processes, under those who average gradients, beside one whole batch."""
 
-import datetime
-import json
-import tempfile
-import traceback
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import failures_of
 
 import crossent
 import crossent.distributed as ours
@@ -57,7 +52,7 @@ def mine(*tensors):
 
 
 @case
-def distributed_data_parallel():
+def distributed_data_parallel(mesh):
     x, labels = batch()
     weight, samples = torch.linspace(0.5, 2, 7), torch.linspace(0.1, 1, 12)
     for given in ({}, {"weight": weight}, {"weight": weight, "sample_weight": samples}):
@@ -70,7 +65,7 @@ def distributed_data_parallel():
 
 
 @case
-def accumulation_steps():
+def accumulation_steps(mesh):
     """Gradients that are added up, and those of a trainer that divides the loss by the number of steps."""
     x, labels = batch()
     (part, own), steps = mine(x, labels), 3
@@ -83,7 +78,7 @@ def accumulation_steps():
 
 
 @case
-def fully_sharded():
+def fully_sharded(mesh):
     from torch.distributed.fsdp import fully_shard
 
     x, labels = batch()
@@ -94,7 +89,7 @@ def fully_sharded():
 
 
 @case
-def gradients_that_are_added_up():
+def gradients_that_are_added_up(mesh):
     x, labels = batch()
     (part, own), net = mine(x, labels), model()
     crossent.cross_entropy(net(part), own, denominator=ours.denominator(own, averaged_over=1)).backward()
@@ -103,9 +98,9 @@ def gradients_that_are_added_up():
 
 
 @case
-def empty_and_ignored():
+def empty_and_ignored(mesh):
     """A process without rows, or without targets; and nobody has any."""
-    rank = distributed.get_rank()
+    rank = mesh.get_rank()
     labels = torch.tensor([1, 2, 3]) if rank else torch.zeros(0, dtype=torch.int64)
     assert ours.denominator(labels).item() == 1.5
     assert ours.denominator(torch.tensor([1, -100, 3]) if rank else torch.tensor([-100])).item() == 1.0
@@ -115,14 +110,14 @@ def empty_and_ignored():
 
 
 @case
-def a_group_of_its_own():
-    alone = [distributed.new_group([rank]) for rank in range(PROCESSES)][distributed.get_rank()]
+def a_group_of_its_own(mesh):
+    alone = [distributed.new_group([rank]) for rank in range(PROCESSES)][mesh.get_rank()]
     assert ours.denominator(torch.tensor([1, -100, 3]), group=alone).item() == 2.0
 
 
 @case
-def a_bad_label_in_one_process():
-    rank = distributed.get_rank()
+def a_bad_label_in_one_process(mesh):
+    rank = mesh.get_rank()
     labels, weight = torch.tensor([0, 9 if rank else 1]), torch.ones(3)
     if rank:
         with pytest.raises(IndexError, match="Target 9 at position 1 is out of bounds: .* 0 and 2"):
@@ -131,33 +126,15 @@ def a_bad_label_in_one_process():
         assert ours.denominator(labels, weight=weight).isnan()
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(minutes=5)  # each process may compile kernels first
-    meeting = f"file://{folder}/meeting"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timeout)
-    failures = {}
-    for name, run in CASES.items():
-        try:
-            run()
-        except BaseException:  # pytest.fail is no Exception
-            failures[name] = traceback.format_exc()
-        distributed.barrier()
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def failures():
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, args=(folder,), nprocs=PROCESSES)
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    return failures_of(__name__, PROCESSES)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes(name, failures):
-    assert not any(name in of for of in failures), "\n".join(of.get(name, "") for of in failures)
+    assert name not in failures, failures.get(name)
 
 
 def test_one_process():

@@ -1,15 +1,10 @@
 """Losses whose classes are spread over 1 to 4 processes, unevenly and with empty shards too, beside the reference."""
 
-import datetime
-import json
-import tempfile
-import traceback
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
+from processes import failures_of
 from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, make
 
 import crossent
@@ -277,30 +272,12 @@ def refusals_of_heads(mesh):
         crossent.linear_cross_entropy(hidden, spread, labels.clamp(max=9), weight=torch.ones(10, requires_grad=True))
 
 
-def work(rank, world, folder):
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(minutes=5)  # each process may compile kernels first
-    meeting = f"file://{folder}/meeting"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timeout)
-    mesh, failures = init_device_mesh("cpu", (world,)), {}
-    for name, run in CASES.items():
-        try:
-            run(mesh)
-        except BaseException:  # pytest.fail is no Exception
-            failures[name] = traceback.format_exc()
-        distributed.barrier()
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def failures(request):
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, args=(request.param, folder), nprocs=request.param)
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(request.param)]
+    return failures_of(__name__, request.param)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_processes(name, failures):
-    assert not any(name in of for of in failures), "\n".join(of.get(name, "") for of in failures)
+    assert name not in failures, failures.get(name)

@@ -1,0 +1,38 @@
+"""Cases that several processes run together: functions of a mesh, in a test file's `CASES`."""
+
+import datetime
+import importlib
+import json
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+
+def _work(rank, processes, folder, module):
+    """One of the processes: all cases, and what went wrong in each."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(minutes=5)  # each may have to compile kernels first
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes, timeout=timeout)
+    mesh, failures = init_device_mesh("cpu", (processes,)), {}
+    for name, run in importlib.import_module(module).CASES.items():
+        try:
+            run(mesh)
+        except BaseException:  # pytest.fail is no Exception
+            failures[name] = traceback.format_exc()
+        distributed.barrier()
+    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
+    distributed.destroy_process_group()
+
+
+def failures_of(module, processes):
+    """By name, what went wrong in the cases of a test file, in any process."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work, args=(processes, folder, module), nprocs=processes)
+        found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(processes)]
+    return {name: "\n".join(of[name] for of in found if name in of) for of in found for name in of}

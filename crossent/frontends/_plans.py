@@ -15,8 +15,8 @@ _PLAIN_ARRAYS_OF_TOKENS = 8
 _PLAIN_ARRAYS_OF_SOFTMAX = 3
 
 
-def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=False, at_once=False):
-    """`at_once` says that the gradient is made in the forward pass."""
+def of_loss(lib, name, input, target, dim, options, out_of_kernels, of_gradient=()):
+    """`of_gradient` says how the gradient is made by kernels."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, name == "cross_entropy")
     arithmetic, numbers = compute_storage(lib.storage(input)), math.prod(input.shape)
     if out_of_kernels:
@@ -36,10 +36,7 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, in_place=Fal
         turned = layout.last and layout.short and not soft
         along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
         reasons.append("one number of each row is read" if picks else f"vectors run {along}")
-    if at_once:
-        reasons.append("the gradient is made in the forward pass, as long as it is asked for")
-    if in_place:
-        reasons.append("the gradient is written over input")
+    reasons += of_gradient
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
 
 

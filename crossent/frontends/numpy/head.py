@@ -20,8 +20,9 @@ def _like_input(name, array, input):
     return array
 
 
-def checked(input, linear_weight, linear_bias, target, weight, sample_weight, options, how, divisor=None):
-    """The arrays as kernels read them, and the call."""
+def checked(given, options, how, divisor=None):
+    """The arrays as kernels read them, and the call; `given` are they as the caller gave them."""
+    input, linear_weight, linear_bias, target, weight, sample_weight = given
     x, classes = readable("input", input), None
     if isinstance(target, _rows.SparseTarget):
         classes, target = readable("target", target.classes), target.probs
@@ -39,7 +40,7 @@ def checked(input, linear_weight, linear_bias, target, weight, sample_weight, op
 
 def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how):
     given = input, linear_weight, linear_bias, target, weight, sample_weight
-    arrays, call = checked(*given, options, how, divisor_of(options, denominator))
+    arrays, call = checked(given, options, how, divisor_of(options, denominator))
     tape = tape_of_call.get()
     differentiates = tape is not None and tape.input is input
     wanted = (differentiates, differentiates, differentiates and linear_bias is not None, False)
@@ -51,7 +52,7 @@ def linear_cross_entropy(input, linear_weight, target, linear_bias, weight, samp
 
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
-    arrays, call = checked(input, linear_weight, linear_bias, target, None, None, options, how)
+    arrays, call = checked((input, linear_weight, linear_bias, target, None, None), options, how)
     _rows.check_tokens(call.shape)
     head, *_ = _heads.head_of(arrays, call, products_for)
     return tuple(_heads.losses_of(result, call) for result in head.tokens())

@@ -21,7 +21,7 @@ def plan(name, arguments, options, how):
 
 def _of_head(name, a, options, how):
     given = a["input"], a["linear_weight"], a["linear_bias"], a["target"], a.get("weight"), a.get("sample_weight")
-    arrays, call = checked(*given, options, how)
+    arrays, call = checked(given, options, how)
     head, *_ = head_of(arrays, call, products_for)
     accumulators = 4 * head.weight.size if head.x.itemsize == 2 else 0
     wanted = (True, True, head.bias is not None, False)

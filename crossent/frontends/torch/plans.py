@@ -48,8 +48,12 @@ def plan(name, arguments, options, how):
     in_place = a.get("inplace_backward", False)
     wanted = input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
-    at_once = may_wait and _best_at_once(name, input, target, a["dim"], options)
-    return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, in_place, at_once)
+    of_gradient = []
+    if may_wait and _best_at_once(name, input, target, a["dim"], options):
+        of_gradient.append("the gradient is made in the forward pass, as long as it is asked for")
+    if in_place:
+        of_gradient.append("the gradient is written over input")
+    return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, of_gradient)
 
 
 def _best_at_once(name, input, target, dim, options):

@@ -25,8 +25,8 @@ _BLOCK = 64  # vectors summed before they are added to the total: short sums kee
 def _quotient(storage, x, y, reciprocal):
     """x / y from 1 / y with one step of refinement; but for rare cases it has the same bits.
 
-    A division takes 16 cycles on most processors with vectors of 512 bits, this takes 2. Where the processor divides
-    faster (AMD Zen 5), a division takes 5 % less of a softmax over 1024 x 1000 (`python -m benchmarks.softmax`).
+    For processors that divide vectors of 512 bits slowly. On one that does not (AMD Zen 4) a softmax over 1024 x 1000
+    takes 5 % longer for it (`python -m benchmarks.softmax`); its results keep their bits on all.
     """
     quotient = x * reciprocal
     return v.fma(v.fma(v.splat(storage, 0.0) - quotient, y, x), reciprocal, quotient)

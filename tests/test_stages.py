@@ -92,6 +92,16 @@ def test_ignored_rows_have_no_gradient(way):
     assert torch.equal(x.grad[[0, 2]], torch.zeros(2, 5)) and x.grad[1].isfinite().all()
 
 
+@pytest.mark.parametrize("way", WAYS[:3])
+def test_far_apart(way):
+    """A label far above all others, and far below; exponentials relative to the wrong one would overflow."""
+    for distance in (150.0, -150.0):
+        logits = np.random.default_rng(0).normal(size=(3, 6))
+        logits[:, 2] += distance
+        for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.01}):
+            check(way, "cross_entropy", logits, np.array([2, 2, 4]), dtype="float32", reduction="none", **options)
+
+
 KERNELS = {
     "cpu": (TORCH, CpuKernels(TORCH), torch.as_tensor),
     "cpu, NumPy": (NUMPY, CpuKernels(NUMPY), np.asarray),

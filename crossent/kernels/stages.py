@@ -17,12 +17,11 @@ class PlainKernels:
 
     def sums(self, rows):
         xp, (z, at_label, keep) = self.xp, self._read(rows)
-        rest, absent = xp.where(at_label, -_INFINITY, z), xp.zeros_like(keep) - _INFINITY
         if not z.shape[1]:
             mass = xp.zeros_like(keep)
-            sums = Sums(mass, mass, absent, mass, mass, mass)
+            sums = Sums(mass, mass, mass - _INFINITY, mass, mass, mass)
         else:
-            peak = xp.max(rest, axis=1)
+            peak = xp.max(z, axis=1)
             peak = xp.where(peak == -_INFINITY, 0.0, peak)
             relative = z - xp.expand_dims(peak, axis=1)
             others = xp.sum(xp.where(at_label, 0.0, xp.exp(relative)), axis=1)

@@ -11,6 +11,13 @@ import torch
 from torch import distributed
 
 
+def of_gradient(tensor):
+    """Where PyTorch places the gradient of plain operations: before 2.13 not always where the tensor is."""
+    leaf = tensor.detach().requires_grad_()
+    (leaf.to_local() * torch.ones_like(leaf.to_local())).sum().backward()
+    return leaf.grad.placements
+
+
 def _work(rank, processes, folder, module):
     """One of the processes: all cases, and what went wrong in each."""
     from torch.distributed.device_mesh import init_device_mesh

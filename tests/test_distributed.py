@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import failures_of
+from processes import failures_of, of_gradient
 
 import crossent
 import crossent.nn as nn
@@ -52,13 +52,6 @@ def spread(mesh, tensor, *placements):
 
 def close(ours, exact, tolerance=2e-6):
     torch.testing.assert_close(whole(ours).detach().double(), exact.detach().double(), rtol=tolerance, atol=tolerance)
-
-
-def of_gradient(tensor):
-    """Where PyTorch places the gradient of plain operations: before 2.13 not always where the tensor is."""
-    leaf = tensor.detach().requires_grad_()
-    (leaf.to_local() * torch.ones_like(leaf.to_local())).sum().backward()
-    return leaf.grad.placements
 
 
 def compare(call, exact, found, tolerance=2e-6):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
-from processes import failures_of
+from processes import failures_of, of_gradient
 from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, make
 
 import crossent
@@ -43,7 +43,7 @@ def check(mesh, name, options, shape, dim, dtype, placements=None):
     loss = getattr(crossent, name)(x, target, **given)
     above = distribute_tensor(torch.as_tensor(upstream).to(loss.dtype), mesh, loss.placements)
     (loss * above).sum().backward()
-    assert loss.dtype == x.dtype and x.grad.dtype == x.dtype and x.grad.placements == x.placements
+    assert loss.dtype == x.dtype and x.grad.dtype == x.dtype and x.grad.placements in (x.placements, of_gradient(x))
     eps = torch.finfo(x.dtype).eps
     np.testing.assert_allclose(loss.full_tensor().detach().double(), exact, rtol=40 * eps, atol=40 * eps)
     np.testing.assert_allclose(x.grad.full_tensor().double(), gradient, rtol=40 * eps, atol=40 * eps)
@@ -95,7 +95,9 @@ def collectives(mesh):
         with CommDebugMode() as backward:
             loss.backward()
         counted = {str(key): count for key, count in forward.get_comm_counts().items() if count}
-        assert sum(counted.values()) == (mesh.size() > 1) and sum(backward.get_comm_counts().values()) == 0, counted
+        assert sum(counted.values()) == 1 or mesh.size() == 1, counted
+        if of_gradient(x) == x.placements:  # else PyTorch moves it
+            assert sum(backward.get_comm_counts().values()) == 0
 
 
 @case
@@ -196,7 +198,7 @@ def head_of(mesh, name, placements, dtype=torch.float32, bias=True):
     torch.testing.assert_close(loss.full_tensor().double(), exact.detach(), **tolerance)
     for tensor, leaf in zip((*given, spread_bias), leaves):
         if tensor is not None:
-            assert tensor.grad.placements == tensor.placements and tensor.grad.dtype == dtype
+            assert tensor.grad.placements in (tensor.placements, of_gradient(tensor)) and tensor.grad.dtype == dtype
             torch.testing.assert_close(tensor.grad.full_tensor().double(), leaf.grad, **tolerance)
 
 
@@ -243,9 +245,9 @@ def collectives_of_a_head(mesh):
             )
         with CommDebugMode() as backward:
             loss.backward()
-        spread = mesh.size() > 1
-        assert sum(forward.get_comm_counts().values()) == spread * chunks
-        assert sum(backward.get_comm_counts().values()) == spread
+        if mesh.size() > 1:
+            assert sum(forward.get_comm_counts().values()) == chunks
+            assert sum(backward.get_comm_counts().values()) == 1
 
 
 @case

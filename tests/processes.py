@@ -1,4 +1,4 @@
-"""Cases that several processes run together: functions of a mesh, in a test file's `CASES`."""
+"""Cases that several processes run together: functions of a mesh, in a test file's `CASES`, which is a `Cases`."""
 
 import datetime
 import importlib
@@ -7,8 +7,20 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed
+
+if not distributed.is_available():
+    pytest.skip("this PyTorch has no processes to spread over", allow_module_level=True)
+
+
+class Cases(dict):
+    """Functions by name."""
+
+    def add(self, function):
+        self[function.__name__] = function
+        return function
 
 
 def of_gradient(tensor):

@@ -3,26 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import failures_of, of_gradient
+from processes import Cases, failures_of, of_gradient
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import loss_parallel
 
 import crossent
 import crossent.nn as nn
 
-distributed = pytest.importorskip("torch.distributed")
-if not distributed.is_available():
-    pytest.skip("this PyTorch has no processes to spread over", allow_module_level=True)
-
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
-from torch.distributed.tensor.parallel import loss_parallel  # noqa: E402
-
 PROCESSES = 2
-CASES = {}
-
-
-def case(function):
-    CASES[function.__name__] = function
-    return function
+CASES = Cases()
 
 
 def tensors(rows=7, classes=10, features=6):
@@ -97,7 +87,7 @@ def layouts(mesh):
     return [Shard(0)], [Replicate()]
 
 
-@case
+@CASES.add
 def losses_of_rows(mesh):
     for placements in layouts(mesh):
         for names in (("labels",), ("labels", "weight"), ("labels", "weight", "sample_weight"),
@@ -125,7 +115,7 @@ def losses_of_rows(mesh):
                         assert list(loss.placements) == ([Replicate()] if reduction != "none" else placements)
 
 
-@case
+@CASES.add
 def a_mean_is_one_number_however_it_is_read(mesh):
     found = tensors()
     loss = crossent.cross_entropy(*(spread(mesh, found[name], Shard(0)) for name in ("logits", "labels")))
@@ -134,7 +124,7 @@ def a_mean_is_one_number_however_it_is_read(mesh):
         assert abs(value - exact) < 1e-6
 
 
-@case
+@CASES.add
 def other_arguments_where_they_are(mesh):
     """Plain ones are the whole; others are brought to the input's rows; sums still to be made are made."""
     found = tensors()
@@ -165,7 +155,7 @@ def other_arguments_where_they_are(mesh):
           exact_loss(found["logits"].double()[mask], found["labels"][mask]))  # fmt: skip
 
 
-@case
+@CASES.add
 def images(mesh):
     """Rows are spread along an axis after the classes, and over two axes of processes."""
     logits = torch.randn(3, 10, 5, generator=torch.Generator().manual_seed(1))
@@ -190,7 +180,7 @@ def images(mesh):
                 assert list(loss.placements) == of_labels and loss.shape == labels.shape
 
 
-@case
+@CASES.add
 def no_rows_in_one_process(mesh):
     found = {"input": spread(mesh, tensors()["logits"][2:3], Shard(0)).requires_grad_()}
     found["target"] = spread(mesh, tensors()["labels"][2:3], Shard(0))
@@ -199,7 +189,7 @@ def no_rows_in_one_process(mesh):
     assert whole(all_ignored).isnan()
 
 
-@case
+@CASES.add
 def sixteen_bits(mesh):
     """The parts are summed up before they are rounded."""
     found = tensors(rows=64)
@@ -215,7 +205,7 @@ def sixteen_bits(mesh):
     assert crossent.cross_entropy(spread(mesh, logits, Shard(0)), probabilities).dtype is torch.float32
 
 
-@case
+@CASES.add
 def heads(mesh):
     for placements in layouts(mesh):
         for reduction in ("mean", "sum", "none"):
@@ -250,7 +240,7 @@ def heads(mesh):
     close(head.linear.weight.grad, leaf.grad)
 
 
-@case
+@CASES.add
 def heads_of_sequences(mesh):
     """Shifted, with sparse targets, along the batch."""
     generator = torch.Generator().manual_seed(3)
@@ -273,7 +263,7 @@ def heads_of_sequences(mesh):
         crossent.linear_cross_entropy(time, matrix, labels, shift=1)
 
 
-@case
+@CASES.add
 def statistics(mesh):
     found = tensors()
     labels = spread(mesh, found["labels"], Shard(0))
@@ -295,7 +285,7 @@ def statistics(mesh):
     close(hidden.grad, leaf.grad)
 
 
-@case
+@CASES.add
 def softmaxes(mesh):
     """Slices that are spread over processes are brought together, under `loss_parallel` too, whose own is not right."""
     logits, above = tensors()["logits"], torch.rand(7, 10, generator=torch.Generator().manual_seed(4))
@@ -322,7 +312,7 @@ def softmaxes(mesh):
     close(x.grad, leaf.grad)
 
 
-@case
+@CASES.add
 def refusals(mesh):
     found = tensors()
     rows = spread(mesh, found["logits"], Shard(0))
@@ -350,7 +340,7 @@ def refusals(mesh):
         crossent.cross_entropy(rows, found["labels"], found["weight"].to("meta"))
 
 
-@case
+@CASES.add
 def a_bad_label_in_one_process(mesh):
     """Raises there, and the other neither waits for ever nor gets a number."""
     found = tensors()
@@ -368,7 +358,7 @@ def a_bad_label_in_one_process(mesh):
             assert call().to_local().isnan()
 
 
-@case
+@CASES.add
 def plans(mesh):
     found = tensors(rows=8)
     logits, labels = spread(mesh, found["logits"], Shard(0)), spread(mesh, found["labels"], Shard(0))
@@ -397,7 +387,7 @@ def plans(mesh):
         assert "4 rows" in str(crossent.plan(crossent.linear_cross_entropy, hidden, found["matrix"], found["labels"]))
 
 
-@case
+@CASES.add
 def explained_as_a_whole(mesh):
     found = tensors()
     call = [spread(mesh, found[name], Shard(0)) for name in ("logits", "labels")]

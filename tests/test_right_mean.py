@@ -3,22 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import failures_of
+from processes import Cases, failures_of
+from torch import distributed
 
 import crossent
 import crossent.distributed as ours
 
-distributed = pytest.importorskip("torch.distributed")
-if not distributed.is_available():
-    pytest.skip("this PyTorch has no processes to spread over", allow_module_level=True)
-
 PROCESSES = 2
-CASES = {}
-
-
-def case(function):
-    CASES[function.__name__] = function
-    return function
+CASES = Cases()
 
 
 def batch(rows=12):
@@ -51,7 +43,7 @@ def mine(*tensors):
     return [tensor.chunk(PROCESSES)[distributed.get_rank()] for tensor in tensors]
 
 
-@case
+@CASES.add
 def distributed_data_parallel(mesh):
     x, labels = batch()
     weight, samples = torch.linspace(0.5, 2, 7), torch.linspace(0.1, 1, 12)
@@ -64,7 +56,7 @@ def distributed_data_parallel(mesh):
         close(net.module.weight.grad, exact_gradient(x, labels, **given))
 
 
-@case
+@CASES.add
 def accumulation_steps(mesh):
     """Gradients that are added up, and those of a trainer that divides the loss by the number of steps."""
     x, labels = batch()
@@ -77,7 +69,7 @@ def accumulation_steps(mesh):
         close(net.module.weight.grad, exact_gradient(x, labels))
 
 
-@case
+@CASES.add
 def fully_sharded(mesh):
     if torch.__version__ < "2.10":  # for other devices than the CPU there
         return
@@ -90,7 +82,7 @@ def fully_sharded(mesh):
     close(net.weight.grad.full_tensor(), exact_gradient(x, labels))
 
 
-@case
+@CASES.add
 def gradients_that_are_added_up(mesh):
     x, labels = batch()
     (part, own), net = mine(x, labels), model()
@@ -99,7 +91,7 @@ def gradients_that_are_added_up(mesh):
     close(net.weight.grad, exact_gradient(x, labels))
 
 
-@case
+@CASES.add
 def empty_and_ignored(mesh):
     """A process without rows, or without targets; and nobody has any."""
     rank = mesh.get_rank()
@@ -111,13 +103,13 @@ def empty_and_ignored(mesh):
     assert crossent.cross_entropy(torch.zeros(2, 3), nothing, denominator=ours.denominator(nothing)) == 0.0
 
 
-@case
+@CASES.add
 def a_group_of_its_own(mesh):
     alone = [distributed.new_group([rank]) for rank in range(PROCESSES)][mesh.get_rank()]
     assert ours.denominator(torch.tensor([1, -100, 3]), group=alone).item() == 2.0
 
 
-@case
+@CASES.add
 def a_bad_label_in_one_process(mesh):
     rank = mesh.get_rank()
     labels, weight = torch.tensor([0, 9 if rank else 1]), torch.ones(3)

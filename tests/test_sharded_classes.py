@@ -4,26 +4,17 @@ import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
-from processes import failures_of, of_gradient
+from processes import Cases, failures_of, of_gradient
 from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, make
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import crossent
 
-distributed = pytest.importorskip("torch.distributed")
-if not distributed.is_available():
-    pytest.skip("this PyTorch has no processes to spread over", allow_module_level=True)
-
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor  # noqa: E402
-from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
-
-CASES = {}
+CASES = Cases()
 SHAPES = [((13, 10), None), ((5, 3), None), ((2, 19, 3), None), ((2, 6, 10), -1)]
-
-
-def case(function):
-    CASES[function.__name__] = function
-    return function
 
 
 def check(mesh, name, options, shape, dim, dtype, placements=None):
@@ -49,14 +40,14 @@ def check(mesh, name, options, shape, dim, dtype, placements=None):
     np.testing.assert_allclose(x.grad.full_tensor().double(), gradient, rtol=40 * eps, atol=40 * eps)
 
 
-@case
+@CASES.add
 def every_option(mesh):
     for options in OPTIONS.values():
         for dtype in ("float32", "float64"):
             check(mesh, "cross_entropy", options, *SHAPES[0], dtype)
 
 
-@case
+@CASES.add
 def every_shape(mesh):
     for shape, dim in SHAPES:
         for name in ("mean", "everything", "everything none", "soft, everything"):
@@ -64,14 +55,14 @@ def every_shape(mesh):
                 check(mesh, "cross_entropy", OPTIONS[name], shape, dim, dtype)
 
 
-@case
+@CASES.add
 def nll_loss(mesh):
     for shape, dim in SHAPES:
         for options in NLL_OPTIONS.values():
             check(mesh, "nll_loss", options, shape, dim, "float32")
 
 
-@case
+@CASES.add
 def rows_and_classes(mesh):
     """On a mesh of two axes, one for rows and one for classes; and classes over both."""
     if mesh.size() % 2:
@@ -84,7 +75,7 @@ def rows_and_classes(mesh):
             check(grid, "nll_loss", NLL_OPTIONS[name], (13, 10), None, "float32", placements)
 
 
-@case
+@CASES.add
 def collectives(mesh):
     """One of few numbers a row, none in the backward pass."""
     x = distribute_tensor(torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), mesh, [Shard(1)])
@@ -100,7 +91,7 @@ def collectives(mesh):
             assert sum(backward.get_comm_counts().values()) == 0
 
 
-@case
+@CASES.add
 def same_bits_everywhere(mesh):
     x = distribute_tensor(3 * torch.randn(64, 50, generator=torch.Generator().manual_seed(0)), mesh, [Shard(1)])
     loss = crossent.cross_entropy(x, torch.arange(64) % 50, label_smoothing=0.1, reduction="none").to_local()
@@ -109,7 +100,7 @@ def same_bits_everywhere(mesh):
     assert all(torch.equal(part, parts[0]) for part in parts)
 
 
-@case
+@CASES.add
 def a_bad_label(mesh):
     """Is refused by all."""
     x = distribute_tensor(torch.zeros(4, 10), mesh, [Shard(1)])
@@ -120,7 +111,7 @@ def a_bad_label(mesh):
                     getattr(crossent, name)(x, torch.tensor([0, 9, bad, 3]), reduction=reduction)
 
 
-@case
+@CASES.add
 def refusals(mesh):
     x = distribute_tensor(torch.zeros(4, 10), mesh, [Shard(1)])
     with pytest.raises(ValueError, match="must not require a gradient where the classes are sharded"):
@@ -202,7 +193,7 @@ def head_of(mesh, name, placements, dtype=torch.float32, bias=True):
             torch.testing.assert_close(tensor.grad.full_tensor().double(), leaf.grad, **tolerance)
 
 
-@case
+@CASES.add
 def heads(mesh):
     """The weight's classes are spread; the input is there as a whole, or its rows are spread over the same axis."""
     for name in HEADS:
@@ -216,7 +207,7 @@ def heads(mesh):
             head_of(grid, name, ([Replicate(), Shard(0)], [Shard(0), Replicate()]))
 
 
-@case
+@CASES.add
 def heads_of_sequences(mesh):
     generator = torch.Generator().manual_seed(3)
     x, matrix = torch.randn(2, 5, 6, generator=generator), torch.randn(10, 6, generator=generator)
@@ -232,7 +223,7 @@ def heads_of_sequences(mesh):
         torch.testing.assert_close(hidden.grad.full_tensor().double(), leaf.grad, rtol=1e-5, atol=1e-6)
 
 
-@case
+@CASES.add
 def collectives_of_a_head(mesh):
     """One of few numbers a row for each chunk, and one sum of the gradient of input."""
     x = distribute_tensor(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), mesh, [Replicate()])
@@ -250,7 +241,7 @@ def collectives_of_a_head(mesh):
             assert sum(backward.get_comm_counts().values()) == 1
 
 
-@case
+@CASES.add
 def plans_of_heads(mesh):
     x, matrix = torch.zeros(8, 6), torch.zeros(12, 6)
     call = distribute_tensor(x, mesh, [Replicate()]), distribute_tensor(matrix, mesh, [Shard(0)]), torch.arange(8)
@@ -259,7 +250,7 @@ def plans_of_heads(mesh):
     assert said in reasons and "the gradient of input is the sum of theirs" in reasons
 
 
-@case
+@CASES.add
 def refusals_of_heads(mesh):
     x, matrix = torch.zeros(4, 6), torch.zeros(10, 6)
     labels = torch.tensor([0, 9, 10, 3])

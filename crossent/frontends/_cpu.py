@@ -28,7 +28,7 @@ class CpuKernels:
             except BadLabel:  # `losses` tells of it
                 pass
         wanted = dict.fromkeys(_NAMES, True) | {"own_weight": rows.weight is not None}
-        wanted |= dict.fromkeys(("mass", "dot"), rows.soft or rows.options.label_smoothing > 0.0)
+        wanted |= dict.fromkeys(("mass", "dot"), rows.has_mass)
         return Sums(*(one.reshape(staged.row_shape) if wanted[name] else None for name, one in zip(_NAMES, stats)))
 
     def losses(self, rows, sums):

@@ -44,6 +44,11 @@ class Rows(NamedTuple):
     first_class: int
     all_classes: int
 
+    @property
+    def has_mass(self):
+        """Whether classes other than the label have a target weight."""
+        return self.soft or self.options.label_smoothing > 0.0
+
 
 class Sums(NamedTuple):
     """What the results of a row depend on: arrays (outer, inner) in the dtype of the arithmetic.

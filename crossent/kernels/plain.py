@@ -15,7 +15,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
     if isinstance(classes, int) and not classes:  # a traced size is not an int
         return xp.sum(z, axis=axis)
-    z, peak = _from_peak(xp, _capped(xp, z, options), axis, freeze)
+    z, peak = _from_peak(xp, capped(xp, z, options), axis, freeze)
     shape = _by_class(logits, axis)
     w = 1.0 if weight is None else xp.reshape(weight, shape)
     parts = _soft_parts if soft else _label_parts
@@ -32,7 +32,7 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
     return xp.where(keep != 0, loss, 0.0)
 
 
-def _capped(xp, z, options):
+def capped(xp, z, options):
     return options.softcap * xp.tanh(z / options.softcap) if options.softcap else z
 
 
@@ -54,7 +54,7 @@ def _at_label(xp, target, keep, axis, shape):
     return (xp.expand_dims(target, axis=axis) == classes) & xp.expand_dims(keep != 0, axis=axis)
 
 
-def _nll(xp, own, others):
+def label_nll(xp, own, others):
     """The label's negative log-probability, and the log of the sum of all exponentials.
 
     `others` is the sum of the exponentials of all classes but the label, `own` the label's logit.
@@ -75,7 +75,7 @@ def _label_parts(xp, z, target, w, keep, options, axis, shape):
     at_label = _at_label(xp, target, keep, axis, shape)
     own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
     others = xp.sum(xp.where(at_label, 0.0, xp.exp(z)), axis=axis)
-    nll, log_total = _nll(xp, own, others)
+    nll, log_total = label_nll(xp, own, others)
     own_weight = xp.sum(xp.where(at_label, w + xp.zeros_like(z), 0.0), axis=axis)
     label_mass = _rules.label_weight(own_weight, keep, options.label_smoothing)
     return xp.where(label_mass == 0, 0.0, nll), label_mass, log_total, 0.0
@@ -136,7 +136,7 @@ def _rank(xp, z, own, label, axis):
 
 def token_stats(xp, logits, target, keep, options, axis, freeze):
     """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0."""
-    z = _capped(xp, xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0), options)
+    z = capped(xp, xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0), options)
     label = xp.expand_dims(xp.where(keep != 0, target, 0), axis=axis)
     # Before the peak is taken off: less a peak of 1e8, logits that differ would be equal.
     rank = _rank(xp, z, xp.take_along_axis(z, label, axis=axis), label, axis)
@@ -163,7 +163,7 @@ def prediction_stats(xp, logits, target, keep, axis, freeze):
     own, e = xp.sum(xp.where(at_label, z, 0.0), axis=axis), xp.exp(z)
     rest = xp.where(at_label, 0.0, e)
     others, total = xp.sum(rest, axis=axis), xp.sum(e, axis=axis)
-    logprob = -_nll(xp, own, others)[0]
+    logprob = -label_nll(xp, own, others)[0]
     confidence = xp.max(e, axis=axis) / total
     brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
     # As in `token_stats`.

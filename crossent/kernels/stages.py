@@ -4,7 +4,7 @@
 """
 
 from crossent import _rules
-from crossent.kernels import Outcome, Sums
+from crossent.kernels import Outcome, Sums, plain as formulas
 
 _INFINITY = float("inf")
 
@@ -32,17 +32,15 @@ class PlainKernels:
             sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
         if rows.weight is None:
             sums = sums._replace(own_weight=None)
-        return sums if self._is_dense(rows) else sums._replace(mass=None, dot=None)
+        return sums if rows.has_mass else sums._replace(mass=None, dot=None)
 
     def losses(self, rows, sums):
-        xp, keep, own_exp = self.xp, self._read(rows)[2], self._own_exp(rows, sums)
+        xp, keep = self.xp, self._read(rows)[2]
         label_mass, mass, own_weight = self._masses(rows, sums, keep)
-        log_total = xp.log(sums.others + own_exp)
-        nll = xp.zeros_like(keep)
-        if not rows.soft:
-            small = sums.others < own_exp
-            share = xp.where(small, sums.others, 0.0) / xp.where(small, own_exp, 1.0)
-            nll = xp.where(small, xp.log1p(share), log_total - (sums.own - sums.peak))
+        if rows.soft:
+            nll, log_total = 0.0, xp.log(sums.others)
+        else:
+            nll, log_total = formulas.label_nll(xp, sums.own - sums.peak, sums.others)
             nll = xp.where(label_mass == 0, 0.0, nll)
         dot = 0.0 if sums.dot is None else keep * sums.dot
         lse = sums.peak + log_total
@@ -85,9 +83,7 @@ class PlainKernels:
             keep = rows.sample_weight
         if not rows.soft:
             keep = xp.where(rows.target == rows.options.ignore_index, 0.0, keep)
-        z = xp.where(xp.expand_dims(keep != 0, axis=1), logits, 0.0)
-        if rows.options.softcap:
-            z = rows.options.softcap * xp.tanh(z / rows.options.softcap)
+        z = formulas.capped(xp, xp.where(xp.expand_dims(keep != 0, axis=1), logits, 0.0), rows.options)
         if rows.soft:
             return z, xp.zeros_like(z) != 0, keep
         numbers = xp.reshape(rows.first_class + xp.arange(z.shape[1], device=z.device), (1, z.shape[1], 1))
@@ -99,9 +95,6 @@ class PlainKernels:
     def _weights(self, rows, z):
         w = self.xp.zeros_like(z) + 1.0
         return w if rows.weight is None else w * self.xp.reshape(rows.weight, (1, z.shape[1], 1))
-
-    def _is_dense(self, rows):
-        return rows.soft or rows.options.label_smoothing > 0.0
 
     def _targets(self, rows, z, keep):
         """q of every class but for the label's own part."""

@@ -10,6 +10,7 @@ from torch import distributed
 
 from crossent._options import integer, whole_number
 from crossent.frontends.torch import labels as of_rows, namespace as xp
+from crossent.frontends.torch.agreement import together
 from crossent.kernels import plain as formulas
 
 __all__ = ["denominator"]
@@ -51,7 +52,8 @@ def denominator(
     counts, so that the loss and its gradients are 0. One number is sent. Nothing is differentiated.
 
     Raises a TypeError for labels that are no integers, a ValueError for weights that do not fit them, and an IndexError
-    for a label that `weight` has no entry for, in the process that has it; the others get nan.
+    for a label that `weight` has no entry for. What one process has to raise is raised in all of the group, with the
+    rank of the one that has it, so that none waits for it.
 
     >>> import torch, crossent, crossent.distributed
     >>> logits, labels = torch.zeros(4, 3), torch.tensor([0, 2, -100, 1])
@@ -62,28 +64,51 @@ def denominator(
     >>> torch.allclose(sum(parts), crossent.cross_entropy(logits, labels))
     True
     """
-    ignore_index, steps = integer("ignore_index", ignore_index), whole_number("steps", steps, 1)
-    if averaged_over is not None:
-        averaged_over = whole_number("averaged_over", averaged_over, 1)
+    groups = [group] if distributed.is_available() and distributed.is_initialized() else []
+    processes = distributed.get_world_size(group) if groups else 1
+    if processes < 1:
+        raise ValueError("group must be one of those that this process belongs to")
+
+    def part():
+        whole_number("steps", steps, 1)
+        if averaged_over is not None:
+            whole_number("averaged_over", averaged_over, 1)
+        return _counted_in_steps(labels, integer("ignore_index", ignore_index), weight, sample_weight)
+
+    def reduce(counted):
+        counted = counted.to(device)
+        if groups:
+            distributed.all_reduce(counted, group=group)
+        return counted
+
+    device = _where_to_send(group) if groups else None
+    divisor = together(part, reduce, groups, device) / ((averaged_over or processes) * steps)
+    home = labels[0].device if isinstance(labels, list | tuple) else labels.device
+    return torch.where(divisor == 0, 1.0, divisor).to(home)
+
+
+def _where_to_send(group):
+    """The kind of device that the group's processes send from, wherever the labels of each are: the CPU if they can,
+    since the number is read there.
+    """
+    kinds = [pair.partition(":")[0] for pair in distributed.get_backend_config(group).split(",")]
+    return torch.device("cpu" if "cpu" in kinds else kinds[0])
+
+
+def _counted_in_steps(labels, ignore_index, weight, sample_weight):
+    """What the labels of this process count."""
     is_list = isinstance(labels, list | tuple)
-    parts, samples = (labels, sample_weight or [None] * len(labels)) if is_list else ([labels], [sample_weight])
+    parts, samples = (labels, sample_weight) if is_list else ([labels], [sample_weight])
     if not parts:
         raise ValueError("labels must be a tensor or a list of at least one, got an empty list")
+    if samples is None:
+        samples = [None] * len(parts)
+    if not isinstance(samples, list | tuple):
+        raise TypeError(f"sample_weight must be a list where labels are one, got {type(samples).__name__}")
     if len(samples) != len(parts):
         raise ValueError(f"sample_weight must have as many parts as labels, {len(parts)}, got {len(samples)}")
-    error = None
-    try:
-        counted = torch.stack([_counted(part, ignore_index, weight, some) for part, some in zip(parts, samples)]).sum()
-    except IndexError as bad:
-        counted, error = torch.full((), torch.nan, dtype=torch.float64, device=parts[0].device), bad
-    processes = 1
-    if distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size(group)
-        distributed.all_reduce(counted, group=group)
-    if error is not None:  # after the others have heard, so that none waits for ever
-        raise error
-    divisor = counted / ((averaged_over or processes) * steps)
-    return torch.where(divisor == 0, 1.0, divisor)
+    counted = [_counted(part, ignore_index, weight, some) for part, some in zip(parts, samples)]
+    return sum(some.to(counted[0].device) for some in counted)
 
 
 def _counted(labels, ignore_index, weight, sample_weight):
@@ -91,6 +116,11 @@ def _counted(labels, ignore_index, weight, sample_weight):
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype is torch.bool:
         got = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise TypeError(f"labels must be a tensor of integers, got {got}")
+    for name, tensor in (("labels", labels), ("weight", weight), ("sample_weight", sample_weight)):
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if hasattr(tensor, "to_local"):
+            raise TypeError(f"{name} must be this process's own, got a DTensor: give {name}.to_local()")
     keep = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)
     if sample_weight is not None:
         keep = of_rows.spread(sample_weight, labels.shape).double()

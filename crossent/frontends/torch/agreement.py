@@ -1,0 +1,51 @@
+"""An error in one process is raised in all of them, so that none waits for those that have left."""
+
+import math
+
+import torch
+from torch import distributed
+
+KINDS = (IndexError, TypeError, ValueError)
+
+
+def together(part, reduce, groups, device):
+    """`reduce(part())`: a number of float64, which `reduce` sums over the processes of all `groups`.
+
+    Where `part` raises, that process hands on nan instead, so that all make the same collectives. A sum that is nan
+    sends them to ask one another, by one collective more for each group, whether it is an error. If so, all raise that
+    of the lowest rank, by which it is named; those of other ranks stand in its notes.
+    """
+    groups = [group for group in groups if distributed.get_world_size(group) > 1]
+    if not groups:
+        return reduce(part())  # and nothing is waited for
+    error = None
+    try:
+        value = part()
+    except Exception as own:
+        value, error = torch.full((), math.nan, dtype=torch.float64, device=device), own
+    whole = reduce(value)
+    if math.isnan(whole.detach()):
+        _raise_together(error, groups)
+    return whole
+
+
+def _raise_together(error, groups):
+    """`error` is that of this process, or None."""
+    told = {} if error is None else {distributed.get_rank(): _kind_and_message(error)}
+    for group in groups:
+        found = [{} for _ in range(distributed.get_world_size(group))]
+        distributed.all_gather_object(found, told, group=group)
+        told = {rank: one for some in found for rank, one in some.items()}
+    if told:
+        first, *others = (kind(f"rank {rank}: {message}") for rank, (kind, message) in sorted(told.items()))
+        for other in others:
+            first.add_note(str(other))
+        raise first from error
+
+
+def _kind_and_message(error):
+    """An error of an unusual kind, which other processes may be unable to make, is told in words."""
+    for kind in KINDS:
+        if isinstance(error, kind):
+            return kind, str(error)
+    return RuntimeError, f"{type(error).__name__}: {error}"

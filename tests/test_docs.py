@@ -62,6 +62,8 @@ def test_code_runs(path, at_a_terminal):
     known = {"__name__": "__main__"}
     with warnings.catch_warnings():
         for language, code in blocks(path):
+            if code.startswith('--8<-- "docs/recipes/'):
+                continue  # tests/test_recipes.py runs them, in several processes
             if language == "python":
                 exec(compile(code, name_of(path), "exec"), known)
             elif language == "pycon":

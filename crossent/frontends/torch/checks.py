@@ -41,10 +41,9 @@ def is_distributed(tensor):
 
 def check_distributed(name, tensor, input):
     if is_distributed(tensor) and not is_distributed(input):
-        raise TypeError(
-            f"{name} must be a plain tensor like input, got a DTensor: distribute input as well, or take the "
-            "full_tensor() of this"
-        )
+        learned = name.startswith("linear_")  # whose full_tensor() gets the gradient of this process's rows alone
+        how = "give fully_shard the module that makes the loss" if learned else "take the full_tensor() of this"
+        raise TypeError(f"{name} must be a plain tensor like input, got a DTensor: distribute input as well, or {how}")
 
 
 def device_error(name, tensor, device):

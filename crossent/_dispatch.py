@@ -62,6 +62,15 @@ def plans_of(kind) -> Any:
     return _PLANS[_library_of(kind)]()
 
 
+def spread(kind, group, first_class):
+    """How the classes of arrays of this type are spread over processes, as its router takes it."""
+    if _library_of(kind) != "torch":
+        raise TypeError(f"group must not be given for arrays that are no tensors of PyTorch, got {kind.__name__}")
+    if group is None:
+        raise ValueError(f"first_class must not be given without group, got {first_class!r}")
+    return group, first_class
+
+
 def define_operators():
     """Those that compiled code and exported programs call, for programs that are loaded from a file."""
     from crossent.frontends.torch import compiled  # noqa: F401

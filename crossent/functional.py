@@ -191,6 +191,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace_backward: bool = False,
     loss_dtype: Any = None,
+    group: Any = None,
+    first_class: int | None = None,
 ) -> ArrayT:
     """Cross entropy between targets, labels or class probabilities, and the softmax of logits.
 
@@ -241,6 +243,13 @@ def cross_entropy(
             what they belong to. A loss of bfloat16 has two or three digits, too few for a log, while its sums are made
             in float32 in any case. None is the input's dtype.
 
+        group: PyTorch only: the processes of torch.distributed over which the classes are spread, a process group or a
+            DeviceMesh of one axis. `input`, probabilities and class weights then have this process's classes, labels
+            count over the classes of all, and targets, sample weights and options are the same in all processes. So
+            is the loss. A gradient has the classes of what it belongs to.
+        first_class: the number of this process's first class. None says that all processes have as many classes, in the
+            order of their ranks; else the processes send where theirs begin, once more a call.
+
     Arrays are all of the input's kind; DTensors have their rows or their classes sharded, or are replicated, and one
     number is that of all rows in every process. The arithmetic is in float64 where `input` or probabilities are float64
     and in float32 for all others, rounded once, at the end. Logits and losses are in nats.
@@ -258,7 +267,8 @@ def cross_entropy(
             devices, with both (a `denominator` may be on any that holds numbers); for an unknown `reduction`, a
             `label_smoothing` outside 0 to 1, a `softcap` that is not positive and finite, a negative or infinite
             `z_loss`, nan for any of these; for an `ignore_index` of more than 64 bits, or of at least 0 with
-            probabilities; for a `denominator` without "mean" or with axes; for `inplace_backward` with NumPy arrays.
+            probabilities; for a `denominator` without "mean" or with axes; for `inplace_backward` with NumPy arrays;
+            for processes whose classes do not fit together.
         TypeError: for an array that is neither a tensor nor a NumPy array, of another kind than `input`, or masked; for
             a dtype other than those above; for an option that is not a number, a `dim` or `ignore_index` that is not an
             integer.
@@ -312,6 +322,9 @@ def cross_entropy(
     """
     frontend = frontend_of(type(input))
     options = loss_options(size_average, reduce, reduction, ignore_index, label_smoothing, softcap, z_loss, loss_dtype)
+    if group is not None or first_class is not None:
+        spread, tensors = _dispatch.spread(type(input), group, first_class), (input, target, weight, sample_weight)
+        return frontend.spread_cross_entropy(tensors, denominator, dim, options, inplace_backward, spread)
     return frontend.cross_entropy(input, target, weight, sample_weight, denominator, dim, options, inplace_backward)
 
 
@@ -335,6 +348,8 @@ def linear_cross_entropy(
     chunk_bytes: int = CHUNK_BYTES,
     filter_eps: float = 0.0,
     loss_dtype: Any = None,
+    group: Any = None,
+    first_class: int | None = None,
 ) -> ArrayT:
     """Cross entropy of a linear layer's output, which is never held as a whole: a language model's head and its loss.
 
@@ -410,9 +425,10 @@ def linear_cross_entropy(
         loss_dtype,
     )  # fmt: skip
     how = head_options(shift, chunk_bytes, filter_eps, options)
-    return frontend.linear_cross_entropy(
-        input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
-    )
+    arguments = input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
+    if group is not None or first_class is not None:
+        arguments = *arguments, _dispatch.spread(type(input), group, first_class)
+    return frontend.linear_cross_entropy(*arguments)
 
 
 def _wrapped_like_torchs(kind):

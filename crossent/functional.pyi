@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, dtype as TorchDType
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from crossent._options import CHUNK_BYTES as CHUNK_BYTES, Reduction as Reduction
 from crossent._plan import Plan as Plan
@@ -108,6 +110,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace_backward: Literal[False] = False,
     loss_dtype: DTypeLike | None = None,
+    group: None = None,
+    first_class: None = None,
 ) -> _Number: ...
 @overload
 def cross_entropy(
@@ -127,6 +131,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace_backward: Literal[False] = False,
     loss_dtype: DTypeLike | None = None,
+    group: None = None,
+    first_class: None = None,
 ) -> _Floats: ...
 @overload
 def cross_entropy(
@@ -146,6 +152,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace_backward: Literal[False] = False,
     loss_dtype: DTypeLike | None = None,
+    group: None = None,
+    first_class: None = None,
 ) -> _Number | _Floats: ...
 @overload
 def cross_entropy(
@@ -165,6 +173,8 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace_backward: bool = False,
     loss_dtype: TorchDType | str | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
+    first_class: int | None = None,
 ) -> Tensor: ...
 @overload
 def linear_cross_entropy(
@@ -186,6 +196,8 @@ def linear_cross_entropy(
     chunk_bytes: int = CHUNK_BYTES,
     filter_eps: float = 0.0,
     loss_dtype: DTypeLike | None = None,
+    group: None = None,
+    first_class: None = None,
 ) -> _Number: ...
 @overload
 def linear_cross_entropy(
@@ -207,6 +219,8 @@ def linear_cross_entropy(
     chunk_bytes: int = CHUNK_BYTES,
     filter_eps: float = 0.0,
     loss_dtype: DTypeLike | None = None,
+    group: None = None,
+    first_class: None = None,
 ) -> _Floats: ...
 @overload
 def linear_cross_entropy(
@@ -228,6 +242,8 @@ def linear_cross_entropy(
     chunk_bytes: int = CHUNK_BYTES,
     filter_eps: float = 0.0,
     loss_dtype: TorchDType | str | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
+    first_class: int | None = None,
 ) -> Tensor: ...
 
 class TokenStats(NamedTuple):

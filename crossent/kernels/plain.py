@@ -172,13 +172,18 @@ def prediction_stats(xp, logits, target, keep, axis, freeze):
     return logprob, rank, prediction, confidence, brier
 
 
-def merged(xp, parts):
+def as_it_is(array):
+    """The `freeze` of libraries that differentiate nothing."""
+    return array
+
+
+def merged(xp, parts, freeze=as_it_is):
     """The sums of rows over the classes of all shards, of the `Sums` of each in the shards' order."""
     nothing = -float("inf")
     # A shard without classes, or with none but the label, has any peak and no others: its peak must not count.
     tops = [xp.where(part.others == 0, nothing, part.peak) for part in parts]
     own = _largest(xp, [part.own for part in parts])
-    peak = _largest(xp, [own, *tops])
+    peak = freeze(_largest(xp, [own, *tops]))
     peak = xp.where(peak == nothing, 0.0, peak)
     others = sum(part.others * xp.exp(top - peak) for part, top in zip(parts, tops))
     own_weight = None if parts[0].own_weight is None else sum(part.own_weight for part in parts)

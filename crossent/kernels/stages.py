@@ -10,10 +10,12 @@ _INFINITY = float("inf")
 
 
 class PlainKernels:
-    """`xp` is the namespace of an array library, `wide` the dtypes of its arithmetic by those of logits."""
+    """`xp` is the namespace of an array library, `wide` the dtypes of its arithmetic by those of logits. A library that
+    differentiates can differentiate the sums and the losses, given `freeze`.
+    """
 
-    def __init__(self, xp, wide):
-        self.xp, self.wide = xp, wide
+    def __init__(self, xp, wide, freeze=formulas.as_it_is):
+        self.xp, self.wide, self.freeze = xp, wide, freeze
 
     def sums(self, rows):
         xp, (z, at_label, keep) = self.xp, self._read(rows)
@@ -21,7 +23,7 @@ class PlainKernels:
             mass = xp.zeros_like(keep)
             sums = Sums(mass, mass, mass - _INFINITY, mass, mass, mass)
         else:
-            peak = xp.max(z, axis=1)
+            peak = self.freeze(xp.max(z, axis=1))
             peak = xp.where(peak == -_INFINITY, 0.0, peak)
             relative = z - xp.expand_dims(peak, axis=1)
             others = xp.sum(xp.where(at_label, 0.0, xp.exp(relative)), axis=1)

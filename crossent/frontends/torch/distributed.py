@@ -10,7 +10,6 @@ finishes with the sums over all classes, put together in the processes' order: s
 """
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +17,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends import _plans
-from crossent.frontends.torch import dtypes, head, namespace as xp, plain, staged
-from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.dtypes import compute_dtype
-from crossent.frontends.torch.staged import ClassShard
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain
+from crossent.frontends.torch.shards import ClassShard
 from crossent.kernels import plain as formulas
 
 
@@ -59,13 +55,8 @@ class _Parts:
     def shard(self, classes):
         """Which classes this process has."""
         largest = -(-classes // self.mesh.size(self.class_dim))  # as torch.chunk cuts
-        first = self.mesh.get_local_rank(self.class_dim) * largest
-        return ClassShard(min(classes, first), classes, largest, self._gathered)
-
-    def _gathered(self, mine):
-        """The tensors of all processes that have other classes of the same rows, in their order along a new axis."""
-        parts = DTensor.from_local(mine.unsqueeze(0), self.mesh, self.of_classes, run_check=False)
-        return parts.redistribute(self.mesh, self.replicated).to_local()
+        rank = self.mesh.get_local_rank(self.class_dim)
+        return ClassShard((self.mesh, self.class_dim), rank, min(classes, rank * largest), classes, largest)
 
     def _spread(self, tensor) -> Any:
         if isinstance(tensor, DTensor):
@@ -129,14 +120,6 @@ class _Parts:
         whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
         return self.everywhere(whole)
 
-    def check_classes_are_learned_alone(self, weight, samples, divisor):
-        """No process has all that the gradients of weights need where classes are spread."""
-        learned = (torch.is_tensor(t) and t.requires_grad for t in (weight, samples, divisor))
-        if self.class_dim is not None and torch.is_grad_enabled() and any(learned):
-            raise ValueError(
-                "weight, sample_weight and denominator must not require a gradient where the classes are sharded"
-            )
-
     def _sum(self, part, placements=None):
         """The sum over all processes that have different rows, in float64, and the error of a bad label in this one.
 
@@ -180,7 +163,7 @@ class _Parts:
         )
 
 
-def _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False, kept_spread=1):
+def parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False, kept_spread=1):
     """The `_Parts`, the rows' shape, and this process's part of each tensor, but all of the class weights."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, soft_allowed)
     parts = _Parts(input, axis, "classes", planned, kept_spread)
@@ -194,7 +177,7 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
     """`function` is the router's function for plain tensors; these are input, target, weight and sample_weight."""
     soft_allowed = name == "cross_entropy"
     input, target, weight, sample_weight = tensors
-    parts, shape, found = _parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
+    parts, shape, found = parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
     x, target, weight, samples = found
     if soft_allowed:
         x, target = dtypes.in_common_dtype(x, target)
@@ -207,15 +190,13 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
         return formulas.row_weights(xp, found[0], soft, *found[1:])
 
     divisor, out_dtype = parts.divisor(options, denominator, counts), dtypes.result_dtype(x, options)
-    parts.check_classes_are_learned_alone(weight, samples, divisor)
 
     def compute(options):
         if parts.class_dim is None:
             return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
         shard, given = parts.shard(input.shape[parts.axis]), (parts.by_class(weight), samples)
         if soft_allowed:
-            call = Call(options, dim, divisor=divisor, out_dtype=dtypes.result_dtype(x, options))
-            return staged.loss((x, target, *given), call, shard)
+            return function(name, (x, target, *given), divisor, dim, options, in_place, shard)
         counts()  # refuses bad labels
         labels = shard.own_labels(target, options.ignore_index, x.shape[parts.axis])
         return function(name, (x, labels, *given), divisor, dim, options.changed(ignore_index=-1), in_place)
@@ -224,17 +205,17 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
 
 
 def prediction_stats(function, input, target, dim, options):
-    parts, shape, tensors = _parts_of_loss(input, target, None, None, dim, False, kept_spread=0)
+    parts, shape, tensors = parts_of_loss(input, target, None, None, dim, False, kept_spread=0)
     return tuple(parts.rows(value, shape) for value in function(*tensors[:2], dim, options))
 
 
-def _parts_of_softmax(x, axis, planned=False):
+def parts_of_softmax(x, axis, planned=False):
     """The `_Parts` of whole slices: slices that are spread over processes are brought together."""
     return _Parts(x, axis, "slices", planned, kept_spread=0)
 
 
 def softmax(function, x, axis, log):
-    parts = _parts_of_softmax(x, axis)
+    parts = parts_of_softmax(x, axis)
     return parts.like_whole(function(parts.input(), axis, None, log, 0))
 
 
@@ -257,7 +238,7 @@ def _class_dim(linear_weight, linear_bias, mesh):
     return spread[0]
 
 
-def _parts_of_head(tensors, how, planned=False):
+def parts_of_head(tensors, how, planned=False):
     """The `_Parts`, the shapes of the whole head, and this process's part of each tensor, but all of the class weights
     and of a sparse target's classes.
     """
@@ -299,25 +280,21 @@ def _counts(tensors, shape, options, how):
 
 
 def linear_cross_entropy(function, tensors, denominator, options, how):
-    parts, shape, tensors = _parts_of_head(tensors, how)
+    parts, shape, tensors = parts_of_head(tensors, how)
     divisor = parts.divisor(options, denominator, lambda: _counts(tensors, shape, options, how))
-    parts.check_classes_are_learned_alone(*tensors[-2:], divisor)
     shard = None if parts.class_dim is None else parts.shard(shape.classes)
 
     def compute(options):
         if shard is None:
             return function(*tensors, divisor, options, how)
         input, matrix, target, bias, weight, samples = tensors
-        if isinstance(target, _rows.SparseTarget):
-            _counts(tensors, shape, options, how)  # refuses bad classes
-            target = shard.own_sparse(target, tensors[1].shape[0])
         return function(input, matrix, target, bias, parts.by_class(weight), samples, divisor, options, how, shard)
 
     return parts.loss(compute, options, dtypes.result_dtype(tensors[0], options), shape.losses(how.shift))
 
 
 def linear_token_stats(function, tensors, options, how):
-    given, (parts, shape, tensors) = tensors[1], _parts_of_head((*tensors, None, None), how)
+    given, (parts, shape, tensors) = tensors[1], parts_of_head((*tensors, None, None), how)
     if parts.class_dim is not None:
         raise ValueError(
             f"linear_weight must be replicated for token statistics, got placements {tuple(given.placements)}: "
@@ -325,49 +302,3 @@ def linear_token_stats(function, tensors, options, how):
         )
     found = function(*tensors[:4], options, how)
     return tuple(parts.rows(value, shape.losses(how.shift)) for value in found)
-
-
-def _sums_of(target, weight, options):
-    """How many numbers a row are sent where the classes of a loss are spread."""
-    soft = isinstance(target, _rows.SparseTarget) or target.is_floating_point()
-    return 3 + (weight is not None) + 2 * (soft or options.label_smoothing > 0.0)
-
-
-def plan_of_part(plan, name, arguments, options, how):
-    """What `plan` says of this process's part."""
-    a, reasons = arguments, ["every process computes the rows that it has"]
-    if name.endswith("softmax"):
-        axis = _rows.planned_softmax_axis(a["input"].ndim, a["dim"])
-        part = {"input": _parts_of_softmax(a["input"], axis, True).input()}
-    elif how is not None:
-        names = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
-        parts, shape, tensors = _parts_of_head([a.get(name) for name in names], how, True)
-        part = dict(zip(names, tensors))
-        if parts.class_dim is not None:
-            shard = parts.shard(shape.classes)
-            part["weight"], a = parts.by_class(part["weight"]), a | {"shard": shard}
-            if isinstance(part["target"], _rows.SparseTarget):
-                part["target"] = shard.own_sparse(part["target"], tensors[1].shape[0])
-            processes = parts.mesh.size(parts.class_dim)
-            size = compute_dtype(tensors[0].dtype).itemsize * _sums_of(tensors[2], part["weight"], options)
-            reasons.append(f"its classes are spread over {processes} processes, which send {size} bytes a row, once")
-            reasons.append("the gradient of input is the sum of theirs")
-    else:
-        names = "input", "target", "weight", "sample_weight"
-        input, target, weight, samples = (a.get(name) for name in names)
-        is_loss = name != "prediction_stats"
-        found = _parts_of_loss(input, target, weight, samples, a["dim"], name == "cross_entropy", True, int(is_loss))
-        part = dict(zip(names, found[2]))
-        processes = 1 if found[0].class_dim is None else found[0].mesh.size(found[0].class_dim)
-        if processes > 1 and name == "nll_loss":
-            reasons.append(f"its classes are spread over {processes} processes, whose losses are added up")
-        elif processes > 1:
-            size = compute_dtype(part["input"].dtype).itemsize * _sums_of(part["target"], weight, options)
-            reasons.append(f"its classes are spread over {processes} processes, which send {size} bytes a row, once")
-            found = _plans.of_stages(TORCH, name, part["input"], part["target"], a["dim"])
-            return replace(found, reasons=(*reasons, *found.reasons))
-    part = {name: tensor for name, tensor in part.items() if name in a}
-    if isinstance(a.get("denominator"), DTensor):
-        part["denominator"] = 1.0
-    found = plan(name, a | part, options, how)
-    return replace(found, reasons=(*reasons, *found.reasons))

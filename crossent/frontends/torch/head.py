@@ -1,14 +1,13 @@
 """The fused head for PyTorch: by kernels in one autograd node, or in plain operations where that will not do."""
 
 import math
-from types import SimpleNamespace
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from crossent._call import Call
 from crossent.frontends import _heads
-from crossent.frontends.torch import dtypes, labels, modes, namespace as xp, nodes, plain
+from crossent.frontends.torch import dtypes, labels, modes, namespace as xp, nodes, plain, staged
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import COMPUTE
 from crossent.frontends.torch.products import products_for
@@ -20,10 +19,12 @@ def _checked(input, target, weight, sample_weight, call):
     shape, dim = call.shape, len(call.shape.leading)
     logits = input.new_empty(()).expand(shape.logits)  # their shape without their memory
     if call.classes is not None:
-        _check_classes(call.classes, shape)
+        check_classes(call.classes, shape.classes)
     whole = target if call.classes is None else target.new_empty(()).expand(shape.logits)
     counted = _shifted(sample_weight, call, input.device)
-    _, _, labels, weight, keep = plain.checked_rows(logits, whole, weight, counted, dim, call.options, True)
+    all_classes = None if call.shard is None else call.shard.classes
+    found = plain.checked_rows(logits, whole, weight, counted, dim, call.options, True, all_classes)
+    _, _, labels, weight, keep = found
     labels = target if shape.soft else labels
     return labels.reshape(shape.rows, *labels.shape[dim:]), weight, keep.reshape(shape.rows, *shape.out)
 
@@ -37,15 +38,16 @@ def _shifted(sample_weight, call, device):
     return belongs if sample_weight is None else belongs * labels.spread(sample_weight, shape.targets)
 
 
-def _check_classes(classes, shape):
+def check_classes(classes, count):
+    """Check the classes of a sparse target."""
     if classes.dtype not in dtypes.INTEGERS:
         raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
     if modes.is_traced():
         with modes.untraced():
-            return _check_classes(classes, SimpleNamespace(classes=int(shape.classes)))
+            return check_classes(classes, int(count))
     known = labels.concrete(classes)
     if known is not None:
-        _heads.check_classes(TORCH, known, shape.classes)
+        _heads.check_classes(TORCH, known, count)
 
 
 def _classes_by_row(call):
@@ -78,6 +80,27 @@ def call_of(tensors, call, classes=None):
     # Not `dataclasses.replace`, which PyTorch 2.6 cannot compile.
     given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how, "shard": call.shard}
     return Call(call.options, shape=shape, classes=classes, **given)
+
+
+def with_divisor(tensors, call):
+    """The call with the divisor of its mean, if this process does not have the class weights of all labels."""
+    if call.shard is None or call.divisor is not None or tensors[4] is None or call.options.reduction != "mean":
+        return call
+    divisor = counts(tensors, call).sum()
+    given = {"out_dtype": call.out_dtype, "how": call.how, "shard": call.shard, "classes": call.classes}
+    return Call(call.options, divisor=divisor, shape=call.shape, **given)
+
+
+def of_shard(input, classes, probs, shard, here, is_whole):
+    """The input and the sparse target of a process with the classes that are `here`. An input that `is_whole` in all
+    processes gets its gradient from all of them.
+    """
+    if is_whole:
+        input = shard.with_sum_of_gradients(input)
+    if classes is not None:
+        check_classes(classes, shard.classes)
+        classes, probs = shard.own_sparse(classes, probs, here)
+    return input, classes, probs
 
 
 def loss_and_gradients(tensors, wanted, call):
@@ -113,9 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         *tensors, _ = ctx.saved_tensors  # reading a sparse target's classes checks that they are unchanged
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
-        if call.shard is not None:
-            call.shard.refuse_derivatives_of(dloss)
-        elif nodes.needs_composite(dloss):
+        if nodes.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
         (gradients, factor), ctx.made = ctx.made, (None, None)
         if gradients is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
@@ -251,6 +272,9 @@ def composite(tensors, call, **how_chunked):
         if classes is not None:
             labels = torch.zeros_like(logits).scatter_add(1, classes, labels.to(keep.dtype))
         labels = labels.to(keep.dtype) if shape.soft else labels
+        if call.shard is not None:
+            losses = staged.losses_of_shard(logits, labels, shape.soft, weight, keep, 1, call).losses
+            return (losses.reshape(keep.shape),)
         return (formulas.row_losses(xp, logits, labels, shape.soft, weight, keep, call.options, 1, xp.freeze),)
 
     (losses,) = _by_row(rows_of, call, (matrix, bias, weight), (x, labels, classes, keep), **how_chunked)
@@ -263,6 +287,8 @@ def counts(tensors, call):
     """What each target adds to the mean's divisor."""
     input, _, _, target, weight, sample_weight = tensors
     labels, weight, keep = _checked(input, target, weight, sample_weight, call)
+    if call.shard is not None and weight is not None and not call.shape.soft:
+        return call.shard.row_weights(labels, weight, keep)
     return formulas.row_weights(xp, labels, call.shape.soft, weight, keep)
 
 

@@ -13,12 +13,16 @@ from crossent.frontends.torch.modes import compiling, grad_enabled, is_plain, nu
 from crossent.kernels import plain as formulas
 
 
-def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed):
-    """Class axis, kind of target, int64 labels, class weights and how much each row counts (0: ignored)."""
+def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowed, all_classes=None):
+    """Class axis, kind of target, int64 labels, class weights and how much each row counts (0: ignored).
+
+    Labels are of `all_classes`, if the input does not have them all.
+    """
     shape, target_shape = input.shape, target.shape
     if tracer() is not None:
         shape, target_shape = numbers(shape), numbers(target_shape)
     axis, soft = _rows.target_kind(shape, target_shape, dim, soft_allowed)
+    all_classes = input.shape[axis] if all_classes is None else all_classes
     if input.dtype not in STORAGES:
         raise _rows.dtype_error("input", input.dtype)
     _rows.check_target_dtype(soft, target.dtype in STORAGES, target.dtype in INTEGERS, target.dtype)
@@ -40,10 +44,10 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
         row = TORCH.labels(concrete(target))[1]
         if row is not None:
             label = TORCH.item(concrete(target), row)
-            raise _rows.label_error(label, row, row_shape, input.shape[axis], options.ignore_index)
+            raise _rows.label_error(label, row, row_shape, all_classes, options.ignore_index)
     target = target.to(torch.int64)
     keep = torch.where(target == options.ignore_index, 0.0, keep)
-    target, keep = _checked_labels(target, keep, input.shape[axis], options.ignore_index)
+    target, keep = _checked_labels(target, keep, all_classes, options.ignore_index)
     return axis, soft, target, weight, keep
 
 

@@ -23,18 +23,24 @@ from crossent.frontends.torch.router import (
 from crossent.kernels.cpu.kernels import best_at_once
 
 
+def _spread():
+    from crossent.frontends.torch import spread_plans
+
+    return spread_plans
+
+
 def plan(name, arguments, options, how):
     a = arguments
     if is_distributed(a["input"]):
-        from crossent.frontends.torch import distributed
-
-        return distributed.plan_of_part(plan, name, a, options, how)
+        return _spread().of_dtensors(plan, name, a, options, how)
     if name in ("softmax", "log_softmax"):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":
         input, target = checked(input=a["input"], target=a["target"])
         reasons = _out_of_kernels((input, target), False)
         return _plans.of_prediction(TORCH, name, input, target, a["dim"], reasons)
+    if a.get("group") is not None:
+        return _spread().of_group(plan, name, a, options, how)
     if how is not None:
         return _of_head(name, a, options, how)
     tensors = input, target, weight, sample_weight = checked(

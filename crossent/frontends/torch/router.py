@@ -154,28 +154,55 @@ def _distributed():
     return distributed
 
 
+def _shard_of(spread, input, here):
+    """The `ClassShard` of a process that has the classes `here`."""
+    from crossent.frontends.torch import shards
+
+    return shards.shard_of(spread, here, input.device)
+
+
+def _said_of(spread):
+    """A caller's arguments about classes that are spread."""
+    return {"group": spread[0], "first_class": spread[1]} if isinstance(spread, tuple) else {}
+
+
+def _refuse_group(spread):
+    if spread is not None:
+        raise TypeError("group must not be given for DTensors, which know how they are spread")
+
+
 _TENSORS_OF_A_LOSS = "input", "target", "weight", "sample_weight"
 
 
-def _loss(name, given, denominator, dim, options, in_place=False):
-    """Of input, target, weight and sample_weight."""
+def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
+    """Of input, target, weight and sample_weight. `spread` says which classes these have, as `shards.shard_of` has it;
+    None if they have all.
+    """
     if has_torch_function((*given, denominator)) and may_take_over(given[0]):
-        others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place}
+        others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place} | _said_of(spread)
         return _taken_over(name, (*given, denominator), dict(zip(_TENSORS_OF_A_LOSS, given)) | others | vars(options))
     tensors = input, target, weight, sample_weight = tuple(checked(**dict(zip(_TENSORS_OF_A_LOSS, given))))
     picks = name == "nll_loss"
     if input is not given[0] and not picks:  # perhaps it can go the fast way now
+        if spread is not None:
+            return _loss(name, tensors, denominator, dim, options, in_place, spread)
         return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, in_place)
     if type(input) not in ORDINARY and is_distributed(input):
+        _refuse_group(spread)
         return _distributed().loss(_loss, name, tensors, denominator, dim, options, in_place)
     if not picks and target.is_floating_point():
         input, target = in_common_dtype(input, target)
         tensors = input, target, weight, sample_weight
     divisor = None if denominator is None else divisor_of(options, denominator, input)
     full = options.loss_dtype is None and input.dtype in number_at
-    call = Call(options, dim, picks, divisor, input.dtype if full else result_dtype(input, options), in_place)
+    shard = None if spread is None else _shard_of(spread, input, input.shape[_rows.class_axis(input.ndim, dim)])
+    dtype = input.dtype if full else result_dtype(input, options)
+    call = Call(options, dim, picks, divisor, dtype, in_place, shard=shard)
     weighs = not weight is sample_weight is divisor is None
-    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor), in_stages=not picks)
+    by_weights = weighs and differentiates_weights(weight, sample_weight, divisor)
+    if shard is not None:
+        return staged.loss(tensors, call, by_weights)
+    way = way_of(tensors, by_weights, in_stages=not picks)
     if way is KERNELS:
         return nodes.loss(tensors, call if divisor is None else _with_number(call))
     if way is PLAIN:
@@ -188,6 +215,7 @@ def _loss(name, given, denominator, dim, options, in_place=False):
 
 
 cross_entropy = fast_first(partial(_loss, "cross_entropy"))
+spread_cross_entropy = partial(_loss, "cross_entropy")
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
@@ -287,9 +315,9 @@ def as_linear_takes_them(input, linear_weight, linear_bias):
 
 
 def linear_cross_entropy(
-    input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, shard=None
+    input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, spread=None
 ):
-    """`shard`: these are the classes of one process, of the `ClassShard` that it has."""
+    """`spread` is as in `_loss`: what has the classes has this process's, but for those of a sparse target."""
     from crossent.frontends.torch import head
 
     classes, probs = _classes_and_probs(target)
@@ -299,12 +327,13 @@ def linear_cross_entropy(
             "input": input, "linear_weight": linear_weight, "target": target, "linear_bias": linear_bias,
             "weight": weight, "sample_weight": sample_weight, "denominator": denominator, "options": how.given,
         }  # fmt: skip
-        return _taken_over("linear_cross_entropy", tensors, vars(options) | vars(how) | arguments)
+        return _taken_over("linear_cross_entropy", tensors, vars(options) | vars(how) | arguments | _said_of(spread))
     input, linear_weight, probs, classes, linear_bias, weight, sample_weight = checked(
         input=input, linear_weight=linear_weight, target=probs, classes=classes, linear_bias=linear_bias,
         weight=weight, sample_weight=sample_weight,
     )  # fmt: skip
     if type(input) not in ORDINARY and is_distributed(input):
+        _refuse_group(spread)
         tensors = input, linear_weight, target, linear_bias, weight, sample_weight
         return _distributed().linear_cross_entropy(linear_cross_entropy, tensors, denominator, options, how)
     full = options.loss_dtype is None and input.dtype in number_at
@@ -313,25 +342,23 @@ def linear_cross_entropy(
     if how.given is not None:
         check_sums(how.given, input.dtype)
     divisor = None if denominator is None else divisor_of(options, denominator, input)
+    shard = None if spread is None else _shard_of(spread, input, len(linear_weight))
+    if shard is not None:
+        input, classes, probs = head.of_shard(input, classes, probs, shard, len(linear_weight), shard is not spread)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
     way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
-    if shard is not None:
-        if not input.is_cpu:
-            raise ValueError(
-                f"a head's classes may be sharded on the CPU, got {input.device}: redistribute linear_weight to "
-                "Replicate()"
-            )
-        way = KERNELS
-    if way is OPERATOR:
+    if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
         return compiled.head_loss(tensors, call, classes)
     call = head.call_of(tensors[:4], call, classes)
+    if shard is not None:
+        call = head.with_divisor(tensors, call)
     if way is not KERNELS:
         return head.composite(tensors, call)
-    return head.by_kernels(tensors, call if divisor is None else _with_number(call))
+    return head.by_kernels(tensors, call if call.divisor is None else _with_number(call))
 
 
 def linear_token_stats(input, linear_weight, target, linear_bias, options, how):

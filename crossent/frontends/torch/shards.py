@@ -1,0 +1,165 @@
+"""Classes that are spread over processes: which of them this one has, and what it hears of the others."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import ProcessGroup, _functional_collectives as collectives
+from torch.distributed.device_mesh import DeviceMesh
+
+from crossent._options import integer
+from crossent.frontends.torch import namespace
+from crossent.frontends.torch.labels import concrete, outside
+from crossent.kernels import Sums, plain as formulas
+
+# Until PyTorch 2.12 it has another name.
+_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+
+
+@dataclass(frozen=True)
+class ClassShard:
+    """The classes that this process has: those from `first` on, of the `classes` of all. The `largest` shard has so
+    many.
+
+    `group` are the processes, a group or a mesh with one of its axes, and `rank` is this one's number among them.
+    `assumed` says how many classes each of them has, if that is still to be seen.
+    """
+
+    group: Any
+    rank: int
+    first: int
+    classes: int
+    largest: int
+    assumed: int | None = None
+
+    def gathered(self, mine):
+        """The tensors of all processes, in their order, along a new first axis.
+
+        What every process makes of them must be the same: then its own part of their gradient is that of `mine`.
+        """
+        if self.assumed is None:
+            return _Gathered.apply(mine, self)
+        numbers = torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed)])
+        parts = _Gathered.apply(numbers, self)
+        counts = parts[:, -1].detach()
+        agree, known = counts == counts[self.rank], concrete(counts)
+        if known is None:  # nan is heard by all
+            parts = torch.where(agree.all(), parts, torch.nan)
+        elif not agree.all():
+            raise ValueError(
+                f"first_class must be given where the processes of group have different numbers of classes, got "
+                f"{[int(count) for count in known]}"
+            )
+        return parts[:, :-1].reshape(-1, *mine.shape)
+
+    def merged(self, sums):
+        """The `Sums` over the classes of all processes."""
+        given = [one for one in sums if one is not None]
+        parts = []
+        for part in self.gathered(torch.stack(given)):
+            numbers = iter(part)
+            parts.append(Sums(*(None if one is None else next(numbers) for one in sums)))
+        return formulas.merged(namespace, parts, namespace.freeze)
+
+    def with_sum_of_gradients(self, tensor):
+        """A tensor that is the same in all processes; each makes a part of its gradient."""
+        return _WithSumOfGradients.apply(tensor, self) if tensor.requires_grad else tensor
+
+    def own_labels(self, labels, ignore_index, here):
+        """The labels as numbers of the classes that are `here`; -1, which is to be ignored, for all others."""
+        own = labels.to(torch.int64) - self.first
+        return torch.where((labels == ignore_index) | (own < 0) | (own >= here), -1, own)
+
+    def own_sparse(self, classes, probs, here):
+        """The classes and probabilities of a sparse target that are `here`."""
+        bad, classes = outside(classes, self.classes), classes.to(torch.int64) - self.first
+        if not here:
+            return classes[..., :0], probs[..., :0]
+        own = ~outside(classes, here)
+        others = torch.where(bad, torch.nan, 0.0)  # a bad class could not be refused
+        return torch.where(own, classes, 0), torch.where(own, probs, others.to(probs.dtype))
+
+    def row_weights(self, labels, weight, keep):
+        """What each row adds to the mean's divisor, by this process's class weights and those of the others."""
+        own = self.own_labels(torch.where(keep != 0, labels, -1), -1, len(weight))
+        padded = torch.cat([weight, weight.new_zeros(1)])
+        return keep * self.gathered(padded[own]).sum(0)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mine, shard):
+        ctx.shard = shard
+        return collectives.wait_tensor(_all_gather(mine.unsqueeze(0).contiguous(), 0, shard.group))
+
+    @staticmethod
+    def backward(ctx, above):
+        return _Own.apply(above, ctx.shard), None
+
+
+class _Own(torch.autograd.Function):
+    """This process's part of what is the same in all of them."""
+
+    @staticmethod
+    def forward(ctx, parts, shard):
+        ctx.shard = shard
+        return parts[shard.rank].clone()
+
+    @staticmethod
+    def backward(ctx, above):
+        return _Gathered.apply(above, ctx.shard), None
+
+
+class _WithSumOfGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, shard):
+        ctx.shard = shard
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, above):
+        return _Sum.apply(above, ctx.shard), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part, shard):
+        ctx.shard = shard
+        return collectives.wait_tensor(collectives.all_reduce(part.contiguous(), "sum", shard.group))
+
+    @staticmethod
+    def backward(ctx, above):
+        return _WithSumOfGradients.apply(above, ctx.shard), None
+
+
+def planned_shard(group, here):
+    """The `ClassShard` of a process with the classes that are `here`, if all have as many."""
+    if isinstance(group, DeviceMesh) and group.ndim == 1:
+        group = group.get_group()
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(f"group must be a process group or a mesh of one axis, got {group!r}")
+    rank, processes = distributed.get_rank(group), distributed.get_world_size(group)
+    return ClassShard(group, rank, rank * here, processes * here, here, assumed=here)
+
+
+def shard_of(spread, here, device):
+    """The `ClassShard` of a process with the classes that are `here`. `spread` is one, or what a caller says of it: the
+    group, and the number of its first class or None.
+    """
+    if isinstance(spread, ClassShard):
+        return spread
+    group, first_class = spread
+    shard = planned_shard(group, here)
+    if first_class is None:
+        return shard
+    first_class = integer("first_class", first_class)
+    mine = torch.tensor([first_class, here], device=device)
+    parts = replace(shard, assumed=None).gathered(mine).tolist()
+    end = 0
+    for first, count in sorted(parts):
+        if first != end:
+            said = ", ".join(f"{count} from {first} on" for first, count in parts)
+            raise ValueError(f"first_class must leave no class out and have none twice, got {said}")
+        end += count
+    return ClassShard(shard.group, shard.rank, first_class, end, max(count for _, count in parts))

@@ -1,0 +1,178 @@
+"""Losses of plain tensors, of whose classes each of 2 or 3 processes has a part, beside the reference."""
+
+import numpy as np
+import pytest
+import torch
+from harness import TORCH_DTYPES, expected, quantise
+from processes import Cases, collectives, failures_of
+from test_contract import OPTIONS, class_axis, make
+from test_sharded_classes import HEADS, SHAPES, head_case
+from torch import distributed
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import crossent
+
+CASES = Cases()
+
+
+def cuts(classes, processes):
+    """Where the processes' classes begin and end: uneven, and the last has none if there are three."""
+    firsts = [0, 1 + classes // 3, classes, classes][: processes + 1]
+    return [*firsts[:processes], classes]
+
+
+def own(mesh, tensor, axis, even=False):
+    """This process's part of a tensor along the classes, and the number of its first class."""
+    classes, rank = tensor.shape[axis], mesh.get_local_rank()
+    edges = [classes * part // mesh.size() for part in range(mesh.size() + 1)] if even else cuts(classes, mesh.size())
+    return tensor.narrow(axis, edges[rank], edges[rank + 1] - edges[rank]).clone(), edges[rank]
+
+
+def whole(mesh, part, axis, like):
+    """The tensor of which every process has its part."""
+    parts = [None] * mesh.size()
+    distributed.all_gather_object(parts, part.detach())
+    found = torch.cat(parts, axis)
+    assert found.shape == like.shape
+    return found
+
+
+def check(mesh, options, shape, dim, dtype, even=False, compiled=None, **more):
+    logits, target, keywords = make(shape, dim, **options)
+    axis, keywords = class_axis(logits, dim), keywords | more
+    logits, soft = quantise(logits, dtype), target.ndim == logits.ndim
+    target = quantise(target, dtype) if soft else target
+    rows = target.sum(axis).shape if soft else target.shape
+    upstream = np.random.default_rng(3).normal(size=rows if keywords.get("reduction") == "none" else ())
+    exact, gradient = expected("cross_entropy", logits, target, upstream=upstream, **keywords)
+    x, first = own(mesh, torch.as_tensor(logits).to(TORCH_DTYPES[dtype]), axis, even)
+    given = {key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value for key, value in keywords.items()}
+    if "weight" in given:
+        given["weight"], _ = own(mesh, given["weight"], 0, even)
+    target = torch.as_tensor(target)
+    target = own(mesh, target.to(x.dtype), axis, even)[0] if soft else target
+    x.requires_grad_()
+    function = compiled or crossent.cross_entropy
+    loss = function(x, target, group=mesh.get_group(), first_class=None if even else first, **given)
+    (loss * torch.as_tensor(upstream).to(loss.dtype)).sum().backward()
+    eps = torch.finfo(x.dtype).eps
+    np.testing.assert_allclose(loss.detach().double(), exact, rtol=40 * eps, atol=40 * eps)
+    found = whole(mesh, x.grad, axis, torch.as_tensor(logits))
+    np.testing.assert_allclose(found.double(), gradient, rtol=40 * eps, atol=40 * eps)
+
+
+@CASES.add
+def every_option(mesh):
+    for options in OPTIONS.values():
+        check(mesh, options, *SHAPES[0], "float32")
+        check(mesh, options, (13, 12), None, "float64", even=True)
+
+
+@CASES.add
+def every_shape(mesh):
+    for shape, dim in SHAPES:
+        for name in ("everything", "everything none", "soft, everything"):
+            check(mesh, OPTIONS[name], shape, dim, "bfloat16")
+
+
+@CASES.add
+def in_a_graph(mesh):
+    """`torch.compile` makes one graph of a step."""
+    if mesh.size() == 2:
+        compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="aot_eager")
+        check(mesh, OPTIONS["everything"], (13, 12), None, "float32", even=True, compiled=compiled)
+
+
+@CASES.add
+def what_is_sent(mesh):
+    """The count of the classes is sent with the sums; where they begin, before them."""
+    x, labels = torch.randn(6, 4, requires_grad=True), torch.arange(6) % 4
+    sums = ("all_gather_into_tensor", [1, 3 * 6 + 1])
+    with collectives() as sent:
+        crossent.cross_entropy(x, labels, group=mesh).backward()
+    assert sent == [sums]
+    with collectives() as sent:
+        crossent.cross_entropy(x, labels, group=mesh, first_class=4 * mesh.get_local_rank()).backward()
+    assert sent == [("all_gather_into_tensor", [1, 2]), ("all_gather_into_tensor", [1, 3, 6, 1])]
+    hidden, matrix = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    with collectives() as sent:
+        crossent.linear_cross_entropy(hidden, matrix, labels, group=mesh).backward()
+    assert sent == [sums, ("all_reduce", [6, 5])]
+
+
+@CASES.add
+def heads(mesh):
+    for name in HEADS:
+        for even in (False, True):
+            (x, matrix, bias), target, options, exact, leaves, above = head_case(name, classes=12)
+            x, (matrix, first), (bias, _) = (
+                x.clone().requires_grad_(),
+                own(mesh, matrix, 0, even),
+                own(mesh, bias, 0, even),
+            )
+            for tensor in (matrix, bias):
+                tensor.requires_grad_()
+            if "weight" in options:
+                options["weight"], _ = own(mesh, options["weight"], 0, even)
+            if isinstance(target, torch.Tensor) and target.is_floating_point():
+                target, _ = own(mesh, target, 1, even)
+            loss = crossent.linear_cross_entropy(
+                x, matrix, target, linear_bias=bias, group=mesh, first_class=None if even else first, **options
+            )
+            (loss * above.float()).sum().backward()
+            torch.testing.assert_close(loss.double(), exact.detach(), rtol=2e-5, atol=2e-5)
+            found = x.grad, whole(mesh, matrix.grad, 0, leaves[1]), whole(mesh, bias.grad, 0, leaves[2])
+            for gradient, leaf in zip(found, leaves):
+                torch.testing.assert_close(gradient.double(), leaf.grad, rtol=2e-5, atol=2e-5)
+
+
+@CASES.add
+def refusals(mesh):
+    x, labels, rank = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3]), mesh.get_local_rank()
+    group = mesh.get_group()
+    with pytest.raises(
+        ValueError, match="must be given where the processes of group have different numbers of classes"
+    ):
+        crossent.cross_entropy(x[:, : 5 - rank], labels, group=group)
+    with pytest.raises(ValueError, match="must leave no class out and have none twice, got 5 from 0 on, 5 from 4 on"):
+        crossent.cross_entropy(x, labels, group=group, first_class=4 * rank)
+    with pytest.raises(ValueError, match="first_class must not be given without group, got 5"):
+        crossent.cross_entropy(x, labels, first_class=5)
+    with pytest.raises(TypeError, match="group must be a process group or a mesh of one axis, got 3"):
+        crossent.cross_entropy(x, labels, group=3)
+    with pytest.raises(TypeError, match="group must not be given for arrays that are no tensors of PyTorch"):
+        crossent.cross_entropy(x.numpy(), labels.numpy(), group=group)
+    with pytest.raises(TypeError, match="group must not be given for DTensors"):
+        crossent.cross_entropy(distribute_tensor(x, mesh, [Shard(1)]), labels, group=group)
+    with pytest.raises(TypeError, match="group must not be given for DTensors"):
+        hidden = distribute_tensor(torch.zeros(4, 2), mesh, [Replicate()])
+        crossent.linear_cross_entropy(hidden, torch.zeros(5, 2), labels, group=group)
+    last = 5 * mesh.size()
+    with pytest.raises(IndexError, match=f"Target {last} at position 1 is out of bounds: .* 0 and {last - 1}"):
+        crossent.cross_entropy(x, torch.tensor([0, last, 1, 2]), group=group)
+    with pytest.raises(IndexError, match=f"Target {last} at position 1 is out of bounds: .* 0 and {last - 1}"):
+        crossent.linear_cross_entropy(x, torch.zeros(5, 5), torch.tensor([0, last, 1, 2]), group=group)
+    sparse = crossent.SparseTarget(torch.full((4, 1), last), torch.ones(4, 1))
+    with pytest.raises(IndexError, match=f"Class {last} at position .* is out of bounds"):
+        crossent.linear_cross_entropy(x, torch.zeros(5, 5), sparse, group=group)
+
+
+@CASES.add
+def plans(mesh):
+    x, labels = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
+    said = f"its classes are spread over {mesh.size()} processes, which send 12 bytes a row, once"
+    found = crossent.plan(crossent.cross_entropy, x, labels, group=mesh)
+    assert found.path == "kernels in two stages" and said in found.reasons
+    found = crossent.plan(crossent.linear_cross_entropy, x, torch.zeros(5, 5), labels, group=mesh)
+    assert found.path == "kernels" and {said, "the gradient of input is the sum of theirs"} <= set(found.reasons)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def failures(request):
+    return failures_of(__name__, request.param)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_processes(name, failures):
+    assert name not in failures, failures.get(name)

@@ -102,6 +102,39 @@ def test_far_apart(way):
             check(way, "cross_entropy", logits, np.array([2, 2, 4]), dtype="float32", reduction="none", **options)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_copies(soft):
+    """Logits whose classes do not lie side by side are copied for either pass over them, and for the losses not. The
+    gradient is written over the copy.
+    """
+    copies, new = [], []
+
+    class Counting(TORCH):
+        @staticmethod
+        def contiguous(tensor):
+            copies.extend([tensor.shape] if tensor.ndim == 3 and not tensor.is_contiguous() else [])
+            return tensor.contiguous()
+
+        @staticmethod
+        def empty(layout, like):
+            new.append(like.shape)
+            return TORCH.empty(layout, like)
+
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.softmax(x, 1) if soft else torch.tensor([[0, 5, 2, -100], [1, 1, 3, 4]])
+    lib, before, leaf = Counting, x.clone(), x.double().requires_grad_()
+    device, tensors, call = CpuKernels(lib), (x, target, None, None), Call(loss_options(), 1)
+    rows = _stages.rows_of(lib, tensors, call)
+    finished = _stages.loss(lib, device, rows, call, target)
+    assert len(copies) == 1 and not new
+    dx, _ = _stages.gradients(lib, device, rows, finished, torch.tensor(1.0), tensors[:2])
+    assert len(copies) == 2 and not new and torch.equal(x, before)
+    exact = torch.nn.functional.cross_entropy(leaf, target.double() if soft else target)
+    exact.backward()
+    torch.testing.assert_close(dx.double(), leaf.grad, rtol=1e-5, atol=1e-7)
+    assert finished.loss.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
 KERNELS = {
     "cpu": (TORCH, CpuKernels(TORCH), torch.as_tensor),
     "cpu, NumPy": (NUMPY, CpuKernels(NUMPY), np.asarray),

@@ -32,7 +32,7 @@ class CpuKernels:
         return Sums(*(one.reshape(staged.row_shape) if wanted[name] else None for name, one in zip(_NAMES, stats)))
 
     def losses(self, rows, sums):
-        lib, staged = self.lib, _Staged(self.lib, rows)
+        lib, staged = self.lib, _Staged(self.lib, rows, of_sums_alone=True)
         stats, losses = staged.stats(sums), lib.new(staged.row_shape, staged.compute)
         bad, totals = -1, (0.0, 0.0)
         try:
@@ -44,6 +44,7 @@ class CpuKernels:
     def gradients(self, rows, sums, upstream, want_target, over_logits):
         lib, staged = self.lib, _Staged(self.lib, rows)
         stats, upstream = staged.stats(sums), lib.contiguous(upstream)
+        over_logits = over_logits or lib.address(staged.logits) != lib.address(rows.logits)  # a copy
         dx = staged.logits if over_logits else lib.empty(staged.layout, staged.logits)
         dtarget = lib.empty(staged.layout, staged.target) if want_target else None
         of_dtarget = 0 if dtarget is None else lib.address(dtarget)
@@ -53,19 +54,22 @@ class CpuKernels:
 
 
 class _Staged:
-    """Rows as the kernels read them, and the plan of their calls."""
+    """Rows as the kernels read them, and the plan of their calls. `of_sums_alone` says that neither the logits nor the
+    probabilities of a target are read, so that none are copied.
+    """
 
-    def __init__(self, lib, rows):
+    def __init__(self, lib, rows, of_sums_alone=False):
         self.lib, self.rows, storage = lib, rows, lib.storage(rows.logits)
         self.compute = compute_storage(storage)
-        self.logits, self.layout = _side_by_side(lib, rows.logits)
+        self.logits, self.layout = _side_by_side(lib, rows.logits, of_sums_alone)
         self.row_shape, self.weight = self.layout.row_shape, rows.weight
         if rows.weight is not None and not self.layout.classes:
             self.weight = lib.new((1,), self.compute)  # none has no address, as if there were no class weights
         if rows.soft:
             self.target, strides = rows.target, self.layout.strides_of(rows.target.shape, lib.strides(rows.target))
             if strides is None:
-                self.target, strides = lib.copied(self.layout, rows.target), self.layout.new_strides
+                strides = self.layout.new_strides
+                self.target = rows.target if of_sums_alone else lib.copied(self.layout, rows.target)
         else:
             self.target = lib.contiguous(rows.target)
             strides = self.layout.label_strides_of(lib.strides(self.target))
@@ -86,13 +90,18 @@ class _Staged:
         return call(changing, lib.threads, (self.logits, self.target, self.weight, rows, owners))
 
 
-def _side_by_side(lib, logits):
-    """The logits, or a copy, with the classes of a row side by side, and their layout."""
-    layout = _rows.layout_of(tuple(logits.shape), tuple(lib.strides(logits)), 1)
+def _side_by_side(lib, logits, unread=False):
+    """The logits, or a copy, with the classes of a row side by side, and their layout. Logits that are not read are
+    taken to lie like the copy.
+    """
+    shape = tuple(logits.shape)
+    layout = _rows.layout_of(shape, tuple(lib.strides(logits)), 1)
     if layout is not None and layout.last:
         return logits, layout
-    logits = lib.contiguous(logits.swapaxes(1, 2)).swapaxes(1, 2)
-    return logits, _rows.layout_of(tuple(logits.shape), tuple(lib.strides(logits)), 1)
+    if not unread:
+        logits = lib.contiguous(logits.swapaxes(1, 2)).swapaxes(1, 2)
+    outer_stride, inner_stride = max(1, shape[1]) * shape[2], max(1, shape[1])
+    return logits, _rows.layout_of(shape, (outer_stride, 1, inner_stride), 1)
 
 
 class ShardProblem:

@@ -15,11 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, MEMORY, START
+from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, MEMORY, SPREAD, START
 from crossent.tools.bench.runner import last_line, measured_on, progress
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
-GROUPS = ("times", "memory", "head", "head_memory", "score", "start", "memory_rates")  # of the results
+# Of the results.
+GROUPS = ("times", "memory", "head", "head_memory", "spread", "score", "start", "memory_rates")
 
 
 def arguments() -> argparse.Namespace:
@@ -62,6 +63,8 @@ def jobs(quick: bool) -> Iterator[tuple[str, str, Callable[[], list[dict]]]]:
         yield "head", case.name, partial(child, "head", case.name, rounds_of_head)
     for name in HEAD_MEMORY:
         yield "head_memory", f"memory: head, {name}", partial(child, "memory", "head", name)
+    for name in SPREAD:
+        yield "spread", f"spread: {name}", partial(child, "spread", name, rounds)
     yield "score", "score", partial(child, "score", rounds)
     for name in START:
         yield "start", f"start: {name}", partial(measure_start, name)

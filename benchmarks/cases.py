@@ -159,6 +159,33 @@ HEAD_CASES = [
     HeadCase(*LARGEST_HEAD, "float32", {"step / products": {}}),
 ]
 
+
+@dataclass(frozen=True)
+class SpreadCase:
+    """A loss, or a head if there are features, whose classes are spread over two processes."""
+
+    name: str
+    rows: int
+    classes: int
+    features: int = 0
+    # 1.1: within 10 % of what one process has to do with its own half, and of what has to be sent.
+    limits: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {
+            "step / half + sent": {"at_most": 1.1},
+            "sent / step": {},
+            "loss_parallel / step": {"at_least": 1.0},
+        }
+    )
+
+
+SPREAD = {
+    case.name: case
+    for case in (
+        SpreadCase("cross entropy, 1024 x 32000, float32", 1024, 32000),
+        SpreadCase("head, 1024 x 256 x 32000, float32", 1024, 32000, 256),
+    )
+}
+
 # Bytes beside inputs, gradients and accumulator: the default chunk and 16 MB.
 HEAD_MEMORY_AT_MOST = 2**26 + 16e6
 HEAD_MEMORY = {

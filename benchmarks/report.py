@@ -16,7 +16,9 @@ ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
 def sheets(results: dict) -> list[Sheet]:
     """The tables that have any rows."""
     found = [_times(results, huge_pages, title) for huge_pages, title in ENVIRONMENTS.items()]
-    found.append(Sheet("The fused head", ("case", "a step", "measured", "ratio"), _head(results), 3))
+    of_steps = "case", "a step", "measured", "ratio"
+    found.append(Sheet("The fused head", of_steps, _of_steps(results["head"], "head, "), 3))
+    found.append(Sheet("Classes spread over two processes of one thread", of_steps, _of_steps(results["spread"]), 3))
     found.append(Sheet("Beside PyTorch", ("measured", "result"), _others(results), 1))
     return [sheet for sheet in found if sheet.rows]
 
@@ -41,10 +43,10 @@ def _times(results: dict, huge_pages: bool, title: str) -> Sheet:
     return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), once(rows), 2)
 
 
-def _head(results: dict) -> list[tuple[str, ...]]:
+def _of_steps(results: list[dict], prefix: str = "") -> list[tuple[str, ...]]:
     rows = []
-    for row in results["head"]:
-        case, _, measured = row["name"].removeprefix("head, ").partition(": ")
+    for row in results:
+        case, _, measured = row["name"].removeprefix(prefix).partition(": ")
         rows.append((case, _time(row["seconds"]), measured, _marked(row, f"{row['value']:.3g}")))
     return once(rows, 2)
 

@@ -25,6 +25,7 @@ __all__ = [
     "Explanation",
     "Plan",
     "PredictionStats",
+    "Score",
     "SparseTarget",
     "TokenStats",
     "cross_entropy",
@@ -43,6 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from crossent import nn as nn
     from crossent.tools.explain import Explanation as Explanation, explain as explain
+    from crossent.tools.score import Score as Score
 else:
 
     def __getattr__(name):
@@ -50,4 +52,6 @@ else:
             return import_module("crossent.nn")
         if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
             return getattr(import_module("crossent.tools.explain"), name)
+        if name == "Score":
+            return import_module("crossent.tools.score").Score
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

@@ -495,7 +495,7 @@ def test_logits_of_more_axes(tmp_path, case, kind):
     axis = 1 if dim is None else dim % logits.ndim
     last = np.moveaxis(logits, axis, -1)
     losses = np.log(np.exp(last).sum(-1)) - np.take_along_axis(last, labels[..., None], -1)[..., 0]
-    place = found.places[0][1]
+    place = found.worst[0].row
     assert losses[place] == losses.max() and isinstance(place, tuple if labels.ndim > 1 else int)
     explained = explain_command._explained(write(tmp_path, {**x, "y.npy": labels}), Reading(dim=dim), None, [], {})
     assert explained.result == pytest.approx(right, rel=1e-6)
@@ -560,7 +560,7 @@ def test_shards_have_to_be_read_alike(tmp_path):
         write(tmp_path, {f"x-{i}.csv": text(rows, X[rows], names=["", *range(C)])})
     said = []
     found = score(f"{tmp_path}/x-*.csv", *labels, note=said.append)
-    assert found.metrics.nll == pytest.approx(RIGHT, rel=1e-6) and found.shards == 4
+    assert found.metrics.nll == pytest.approx(RIGHT, rel=1e-6) and found.files == 4
     assert len(said) == 1 and "x-0.csv and 3 more: the first line (,0,1,...,9) is taken for its header" in said[0]
     write(tmp_path, {"x-2.csv": text(X[parts[2]], names=range(C))})
     with pytest.raises(BadFile, match="x-2.csv: is read otherwise than .*x-0.csv: the first line"):

@@ -22,10 +22,12 @@ def score(
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
     dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
-    top: Annotated[int, typer.Option(min=0, help="How many of the worst classes and rows are shown.")] = 10,
+    ignore_index: Annotated[int | None, typer.Option(help="The label of rows that do not count; else -100.")] = None,
+    top: Annotated[int | None, typer.Option(min=0, help="How many of the worst classes and rows; else 10.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
+    partial: Annotated[Path | None, typer.Option(help="Write what --merge takes to this file as well.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Files are what --partial wrote: score all rows.")] = False,
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
 
@@ -34,16 +36,24 @@ def score(
     shards, which are read in the order of their numbers. Files may be larger
     than memory. What was taken for what is said on standard error.
 
+    Where rows lie on many machines, each scores its own with --partial; then
+    --merge shows the score of all, to the last digit that of one run.
+
     Exit status 0: all is well.
     Exit status 2: the files cannot be scored, or the command line is wrong.
     Exit status 130: interrupted, after the score of the rows so far.
     """
     if html:
         require("score --html", "jinja2", "matplotlib")
-    from crossent.tools.score.command import run
+    from crossent.tools.score.command import run, run_merge
     from crossent.tools.score.scales import asked
 
     with bad_input():
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-    status = run(files, as_json=as_json, html=html, top=top, reading=reading, scale=scale, ignore_index=ignore_index)
-    raise typer.Exit(status)
+        if merge and (scale, ignore_index, *vars(reading).values()) != (None,) * 7:
+            raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
+    shown = {"as_json": as_json, "html": html, "part": partial}
+    if merge:
+        raise typer.Exit(run_merge(files, top=top, **shown))
+    top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
+    raise typer.Exit(run(files, top=top, reading=reading, scale=scale, ignore_index=ignore_index, **shown))

@@ -76,6 +76,16 @@ class Tally:
         kinds = np.bincount(labels[top == labels - 1], minlength=self.classes)
         self.before = kinds if not len(self.before) else self.before + kinds
 
+    def merge(self, other: "Tally") -> None:
+        """The rows of another of so many classes, in the coarser dtype."""
+        self.dtype = max(self.dtype, other.dtype, key=lambda dtype: EPS[dtype])
+        for name in ("finite", "counted", "hits", "_far_above", "_bounded"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if len(other.before):
+            self.before = other.before + (self.before if len(self.before) else 0)
+        self._possible = self._possible & other._possible
+        self._above = max(self._above, other._above)
+
     @property
     def twice(self) -> bool:
         """Whether these look like log_softmax of probabilities p, which is p minus a number.

@@ -1,46 +1,75 @@
-"""`crossent score`: what stored logits and labels say of a model.
+"""`crossent score` and `crossent.Score`: what logits and labels say of a model.
 
 `formats`, `text` and `parquet` know the files, `roles` which of their columns are meant, `readers` makes one stream of
-rows of them, `labels` and `pairs` put labels beside logits, `scales` tells logits from probabilities, `metrics` counts,
-`inputs` looks for mistakes, `show` and `report` show, and `command` is all of it together.
+rows of them, `labels` and `pairs` put labels beside logits, and `scales` tells logits from probabilities. `running` has
+the `Score`, for which `metrics` counts, in exact `sums`, `worst` keeps rows, `inputs` looks for mistakes, `said` makes
+numbers and lists of it, and `partial` keeps it in a file. `show` and `report` show it, and `command` is all of it
+together.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from crossent import PredictionStats, prediction_stats
-from crossent.tools.arrays import like
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.tally import ONE_BASED, one_based
-from crossent.tools.score import scales
-from crossent.tools.score.inputs import Inputs
-from crossent.tools.score.metrics import Accumulator, Metrics
+from crossent.tools.explain.tally import ENOUGH, ONE_BASED, one_based
+from crossent.tools.score import partial, scales
+from crossent.tools.score.held import Part
+from crossent.tools.score.metrics import Metrics
 from crossent.tools.score.pairs import Pair, pair_of
-from crossent.tools.score.readers import BadFile, Reading
+from crossent.tools.score.readers import BadFile, Reading, paths_of
+from crossent.tools.score.running import Score as Score
+from crossent.tools.score.worst import Index, WorstRow, natural
 
 
 @dataclass(frozen=True)
-class Score:
-    """The metrics of the first `done` of `rows` rows in so many `shards`; `places` are the files of the worst rows, and
-    their numbers there. `notes` say what was taken for what, `findings` what looks like a mistake."""
+class Scored:
+    """A Score of the first `done` of `rows` rows of files."""
 
-    logits: str
-    labels: str
+    total: Score
     done: int
     rows: int
-    shards: int
-    metrics: Metrics
-    places: list[tuple[Path, Any]]
-    notes: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
 
     @property
     def complete(self) -> bool:
         return self.done == self.rows
+
+    @property
+    def top(self) -> int:
+        """How many of the worst rows there are at most."""
+        return self.total._held.options.top
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return self.total._held.metrics()
+
+    @property
+    def worst(self) -> tuple[WorstRow, ...]:
+        return self.total._held.worst.rows
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        return self.total._held.findings(self.metrics)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """In the order of their names."""
+        return sorted(
+            self.total._held.parts.values(), key=lambda part: (natural(part.logits), part.logits, part.labels)
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken for what."""
+        return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
+
+    @property
+    def files(self) -> int:
+        """Of logits."""
+        return sum(part.files for part in self.parts)
 
 
 def score(
@@ -48,65 +77,104 @@ def score(
     labels: str | None = None,
     *,
     reading: Reading | None = None,
-    scale: str | None = None,
+    scale: scales.Scale | None = None,
     ignore_index: int = -100,
     top: int = 10,
+    empty: bool = False,
     note: Callable[[str], None] = lambda said: None,
     go_on: Callable[[int, int], bool] = lambda done, rows: True,
-) -> Score:
+) -> Scored:
     """Score the files of these names or patterns, in the memory of one block of rows.
 
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
-    what the numbers are, where the files are not to say so. `top` is how many of the worst rows are kept. `note` is
-    told what was taken for what, before any row counts. `go_on` is told after each block how many rows are done, of how
-    many, and says whether to go on. Raises `BadFile`, whose message names the file, for whatever is wrong with one, and
-    KeyboardInterrupt where it is not to go on before any row counts.
+    what the numbers are, where the files are not to say so. `top` is how many of the worst rows are kept, `empty` says
+    that there need be no row that counts. `note` is told what was taken for what, before any row counts. `go_on` is
+    told after each block how many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose
+    message names the file, for whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any
+    row counts.
     """
     pair = pair_of(logits, labels, reading or Reading())
-    scale, said = (scale, "") if scale else scales.scale_of(pair, ignore_index)
+    asked, said = scale, ""
+    if scale is None:
+        scale, said = scales.scale_of(pair, ignore_index)
     notes = (*pair.notes, said) if said else pair.notes
     for one in notes:
         note(one)
-    accumulator, done = Accumulator(pair.classes, top, ignore_index), 0
-    inputs = Inputs(pair, scale, ignore_index)
-    for done, classes, stats in _stats(pair, scale, ignore_index, inputs):
-        accumulator.add(done - len(classes), classes, stats)
+    total, done = Score(top=top, ignore_index=ignore_index, scale=scale, names=pair.names), 0
+    _look_along_rows(total, pair)
+    for done in _counted(total, pair, ignore_index):
         if not go_on(done, pair.rows):
             break
-    metrics = accumulator.metrics()
-    if metrics is None:
-        if done < pair.rows:
-            raise KeyboardInterrupt
-        raise BadFile(f"{logits}: nothing to score, {'every label is ignored' if done else 'there are no rows'}")
-    places = [pair.find(row) for row in metrics.worst["row"].tolist()]
-    return Score(
-        logits, logits if labels is None else labels, done, pair.rows, len(pair.logits.files), metrics, places, notes,
-        inputs.found(metrics.nll),
-    )  # fmt: skip
+    metrics = total._held.metrics()
+    if done < pair.rows and not metrics.rows:
+        raise KeyboardInterrupt
+    if not metrics.rows and not empty:
+        raise _nothing(logits, done)
+    part = Part(logits, logits if labels is None else labels, len(pair.logits.files), notes)
+    _name(total, part, scale if metrics.rows else asked)
+    return Scored(total, done, pair.rows)
 
 
-def _stats(pair: Pair, scale: str, ignore_index: int, inputs: Inputs):
-    """Of each block the number of rows up to its end, its labels, and what each of its rows says."""
-    for start, block, labels in pair.blocks(None if scale == scales.LOGITS else scales.BLOCK):
+def _name(total: Score, part: Part, scale: scales.Scale | None) -> None:
+    """Say where all rows came from, and what their numbers are."""
+    held = total._held
+    held.options = replace(held.options, scale=scale)
+    held.parts = {partial.name(held, part): part}
 
-        def place(row: int, start: int = start) -> str:
-            return pair.place(start + row)
+
+def merged(files: Sequence[str], *, top: int | None = None, empty: bool = False) -> Scored:
+    """The score of all rows whose partial results are in the files of these names or patterns.
+
+    `top` is how many of the worst rows are shown, None for as many as the parts keep. Raises `BadFile` for files that
+    are no parts, or do not fit each other.
+    """
+    first, *others = (path for name in files for path in paths_of(name))
+    total = Score.load(first)
+    held = total._held
+    for path in others:
+        part = partial.read(path)
+        held.check(str(path), part)
+        held.merge(part)
+    if top is not None and top > held.options.top:
+        kept = held.options.top
+        raise BadFile(f"--top asks for {top} rows, and each part keeps {kept}: score the parts with --top {top}")
+    held.keep(held.options.top if top is None else top)
+    metrics = held.metrics()
+    if not metrics.rows and not empty:
+        raise _nothing(first, metrics.ignored)
+    rows = metrics.rows + metrics.ignored
+    return Scored(total, rows, rows)
+
+
+def _nothing(files: Any, ignored: int) -> BadFile:
+    return BadFile(f"{files}: nothing to score, {'every label is ignored' if ignored else 'there are no rows'}")
+
+
+def _look_along_rows(total: Score, pair: Pair) -> None:
+    """Where there are as many rows as classes, which no block can tell, the classes may lie along the rows."""
+    shape = pair.logits.shape
+    if pair.axis and pair.rows >= ENOUGH and pair.classes >= 3 and shape[1:] == pair.shape:
+        total._held.look_along_rows(shape[0], pair.targets())
+
+
+def _counted(total: Score, pair: Pair, ignore_index: int):
+    """Of each block the number of rows up to its end, once it is counted."""
+    logits = total._held.scale == scales.LOGITS
+    for start, block, labels in pair.blocks(None if logits else scales.BLOCK):
+
+        def find(row: int, start: int = start) -> tuple[str, Index]:
+            path, index = pair.find(start + row)
+            return str(path), index if isinstance(index, tuple) else (index,)
 
         flat = labels.reshape(-1)
-        kept = flat != ignore_index
-        _check_labels(pair, flat, kept, start, ignore_index)
-        flat = flat.astype(np.int64)
-        rows = scales.as_logits(block.reshape(-1, pair.classes), scale, kept, place)
+        _check_labels(pair, flat, flat != ignore_index, start, ignore_index)
         try:
-            found = prediction_stats(rows, like(rows, flat), ignore_index=ignore_index)
+            total._held.count(block, pair.axis, labels, np.arange(len(labels)), find)
         except TypeError as error:
-            raise BadFile(f"{place(0) if len(flat) else pair.logits.path}: {error}") from error
-        stats = PredictionStats(*(np.asarray(value) for value in found))
-        bad = np.isnan(stats.logprob)
-        if bad.any():
-            raise BadFile(f"{place(int(bad.argmax()))}: the logits hold nan or inf, or are all -inf")
-        inputs.add(block, rows, labels, kept, stats.prediction)
-        yield start + len(flat), flat, stats
+            raise BadFile(f"{pair.place(start) if len(flat) else pair.logits.path}: {error}") from error
+        except ValueError as error:
+            raise BadFile(str(error)) from error
+        yield start + len(flat)
 
 
 def _check_labels(pair: Pair, labels: np.ndarray, kept: np.ndarray, start: int, ignore_index: int) -> None:

@@ -1,7 +1,8 @@
-"""Metrics of a stream of rows, the same bits however the rows were cut into blocks.
+"""Metrics of rows, the same bits however the rows were cut into blocks and parts, and in whatever order these came.
 
-Every sum is made in float64 over groups of a fixed number of rows, which begin anew every `_GROUP` rows counted from
-the first one, and not where a block or a file begins.
+Rows are counted, and the sums of floats are exact. Only what a class was taken for is not, where too many different
+pairs of classes occur: rows are counted in groups that begin anew every `_GROUP` rows, and not where a block or a file
+begins, so that a stream of rows says the same however it was cut.
 """
 
 import math
@@ -10,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossent import PredictionStats
+from crossent.tools.score.sums import ExactSums
 
-_GROUP = 2**15  # rows
+_GROUP = 2**15  # rows, at most 2**20
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
 _PAIRS_AT_ONCE, _PAIRS_KEPT = 2**20, 2**22
-_COLUMNS = ("row", "label", *PredictionStats._fields)
+_COLUMNS = ("label", *PredictionStats._fields)
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,27 @@ class Confusion:
     rows: np.ndarray
     short: int
 
-    def of(self, label: int, n: int) -> list[tuple[int, int]]:
-        """What rows of this label were most often taken for, and how many."""
-        lo, hi = np.searchsorted(self.label, [label, label + 1])
-        prediction, rows = self.prediction[lo:hi], self.rows[lo:hi]
-        order = np.lexsort((prediction, -rows))[:n]
-        return list(zip(prediction[order].tolist(), rows[order].tolist()))
+    def of(self, labels: np.ndarray, n: int) -> list[list[tuple[int, int]]]:
+        """What rows of each of these labels were most often taken for, and how many."""
+        lo, hi = np.searchsorted(self.label, labels), np.searchsorted(self.label, labels, "right")
+        which, within = np.repeat(np.arange(len(labels)), hi - lo), _counted_up(hi - lo)
+        at = lo[which] + within
+        prediction, rows = self.prediction[at], self.rows[at]
+        chosen = np.lexsort((prediction, -rows, which))[within < n]
+        found: list[list[tuple[int, int]]] = [[] for _ in labels]
+        for i, *pair in zip(which[chosen].tolist(), prediction[chosen].tolist(), rows[chosen].tolist()):
+            found[i].append((pair[0], pair[1]))
+        return found
+
+
+def _counted_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... anew for each length."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was found in `rows` rows whose labels are not ignored. NLL is in nats, `worst` the rows with the largest."""
+    """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for."""
 
     rows: int
     ignored: int
@@ -88,11 +100,10 @@ class Metrics:
     losses: np.ndarray
     by_class: ByClass
     confusion: Confusion
-    worst: dict[str, np.ndarray]
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return math.inf if self.nll >= 700 else math.exp(self.nll)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -100,102 +111,112 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Accumulator:
-    """`add` blocks of rows, then ask for the `metrics` of all so far."""
+class Counts:
+    """`add` blocks of rows, `merge` the counts of others, then ask for the `metrics` of all so far."""
 
     classes: int
-    top: int
-    ignore_index: int
-    rows: int = 0
     ignored: int = 0
-    _waiting: list[dict[str, np.ndarray]] = field(default_factory=list)
-    _sums: dict[str, np.ndarray] = field(default_factory=dict)
-    _worst: dict[str, np.ndarray] = field(default_factory=dict)
+    _waiting: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    _rows_waiting: int = 0
 
     def __post_init__(self):
-        self._pairs = _Pairs(self.classes)
+        bins = ("rows by bin", "hits by bin")
+        classes = ("rows by class", "correct", "predicted", "impossible by class")
+        self.whole = {name: np.zeros(BINS, np.int64) for name in bins}
+        self.whole |= {name: np.zeros(self.classes, np.int64) for name in classes}
+        self.whole |= {"top5": np.zeros(1, np.int64), "losses": np.zeros(_LOSS_BINS, np.int64)}
+        sums = {"nll by class": self.classes, "confidence by bin": BINS, "brier": 1}
+        self.exact = {name: ExactSums(n) for name, n in sums.items()}
+        self.pairs = Pairs(self.classes)
 
-    def add(self, start: int, labels: np.ndarray, stats: PredictionStats) -> None:
-        """Rows from number `start` on."""
-        kept = labels != self.ignore_index
-        columns = (np.arange(start, start + len(labels)), labels, *stats)
-        if not kept.all():
-            columns = tuple(column[kept] for column in columns)
+    def add(self, labels: np.ndarray, stats: PredictionStats, kept: np.ndarray) -> None:
+        """A block of rows, of which those `kept` count."""
+        columns = tuple(column[kept] for column in (labels, *stats))
         self.ignored += len(labels) - len(columns[0])
-        self._waiting.append(dict(zip(_COLUMNS, columns)))
-        if sum(len(part["row"]) for part in self._waiting) >= _GROUP:
+        self._waiting.append(columns)
+        self._rows_waiting += len(columns[0])
+        if self._rows_waiting >= _GROUP:
             self._count_groups(_GROUP)
 
-    def metrics(self) -> Metrics | None:
-        """Of all rows so far, None where none counts; nothing may be added after it."""
+    def settle(self) -> None:
+        """Count what waits to become a whole group."""
         self._count_groups(1)
-        sums, rows = self._sums, self.rows
-        if not rows:
-            return None
-        binned, hits, confidence = (sums[name] for name in ("rows by bin", "hits by bin", "confidence by bin"))
-        error = float(abs(hits - confidence).sum() / binned.sum())
-        labels, correct = sums["rows by class"], sums["correct"]
+
+    def merge(self, other: "Counts") -> None:
+        """Those of so many classes too."""
+        for one in (self, other):
+            one.settle()
+        self.ignored += other.ignored
+        for name, counts in other.whole.items():
+            self.whole[name] = self.whole[name] + counts
+        for name, sums in other.exact.items():
+            self.exact[name].merge(sums)
+        self.pairs.merge(other.pairs)
+
+    def metrics(self) -> Metrics:
+        self.settle()
+        whole, exact = self.whole, {name: sums.rounded() for name, sums in self.exact.items()}
+        binned, hits, confidence = whole["rows by bin"], whole["hits by bin"], exact["confidence by bin"]
+        labels, correct, impossible = whole["rows by class"], whole["correct"], whole["impossible by class"]
+        rows, infinite = int(binned.sum()), int(impossible.sum())
+        nll = math.inf if infinite else float(self.exact["nll by class"].total().rounded()[0])
         return Metrics(
-            rows=rows, ignored=self.ignored, classes=self.classes, nll=float(sums["nll"]) / rows,
-            accuracy=int(correct.sum()) / rows, top5=int(sums["top5"]) / rows,
-            brier=float(sums["brier"]) / rows, impossible=int(sums["impossible"]),
-            calibration=Calibration(binned, _ratio(hits, binned), _ratio(confidence, binned), error),
-            losses=sums["losses"],
-            by_class=ByClass(labels, _ratio(sums["nll by class"], labels), correct, sums["predicted"]),
-            confusion=self._pairs.confusion(), worst=self._worst,
+            rows=rows, ignored=self.ignored, classes=self.classes, nll=_mean(nll, rows),
+            accuracy=_mean(int(correct.sum()), rows), top5=_mean(int(whole["top5"][0]), rows),
+            brier=_mean(float(exact["brier"][0]), rows), impossible=infinite,
+            calibration=Calibration(
+                binned, _ratio(hits, binned), _ratio(confidence, binned),
+                _mean(float(abs(hits - confidence).sum()), rows),
+            ),
+            losses=whole["losses"],
+            by_class=ByClass(
+                labels, _ratio(np.where(impossible, np.inf, exact["nll by class"]), labels), correct, whole["predicted"]
+            ),
+            confusion=self.pairs.confusion(),
         )  # fmt: skip
 
     def _count_groups(self, least: int) -> None:
         """Count what waits, as long as there are `least` rows."""
-        if not self._waiting:
+        if not self._rows_waiting:
             return
-        whole = {name: np.concatenate([part[name] for part in self._waiting]) for name in _COLUMNS}
-        lo, n = 0, len(whole["row"])
+        whole = {name: np.concatenate([part[i] for part in self._waiting]) for i, name in enumerate(_COLUMNS)}
+        lo, n = 0, self._rows_waiting
         while n - lo >= least:
             self._count({name: column[lo : lo + _GROUP] for name, column in whole.items()})
             lo += _GROUP
-        self._waiting = [{name: column[lo:] for name, column in whole.items()}]
+        rest = tuple(column[lo:].copy() for column in whole.values())  # no views, which would keep all of it
+        self._waiting, self._rows_waiting = [rest], max(0, n - lo)
 
     def _count(self, group: dict[str, np.ndarray]) -> None:
-        label, prediction, nll = group["label"], group["prediction"], -group["logprob"].astype(np.float64)
-        confidence, hit = group["confidence"].astype(np.float64), prediction == label
+        label, prediction, rank = group["label"], group["prediction"], group["rank"]
+        nll, confidence, brier = (group[name].astype(np.float64) for name in ("logprob", "confidence", "brier"))
+        nll, hit = np.maximum(-nll, 0.0), prediction == label
         # The bins are open below and closed above.
         place = np.clip(np.ceil(confidence * BINS).astype(np.int32) - 1, 0, BINS - 1)
         loss = np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.int32)
-        self.rows += len(label)
+        infinite = nll == np.inf
         for name, value in {
-            "nll": nll.sum(),
-            "top5": (group["rank"] < 5).sum(),
-            "brier": group["brier"].sum(dtype=np.float64),
-            "impossible": (nll == np.inf).sum(),
             "rows by bin": np.bincount(place, minlength=BINS),
             "hits by bin": np.bincount(place[hit], minlength=BINS),
-            "confidence by bin": np.bincount(place, confidence, BINS),
-            "losses": np.bincount(loss, minlength=_LOSS_BINS),
             "rows by class": np.bincount(label, minlength=self.classes),
             "correct": np.bincount(label[hit], minlength=self.classes),
             "predicted": np.bincount(prediction, minlength=self.classes),
-            "nll by class": np.bincount(label, nll, self.classes),
+            "impossible by class": np.bincount(label[infinite], minlength=self.classes),
+            "top5": (rank < 5).sum(keepdims=True),
+            "losses": np.bincount(loss, minlength=_LOSS_BINS),
         }.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._pairs.add((label * self.classes + prediction)[~hit])
-        self._keep_worst(group, nll)
-
-    def _keep_worst(self, group: dict[str, np.ndarray], nll: np.ndarray) -> None:
-        """The rows with the largest NLL, of equal ones the first."""
-        worst = self._worst or {name: column[:0] for name, column in group.items()}
-        candidates = slice(None)
-        if len(worst["row"]) == self.top:
-            candidates = np.flatnonzero(nll > (-worst["logprob"][-1] if self.top else np.inf))
-        elif self.top < len(nll):
-            candidates = np.flatnonzero(nll >= np.partition(nll, -self.top)[-self.top])
-        group = {name: column[candidates] for name, column in group.items()}
-        both = {name: np.concatenate([worst[name], column]) for name, column in group.items()}
-        order = np.argsort(both["logprob"], kind="stable")[: self.top]
-        self._worst = {name: column[order] for name, column in both.items()}
+            self.whole[name] = self.whole[name] + value
+        self.exact["nll by class"].add(label, np.where(infinite, 0.0, nll))
+        self.exact["confidence by bin"].add(place, confidence)
+        self.exact["brier"].add(np.zeros(len(brier), np.intp), brier)
+        self.pairs.add((label * self.classes + prediction)[~hit])
 
 
-class _Pairs:
+def _mean(total: float, rows: int) -> float:
+    return total / rows if rows else math.nan
+
+
+class Pairs:
     """How often each pair of classes came, as a number below classes**2: exactly until too many different ones came.
 
     Then only the most frequent are kept, and all counts lowered by that of the largest left out: the summary of Misra
@@ -211,11 +232,21 @@ class _Pairs:
     def add(self, codes: np.ndarray) -> None:
         self._waiting.append(codes)
         if sum(map(len, self._waiting)) >= _PAIRS_AT_ONCE:
-            self._merge()
+            self.settle()
 
-    def _merge(self) -> None:
-        new, counts = self._counted(np.concatenate(self._waiting))
-        self._waiting = []
+    def merge(self, other: "Pairs") -> None:
+        for one in (self, other):
+            one.settle()
+        self._merge(other.codes, other.counts)
+        self.short += other.short
+
+    def settle(self) -> None:
+        """Count what waits."""
+        if self._waiting:
+            codes, self._waiting = np.concatenate(self._waiting), []
+            self._merge(*self._counted(codes))
+
+    def _merge(self, new: np.ndarray, counts: np.ndarray) -> None:
         if len(self.codes):
             new, place = np.unique(np.concatenate([self.codes, new]), return_inverse=True)
             counts = np.bincount(place, np.concatenate([self.counts, counts])).astype(np.int64)
@@ -233,6 +264,5 @@ class _Pairs:
         return found, counts[found]
 
     def confusion(self) -> Confusion:
-        if self._waiting:
-            self._merge()
+        self.settle()
         return Confusion(self.codes // self.classes, self.codes % self.classes, self.counts, self.short)

@@ -30,6 +30,11 @@ class Pair:
         return self.logits.shape[self.axis]
 
     @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of the classes."""
+        return self.logits.names if len(self.logits.names) == self.classes else None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of the labels."""
         return (*self.logits.shape[: self.axis], *self.logits.shape[self.axis + 1 :])

@@ -1,6 +1,5 @@
 """Rows of files and shards, in blocks of bounded size, with one kind of error for whatever is wrong with a file."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from crossent.tools.score.formats import ARRAYS, Stored, chosen
 from crossent.tools.score.parquet import parquet
 from crossent.tools.score.tables import LABELS, Table, UnclearError, listed
 from crossent.tools.score.text import text
+from crossent.tools.score.worst import natural
 
 _AT_ONCE = 2**23  # numbers in a block
 _NARROW = 16  # what a row counts as at least, for what is kept of it
@@ -155,14 +155,10 @@ def paths_of(pattern: str) -> list[Path]:
     """The file of this name, or those that a pattern matches; shard 10 comes after shard 9."""
     if Path(pattern).exists() or not has_magic(pattern):
         return [Path(pattern)]
-    found = sorted(glob(pattern, recursive=True), key=_natural)
+    found = sorted(glob(pattern, recursive=True), key=natural)
     if not found:
         raise BadFile(f"{pattern}: no file matches")
     return [Path(name) for name in found]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False) -> Rows:

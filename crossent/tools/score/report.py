@@ -2,15 +2,16 @@
 
 import crossent
 from crossent.tools.pages import rendered
-from crossent.tools.score import Score, plots, show
+from crossent.tools.score import Scored, plots, show
 
 
-def page(score: Score, top: int) -> str:
+def page(score: Scored, top: int) -> str:
     metrics = score.metrics
     return rendered(
         "crossent.tools.score",
         "report.html",
         score=score,
+        title=_title(score),
         counted=show.counted(score),
         summary=show.summary(score),
         plots={
@@ -28,3 +29,8 @@ def page(score: Score, top: int) -> str:
         nats=show.nats,
         percent=show.percent,
     )
+
+
+def _title(score: Scored) -> str:
+    (first, *others) = score.parts
+    return f"{first.logits} and {len(others):,} more parts" if others else first.logits

@@ -1,6 +1,6 @@
 """What the numbers of a file are: logits, probabilities or log-probabilities. Of the latter two logits are made."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -10,13 +10,17 @@ from crossent.tools.explain.tally import Tally, sizes
 from crossent.tools.score.pairs import Pair
 from crossent.tools.score.readers import BadFile, Reading
 
-LOGITS, PROBABILITIES, LOG_PROBABILITIES = SCALES = ("logits", "probabilities", "log-probabilities")
+Scale: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
+LOGITS: Scale = "logits"
+PROBABILITIES: Scale = "probabilities"
+LOG_PROBABILITIES: Scale = "log-probabilities"
+SCALES: tuple[Scale, ...] = LOGITS, PROBABILITIES, LOG_PROBABILITIES
 _FIRST_LOOK = 2**16  # numbers that are looked at together, since of logits the first rows tell
 _ROUNDED = 0.1  # by which the sum of probabilities, or the logarithm of the sum, may miss what it should be
 BLOCK = 2**21  # numbers in a block of which float64 is made
 
 
-def scale_of(pair: Pair, ignore_index: int) -> tuple[str, str]:
+def scale_of(pair: Pair, ignore_index: int) -> tuple[Scale, str]:
     """What the numbers are, and what to say of it. All rows that count are looked at until one of them decides."""
     tally = None
     for _, block, labels in pair.blocks(_FIRST_LOOK):
@@ -70,7 +74,7 @@ def as_logits(block: Any, scale: str, kept: np.ndarray, place: Any) -> Any:
         wrong = f"have the sum {total[row]:.4g} and the smallest is {low[row]:.4g}"
         if scale == LOG_PROBABILITIES:
             wrong = f"have exponentials whose sum is {np.exp(lse[row]):.4g}"
-        raise BadFile(f"{place(row)}: the numbers are no {scale}: they {wrong}")
+        raise ValueError(f"{place(row)}: the numbers are no {scale}: they {wrong}")
     return log_of(block) if scale == PROBABILITIES else block
 
 
@@ -83,9 +87,9 @@ def log_of(probabilities: Any) -> np.ndarray:
 def asked(
     key: str | None, labels_key: str | None, header: bool | None, columns: str | None, dim: int | None, logits: bool,
     probabilities: bool, log_probabilities: bool,
-) -> tuple[Reading, str | None]:  # fmt: skip
+) -> tuple[Reading, Scale | None]:  # fmt: skip
     """What the options of a command ask for."""
-    chosen = [scale for scale, on in zip(SCALES, (logits, probabilities, log_probabilities)) if on]
+    chosen: list[Scale] = [scale for scale, on in zip(SCALES, (logits, probabilities, log_probabilities)) if on]
     if len(chosen) > 1:
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     if key is not None and columns is not None:

@@ -1,0 +1,160 @@
+"""Partial results in files: an .npz archive of integers, and a head in JSON. Nothing in it is an object to unpickle.
+
+The entries, int64 but for the head, of a score of C classes:
+
+    head                  bytes of JSON: format, version, digest, options, classes, ignored, short, parts, worst, inputs
+    rows by class, ...    the counts of `Counts.whole`
+    nll by class, ...     of each of `Counts.exact` the digits (k, n), and "...: place" (k,) with what they stand for
+    confused, times       pairs of classes as numbers below C**2, and how often they came
+    before                of `Tally`
+
+The digest is that of all else, so that damage is seen wherever it is.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossent.tools import plain_json
+from crossent.tools.explain.tally import Tally
+from crossent.tools.files import replacing
+from crossent.tools.score.formats import npz
+from crossent.tools.score.held import Held, Options, Part
+from crossent.tools.score.inputs import Along
+from crossent.tools.score.metrics import Counts
+from crossent.tools.score.readers import BadFile
+from crossent.tools.score.sums import ExactSums
+from crossent.tools.score.worst import WorstRow
+
+FORMAT, VERSION = "crossent score", 1
+_LONGEST = 2**27  # numbers in an entry; a longer one is taken for damage
+_PLACE = ": place"
+
+
+def name(held: Held, part: Part) -> str:
+    """Of what was counted of a part: the same for the same rows of files of the same names, whoever counted them."""
+    head, entries = _packed(held)
+    for row in head["worst"]:
+        row["file"] = Path(row["file"]).name
+    head["parts"] = {"": {"logits": Path(part.logits).name, "labels": Path(part.labels).name}}
+    return _digest(head, entries)
+
+
+def write(path: Path, held: Held) -> None:
+    head, entries = _packed(held)
+    head["digest"] = _digest(head, entries)
+    with replacing(path) as part, part.open("wb") as file:
+        entries["head"] = np.frombuffer(plain_json.text(head).encode(), np.uint8)
+        np.savez_compressed(file, allow_pickle=False, **entries)
+
+
+def read(path: Path) -> Held:
+    """Raises BadFile for whatever is wrong with the file."""
+    if not path.is_file():
+        raise BadFile(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    try:
+        found = npz(path)
+        head = json.loads(next(found.pop("head").blocks(_LONGEST)).tobytes())
+        known, version = head.pop("format") == FORMAT, head.pop("version")
+    except Exception as error:
+        raise BadFile(f"{path}: is no partial result of crossent score, or is damaged") from error
+    if not known:
+        raise BadFile(f"{path}: is no partial result of crossent score, or is damaged")
+    if version != VERSION:
+        raise BadFile(
+            f"{path}: is of version {version} of the format, and this crossent reads {VERSION}: merge it with "
+            f"the crossent that wrote it, {head.get('crossent')}"
+        )
+    try:
+        entries = {name: _whole(stored) for name, stored in found.items()}
+        digest = head.pop("digest")
+        if digest != _digest(head | {"format": FORMAT, "version": VERSION}, entries):
+            raise ValueError("other numbers than its digest tells of")
+        return _unpacked(head, entries)
+    except Exception as error:
+        raise BadFile(f"{path}: is damaged: score its rows again") from error
+
+
+def _whole(stored) -> np.ndarray:
+    if stored.kind != "i" or not 1 <= len(stored.shape) <= 2 or int(np.prod(stored.shape, dtype=object)) > _LONGEST:
+        raise ValueError(f"an entry of shape {stored.shape}")
+    return np.concatenate(list(stored.blocks(max(1, stored.shape[0])))).astype(np.int64)
+
+
+def _digest(head: dict, entries: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256(json.dumps(plain_json.plain(head), sort_keys=True).encode())
+    for name, array in sorted(entries.items()):
+        found.update(f"{name} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array, "<i8").tobytes())
+    return found.hexdigest()
+
+
+def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
+    import crossent
+
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "crossent": crossent.__version__}
+    head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
+    head["worst"] = [asdict(row) for row in held.worst.rows]
+    entries: dict[str, np.ndarray] = {}
+    if (counts := held.counts) is not None:
+        counts.settle()
+        head |= {"classes": counts.classes, "ignored": counts.ignored, "short": counts.pairs.short}
+        entries |= counts.whole | {"confused": counts.pairs.codes, "times": counts.pairs.counts}
+        for name, sums in counts.exact.items():
+            digits = sums.digits
+            entries[name + _PLACE] = np.array(list(digits), np.int64)
+            entries[name] = np.array(list(digits.values()), np.int64).reshape(len(digits), sums.n)
+    if (tally := held.inputs.tally) is not None:
+        numbers = dict(vars(tally))
+        entries["before"] = numbers.pop("before")
+        along = {str(i): asdict(one) for i, one in held.inputs.along.items() if i}
+        head["inputs"] = {"axis": held.inputs.axis, "shape": held.inputs.shape, "along": along}
+        head["tally"] = numbers | {"_possible": sorted(tally._possible), "_above": float(tally._above)}
+    return head, entries
+
+
+def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
+    options = head["options"]
+    options = Options(**options | {"names": None if options["names"] is None else tuple(options["names"])})
+    parts = {name: Part(**part | {"notes": tuple(part["notes"])}) for name, part in head["parts"].items()}
+    worst = [
+        WorstRow(**row | {"logprob": float(row["logprob"]), "index": tuple(row["index"])}) for row in head["worst"]
+    ]
+    held = Held(options, parts, _counts(head, entries) if "classes" in head else None)
+    held.worst.rows, inputs = tuple(worst), held.inputs
+    if "tally" in head:
+        tally = head["tally"]
+        tally |= {"_possible": set(tally["_possible"]), "_above": float(tally["_above"]), "before": entries["before"]}
+        inputs.tally = Tally(**tally)
+        found = head["inputs"]
+        inputs.axis, inputs.shape = found["axis"], tuple(found["shape"])
+        inputs.along = {
+            int(i): Along(float(one["total"]), one["rows"]) for i, one in found["along"].items()
+        }  # fmt: skip
+    return held
+
+
+def _counts(head: dict, entries: dict[str, np.ndarray]) -> Counts:
+    counts = Counts(head["classes"], head["ignored"])
+    for name, empty in counts.whole.items():
+        counts.whole[name] = _fitting(entries[name], empty.shape)
+    for name, sums in counts.exact.items():
+        place = entries[name + _PLACE]
+        digits = _fitting(entries[name], (len(place), sums.n))
+        counts.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
+    pairs, codes = counts.pairs, entries["confused"]
+    pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), head["short"]
+    rows = {int(counts.whole[name].sum()) for name in ("rows by class", "predicted", "rows by bin", "losses")}
+    if len(rows) > 1 or (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
+        raise ValueError("counts that contradict each other")
+    return counts
+
+
+def _fitting(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape or array.min(initial=0) < 0:
+        raise ValueError(f"an entry of shape {array.shape}, not {shape}, or with numbers below 0")
+    return array

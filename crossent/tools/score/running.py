@@ -1,0 +1,183 @@
+"""`crossent.Score`: the metrics of rows that come bit by bit, in one process or in many."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from crossent import plan, prediction_stats
+from crossent._options import integer
+from crossent._rows import class_axis
+from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
+from crossent.tools.score import partial, scales
+from crossent.tools.score.held import Held, Options, Part
+from crossent.tools.score.said import result_of
+from crossent.tools.score.worst import Index
+
+
+class Score:
+    """The metrics of predictions that come in batches, on one machine or on many.
+
+        Score().update(logits_1, labels_1).update(logits_2, labels_2).result()
+        Score().merge(score_of_one_process, score_of_another, ...).result()
+
+    For N rows that are not ignored, with logits z, p = softmax(z) and the label y of each, the main results are
+
+        nll               = -1/N sum log p_y
+        perplexity        = exp(nll)
+        accuracy          = 1/N sum [prediction == y], the prediction being the first c with the largest z_c
+        top5              = 1/N sum [fewer than five c have z_c > z_y, or z_c = z_y and c < y]
+        calibration_error = 1/N sum_b abs(sum over the rows in b of ([prediction == y] - max_c p_c))
+        brier             = 1/N sum sum_c (p_c - [c == y])**2
+
+    where b runs over 15 bins of equal width of the confidence max_c p_c. However rows are cut into batches, batches are
+    spread over processes and Scores are merged, the result is the same to the last bit: what is counted is counted, and
+    sums of floats are exact until they are asked for.
+
+    Args:
+        top: how many rows with the largest loss are kept.
+        ignore_index: the label of rows that do not count.
+        scale: what the numbers are: "logits", "probabilities" or "log-probabilities".
+        names: of the classes, in their order, where they have some.
+
+    A Score holds sums, not rows: a few integers for each class, the pairs of classes that were taken for each other, of
+    which 4,194,304 at most (beyond that `taken_for` has lower bounds, `confusion_short` says how much too small at
+    most, and they depend on the order of rows), the `top` worst rows, and up to 32,768 rows' labels and statistics,
+    without logits, that wait to be counted together. It can be pickled and copied, between machines as well.
+
+    Results are Python numbers: losses in nats, all else without unit. Differentiates nothing. Raises TypeError or
+    ValueError for options of other kinds. PyTorch has no such class.
+
+    >>> import numpy as np
+    >>> import crossent
+    >>> logits = np.log([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.125, 0.125, 0.75], [0.25, 0.5, 0.25]])
+    >>> labels = np.array([0, 1, 2, 2])
+    >>> one = crossent.Score().update(logits[:2], labels[:2], rows=[0, 1])
+    >>> other = crossent.Score().update(logits[2:], labels[2:], rows=[2, 3])
+    >>> found = one.merge(other).result()
+    >>> print(f"{found['nll']:.4f} {found['accuracy']:.0%} {found['brier']:.4f}")
+    0.6637 75% 0.3594
+    >>> found["worst"][0]["row"], found["worst"][0]["label"], found["worst"][0]["prediction"]
+    (3, 2, 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        top: int = 10,
+        ignore_index: int = -100,
+        scale: scales.Scale = "logits",
+        names: Sequence[str] | None = None,
+    ):
+        if integer("top", top) < 0:
+            raise ValueError(f"top must be at least 0, got {top}")
+        if scale not in scales.SCALES:
+            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise TypeError(f"names must be a sequence of names, got {names!r}")
+        named = None if names is None else tuple(names)
+        self._held = Held(Options(integer("top", top), integer("ignore_index", ignore_index), scale, named))
+        self._own, self._numbered = "", 0
+
+    def update(self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None) -> "Score":
+        """Counts rows, and returns the Score itself.
+
+        Args:
+            input: what `scale` says, as `crossent.prediction_stats` takes logits: of shape (C,), (N, C) or
+                (N, C, d1, ..., dK), or with the class axis at `dim`; tensor on any device or NumPy array of float16,
+                bfloat16, float32 or float64. C is the same in every call.
+            target: labels from 0 to C - 1, of the input's shape without the class axis and of any integer dtype.
+            dim: the class axis, as in `crossent.cross_entropy`.
+            rows: N integers, the numbers of the rows in the data, by which the worst ones can be found again; counted
+                from 0 over the calls where there are none. Scores that are merged should have them.
+
+        Takes the time of `crossent.prediction_stats`, and the memory of a copy of the rows where the numbers of one do
+        not lie side by side. Probabilities are made logarithms in float64.
+
+        Raises IndexError for a label that is neither a class nor `ignore_index`; ValueError for shapes that do not fit,
+        for nan, inf or nothing but -inf in a row that counts, and for rows that are not what `scale` says; TypeError
+        for dtypes and kinds of arrays other than those above. Nothing is counted then.
+        """
+        if hasattr(input, "placements") or hasattr(target, "placements"):
+            raise TypeError(
+                "Score.update takes whole rows, got a DTensor: pass to_local() where its rows are spread, and "
+                "full_tensor() in one process where its classes are"
+            )
+        plan(prediction_stats, input, target, dim=dim)  # which refuses what is no call
+        axis, labels = class_axis(input.ndim, dim), as_numpy(target)
+        if not is_numpy(input):
+            input = input.detach()
+        count, others = labels.shape[0] if labels.ndim else 1, labels.shape[1:]
+        numbers = self._numbers(rows, count)
+        inner = int(np.prod(others))
+
+        def find(i: int) -> tuple[None, Index]:
+            return None, (int(numbers[i // inner]), *map(int, np.unravel_index(i % inner, others)))
+
+        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find)
+        self._numbered += count
+        self._own = self._own or uuid4().hex
+        self._held.parts.setdefault(self._own, Part())
+        return self
+
+    def merge(self, *others: "Score") -> "Score":
+        """Adds what other Scores have counted, leaves them as they are, and returns the Score itself.
+
+        Raises ValueError where a Score has other options or another number of classes, and where rows would be counted
+        twice: where a Score, or a copy of it, is merged once more, or into itself. TypeError for what is no Score.
+        Nothing is merged then.
+        """
+        fitting = Held(self._held.options, self._held.parts, self._held.counts)
+        for i, other in enumerate(others):
+            if not isinstance(other, Score):
+                raise TypeError(f"others[{i}] must be a Score, got {type(other).__name__}")
+            fitting.check(f"others[{i}]", other._held)
+            fitting.parts = fitting.parts | other._held.parts
+            fitting.counts = fitting.counts or other._held.counts
+            fitting.options = fitting.options.known(other._held.options)
+        for other in others:
+            self._held.merge(other._held)
+        return self
+
+    def result(self) -> dict[str, Any]:
+        """What `crossent score --json` shows, for all rows so far; more may follow.
+
+        A dict of numbers, lists and dicts: nll, perplexity, accuracy, top5, brier, calibration_error and calibration,
+        its bins; scored, ignored and impossible, numbers of rows; classes; by_class, a dict for each class that has a
+        row or was predicted; confusion_short; worst, a dict for each of the worst rows; findings, what looks like a
+        mistake. None is what there is no row for. Takes the time of the classes, not of the rows.
+        """
+        held, metrics = self._held, self._held.metrics()
+        return result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes a partial result, which `load` and `crossent score --merge` read: as a whole, or not at all.
+
+        Raises ValueError where it cannot be written.
+        """
+        partial.write(Path(path), self._held)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Score":
+        """The Score that was saved, or that `crossent score --partial` wrote. No object is unpickled.
+
+        Raises ValueError, with the path, for a file that is something else, of another version, or damaged.
+        """
+        found = cls()
+        found._held = partial.read(Path(path))
+        return found
+
+    def __repr__(self) -> str:
+        metrics = self._held.metrics()
+        return f"<crossent.Score of {metrics.rows:,} rows of {metrics.classes:,} classes>"
+
+    def _numbers(self, rows: Any, count: int) -> np.ndarray:
+        if rows is None:
+            return np.arange(self._numbered, self._numbered + count)
+        numbers = np.atleast_1d(as_numpy(rows) if hasattr(rows, "detach") else np.asarray(rows))
+        if numbers.shape != (count,) or (numbers.dtype.kind not in "iu" and count):
+            raise ValueError(f"rows must be {count} integers, got {numbers.dtype} of shape {numbers.shape}")
+        return numbers

@@ -1,0 +1,73 @@
+"""What is said of metrics, in numbers and lists."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from crossent.tools.explain.explanation import Finding
+from crossent.tools.score.metrics import BINS, Metrics
+from crossent.tools.score.worst import WorstRow
+
+TAKEN_FOR = 3  # classes that a class was most often taken for
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """What is shown of a class; its recall, precision and NLL are None where there is nothing to divide by."""
+
+    label: int
+    rows: int
+    recall: float | None
+    precision: float | None
+    nll: float | None
+    taken_for: list[tuple[int, int]]
+
+
+def class_rows(metrics: Metrics, labels: np.ndarray) -> list[ClassRow]:
+    found = metrics.by_class
+    recall, precision, nll = (_there(column[labels]) for column in (found.recall, found.precision, found.nll))
+    taken_for = metrics.confusion.of(labels, TAKEN_FOR)
+    rows = found.rows[labels].tolist()
+    return [ClassRow(*row) for row in zip(labels.tolist(), rows, recall, precision, nll, taken_for)]
+
+
+def result_of(
+    metrics: Metrics, worst: Iterable[WorstRow], findings: Iterable[Finding], names: Sequence[str] | None
+) -> dict:
+    """None is what there is nothing to divide by."""
+    m, bins = metrics, metrics.calibration
+    numbers = {"nll": m.nll, "perplexity": m.perplexity, "accuracy": m.accuracy, "top5": m.top5, "brier": m.brier}
+    numbers["calibration_error"] = bins.error
+    columns = {"rows": bins.rows.tolist(), "accuracy": _there(bins.accuracy), "confidence": _there(bins.confidence)}
+    calibration = [
+        {"above": i / BINS, "to": (i + 1) / BINS} | {name: column[i] for name, column in columns.items()}
+        for i in range(BINS)
+    ]
+    classes = class_rows(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted))
+    return {
+        "findings": [asdict(finding) for finding in findings],
+        "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
+        **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+        "calibration": calibration,
+        "by_class": [_of_class(row, names) for row in classes], "confusion_short": m.confusion.short,
+        "worst": [_of_row(row) for row in worst],
+    }  # fmt: skip
+
+
+def _of_class(row: ClassRow, names: Sequence[str] | None) -> dict:
+    named = {"label": row.label} if names is None else {"label": row.label, "name": names[row.label]}
+    return named | asdict(row) | {"taken_for": [{"label": label, "rows": n} for label, n in row.taken_for]}
+
+
+def _of_row(row: WorstRow) -> dict:
+    return {
+        "file": row.file, "row": row.row, "label": row.label, "prediction": row.prediction, "rank": row.rank,
+        "logprob": row.logprob, "confidence": row.confidence,
+    }  # fmt: skip
+
+
+def _there(values: np.ndarray) -> list:
+    """None where 0 was divided by 0."""
+    return [None if math.isnan(value) else value for value in values.tolist()]

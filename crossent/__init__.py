@@ -52,6 +52,6 @@ else:
             return import_module("crossent.nn")
         if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
             return getattr(import_module("crossent.tools.explain"), name)
-        if name == "Score":
+        if name == "Score":  # likewise
             return import_module("crossent.tools.score").Score
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

@@ -94,6 +94,8 @@ MAY_IMPORT = {
     ),
     "crossent.tools.score": (
         *PUBLIC,
+        "crossent._options",
+        "crossent._rows",
         "crossent.tools.score",
         "crossent.tools.explain",
         "crossent.tools.arrays",
@@ -383,6 +385,19 @@ def test_nn_without_torch_says_what_to_install(statement):
             print(error)
     """
     assert "pip install crossent[torch]" in run(textwrap.dedent(WITHOUT_TORCH) + textwrap.dedent(source))
+
+
+@pytest.mark.parametrize("name", ["Score", "explain"])
+def test_tools_are_imported_when_they_are_first_used(name):
+    run(
+        f"""
+        import sys
+        import crossent
+        assert "crossent.tools" not in sys.modules and "{name}" in crossent.__all__
+        assert crossent.{name}.__module__.startswith("crossent.tools.")
+        assert not {{"rich", "torch", "typer"}} & sys.modules.keys()
+        """
+    )
 
 
 def test_nn_is_imported_when_it_is_first_used():

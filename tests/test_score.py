@@ -413,15 +413,17 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
     monkeypatch.setattr(held, "prediction_stats", stats)
     monkeypatch.setattr(readers, "_AT_ONCE", 160)  # ten rows of no more than 16 numbers
     before = signal.getsignal(signal.SIGINT)
-    assert command(*files, as_json=True, html=report) == 130
-    assert signal.getsignal(signal.SIGINT) is before and not report.exists()
+    assert command(*files, as_json=True, html=report, part=tmp_path / "part") == 130
+    assert signal.getsignal(signal.SIGINT) is before and not report.exists() and not (tmp_path / "part").exists()
     out, err = capsys.readouterr()
     if presses == 2:
         assert out == "" and err == "Interrupted before there was a score.\n"
         return
     said = json.loads(out)
     assert not said["complete"] and said["done"] == said["scored"] == 30 and said["rows"] == 200
-    assert "after 30 of 200 rows" in err and "report.html is not written" in err
+    assert (
+        "after 30 of 200 rows" in err and "report.html is not written" in err and err.endswith("part is not written.\n")
+    )
     first = score(*saved(tmp_path, logits[:30], labels[:30]))
     assert said["nll"] == first.metrics.nll
 

@@ -43,6 +43,9 @@ def functions_of_tensors(reduction: Reduction) -> None:
     assert_type(crossent.value_and_grad(crossent.cross_entropy)(x, y), tuple[torch.Tensor, torch.Tensor])
     assert_type(crossent.plan(crossent.cross_entropy, x, y).extra_bytes, int)
     assert_type(crossent.explain(x, y).to_html(), str)
+    score = crossent.Score(top=5, scale="probabilities", names=["cat", "dog"]).update(x, y, dim=-1, rows=range(4))
+    assert_type(score.merge(crossent.Score(), crossent.Score.load("part.npz")), crossent.Score)
+    assert_type(score.result(), dict[str, Any])
     F.cross_entropy(x, y).backward()
     assert_type(F.relu(x), torch.Tensor)
     F.cross_entropy(x, y, reduction="avg")  # refused
@@ -56,6 +59,9 @@ def functions_of_tensors(reduction: Reduction) -> None:
     F.softmax("logits")  # refused
     F.no_such_function(x)  # refused
     crossent.prediction_stats(x, "label")  # refused
+    crossent.Score(scale="percent")  # refused
+    crossent.Score(5)  # refused
+    score.merge(score.result())  # refused
     crossent.linear_token_stats(x, w, "label")  # refused
 
 

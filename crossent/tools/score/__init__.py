@@ -125,8 +125,8 @@ def _name(total: Score, part: Part, scale: scales.Scale | None) -> None:
 def merged(files: Sequence[str], *, top: int | None = None, empty: bool = False) -> Scored:
     """The score of all rows whose partial results are in the files of these names or patterns.
 
-    `top` is how many of the worst rows are shown, None for as many as the parts keep. Raises `BadFile` for files that
-    are no parts, or do not fit each other.
+    `top` is how many of the worst rows are shown, None for as many as the parts keep. Raises ValueError, whose message
+    names the file, for one that is no part, does not fit those before it, or has rows of one of them.
     """
     first, *others = (path for name in files for path in paths_of(name))
     total = Score.load(first)

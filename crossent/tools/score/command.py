@@ -48,8 +48,6 @@ def run_merge(
     def scored(errors: Console) -> Scored:
         for path, option in ((html, "--html"), (part, "--partial")):
             check_file(path, option)
-        if not files:
-            raise ValueError("--merge needs the files of partial results")
         return merged(files, top=top, empty=part is not None)
 
     return _shown(scored, as_json, html, part)

@@ -141,6 +141,7 @@ class Counts:
     def settle(self) -> None:
         """Count what waits to become a whole group."""
         self._count_groups(1)
+        self.pairs.settle()
 
     def merge(self, other: "Counts") -> None:
         """Those of so many classes too."""

@@ -35,6 +35,10 @@ _LONGEST = 2**27  # numbers in an entry; a longer one is taken for damage
 _PLACE = ": place"
 
 
+class Damage(Exception):
+    """What is in a file cannot be what was written."""
+
+
 def name(held: Held, part: Part) -> str:
     """Of what was counted of a part: the same for the same rows of files of the same names, whoever counted them."""
     head, entries = _packed(held)
@@ -49,7 +53,7 @@ def write(path: Path, held: Held) -> None:
     head["digest"] = _digest(head, entries)
     with replacing(path) as part, part.open("wb") as file:
         entries["head"] = np.frombuffer(plain_json.text(head).encode(), np.uint8)
-        np.savez_compressed(file, allow_pickle=False, **entries)
+        np.savez_compressed(file, **entries)  # pyright: ignore[reportArgumentType] - which takes them for its option
 
 
 def read(path: Path) -> Held:
@@ -73,7 +77,7 @@ def read(path: Path) -> Held:
         entries = {name: _whole(stored) for name, stored in found.items()}
         digest = head.pop("digest")
         if digest != _digest(head | {"format": FORMAT, "version": VERSION}, entries):
-            raise ValueError("other numbers than its digest tells of")
+            raise Damage("other numbers than its digest tells of")
         return _unpacked(head, entries)
     except Exception as error:
         raise BadFile(f"{path}: is damaged: score its rows again") from error
@@ -81,7 +85,7 @@ def read(path: Path) -> Held:
 
 def _whole(stored) -> np.ndarray:
     if stored.kind != "i" or not 1 <= len(stored.shape) <= 2 or int(np.prod(stored.shape, dtype=object)) > _LONGEST:
-        raise ValueError(f"an entry of shape {stored.shape}")
+        raise Damage(f"an entry of shape {stored.shape}")
     return np.concatenate(list(stored.blocks(max(1, stored.shape[0])))).astype(np.int64)
 
 
@@ -150,11 +154,11 @@ def _counts(head: dict, entries: dict[str, np.ndarray]) -> Counts:
     pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), head["short"]
     rows = {int(counts.whole[name].sum()) for name in ("rows by class", "predicted", "rows by bin", "losses")}
     if len(rows) > 1 or (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
-        raise ValueError("counts that contradict each other")
+        raise Damage("counts that contradict each other")
     return counts
 
 
 def _fitting(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape or array.min(initial=0) < 0:
-        raise ValueError(f"an entry of shape {array.shape}, not {shape}, or with numbers below 0")
+        raise Damage(f"an entry of shape {array.shape}, not {shape}, or with numbers below 0")
     return array

@@ -43,13 +43,15 @@ class Score:
         scale: what the numbers are: "logits", "probabilities" or "log-probabilities".
         names: of the classes, in their order, where they have some.
 
-    A Score holds sums, not rows: a few integers for each class, the pairs of classes that were taken for each other, of
-    which 4,194,304 at most (beyond that `taken_for` has lower bounds, `confusion_short` says how much too small at
-    most, and they depend on the order of rows), the `top` worst rows, and up to 32,768 rows' labels and statistics,
-    without logits, that wait to be counted together. It can be pickled and copied, between machines as well.
+    A Score holds sums, not rows: a few integers for each class, and how often which class was taken for which. Of rows
+    it has the `top` worst ones, and the labels and statistics, without logits, of up to 32,768 that wait to be counted
+    together. It can be pickled, and so be sent to other processes and machines.
 
-    Results are Python numbers: losses in nats, all else without unit. Differentiates nothing. Raises TypeError or
-    ValueError for options of other kinds. PyTorch has no such class.
+    Counts of what classes were taken for are exact while no more than 4,194,304 pairs of classes occur. Beyond that
+    they are lower bounds, depend on how rows were cut, and `confusion_short` says how much too small they are at most.
+
+    Losses are in nats, all else is without unit. Differentiates nothing. Raises TypeError or ValueError for options of
+    other kinds. PyTorch has no such class.
 
     >>> import numpy as np
     >>> import crossent
@@ -145,10 +147,20 @@ class Score:
     def result(self) -> dict[str, Any]:
         """What `crossent score --json` shows, for all rows so far; more may follow.
 
-        A dict of numbers, lists and dicts: nll, perplexity, accuracy, top5, brier, calibration_error and calibration,
-        its bins; scored, ignored and impossible, numbers of rows; classes; by_class, a dict for each class that has a
-        row or was predicted; confusion_short; worst, a dict for each of the worst rows; findings, what looks like a
-        mistake. None is what there is no row for. Takes the time of the classes, not of the rows.
+        A dict of Python numbers, lists and dicts:
+
+            nll, perplexity, accuracy, top5, brier, calibration_error    as above
+            scored, ignored, impossible                                  numbers of rows; impossible: p_y is 0
+            classes                                                      their number
+            calibration                                                  of each bin: rows, accuracy, mean confidence
+            by_class                                                     of each class: rows, recall, precision, nll,
+                                                                         and the classes that it was taken for
+            confusion_short                                              see above
+            worst                                                        the rows with the largest loss
+            findings                                                     what looks like a mistake, as in an Explanation
+
+        None is what there is no row for, file where rows came from none. JSON has the words "inf" and "-inf" for these
+        numbers. Takes the time of the classes, not of the rows.
         """
         held, metrics = self._held, self._held.metrics()
         return result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)

@@ -31,8 +31,8 @@ class WorstRow:
     @property
     def order(self) -> tuple[Any, ...]:
         """Rows of equal order are alike in all that is shown of them."""
-        place = natural(self.file or ""), self.file or "", self.index
-        return (self.logprob, *place, self.label, self.prediction, self.rank, self.confidence)
+        place = ([], "") if self.file is None else (natural(self.file), self.file)
+        return (self.logprob, *place, self.index, self.label, self.prediction, self.rank, self.confidence)
 
 
 def shown(index: Index) -> int | Index:

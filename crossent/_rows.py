@@ -253,7 +253,9 @@ def weight_error(shape, classes):
 def check_sample_weight(shape, row_shape):
     """Check that sample weights broadcast to the rows."""
     fits = len(shape) <= len(row_shape) and all(
-        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(row_shape), strict=False)
+        # Not `in`: where sizes vary, torch.compile takes 13 for none of (1, s).
+        size == 1 or size == wanted
+        for size, wanted in zip(reversed(shape), reversed(row_shape), strict=False)
     )
     if not fits:
         raise ValueError(f"sample_weight of shape {_text(shape)} does not broadcast to the targets, {_text(row_shape)}")

@@ -982,6 +982,19 @@ def test_compiled_code_gives_ignored_rows_zeros_for_an_infinite_upstream():
     assert not x.grad.any()
 
 
+def test_sample_weights_that_come_after_a_graph_was_made_for_any_size():
+    """By then the size of the labels varies, and that of the weights does not."""
+    weight = torch.linspace(1, 2, 40, requires_grad=True)  # learned, so that the loss is made of plain operations
+    with fresh_compiler():
+        compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="aot_eager")
+        for rows in (6, 13, 17):
+            x, labels = logits_of(rows, 40, dtype=torch.float32), labels_of(rows, classes=40)
+            given = {} if rows == 6 else {"sample_weight": torch.linspace(0, 1, rows)}
+            torch.testing.assert_close(
+                compiled(x, labels, weight, **given), crossent.cross_entropy(x, labels, weight, **given)
+            )
+
+
 TRANSFORMED = {
     "cross_entropy": lambda x, y: crossent.cross_entropy(x, y),
     "none": lambda x, y: crossent.cross_entropy(x, y, reduction="none").sum(),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crossent import PredictionStats, prediction_stats
-from crossent.tools.arrays import as_numpy, like
+from crossent.tools.arrays import as_numpy, is_numpy, like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import scales
 from crossent.tools.score.inputs import AlongRows, Inputs
@@ -84,12 +84,13 @@ class Held:
             return f"row {shown(index)}" if file is None else f"{file}: row {shown(index)}"
 
         self._check_classes(classes)
-        labels = _signed(labels)
+        given, labels = labels, _signed(labels)
         flat = labels.reshape(-1)
         kept = flat != ignored
         rows = scales.as_logits(block.reshape(-1, classes), self.scale, kept, place)
         shaped = rows.reshape(block.shape)
-        found = prediction_stats(shaped, like(shaped, labels), dim=-1, ignore_index=ignored)
+        given = given if is_numpy(shaped) else like(shaped, labels)
+        found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
         stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
         bad = np.isnan(stats.logprob)
         if bad.any():

@@ -45,7 +45,8 @@ def name(held: Held, part: Part) -> str:
     for row in head["worst"]:
         row["file"] = Path(row["file"]).name
     head["parts"] = {"": {"logits": Path(part.logits).name, "labels": Path(part.labels).name}}
-    return _digest(head, entries)
+    told = {what: head.get(what) for what in ("options", "parts", "classes", "ignored", "worst")}
+    return _digest(told, entries)
 
 
 def write(path: Path, held: Held) -> None:
@@ -64,6 +65,8 @@ def read(path: Path) -> Held:
         found = npz(path)
         head = json.loads(next(found.pop("head").blocks(_LONGEST)).tobytes())
         known, version = head.pop("format") == FORMAT, head.pop("version")
+    except PermissionError as error:
+        raise BadFile(f"{path}: {error.strerror}") from error
     except Exception as error:
         raise BadFile(f"{path}: is no partial result of crossent score, or is damaged") from error
     if not known:

@@ -236,6 +236,8 @@ def _entry(path: Path, entries: dict[str, Stored], role: str, reading: Reading) 
 
 
 def _meant(entries: dict[str, Stored], role: str) -> str:
+    if {"head", "rows by class", "confused"} <= entries.keys():
+        raise ValueError("is a partial result: --merge takes it")
     fit = [name for name, stored in entries.items() if stored.kind and stored.kind in _KINDS[role] and stored.shape]
     if role == "logits":
         fit = [name for name in fit if len(entries[name].shape) > 1]

@@ -182,6 +182,19 @@ class Score:
         found._held = partial.read(Path(path))
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._held.counts is not None:
+            self._held.counts.settle()  # so that no rows are sent that wait
+        return vars(self) | {"version": partial.VERSION}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (version := state.pop("version")) != partial.VERSION:
+            raise ValueError(
+                f"this Score was pickled by a crossent that writes version {version} of the format, and this one reads "
+                f"{partial.VERSION}: use the same on all machines"
+            )
+        vars(self).update(state)
+
     def __repr__(self) -> str:
         metrics = self._held.metrics()
         return f"<crossent.Score of {metrics.rows:,} rows of {metrics.classes:,} classes>"

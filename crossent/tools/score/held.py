@@ -1,12 +1,13 @@
 """All that a Score is made of: what it counts, and what of others fits it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from crossent import PredictionStats, prediction_stats
+from crossent._options import integer
 from crossent.tools.arrays import as_numpy, is_numpy, like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import scales
@@ -24,6 +25,17 @@ class Options:
     ignore_index: int
     scale: Scale | None
     names: tuple[str, ...] | None
+
+    @classmethod
+    def checked(cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None) -> "Options":
+        if integer("top", top) < 0:
+            raise ValueError(f"top must be at least 0, got {top}")
+        if scale not in scales.SCALES:
+            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise TypeError(f"names must be a sequence of names, got {names!r}")
+        named = None if names is None else tuple(names)
+        return cls(integer("top", top), integer("ignore_index", ignore_index), scale, named)
 
     def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
         """What another one differs in, and the two values."""
@@ -83,7 +95,7 @@ class Held:
             file, index = find(i)
             return f"row {shown(index)}" if file is None else f"{file}: row {shown(index)}"
 
-        self._check_classes(classes)
+        self.check_classes(classes)
         given, labels = labels, _signed(labels)
         flat = labels.reshape(-1)
         kept = flat != ignored
@@ -100,7 +112,7 @@ class Held:
         self.worst.add(flat, stats, kept, numbers, find)
         self.inputs.add(block, axis, rows, labels, kept, stats.prediction)
 
-    def _check_classes(self, classes: int) -> None:
+    def check_classes(self, classes: int) -> None:
         names, counts = self.options.names, self.counts
         if names is not None and len(names) != classes:
             raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")

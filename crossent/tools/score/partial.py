@@ -13,20 +13,22 @@ The digest is that of all else, so that damage is seen wherever it is.
 
 import hashlib
 import json
-from dataclasses import asdict
+import operator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossent.tools import plain_json
-from crossent.tools.explain.tally import Tally
+from crossent.tools.explain.tally import EPS, Tally
 from crossent.tools.files import replacing
 from crossent.tools.score.formats import npz
 from crossent.tools.score.held import Held, Options, Part
 from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
-from crossent.tools.score.readers import BadFile
+from crossent.tools.score.readers import BadFile, printable
+from crossent.tools.score.scales import LOGITS
 from crossent.tools.score.sums import ExactSums
 from crossent.tools.score.worst import WorstRow
 
@@ -125,28 +127,48 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
-    options = head["options"]
-    options = Options(**options | {"names": None if options["names"] is None else tuple(options["names"])})
-    parts = {name: Part(**part | {"notes": tuple(part["notes"])}) for name, part in head["parts"].items()}
-    worst = [
-        WorstRow(**row | {"logprob": float(row["logprob"]), "index": tuple(row["index"])}) for row in head["worst"]
-    ]
+    scale = head["options"]["scale"]
+    options = replace(Options.checked(**head["options"] | {"scale": scale or LOGITS}), scale=scale)
+    parts = {name: _part(**part) for name, part in head["parts"].items()}
     held = Held(options, parts, _counts(head, entries) if "classes" in head else None)
-    held.worst.rows, inputs = tuple(worst), held.inputs
+    held.worst.rows = tuple(_row(**row) for row in head["worst"])
+    if held.counts is not None:
+        held.check_classes(held.counts.classes)
     if "tally" in head:
-        tally = head["tally"]
-        tally |= {"_possible": set(tally["_possible"]), "_above": float(tally["_above"]), "before": entries["before"]}
-        inputs.tally = Tally(**tally)
-        found = head["inputs"]
-        inputs.axis, inputs.shape = found["axis"], tuple(found["shape"])
-        inputs.along = {
-            int(i): Along(float(one["total"]), one["rows"]) for i, one in found["along"].items()
-        }  # fmt: skip
+        inputs, found = held.inputs, head["inputs"]
+        inputs.tally = _tally(head["tally"], entries["before"])
+        inputs.axis, inputs.shape = _number(found["axis"]), tuple(map(_number, found["shape"]))
+        inputs.along = {int(i): Along(float(one["total"]), _number(one["rows"])) for i, one in found["along"].items()}
     return held
 
 
+def _part(logits: str, labels: str, files: int, notes: list[str]) -> Part:
+    return Part(printable(logits), printable(labels), _number(files), tuple(map(printable, notes)))
+
+
+def _row(file: str | None, index: list, label: int, prediction: int, rank: int, logprob: Any, confidence: Any):
+    label, prediction, rank = map(_number, (label, prediction, rank))
+    at = tuple(map(operator.index, index))
+    return WorstRow(file and printable(file), at, label, prediction, rank, float(logprob), float(confidence))
+
+
+def _tally(found: dict, before: np.ndarray) -> Tally:
+    numbers = {name: found.pop(name) for name in ("finite", "counted", "hits", "_far_above", "_bounded")}
+    above, possible = float(found.pop("_above")), set(found.pop("_possible"))
+    found |= {name: _number(value) for name, value in numbers.items()}
+    if found["dtype"] not in EPS:
+        raise Damage(f"rows of {found['dtype']}")
+    return Tally(**found, before=before, _above=above, _possible=possible)
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise Damage(f"{value!r} rows")
+    return value
+
+
 def _counts(head: dict, entries: dict[str, np.ndarray]) -> Counts:
-    counts = Counts(head["classes"], head["ignored"])
+    counts = Counts(_number(head["classes"]), _number(head["ignored"]))
     for name, empty in counts.whole.items():
         counts.whole[name] = _fitting(entries[name], empty.shape)
     for name, sums in counts.exact.items():
@@ -154,7 +176,7 @@ def _counts(head: dict, entries: dict[str, np.ndarray]) -> Counts:
         digits = _fitting(entries[name], (len(place), sums.n))
         counts.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
     pairs, codes = counts.pairs, entries["confused"]
-    pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), head["short"]
+    pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
     rows = {int(counts.whole[name].sum()) for name in ("rows by class", "predicted", "rows by bin", "losses")}
     if len(rows) > 1 or (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
         raise Damage("counts that contradict each other")

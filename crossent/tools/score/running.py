@@ -9,7 +9,6 @@ from uuid import uuid4
 import numpy as np
 
 from crossent import plan, prediction_stats
-from crossent._options import integer
 from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
 from crossent.tools.score import partial, scales
@@ -74,14 +73,7 @@ class Score:
         scale: scales.Scale = "logits",
         names: Sequence[str] | None = None,
     ):
-        if integer("top", top) < 0:
-            raise ValueError(f"top must be at least 0, got {top}")
-        if scale not in scales.SCALES:
-            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
-            raise TypeError(f"names must be a sequence of names, got {names!r}")
-        named = None if names is None else tuple(names)
-        self._held = Held(Options(integer("top", top), integer("ignore_index", ignore_index), scale, named))
+        self._held = Held(Options.checked(top, ignore_index, scale, names))
         self._own, self._numbered = "", 0
 
     def update(self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None) -> "Score":

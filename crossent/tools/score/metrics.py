@@ -6,6 +6,7 @@ begins, so that a stream of rows says the same however it was cut.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,15 +139,18 @@ class Counts:
         if self._rows_waiting >= _GROUP:
             self._count_groups(_GROUP)
 
-    def settle(self) -> None:
-        """Count what waits to become a whole group."""
-        self._count_groups(1)
-        self.pairs.settle()
+    def settled(self) -> "Counts":
+        """The same with what waits to become a whole group counted. Others may look at these at the same time."""
+        found = copy(self)
+        found.whole, found.pairs = dict(self.whole), self.pairs.copy()
+        found.exact = {name: ExactSums(sums.n, sums.digits) for name, sums in self.exact.items()}
+        found._count_groups(1)
+        found.pairs.settle()
+        return found
 
     def merge(self, other: "Counts") -> None:
         """Those of so many classes too."""
-        for one in (self, other):
-            one.settle()
+        other = other.settled()
         self.ignored += other.ignored
         for name, counts in other.whole.items():
             self.whole[name] = self.whole[name] + counts
@@ -155,12 +159,12 @@ class Counts:
         self.pairs.merge(other.pairs)
 
     def metrics(self) -> Metrics:
-        self.settle()
-        whole, exact = self.whole, {name: sums.rounded() for name, sums in self.exact.items()}
+        settled = self.settled()
+        whole, exact = settled.whole, {name: sums.rounded() for name, sums in settled.exact.items()}
         binned, hits, confidence = whole["rows by bin"], whole["hits by bin"], exact["confidence by bin"]
         labels, correct, impossible = whole["rows by class"], whole["correct"], whole["impossible by class"]
         rows, infinite = int(binned.sum()), int(impossible.sum())
-        nll = math.inf if infinite else float(self.exact["nll by class"].total().rounded()[0])
+        nll = math.inf if infinite else float(settled.exact["nll by class"].total().rounded()[0])
         return Metrics(
             rows=rows, ignored=self.ignored, classes=self.classes, nll=_mean(nll, rows),
             accuracy=_mean(int(correct.sum()), rows), top5=_mean(int(whole["top5"][0]), rows),
@@ -173,7 +177,7 @@ class Counts:
             by_class=ByClass(
                 labels, _ratio(np.where(impossible, np.inf, exact["nll by class"]), labels), correct, whole["predicted"]
             ),
-            confusion=self.pairs.confusion(),
+            confusion=settled.pairs.confusion(),
         )  # fmt: skip
 
     def _count_groups(self, least: int) -> None:
@@ -236,10 +240,15 @@ class Pairs:
             self.settle()
 
     def merge(self, other: "Pairs") -> None:
-        for one in (self, other):
-            one.settle()
+        """Settled ones."""
+        self.settle()
         self._merge(other.codes, other.counts)
         self.short += other.short
+
+    def copy(self) -> "Pairs":
+        found = copy(self)
+        found._waiting = list(self._waiting)
+        return found
 
     def settle(self) -> None:
         """Count what waits."""

@@ -109,8 +109,8 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
     head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
     head["worst"] = [asdict(row) for row in held.worst.rows]
     entries: dict[str, np.ndarray] = {}
-    if (counts := held.counts) is not None:
-        counts.settle()
+    if held.counts is not None:
+        counts = held.counts.settled()
         head |= {"classes": counts.classes, "ignored": counts.ignored, "short": counts.pairs.short}
         entries |= counts.whole | {"confused": counts.pairs.codes, "times": counts.pairs.counts}
         for name, sums in counts.exact.items():

@@ -1,6 +1,7 @@
 """`crossent.Score`: the metrics of rows that come bit by bit, in one process or in many."""
 
 from collections.abc import Sequence
+from copy import copy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,9 @@ class Score:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._held.counts is not None:
-            self._held.counts.settle()  # so that no rows are sent that wait
-        return vars(self) | {"version": partial.VERSION}
+        held = copy(self._held)
+        held.counts = held.counts and held.counts.settled()  # so that no rows are sent that wait
+        return vars(self) | {"_held": held, "version": partial.VERSION}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if (version := state.pop("version")) != partial.VERSION:

@@ -45,22 +45,22 @@ class ExactSums:
         for i, digit in other.digits.items():
             self._add(i, digit)
 
+    def _carry(self) -> None:
+        self._digits, self._uncarried = self.digits, 0
+
     @property
     def digits(self) -> dict[int, np.ndarray]:
         """From the lowest to the highest, all from 0 to 2**32 - 1: a form that a sum has once."""
-        self._carry()
-        return {i: self._digits[i] for i in sorted(self._digits) if self._digits[i].any()}
-
-    def _carry(self) -> None:
-        self._uncarried = 0
-        waiting = sorted(self._digits)
-        for i in waiting:
-            carry = self._digits[i] >> _BITS
+        found, waiting = {}, dict(self._digits)
+        while waiting:
+            i = min(waiting)
+            digit = waiting.pop(i)
+            carry, digit = digit >> _BITS, digit & (2**_BITS - 1)
             if carry.any():
-                self._digits[i] = self._digits[i] & (2**_BITS - 1)
-                if i + 1 not in self._digits:
-                    waiting.insert(waiting.index(i) + 1, i + 1)
-                self._add(i + 1, carry)
+                waiting[i + 1] = waiting[i + 1] + carry if i + 1 in waiting else carry
+            if digit.any():
+                found[i] = digit
+        return found
 
     def total(self) -> "ExactSums":
         """The one sum of all."""

@@ -24,7 +24,7 @@ help:
 	@echo "make test       lint, types and every test"
 	@echo "make oldest     every test with the oldest versions that are supported, in .venv-oldest"
 	@echo "make bench      time and memory beside the rivals"
-	@echo "make soak       long randomised tests, unwritten memory as nan, other processors"
+	@echo "make soak       long randomised tests, every loss over 1 to 4 processes, unwritten memory as nan, other processors"
 	@echo "make lint       lint and types alone"
 	@echo "make docs       the documentation, in site/"
 	@echo "make notebooks  run the lesson and write its notebooks anew"

@@ -1,5 +1,7 @@
 """Heads whose weights `fully_shard` has spread over four processes, beside plain PyTorch on the whole batch."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +172,12 @@ def outside_of_the_unit(mesh):
     with pytest.raises(TypeError, match="linear_weight must be a plain .* or give fully_shard the module"):
         model(*batch(8), 1.0)
     assert model.head.weight.placements == (Shard(0),)
+
+
+if importlib.util.find_spec("accelerate") and importlib.util.find_spec("transformers"):
+    import sharded_models
+
+    CASES.update(sharded_models.CASES)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from crossent.functional import CHUNK_BYTES, cross_entropy, linear_cross_entropy, nll_loss
+from crossent.integrations._parallel import as_dtensor, is_dtensor
 
 _HALVES = (torch.float16, torch.bfloat16)
 _MASKS = (torch.bool, torch.uint8)
@@ -49,11 +50,14 @@ class Logits:
 
     times, over, shift, cap = 1.0, 1.0, None, None
 
-    def __init__(self, step, hidden, classes, products, dtype):
-        self.step, self.hidden, self.classes, self.products, self.dtype = step, hidden, classes, products, dtype
+    def __init__(self, step, hidden, classes):
+        autocast = autocasts(hidden.device.type) and hidden.dtype != torch.float64
+        self.products = torch.get_autocast_dtype(hidden.device.type) if autocast else None  # the hidden states' dtype
+        self.step, self.hidden, self.classes, self.dtype = step, hidden, classes, self.products or hidden.dtype
+        self.mesh = getattr(hidden, "device_mesh", None)  # of a DTensor
 
     def _with(self, **changes):
-        made = Logits(self.step, self.hidden, self.classes, self.products, self.dtype)
+        made = Logits(self.step, self.hidden, self.classes)
         for name, value in (self.__dict__ | changes).items():
             setattr(made, name, value)
         return made
@@ -74,6 +78,18 @@ class Logits:
 
     def contiguous(self):
         return self
+
+    # What hooks of parallelize_module do with logits, after they have made a DTensor of the hidden states.
+
+    @property
+    def placements(self):
+        return self.hidden.placements
+
+    def redistribute(self, *args, **kwargs):
+        return self
+
+    def to_local(self):
+        return self._with(hidden=self.hidden.to_local())
 
     def float(self):
         return self.to(torch.float32)
@@ -147,10 +163,16 @@ class Logits:
         options = {
             "weight": weight, "reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
         }  # fmt: skip
-        # A dictionary, into which hooks of libraries look for tensors, and with which other hooks' arithmetic fails.
-        made = self.step.head({"input": self.hidden, "loss": _Loss(self, target, options)})
+        loss = _Loss(self, options)
+        if self.mesh is None:
+            # A dictionary: hooks of libraries look into it for tensors, and other hooks' arithmetic fails with it.
+            made = self.step.head({"input": self.hidden, "target": target, "loss": loss})["loss"]
+        else:
+            made = self.step.head(as_dtensor(self.hidden, self.mesh), target=target, loss=loss).loss
+            if not is_dtensor(self.hidden):
+                made = made.to_local()
         self.step.has_loss = True
-        return made["loss"]
+        return made
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -171,12 +193,15 @@ _FUNCTIONS = {F.cross_entropy: Logits.cross_entropy, torch.tanh: Logits.tanh}
 
 
 class _Loss:
-    """What the output embedding is asked for the second time; `hidden` are the rows that it was given with it."""
+    """What the output embedding is asked for; `hidden` are the rows that it was given with it."""
 
-    def __init__(self, logits, target, options):
-        self.logits, self.target, self.options = logits, target, options
+    def __init__(self, logits, options):
+        self.logits, self.options = logits, options
 
-    def of_linear(self, head, hidden):
+    def of_linear(self, head, hidden, target):
+        if is_dtensor(head.weight) and not is_dtensor(hidden):
+            loss: Any = self.of_linear(head, as_dtensor(hidden, head.weight.device_mesh), target)
+            return loss.to_local()
         logits, classes = self.logits, self.logits.classes
         matrix = head.weight[:classes] if classes < len(head.weight) else head.weight
         bias = None if head.bias is None else head.bias[:classes]
@@ -184,14 +209,16 @@ class _Loss:
         if factor != 1:
             hidden, bias = hidden * factor, None if bias is None else bias * factor
         if shift is not None:
+            shift = as_dtensor(shift, hidden.device_mesh) if is_dtensor(hidden) else shift
             bias = (shift if bias is None else bias + shift).to(hidden.dtype)
-        half = logits.products in _HALVES
+        products = logits.products or hidden.dtype
+        half = products in _HALVES
         # Products in the head's dtype, whoever chose it, and losses in float32.
-        with self._autocast(dtype=logits.products if half else None, enabled=half):
-            loss = linear_cross_entropy(hidden, matrix, self.target, linear_bias=bias, softcap=softcap, **self.options)
+        with self._autocast(dtype=products if half else None, enabled=half):
+            loss = linear_cross_entropy(hidden, matrix, target, linear_bias=bias, softcap=softcap, **self.options)
         return self._rounded(loss)
 
-    def by_chunks(self, module, head, hidden):
+    def by_chunks(self, module, head, hidden, target):
         """Of any function of rows: the forward of an adapted module."""
         reduction, classes = self.options["reduction"], self.logits.classes
         options: dict[str, Any] = self.options | {"reduction": "none" if reduction == "none" else "sum"}
@@ -204,7 +231,7 @@ class _Loss:
             return cross_entropy(x if shift is None else x + shift, target, softcap=softcap, **options)
 
         rows = max(1, CHUNK_BYTES // (4 * classes))
-        chunks = list(zip(hidden.split(rows), self.target.split(rows)))
+        chunks = list(zip(hidden.split(rows), target.split(rows)))
         if reduction == "none" or torch.compiler.is_compiling():
             made = [checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks]
             if reduction == "none":
@@ -213,7 +240,7 @@ class _Loss:
         else:
             shared = [tensor for tensor in (*module.parameters(), shift) if tensor is not None and tensor.requires_grad]
             total = _SumOverChunks.apply(losses, chunks, hidden, *shared)
-        return self._rounded(total / self._divisor() if reduction == "mean" else total)
+        return self._rounded(total / self._divisor(target) if reduction == "mean" else total)
 
     def _transform(self):
         """y = factor * x + shift, of which the softcap is taken: cap * tanh(y / cap), whatever the sign of cap."""
@@ -221,11 +248,11 @@ class _Loss:
         shift = None if logits.shift is None else logits.shift * outer
         return logits.times * outer / logits.over, shift, None if logits.cap is None else abs(logits.cap)
 
-    def _divisor(self):
+    def _divisor(self, target):
         """The sum of the weights that the labels have: of losses that are 1 without them."""
         ones = self.logits.hidden.new_full((1, 1), -1.0, dtype=torch.float32).expand(self.logits.shape)
         options = {name: self.options[name] for name in ("weight", "ignore_index")}
-        return nll_loss(ones, self.target, reduction="sum", **options)
+        return nll_loss(ones, target, reduction="sum", **options)
 
     def _autocast(self, **how):
         device = self.logits.device.type

@@ -1,10 +1,10 @@
 """Causal language models of the transformers library that never make their training logits.
 
-`patch` gives a model and its output embedding subclasses of their own classes. While the model trains with labels, the
-embedding answers with `Logits`, which note what the model does to logits. Where the model takes their cross entropy,
-the embedding is called once more, as a module, and answers with `crossent.linear_cross_entropy` of the hidden states:
-hooks that bring its weights for as long as it runs bring them for the loss as well. The model's own loss function is
-what takes the cross entropy, so what labels, shifts and divisors mean stays where it was.
+`patch` gives a model and its output embedding subclasses of their own classes. While the model trains with labels, a
+call of the embedding gives `Logits`, which note what the model does to logits, before any hook runs. Where the model
+takes their cross entropy, the embedding is called as a module, and answers with `crossent.linear_cross_entropy` of the
+hidden states: hooks that bring its weights for as long as it runs bring them for the loss. The model's own loss
+function is what takes the cross entropy, so what labels, shifts and divisors mean stays where it was.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import warnings
 
 import torch
 
-from crossent.integrations._logits import Logits, Step, autocasts
+from crossent.integrations import _parallel
+from crossent.integrations._logits import Logits, Step
 
 
 class _Current(threading.local):
@@ -28,32 +29,44 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def _head_forward(base, loss_of, classes_of):
-    """`loss_of` makes the loss of rows, given the head and what `Logits.cross_entropy` asked for."""
+def _head_members(base, loss_of):
+    """`loss_of` makes the loss of rows and targets, given the head and what `Logits.cross_entropy` asked for."""
+
+    def __call__(self, input, *args, **kwargs):
+        step, is_asked = _current.step, isinstance(input, dict) or "loss" in kwargs
+        if is_asked or step is None or not any(module is self for module in step.answering):
+            return base.__call__(self, input, *args, **kwargs)
+        for hook in filter(_parallel.is_hook, self._forward_pre_hooks.values()):
+            input = hook(self, (input,))
+        logits = Logits(step, input, _classes_of(self))
+        for hook in filter(_parallel.is_hook, self._forward_hooks.values()):
+            logits = hook(self, (input,), logits)
+        return logits
 
     def forward(self, input, *args, **kwargs):
         if isinstance(input, dict):
             return {"loss": loss_of(self, **input)}
-        step = _current.step
-        if step is None or not any(module is self for module in step.answering):
-            return base.forward(self, input, *args, **kwargs)
-        device = input.device.type
-        autocast = autocasts(device) and input.dtype != torch.float64
-        dtype = torch.get_autocast_dtype(device) if autocast else input.dtype
-        return Logits(step, input, classes_of(self), dtype, dtype)
+        if "loss" in kwargs:
+            return _parallel.Loss(loss_of(self, input, **kwargs))
+        return base.forward(self, input, *args, **kwargs)
 
-    return forward
+    return {"__call__": __call__, "forward": forward}
 
 
-def _linear_forward(base):
-    return _head_forward(base, lambda self, input, loss: loss.of_linear(self, input), lambda self: len(self.weight))
+def _classes_of(head):
+    linear = head.get_base_layer() if _is_adapted(type(head)) else head
+    return len(linear.weight) if linear.weight.ndim == 2 else linear.out_features  # not while others have the weight
 
 
-def _adapted_forward(base):
-    def loss_of(self, input, loss):
-        return loss.by_chunks(self, functools.partial(base.forward, self), input)
+def _linear_members(base):
+    return _head_members(base, lambda self, input, target, loss: loss.of_linear(self, input, target))
 
-    return _head_forward(base, loss_of, lambda self: self.get_base_layer().out_features)
+
+def _adapted_members(base):
+    def loss_of(self, input, target, loss):
+        return loss.by_chunks(self, functools.partial(base.forward, self), input, target)
+
+    return _head_members(base, loss_of)
 
 
 def _is_adapted(kind):
@@ -61,7 +74,7 @@ def _is_adapted(kind):
     return hasattr(kind, "adapter_layer_names") and hasattr(kind, "get_base_layer")
 
 
-def _model_forward(base):
+def _model_members(base):
     position = list(inspect.signature(base.forward).parameters).index("labels") - 1  # without self
 
     def forward(self, *args, **kwargs):
@@ -88,7 +101,7 @@ def _model_forward(base):
             raise TypeError(f"{base.__name__} took no cross entropy of its output embedding's logits: unpatch it")
         return _without_logits(output)
 
-    return forward
+    return {"forward": forward}
 
 
 def _answering(head):
@@ -119,13 +132,13 @@ def _is_trl(forward):
 def _patched(base):
     """A subclass by the same name, since transformers looks up by class names."""
     kinds = {
-        _linear_forward: issubclass(base, torch.nn.Linear),
-        _adapted_forward: _is_adapted(base),
-        _model_forward: True,
+        _linear_members: issubclass(base, torch.nn.Linear),
+        _adapted_members: _is_adapted(base),
+        _model_members: True,
     }
-    forward = next(make for make, fits in kinds.items() if fits)(base)
+    members = next(make for make, fits in kinds.items() if fits)(base)
     # What the Trainer reads. Not __wrapped__, through which accelerate's unwrapping would lose this forward.
-    forward.__signature__ = inspect.signature(base.forward)  # pyright: ignore[reportFunctionMemberAccess]
+    members["forward"].__signature__ = inspect.signature(base.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
     def __reduce_ex__(self, protocol):
         return _blank, (base,), *base.__reduce_ex__(self, protocol)[2:]
@@ -135,11 +148,13 @@ def _patched(base):
             warnings.warn(
                 "TRL's trainer makes the loss with a fused head of its own, for which patch does nothing", stacklevel=3
             )
+        if name == "forward" and _parallel.is_plans(value):
+            value = _parallel.Forward(self, value)
         base.__setattr__(self, name, value)
 
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    names |= {"forward": forward, "__reduce_ex__": __reduce_ex__, "__setattr__": __setattr__, "_crossent_base": base}
-    return type(base.__name__, (base,), names)
+    names |= {"__reduce_ex__": __reduce_ex__, "__setattr__": __setattr__, "_crossent_base": base}
+    return type(base.__name__, (base,), names | members)
 
 
 def _blank(base):
@@ -180,9 +195,10 @@ def patch(model):
     The products are in the dtype of the hidden states, or autocast's; losses are made in float32 (float64 for float64).
     A scale is applied to the hidden states, in their dtype, and a softcap in float32.
 
-    The loss is made in a call of the output embedding as a module, the second of a step: offloading, gathering and
-    sharding by hooks work as before, with one more gathering of its weights in a step where they are its own unit. An
-    adapted one makes its logits for some rows at a time, and their gradients while they are there.
+    The loss is made in a call of the output embedding as a module, the only one for which its hooks run: offloading,
+    gathering and sharding by hooks work as before. Where tensor parallel plans have spread its classes over processes,
+    sums of rows are sent in place of logits. An adapted one makes its logits for some rows at a time, and their
+    gradients while they are there.
 
     Returns the model, whose class and whose output embedding's class are now subclasses of the same names. Parameters,
     their names, state_dict, deepcopy and pickle work as before. Patching again is harmless, and needed once the output
@@ -203,13 +219,15 @@ def patch(model):
     if "labels" not in inspect.signature(type(inner).forward).parameters:
         raise TypeError(f"{type(inner).__name__}.forward must take labels, from which it makes its loss")
     for module in modules:
-        if _base(module) is None and "forward" in vars(module):
+        if _base(module) is None and "forward" in vars(module) and not _parallel.is_plans(module.forward):
             if _is_trl(module.forward):
                 raise TypeError(f"{type(module).__name__} has TRL's fused head already, which makes its loss by itself")
             raise TypeError(f"{type(module).__name__}.forward was replaced on the instance: patch before that")
     for module in modules:
         if _base(module) is None:
             module.__class__ = _patched(type(module))
+            if "forward" in vars(module):
+                module.forward = vars(module)["forward"]
     return model
 
 
@@ -253,4 +271,6 @@ def unpatch(model):
             )
     for module in patched:
         module.__class__ = _base(module)
+        if isinstance(module.forward, _parallel.Forward):
+            module.forward = module.forward.plans
     return model

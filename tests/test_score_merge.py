@@ -65,9 +65,7 @@ def test_sums_carry_before_they_overflow(monkeypatch):
 # Scores
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_no_cut_and_no_order_changes_a_bit(data):
+def check_a_cut(data):
     """Rows in any order, in batches, in processes, merged as a tree: the result is that of one call."""
     rows, seed = data.draw(st.integers(1, 80), "rows"), data.draw(st.integers(0, 99), "seed")
     dtype = data.draw(st.sampled_from(["float32", "float64"]), "dtype")
@@ -91,6 +89,19 @@ def test_no_cut_and_no_order_changes_a_bit(data):
             one = parts.pop()
             parts[0].merge(pickle.loads(pickle.dumps(one)))
         assert parts[0].result() == whole and parts[0].result() == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_cut_and_no_order_changes_a_bit(data):
+    check_a_cut(data)
+
+
+@pytest.mark.soak
+@settings(max_examples=4000, deadline=None)
+@given(data=st.data())
+def test_none_of_many_cuts_changes_a_bit(data):
+    check_a_cut(data)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -10,6 +10,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.checkpoint import checkpoint
 
 import crossent
 import crossent.nn
@@ -61,6 +62,30 @@ class Reading(Owning):
         return crossent.linear_cross_entropy(
             hidden, self.head.weight, labels, linear_bias=self.head.bias, denominator=count
         )
+
+
+class ByRows(Owning):
+    """The chunks of the head are made once more in the backward pass."""
+
+    def make_head(self):
+        return super().make_head(reduction="none")
+
+    def forward(self, tokens, labels, count):
+        return super().forward(tokens, labels, None).sum() / count
+
+
+class Checkpointed(Owning):
+    def forward(self, tokens, labels, count):
+        def loss(hidden):
+            return self.head(hidden, labels, denominator=count)
+
+        return checkpoint(loss, self.body(self.embedding(tokens)), use_reentrant=False)
+
+
+class ByTokens(Reading):
+    def forward(self, tokens, labels, count):
+        hidden, bias = self.body(self.embedding(tokens)), self.head.bias
+        return -crossent.linear_token_stats(hidden, self.head.weight, labels, linear_bias=bias).logprob.sum() / count
 
 
 def batch(rows):
@@ -131,6 +156,14 @@ def a_unit_of_its_own(mesh):
     for reshard, gathered in ((False, 2), (True, 3)):  # the backward pass needs no weight of a head, but gets it
         forward, all = check(units(mesh, "head", reshard_after_forward=reshard), steps=2)
         assert forward == {"_allgather_base_": 2} and all == {"_allgather_base_": gathered, "_reduce_scatter_base_": 2}
+
+
+@CASES.add
+def weights_that_the_backward_pass_reads(mesh):
+    for kind in (ByRows, Checkpointed):
+        _, all = check(units(mesh, "head"), kind, steps=2)
+        assert all == {"_allgather_base_": 3, "_reduce_scatter_base_": 2}
+    check(units(mesh, "body"), ByTokens)
 
 
 @CASES.add

@@ -172,6 +172,7 @@ class SpreadCase:
     limits: dict[str, dict[str, float]] = field(
         default_factory=lambda: {
             "step / half + sent": {"at_most": 1.1},
+            "step of plain tensors / half + sent": {"at_most": 1.1},
             "sent / step": {},
             "loss_parallel / step": {"at_least": 1.0},
         }

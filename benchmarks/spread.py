@@ -2,7 +2,7 @@
 
 Beside a step stand: "half", what each process does with its own half of the classes as if there were no others, both at
 the same time so that they contend for the machine's memory as they do in a step; "sent", the collectives of a step
-alone; and PyTorch's loss_parallel. A sample is the time until the slower process is done.
+alone; a step without DTensors; and PyTorch's loss_parallel. A sample is the time until the slower process is done.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -81,6 +82,7 @@ def calls(case: SpreadCase, mesh: Any) -> dict[str, Callable[[], None]]:
         loss, rival = crossent.linear_cross_entropy, lambda x, w, y: F.cross_entropy(F.linear(x, w), y)
     return {
         "step": step(loss, whole, labels),
+        "step of plain tensors": step(partial(loss, group=mesh), own, labels),
         "half": step(loss, own, own_labels),
         "sent": sent(sums, *sums_of_gradient),
         "loss_parallel": under_loss_parallel(step(rival, whole, labels)),

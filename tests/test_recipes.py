@@ -81,16 +81,28 @@ def trainer(made):
     assert_learns(made["model"], whole, [(made["tokens"], made["labels"])] * 2, loss)
 
 
+def trainer_loss(made):
+    import transformers
+
+    def loss(model, tokens, labels):
+        logits = model(tokens).logits.flatten(0, 1).double()
+        return F.cross_entropy(logits, labels.flatten(), label_smoothing=0.1)
+
+    transformers.set_seed(0)
+    whole = transformers.LlamaForTokenClassification(made["config"])
+    assert_learns(made["model"], whole, [(made["tokens"], made["labels"])] * 2, loss)
+
+
 RECIPES = {
     "data_parallel": data_parallel,
     "accelerate_loop": data_parallel,
     "fully_sharded": fully_sharded,
     "lightning_module": lightning_module,
     "trainer": trainer,
+    "trainer_loss": trainer_loss,
 }
-NEEDS = {
-    "accelerate_loop": ("accelerate",), "lightning_module": ("lightning",), "trainer": ("accelerate", "transformers")
-}  # fmt: skip
+NEEDS = {"accelerate_loop": ["accelerate"], "lightning_module": ["lightning"]}
+NEEDS |= dict.fromkeys(("trainer", "trainer_loss"), ["accelerate", "transformers"])
 
 
 def test_all_are_here():
@@ -115,7 +127,7 @@ def lacking(name):
     """What there is not, that a program needs."""
     if name == "fully_sharded" and torch.__version__ < "2.10":
         return "fully_shard is for other devices than the CPU there"
-    missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
+    missing = [package for package in NEEDS.get(name, []) if importlib.util.find_spec(package) is None]
     return f"needs {' and '.join(missing)}" if missing else None
 
 

@@ -41,15 +41,17 @@ def denominator(
         ignore_index: the label that does not count, as in the loss.
         weight: the class weights, of shape (C,), if the loss has any. Labels must then be below C.
         sample_weight: how much each label counts, of a shape that broadcasts to the labels'; a list if they are one.
-        group: the processes with different rows, those of data and context parallel training; by default all. Without
-            torch.distributed, or before it is initialised, there is one process.
+        group: the processes with different rows, those of data and context parallel training: a process group, or a
+            mesh of any number of axes; by default all. Without torch.distributed, or before it is initialised, there is
+            one process.
         steps: by how many steps the gradients are averaged: 1 where they are added up, which is what PyTorch does;
             the number of accumulation steps where the loss is divided by it, as by Lightning and accelerate.
         averaged_over: by how many processes the gradients are averaged, by default those of `group`; 1 where they are
             added up.
 
     Returns a 0-dimensional tensor of float64 on the labels' device, the same bits in every process; 1 where nothing
-    counts, so that the loss and its gradients are 0. One number is sent. Nothing is differentiated.
+    counts, so that the loss and its gradients are 0. One number is sent, of a mesh one for each axis. Nothing is
+    differentiated.
 
     Raises a TypeError for labels that are no integers, a ValueError for weights that do not fit them, and an IndexError
     for a label that `weight` has no entry for. What one process has to raise is raised in all of the group, with the
@@ -64,10 +66,7 @@ def denominator(
     >>> torch.allclose(sum(parts), crossent.cross_entropy(logits, labels))
     True
     """
-    groups = [group] if distributed.is_available() and distributed.is_initialized() else []
-    processes = distributed.get_world_size(group) if groups else 1
-    if processes < 1:
-        raise ValueError("group must be one of those that this process belongs to")
+    groups, processes = _groups_of(group)
 
     def part():
         whole_number("steps", steps, 1)
@@ -77,14 +76,27 @@ def denominator(
 
     def reduce(counted):
         counted = counted.to(device)
-        if groups:
-            distributed.all_reduce(counted, group=group)
+        for one in groups:
+            distributed.all_reduce(counted, group=one)
         return counted
 
-    device = _where_to_send(group) if groups else None
+    device = _where_to_send(groups[0]) if groups else None
     divisor = together(part, reduce, groups, device) / ((averaged_over or processes) * steps)
     home = labels[0].device if isinstance(labels, list | tuple) else labels.device
     return torch.where(divisor == 0, 1.0, divisor).to(home)
+
+
+def _groups_of(group):
+    """The groups over which to sum one after the other, and how many processes they are together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [], 1
+    from torch.distributed.device_mesh import DeviceMesh
+
+    is_mesh = isinstance(group, DeviceMesh)
+    processes = group.size() if is_mesh else distributed.get_world_size(group)
+    if processes < 1 or (is_mesh and group.get_coordinate() is None):
+        raise ValueError("group must be one of those that this process belongs to")
+    return group.get_all_groups() if is_mesh else [group], processes
 
 
 def _where_to_send(group):

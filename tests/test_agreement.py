@@ -4,7 +4,7 @@ import pytest
 import torch
 from processes import Cases, failures_of
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -97,6 +97,28 @@ def groups_of_their_own(mesh):
             ours.denominator(labels, weight=WEIGHT, group=alone)
     else:
         assert ours.denominator(labels, weight=WEIGHT, group=alone).item() == 1.0
+
+
+@CASES.add
+def meshes(mesh):
+    """The processes of a mesh, over all its axes, or of one of its axes."""
+    shape = (2, 2) if mesh.size() == 4 else (mesh.size(), 1)
+    grid, rank = init_device_mesh("cpu", shape, mesh_dim_names=("rows", "sequence")), mesh.get_rank()
+    labels = torch.arange(1, rank + 2)  # 1 of the first, 2 of the second
+    total = sum(range(1, mesh.size() + 1))
+    assert ours.denominator(labels, group=grid, averaged_over=1).item() == total
+    assert ours.denominator(labels, group=mesh).item() == total / mesh.size()
+    beside = [1 + other for other in range(mesh.size()) if other % shape[1] == rank % shape[1]]
+    assert ours.denominator(labels, group=grid["rows"]).item() == sum(beside) / shape[0]
+    for bad in range(mesh.size()):
+        with pytest.raises(TypeError, match=f"rank {bad}: labels must be a tensor of integers"):
+            ours.denominator(labels.double() if rank == bad else labels, group=grid)
+    two = DeviceMesh("cpu", [0, 1])
+    if rank > 1:
+        with pytest.raises(ValueError, match="group must be one of those that this process belongs to"):
+            ours.denominator(labels, group=two)
+    else:
+        assert ours.denominator(labels, group=two).item() == 1.5
 
 
 @CASES.add

@@ -85,7 +85,7 @@ def test_statistics(library, shape, dim):
     found = plain.token_stats(xp, x, t, kept, options, axis, same)
     for got, exact, ignored in zip(found, (logprob, lse, entropy, rank), (0, 0, 0, -1), strict=True):
         np.testing.assert_allclose(np.asarray(got), np.where(keep != 0, exact, ignored), rtol=1e-12, atol=1e-13)
-    found = plain.prediction_stats(xp, x, t, kept, axis, same)
+    found = plain.prediction_stats(xp, x, t, kept, axis)
     wanted = (logprob, rank, z.argmax(-1), p.max(-1), brier)
     for got, exact, ignored in zip(found, wanted, (0, -1, -1, 0, 0), strict=True):
         np.testing.assert_allclose(np.asarray(got), np.where(keep != 0, exact, ignored), rtol=1e-12, atol=1e-13)

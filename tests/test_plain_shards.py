@@ -6,7 +6,7 @@ import torch
 from harness import TORCH_DTYPES, expected, quantise
 from processes import Cases, collectives, failures_of
 from test_contract import OPTIONS, class_axis, make
-from test_sharded_classes import HEADS, SHAPES, head_case
+from test_sharded_classes import HEADS, SHAPES, head_case, hessian_product
 from torch import distributed
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -124,6 +124,54 @@ def heads(mesh):
             found = x.grad, whole(mesh, matrix.grad, 0, leaves[1]), whole(mesh, bias.grad, 0, leaves[2])
             for gradient, leaf in zip(found, leaves):
                 torch.testing.assert_close(gradient.double(), leaf.grad, rtol=2e-5, atol=2e-5)
+
+
+@CASES.add
+def weights_of_a_head_that_are_learned(mesh):
+    """In plain operations, with a process that has no classes."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix, weight = (torch.rand(size, generator=generator).double() for size in ((6, 4), (12, 4), (12,)))
+    labels = torch.arange(6)
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, matrix, weight)]
+    of_labels = leaves[2][labels]
+    exact = (of_labels * -(leaves[0] @ leaves[1].T).log_softmax(1)[labels, labels]).sum() / of_labels.sum()
+    exact.backward()
+    (of_matrix, first), (of_weight, _) = own(mesh, matrix, 0), own(mesh, weight, 0)
+    given = [tensor.clone().requires_grad_() for tensor in (hidden, of_matrix, of_weight)]
+    loss = crossent.linear_cross_entropy(
+        *given[:2], labels, weight=given[2], group=mesh, first_class=first, chunk_bytes=8 * 12 * 2
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, exact)
+    found = given[0].grad, whole(mesh, given[1].grad, 0, matrix), whole(mesh, given[2].grad, 0, weight)
+    for one, leaf in zip(found, leaves):
+        torch.testing.assert_close(one, leaf.grad)
+
+
+@CASES.add
+def derivatives_of_derivatives(mesh):
+    """By input, weight and class weights; each process differentiates the slope along what it has."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix, weight = (torch.rand(size, generator=generator).double() for size in ((6, 4), (12, 4), (12,)))
+    labels, directions = torch.arange(6), [tensor.flip(0) for tensor in (hidden, matrix, weight)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, matrix, weight)]
+    of_labels = leaves[2][labels]
+    losses = -(leaves[0] @ leaves[1].T).log_softmax(1)[labels, labels]
+    exact = hessian_product((of_labels * losses).sum() / of_labels.sum(), leaves, directions)
+    parts, along = [hidden.clone()], [directions[0]]
+    for tensor, direction in zip((matrix, weight), directions[1:]):
+        part, first = own(mesh, tensor, 0)
+        parts.append(part)
+        along.append(own(mesh, direction, 0)[0])
+    given = [tensor.requires_grad_() for tensor in parts]
+    loss = crossent.linear_cross_entropy(*given[:2], labels, weight=given[2], group=mesh, first_class=first)
+    if mesh.size() == 3:  # the last has no classes
+        with pytest.raises(RuntimeError, match="cannot be differentiated where a process has no classes"):
+            hessian_product(loss, given, along)
+        return
+    found = hessian_product(loss, given, along)
+    for one, wanted in zip((found[0], whole(mesh, found[1], 0, matrix), whole(mesh, found[2], 0, weight)), exact):
+        torch.testing.assert_close(one, wanted)
 
 
 @CASES.add

@@ -1,5 +1,7 @@
 """Losses whose classes are spread over 1 to 4 processes, unevenly and with empty shards too, beside the reference."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,82 @@ def a_bad_label(mesh):
 
 
 @CASES.add
+def softmaxes(mesh):
+    """The results stay spread as the logits are, and so do the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, axis in (((13, 10), 1), ((2, 5, 3), 1), ((3, 4, 9), -1)):
+        logits = 4 * torch.randn(shape, generator=generator)
+        logits.movedim(axis, -1)[0, ..., 0] = 40.0  # nearly certain
+        logits.movedim(axis, -1)[1, ..., :2] = 9.0  # two that are the largest
+        upstream = torch.randn(shape, generator=generator)
+        for function in (crossent.softmax, crossent.log_softmax):
+            exact = getattr(torch, function.__name__)
+            for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)):
+                x = distribute_tensor(logits.to(dtype), mesh, [Shard(axis % len(shape))]).requires_grad_()
+                above = distribute_tensor(upstream.to(dtype), mesh, x.placements)
+                leaf = logits.to(dtype).double().requires_grad_()
+                with collectives() as sent:
+                    out = function(x, axis)
+                assert [name for name, _ in sent] == ["all_gather_into_tensor"] and out.placements == x.placements
+                expected_out = exact(leaf, axis)
+                (gradient,) = torch.autograd.grad((out * above).sum(), x, create_graph=True)
+                (exact_gradient,) = torch.autograd.grad(
+                    (expected_out * upstream.to(dtype).double()).sum(), leaf, create_graph=True
+                )
+                near = {"rtol": tolerance, "atol": tolerance}
+                torch.testing.assert_close(out.full_tensor().detach().double(), expected_out.detach(), **near)
+                torch.testing.assert_close(gradient.full_tensor().detach().double(), exact_gradient.detach(), **near)
+                if dtype is torch.float64:
+                    (second,) = torch.autograd.grad((gradient * above).sum(), x)
+                    (exact_second,) = torch.autograd.grad((exact_gradient * upstream.double()).sum(), leaf)
+                    torch.testing.assert_close(second.full_tensor(), exact_second, **near)
+    certain = distribute_tensor(torch.tensor([[0.0, 20.0, -1.0]]), mesh, [Shard(1)])
+    found = crossent.log_softmax(certain, 1).full_tensor()[0, 1].item()
+    assert math.isclose(found, -math.log1p(math.exp(-20) + math.exp(-21)), rel_tol=1e-6)
+
+
+@CASES.add
+def prediction_statistics(mesh):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(12, 10, 2, generator=generator)
+    logits[2, :, 0], logits[3, 4] = 1.5, logits[3, 7]  # ties, over the borders of shards
+    logits[4, 3] = 60.0
+    labels = torch.randint(10, (12, 2), generator=generator)
+    labels[4], labels[5, 1] = 3, -100
+    whole = crossent.prediction_stats(logits, labels)
+    p, rows = logits.double().softmax(1), labels.clamp(0).unsqueeze(1)
+    own = p.gather(1, rows).squeeze(1)
+    brier = (p * p).sum(1) - 2 * own + 1
+    found = crossent.prediction_stats(distribute_tensor(logits, mesh, [Shard(1)]), labels)
+    found = [value.full_tensor() for value in found]
+    kept = labels >= 0
+    assert torch.equal(found[1], whole.rank) and torch.equal(found[2], whole.prediction)
+    torch.testing.assert_close(found[0][kept].double(), own.log()[kept], rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(found[3][kept].double(), p.amax(1)[kept], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[4][kept].double(), brier[kept], rtol=1e-5, atol=1e-9)
+    assert all(value[5, 1] in (0, -1) for value in found)
+    with collectives() as sent:
+        crossent.prediction_stats(distribute_tensor(logits, mesh, [Shard(1)]), labels)
+    assert [shape for _, shape in sent] == [[1, 12, 1, 2], [1, 5, 12, 2]]
+    with pytest.raises(IndexError, match="Target 10 at position"):
+        crossent.prediction_stats(distribute_tensor(logits, mesh, [Shard(1)]), labels.fill_(10))
+
+
+@CASES.add
+def plans_of_classes(mesh):
+    x, labels = distribute_tensor(torch.zeros(8, 12), mesh, [Shard(1)]), torch.arange(8)
+    said = f"its classes are spread over {mesh.size()} processes, which send {{}} bytes a row, {{}}"
+    for name, arguments, sent in (
+        ("softmax", (x, 1), said.format(12, "once, and a sum in the backward pass")),
+        ("log_softmax", (x, 1), said.format(12, "once, and a sum in the backward pass")),
+        ("prediction_stats", (x, labels), said.format(24, "in two parts")),
+        ("cross_entropy", (x, labels), said.format(12, "once")),
+        ("nll_loss", (x, labels), f"its classes are spread over {mesh.size()} processes, whose losses are added up"),
+    ):
+        assert sent in crossent.plan(getattr(crossent, name), *arguments).reasons, name
+
+
+@CASES.add
 def weights_that_are_learned(mesh):
     """Class weights, sample weights and a denominator get their gradients where classes are spread."""
     generator = torch.Generator().manual_seed(0)
@@ -142,17 +220,23 @@ def derivatives_of_derivatives(mesh):
     along = distribute_tensor(direction, mesh, [Shard(1)])
     (found,) = torch.autograd.grad((gradient * along).sum(), x)
     torch.testing.assert_close(found.full_tensor(), exact)
-    matrix = logits.T @ hidden
-    w = matrix.clone().requires_grad_()
-    value = torch.nn.functional.cross_entropy(hidden @ w.T, labels)
-    (gradient,) = torch.autograd.grad(value, w, create_graph=True)
-    (exact,) = torch.autograd.grad((gradient * (direction.T @ hidden)).sum(), w)
-    w = distribute_tensor(matrix, mesh, [Shard(0)]).requires_grad_()
-    head = distribute_tensor(hidden, mesh, [Replicate()])
-    (gradient,) = torch.autograd.grad(crossent.linear_cross_entropy(head, w, labels), w, create_graph=True)
-    along = distribute_tensor(direction.T @ hidden, mesh, [Shard(0)])
-    (found,) = torch.autograd.grad((gradient * along).sum(), w)
-    torch.testing.assert_close(found.full_tensor(), exact)
+    tensors = hidden, logits.T @ hidden
+    directions = torch.flip(hidden, (0,)), direction.T @ hidden
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    exact = hessian_product(torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, labels), leaves, directions)
+    placements = Replicate(), Shard(0)
+    given = [distribute_tensor(tensor, mesh, [p]).requires_grad_() for tensor, p in zip(tensors, placements)]
+    along = [distribute_tensor(tensor, mesh, [p]) for tensor, p in zip(directions, placements)]
+    found = hessian_product(crossent.linear_cross_entropy(*given, labels), given, along)
+    for one, wanted in zip(found, exact):
+        torch.testing.assert_close(one.full_tensor(), wanted)
+
+
+def hessian_product(loss, tensors, directions):
+    """The derivatives of the loss's derivative along these directions."""
+    gradients = torch.autograd.grad(loss, tensors, create_graph=True)
+    slopes = [(gradient * direction).sum() for gradient, direction in zip(gradients, directions)]
+    return torch.autograd.grad(sum(slopes), tensors)
 
 
 @CASES.add

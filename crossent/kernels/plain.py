@@ -5,6 +5,8 @@ array as a constant, which is not differentiated. A value that a `where` will no
 before it is used: its derivative could be nan, and nan times 0 is nan.
 """
 
+from typing import Any, NamedTuple
+
 from crossent import _rules
 from crossent.kernels import Sums
 
@@ -49,9 +51,13 @@ def _by_class(logits, axis):
 
 
 def _at_label(xp, target, keep, axis, shape):
-    """A mask: where the class is the row's label. `shape` is 1 everywhere but along the classes."""
-    classes = xp.reshape(xp.arange(shape[axis], device=target.device), shape)
-    return (xp.expand_dims(target, axis=axis) == classes) & xp.expand_dims(keep != 0, axis=axis)
+    """A mask: where the class is the label of a row that counts. `shape` is 1 everywhere but along the classes."""
+    return _is_label(xp, target, axis, shape) & xp.expand_dims(keep != 0, axis=axis)
+
+
+def _is_label(xp, target, axis, shape, first_class=0):
+    classes = xp.reshape(first_class + xp.arange(shape[axis], device=target.device), shape)
+    return xp.expand_dims(target, axis=axis) == classes
 
 
 def label_nll(xp, own, others):
@@ -91,6 +97,48 @@ def picked_losses(xp, logits, target, weight, keep, axis):
     return xp.sum(xp.where(counted, -mass * xp.where(counted, logits, 0.0), 0.0), axis=axis)
 
 
+class SliceSums(NamedTuple):
+    """What softmax needs of a slice: its largest entry, how many entries equal it, and the sum of exp(x - peak) over
+    all others. The axis of the slices is kept, with length 1.
+    """
+
+    peak: Any
+    count: Any
+    others: Any
+
+
+def slice_sums(xp, x, axis, freeze):
+    """The `SliceSums` of each slice, and x less its peak."""
+    peak = xp.max(x, axis=axis, keepdims=True)
+    at_peak, z = x == peak, x - peak
+    zero = freeze(z)  # 0 at the largest entry, where it is used
+    count = xp.sum(xp.where(at_peak, xp.ones_like(zero), 0.0), axis=axis, keepdims=True)
+    others = xp.sum(xp.where(at_peak, zero, xp.exp(z)), axis=axis, keepdims=True)
+    return SliceSums(peak, count, others), z
+
+
+def merged_slices(xp, parts):
+    """The `SliceSums` of slices of which each shard has a part; one without entries has peak -inf and count 0."""
+    peak = _largest(xp, [part.peak for part in parts])
+    count, others = 0.0, 0.0
+    for part in parts:
+        at_peak = part.peak == peak
+        count = count + xp.where(at_peak, part.count, 0.0)
+        below = xp.where(at_peak, 0.0, part.count) + part.others
+        others = others + below * xp.where(at_peak, 1.0, xp.exp(part.peak - peak))
+    return SliceSums(peak, count, others)
+
+
+def softmax_of(xp, x, sums):
+    return xp.exp(x - sums.peak) / (sums.others + sums.count)
+
+
+def log_softmax_of(xp, x, z, sums, freeze):
+    """`z` is x less the peak of `sums`."""
+    certain = (x == sums.peak) & (sums.count == 1)
+    return xp.where(certain, freeze(z), z) - xp.log1p(sums.others + (sums.count - 1.0))
+
+
 def log_softmax(xp, x, axis, freeze):
     """log-softmax that keeps its digits where one class outweighs all others, in the result and in the derivative.
 
@@ -101,12 +149,8 @@ def log_softmax(xp, x, axis, freeze):
     classes = x.shape[axis]
     if isinstance(classes, int) and not classes:  # as in `row_losses`
         return xp.exp(x)
-    peak = xp.max(x, axis=axis, keepdims=True)
-    at_peak, z = x == peak, x - peak
-    zero = freeze(z)  # 0 at the largest logit, where it is used
-    count = xp.sum(xp.where(at_peak, xp.ones_like(zero), 0.0), axis=axis, keepdims=True)
-    others = xp.sum(xp.where(at_peak, zero, xp.exp(z)), axis=axis, keepdims=True)
-    return xp.where(at_peak & (count == 1), zero, z) - xp.log1p(others + (count - 1.0))
+    sums, z = slice_sums(xp, x, axis, freeze)
+    return log_softmax_of(xp, x, z, sums, freeze)
 
 
 def log_softmax_grad(xp, out, dout, axis):
@@ -114,7 +158,11 @@ def log_softmax_grad(xp, out, dout, axis):
 
     For a class that is nearly certain 1 - p is computed by itself, so that it keeps its digits.
     """
-    total = xp.sum(dout, axis=axis, keepdims=True)
+    return log_softmax_grad_of(xp, out, dout, xp.sum(dout, axis=axis, keepdims=True))
+
+
+def log_softmax_grad_of(xp, out, dout, total):
+    """`total` is the sum of `dout` over each slice."""
     nearly_certain = -0.34  # not a global: PyTorch 2.10's compiler would make a number of any size of it, and fail
     return xp.where(out > nearly_certain, dout - total - xp.expm1(out) * total, dout - xp.exp(out) * total)
 
@@ -152,24 +200,64 @@ def token_stats(xp, logits, target, keep, options, axis, freeze):
     return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
 
 
-def prediction_stats(xp, logits, target, keep, axis, freeze):
+class PredictionSums(NamedTuple):
+    """What the statistics of a row are made of: the largest logit and the number of its class; relative to that logit,
+    or to 0 if it is -inf, the sums of the exponentials of all classes but the label and of their squares; and how many
+    classes are ahead of the label.
+    """
+
+    top: Any
+    prediction: Any
+    others: Any
+    squares: Any
+    ahead: Any
+
+
+def own_logit(xp, z, target, axis, first_class=0):
+    """The label's logit, with the class axis; -inf where the label is not among the classes from `first_class` on."""
+    at_label = _is_label(xp, target, axis, _by_class(z, axis), first_class)
+    return xp.max(xp.where(at_label, z, -float("inf")), axis=axis, keepdims=True)
+
+
+def prediction_sums(xp, z, own, target, axis, first_class=0):
+    """The `PredictionSums` of the classes from `first_class` on; `own` is the label's logit."""
+    top = xp.max(z, axis=axis, keepdims=True)
+    e = xp.exp(z - xp.where(top == -float("inf"), 0.0, top))
+    rest = xp.where(_is_label(xp, target, axis, _by_class(z, axis), first_class), 0.0, e)
+    ahead = _rank(xp, z, own, xp.expand_dims(target, axis=axis) - first_class, axis)
+    prediction = first_class + xp.argmax(z, axis=axis)
+    squares = xp.sum(rest * rest, axis=axis)
+    return PredictionSums(xp.squeeze(top, axis), prediction, xp.sum(rest, axis=axis), squares, ahead)
+
+
+def merged_predictions(xp, parts):
+    """The `PredictionSums` of rows of which each shard has a part, in the shards' order."""
+    top = _largest(xp, [part.top for part in parts])
+    prediction, others, squares = parts[-1].prediction, 0.0, 0.0
+    for part in reversed(parts):
+        prediction = xp.where(part.top == top, part.prediction, prediction)
+        factor = xp.where(part.top == top, 1.0, xp.exp(part.top - top))
+        others, squares = others + part.others * factor, squares + part.squares * factor * factor
+    return PredictionSums(top, prediction, others, squares, sum(part.ahead for part in parts))
+
+
+def prediction_stats_of(xp, own, sums, keep):
     """Log-probability and rank of the label, most likely class, its probability and the Brier score of each row."""
-    shape = _by_class(logits, axis)
-    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
-    at_label = _at_label(xp, target, keep, axis, shape)
-    label_logit = xp.sum(xp.where(at_label, z, 0.0), axis=axis, keepdims=True)
-    rank, prediction = _rank(xp, z, label_logit, xp.expand_dims(target, axis=axis), axis), xp.argmax(z, axis=axis)
-    z, _ = _from_peak(xp, z, axis, freeze)
-    own, e = xp.sum(xp.where(at_label, z, 0.0), axis=axis), xp.exp(z)
-    rest = xp.where(at_label, 0.0, e)
-    others, total = xp.sum(rest, axis=axis), xp.sum(e, axis=axis)
-    logprob = -label_nll(xp, own, others)[0]
-    confidence = xp.max(e, axis=axis) / total
-    brier = _rules.brier(others, xp.sum(rest * rest, axis=axis), total)
+    peak, own = xp.where(sums.top == -float("inf"), 0.0, sums.top), xp.where(keep != 0, own, 0.0)
+    total = sums.others + xp.exp(own - peak)
+    logprob = -label_nll(xp, own - peak, sums.others)[0]
+    confidence = xp.exp(sums.top - peak) / total
+    brier = _rules.brier(sums.others, sums.squares, total)
     # As in `token_stats`.
     logprob, confidence, brier = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, confidence, brier))
-    rank, prediction = (xp.where(keep != 0, value, -1) for value in (rank, prediction))
+    rank, prediction = (xp.where(keep != 0, value, -1) for value in (sums.ahead, sums.prediction))
     return logprob, rank, prediction, confidence, brier
+
+
+def prediction_stats(xp, logits, target, keep, axis):
+    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
+    own = own_logit(xp, z, target, axis)
+    return prediction_stats_of(xp, xp.squeeze(own, axis), prediction_sums(xp, z, own, target, axis), keep)
 
 
 def as_it_is(array):

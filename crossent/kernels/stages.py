@@ -18,21 +18,20 @@ class PlainKernels:
         self.xp, self.wide, self.freeze = xp, wide, freeze
 
     def sums(self, rows):
+        weighs = rows.weight is not None
+        if not rows.logits.shape[1]:
+            rows = self._with_a_class(rows)
         xp, (z, at_label, keep) = self.xp, self._read(rows)
-        if not z.shape[1]:
-            mass = xp.zeros_like(keep)
-            sums = Sums(mass, mass, mass - _INFINITY, mass, mass, mass)
-        else:
-            peak = self.freeze(xp.max(z, axis=1))
-            peak = xp.where(peak == -_INFINITY, 0.0, peak)
-            relative = z - xp.expand_dims(peak, axis=1)
-            others = xp.sum(xp.where(at_label, 0.0, xp.exp(relative)), axis=1)
-            own = xp.max(xp.where(at_label, z, -_INFINITY), axis=1)
-            own_weight = xp.sum(xp.where(at_label, self._weights(rows, z), 0.0), axis=1)
-            q = self._targets(rows, z, xp.ones_like(keep))
-            dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
-            sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
-        if rows.weight is None:
+        peak = self.freeze(xp.max(z, axis=1))
+        peak = xp.where(peak == -_INFINITY, 0.0, peak)
+        relative = z - xp.expand_dims(peak, axis=1)
+        others = xp.sum(xp.where(at_label, 0.0, xp.exp(relative)), axis=1)
+        own = xp.max(xp.where(at_label, z, -_INFINITY), axis=1)
+        own_weight = xp.sum(xp.where(at_label, self._weights(rows, z), 0.0), axis=1)
+        q = self._targets(rows, z, xp.ones_like(keep))
+        dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
+        sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
+        if not weighs:
             sums = sums._replace(own_weight=None)
         return sums if rows.has_mass else sums._replace(mass=None, dot=None)
 
@@ -74,6 +73,22 @@ class PlainKernels:
             dtarget = _rules.target_grad(cost, relative, self._weights(rows, z), keep_of_row, smoothing)
             dtarget = xp.astype(xp.where(ignored, 0.0, upstream_of_row * dtarget), rows.target.dtype)
         return xp.astype(d, rows.logits.dtype), dtarget
+
+    def _with_a_class(self, rows):
+        """A shard without classes, with one that counts for nothing.
+
+        What it is made of is differentiated by the same steps as in other shards, which wait for what this one sends.
+        """
+        xp = self.xp
+        none = xp.sum(self._widened(rows.logits), axis=1, keepdims=True)
+        weight = xp.sum(none) if rows.weight is None else xp.sum(rows.weight)
+        return rows._replace(
+            logits=none - _INFINITY,
+            target=xp.sum(rows.target, axis=1, keepdims=True) if rows.soft else rows.target,
+            weight=xp.reshape(weight, (1,)),
+            first_class=rows.all_classes,
+            options=rows.options.changed(softcap=None),
+        )
 
     # What all stages read.
 

@@ -24,7 +24,7 @@ def together(part, reduce, groups, device):
     except Exception as own:
         value, error = torch.full((), math.nan, dtype=torch.float64, device=device), own
     whole = reduce(value)
-    if math.isnan(whole.detach()):
+    if math.isnan(whole.detach().item()):
         _raise_together(error, groups)
     return whole
 

@@ -9,7 +9,6 @@ Where a loss's classes are spread, each process makes the sums of its own. These
 finishes with the sums over all classes, put together in the processes' order: so all have the same bits.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import dtypes, head, namespace as xp, plain
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain, spread
+from crossent.frontends.torch.agreement import together
+from crossent.frontends.torch.labels import concrete
 from crossent.frontends.torch.shards import ClassShard
 from crossent.kernels import plain as formulas
 
@@ -25,27 +26,27 @@ from crossent.kernels import plain as formulas
 class _Parts:
     """How the rows of an input are spread over a mesh of processes; `axis` is that of the classes or features.
 
-    Along how many axes of the mesh these may stay spread themselves, `kept_spread` says: along others they are brought
-    together. If it is None, an input whose features are spread is refused. `class_dim` is the axis of the mesh along
-    which a head's classes are spread: along it every process gets all rows.
+    If these `may_be_spread`, they stay spread along one axis of the mesh, and are brought together along others. Else
+    an input whose features are spread is refused. `class_dim` is the axis of the mesh along which a head's classes are
+    spread: along it every process gets all rows.
     For a call that is only planned nothing is sent: zeros stand for what would have to be sent.
     """
 
-    def __init__(self, input, axis, what, planned, kept_spread=None, class_dim=None):
+    def __init__(self, input, axis, what, planned, may_be_spread=False, class_dim=None):
         self.mesh, self.whole, self.axis, self.planned = input.device_mesh, input, axis, planned
         # Partial sums are added up now, and an input that is sharded in another order is brought together.
         self.of_input = [p if type(p) is Shard else Replicate() for p in input.placements]
         if class_dim is not None:
             self.of_input[class_dim] = Replicate()
         spread = [dim for dim, p in enumerate(self.of_input) if p.is_shard(axis)]
-        if spread and kept_spread is None:
+        if spread and not may_be_spread:
             raise ValueError(
                 f"input must not be sharded along its {what}, axis {axis}, got placements {tuple(input.placements)}: "
                 "redistribute it along its rows, or to Replicate()"
             )
-        for dim in spread[kept_spread:]:
+        for dim in spread[1:]:
             self.of_input[dim] = Replicate()
-        self.class_dim = spread[0] if spread and kept_spread else class_dim
+        self.class_dim = spread[0] if spread else class_dim
         others = [Replicate() if dim == self.class_dim else p for dim, p in enumerate(self.of_input)]
         self.of_rows = [Shard(p.dim - (p.dim > axis)) if type(p) is Shard else p for p in others]
         self.of_sums = [Partial() if type(p) is Shard else p for p in others]
@@ -54,9 +55,11 @@ class _Parts:
 
     def shard(self, classes):
         """Which classes this process has."""
-        largest = -(-classes // self.mesh.size(self.class_dim))  # as torch.chunk cuts
-        rank = self.mesh.get_local_rank(self.class_dim)
-        return ClassShard((self.mesh, self.class_dim), rank, min(classes, rank * largest), classes, largest)
+        processes, rank = self.mesh.size(self.class_dim), self.mesh.get_local_rank(self.class_dim)
+        largest = -(-classes // processes)  # as torch.chunk cuts
+        smallest = max(0, classes - (processes - 1) * largest)
+        group = self.mesh, self.class_dim
+        return ClassShard(group, processes, rank, min(classes, rank * largest), classes, largest, smallest)
 
     def _spread(self, tensor) -> Any:
         if isinstance(tensor, DTensor):
@@ -117,22 +120,21 @@ class _Parts:
             return denominator.full_tensor()
         if denominator is not None or options.reduction != "mean":
             return denominator
-        whole, _ = self._sum(lambda: counts().sum(dtype=torch.float64))
-        return self.everywhere(whole)
+        return self.everywhere(self._sum(lambda: counts().sum(dtype=torch.float64)))
 
     def _sum(self, part, placements=None):
-        """The sum over all processes that have different rows, in float64, and the error of a bad label in this one.
-
-        The error is to be raised after the other processes have heard from this one, so that none waits for ever. They
-        hear nan.
+        """The sum over all processes that have different rows, in float64. What one of them cannot add is raised in
+        all.
         """
-        error = None
-        try:
-            value = part()
-        except IndexError as bad:
-            value, error = torch.full((), math.nan, dtype=torch.float64, device=self.whole.device), bad
-        parts = DTensor.from_local(value, self.mesh, placements or self.of_sums, run_check=False)
-        return self._moved(parts, self.replicated), error
+
+        def reduce(value):
+            parts = DTensor.from_local(value, self.mesh, placements or self.of_sums, run_check=False)
+            return self._moved(parts, self.replicated)
+
+        device = self.whole.device
+        if concrete(self.whole.detach().to_local()) is None:  # nothing can be read
+            return reduce(part())
+        return together(part, reduce, [self.mesh.get_group(dim) for dim in range(self.mesh.ndim)], device)
 
     def loss(self, compute, options, dtype, shape, by_class=False):
         """The losses of rows, or the sum of all processes' losses, rounded once. `by_class` says that a row's loss is
@@ -144,10 +146,7 @@ class _Parts:
             return self._moved(self._of_shape(compute(options), of_rows, shape), self.of_rows)
         wide = options.changed(loss_dtype="float64")
         of_sums = [over_classes.get(dim, p) for dim, p in enumerate(self.of_sums)]
-        whole, error = self._sum(lambda: compute(wide), of_sums)
-        if error is not None:
-            raise error
-        return whole.to(dtype)
+        return self._sum(lambda: compute(wide), of_sums).to(dtype)
 
     def rows(self, part, shape):
         """The DTensor of this shape of which this is one process's part."""
@@ -163,10 +162,10 @@ class _Parts:
         )
 
 
-def parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False, kept_spread=1):
+def parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False):
     """The `_Parts`, the rows' shape, and this process's part of each tensor, but all of the class weights."""
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, soft_allowed)
-    parts = _Parts(input, axis, "classes", planned, kept_spread)
+    parts = _Parts(input, axis, "classes", planned, may_be_spread=True)
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     target = parts.like_input(target) if soft else parts.like_rows(target, row_shape)
     samples = parts.samples(sample_weight, row_shape)
@@ -205,18 +204,24 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
 
 
 def prediction_stats(function, input, target, dim, options):
-    parts, shape, tensors = parts_of_loss(input, target, None, None, dim, False, kept_spread=0)
-    return tuple(parts.rows(value, shape) for value in function(*tensors[:2], dim, options))
+    parts, shape, (x, target, *_) = parts_of_loss(input, target, None, None, dim, False)
+    if parts.class_dim is None:
+        found = function(x, target, dim, options)
+    else:
+        found = plain.prediction_stats(x.detach(), target, dim, options, parts.shard(input.shape[parts.axis]))
+    return tuple(parts.rows(value, shape) for value in found)
 
 
 def parts_of_softmax(x, axis, planned=False):
-    """The `_Parts` of whole slices: slices that are spread over processes are brought together."""
-    return _Parts(x, axis, "slices", planned, kept_spread=0)
+    return _Parts(x, axis, "slices", planned, may_be_spread=True)
 
 
 def softmax(function, x, axis, log):
     parts = parts_of_softmax(x, axis)
-    return parts.like_whole(function(parts.input(), axis, None, log, 0))
+    part = parts.input()
+    if parts.class_dim is None:
+        return parts.like_whole(function(part, axis, None, log, 0))
+    return parts.like_whole(spread.softmax(part, axis, log, parts.shard(x.shape[axis])))
 
 
 def _class_dim(linear_weight, linear_bias, mesh):

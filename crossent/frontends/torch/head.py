@@ -166,11 +166,13 @@ def _all_at_once():
     return modes.is_plain() or modes.transforms() or (eager and (modes.transformed() or modes.is_traced()))
 
 
-def plain_rows(shape, how, itemsize):
-    """The rows of logits that plain operations hold at a time."""
+def plain_rows(call, itemsize):
+    """The rows of logits that plain operations hold at a time; as many in all processes that share the classes."""
+    shape, how = call.shape, call.how
     if _all_at_once():
         return shape.rows
-    return how.chunk_rows or max(1, how.chunk_bytes // max(1, shape.classes * shape.places * itemsize))
+    classes = shape.classes if call.shard is None else call.shard.largest
+    return how.chunk_rows or max(1, how.chunk_bytes // max(1, classes * shape.places * itemsize))
 
 
 def _gradients(results, tensors, wanted, upstream, create_graph=False):
@@ -249,7 +251,7 @@ def _by_row(function, call, shared, rows, chunked=_Chunks.apply):
             return function(*shared, *rows)
         if torch.compiler.is_compiling():
             chunked = _by_checkpoints
-        step = plain_rows(call.shape, call.how, rows[-1].itemsize)
+        step = plain_rows(call, rows[-1].itemsize)
         return chunked(function, (call.shape.rows, step, len(shared)), *shared, *rows)
 
 

@@ -127,10 +127,16 @@ def reduce(rows, target, soft, weight, keep, divisor, options):
     return total
 
 
-def prediction_stats(input, target, dim, options):
-    axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False)
+def prediction_stats(input, target, dim, options, shard=None):
+    all_classes = None if shard is None else shard.classes
+    axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False, all_classes)
     x, target, keep, axis = lined_up(input, target, keep, axis)
-    stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis, xp.freeze)
+    if shard is None:
+        stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis)
+    else:
+        from crossent.frontends.torch import spread as over_processes
+
+        stats = over_processes.prediction_stats(x.to(keep.dtype), target, keep, axis, shard)
     return tuple(of_rows(input, stat) for stat in stats)
 
 

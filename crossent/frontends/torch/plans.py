@@ -115,7 +115,7 @@ def _of_head(name, a, options, how):
     if reasons and input.itemsize < size:
         beside += size * linear_weight.numel()
     arithmetic = compute_storage(TORCH.storage(input))
-    rows = head.plain_rows(call.shape, how, size)
+    rows = head.plain_rows(call, size)
     return _plans.of_head(name, call, found, wanted, arithmetic, reasons, beside, rows)
 
 

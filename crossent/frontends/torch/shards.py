@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from crossent._options import integer
 from crossent.frontends.torch import namespace
 from crossent.frontends.torch.labels import concrete, outside
-from crossent.kernels import Sums, plain as formulas
+from crossent.kernels import plain as formulas
 
 # Until PyTorch 2.12 it has another name.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
@@ -20,17 +20,19 @@ _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all
 @dataclass(frozen=True)
 class ClassShard:
     """The classes that this process has: those from `first` on, of the `classes` of all. The `largest` shard has so
-    many.
+    many, and the `smallest`.
 
-    `group` are the processes, a group or a mesh with one of its axes, and `rank` is this one's number among them.
+    `group` are the `processes`, as functional collectives take it, and `rank` is this one's number among them.
     `assumed` says how many classes each of them has, if that is still to be seen.
     """
 
     group: Any
+    processes: int
     rank: int
     first: int
     classes: int
     largest: int
+    smallest: int
     assumed: int | None = None
 
     def gathered(self, mine):
@@ -53,14 +55,23 @@ class ClassShard:
             )
         return parts[:, :-1].reshape(-1, *mine.shape)
 
+    def parts_of(self, sums):
+        """The sums of all processes, in their order; `sums` are this one's, a named tuple of tensors of one shape."""
+        given = [one for one in sums if one is not None]
+        dtype = torch.float64 if self.classes > 2**24 else given[0].dtype  # for the numbers of classes
+        parts = []
+        for part in self.gathered(torch.stack([one.to(dtype) for one in given])):
+            numbers = iter(part)
+            parts.append(type(sums)(*(None if one is None else next(numbers).to(one.dtype) for one in sums)))
+        return parts
+
     def merged(self, sums):
         """The `Sums` over the classes of all processes."""
-        given = [one for one in sums if one is not None]
-        parts = []
-        for part in self.gathered(torch.stack(given)):
-            numbers = iter(part)
-            parts.append(Sums(*(None if one is None else next(numbers) for one in sums)))
-        return formulas.merged(namespace, parts, namespace.freeze)
+        return formulas.merged(namespace, self.parts_of(sums), namespace.freeze)
+
+    def total(self, part):
+        """The sum over all processes."""
+        return self.gathered(part).sum(0)
 
     def with_sum_of_gradients(self, tensor):
         """A tensor that is the same in all processes; each makes a part of its gradient."""
@@ -84,7 +95,7 @@ class ClassShard:
         """What each row adds to the mean's divisor, by this process's class weights and those of the others."""
         own = self.own_labels(torch.where(keep != 0, labels, -1), -1, len(weight))
         padded = torch.cat([weight, weight.new_zeros(1)])
-        return keep * self.gathered(padded[own]).sum(0)
+        return keep * self.total(padded[own])
 
 
 class _Gathered(torch.autograd.Function):
@@ -95,6 +106,12 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, above):
+        if not ctx.shard.smallest and torch.is_grad_enabled():
+            # It would differentiate by other steps than the others, and what each of them sends must come in one order.
+            raise RuntimeError(
+                "the gradient of a loss cannot be differentiated where a process has no classes: spread them over "
+                "fewer processes"
+            )
         return _Own.apply(above, ctx.shard), None
 
 
@@ -140,7 +157,7 @@ def planned_shard(group, here):
     if not isinstance(group, ProcessGroup):
         raise TypeError(f"group must be a process group or a mesh of one axis, got {group!r}")
     rank, processes = distributed.get_rank(group), distributed.get_world_size(group)
-    return ClassShard(group, rank, rank * here, processes * here, here, assumed=here)
+    return ClassShard(group, processes, rank, rank * here, processes * here, here, here, assumed=here)
 
 
 def shard_of(spread, here, device):
@@ -162,4 +179,5 @@ def shard_of(spread, here, device):
             said = ", ".join(f"{count} from {first} on" for first, count in parts)
             raise ValueError(f"first_class must leave no class out and have none twice, got {said}")
         end += count
-    return ClassShard(shard.group, shard.rank, first_class, end, max(count for _, count in parts))
+    counts = [count for _, count in parts]
+    return replace(shard, assumed=None, first=first_class, classes=end, largest=max(counts), smallest=min(counts))

@@ -132,6 +132,21 @@ def models_parallelized(mesh):
             unpatch(model)
 
 
+@CASES.add
+def models_parallelized_and_fully_sharded(mesh):
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "classes"))
+    theirs = expected(build())
+    for group, reshard, how in (
+        ("lm_head", True, {"output_layouts": Replicate()}),
+        ("lm_head", True, {"use_local_output": False}),
+        ("model.norm lm_head", False, {}),  # one unit
+    ):
+        model = build()
+        parallelize_module(model.lm_head, both["classes"], ColwiseParallel(**how))
+        ours, _ = spread_step(units(both["data"], group, reshard_after_forward=reshard)(patch(model)), 2, 2)
+        assert_same(ours, theirs)
+
+
 def own_rows(hidden, mesh):
     return DTensor.from_local(hidden, mesh, [Replicate()]).redistribute(placements=[Shard(0)]).to_local()
 

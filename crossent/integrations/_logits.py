@@ -168,7 +168,7 @@ class Logits:
             # A dictionary: hooks of libraries look into it for tensors, and other hooks' arithmetic fails with it.
             made = self.step.head({"input": self.hidden, "target": target, "loss": loss})["loss"]
         else:
-            made = self.step.head(as_dtensor(self.hidden, self.mesh), target=target, loss=loss).loss
+            made = self.step.head(as_dtensor(self.hidden, self.mesh), target=target, loss=loss)["loss"]
             if not is_dtensor(self.hidden):
                 made = made.to_local()
         self.step.has_loss = True

@@ -26,13 +26,10 @@ def is_hook(hook):
     return (getattr(hook, "__module__", None) or "").startswith("torch.distributed.tensor")
 
 
-class Loss:
+class Loss(dict):
     """What a head answers with for its loss: hooks that place its output leave this as it is."""
 
     placements = ()
-
-    def __init__(self, loss):
-        self.loss = loss
 
     def redistribute(self, *args, **kwargs):
         return self
@@ -40,8 +37,8 @@ class Loss:
     to_local = redistribute
 
 
-# For hooks that look for tensors, as those of fully_shard.
-pytree.register_pytree_node(Loss, lambda made: ([made.loss], None), lambda found, _: Loss(*found))
+# Hooks of fully_shard look for tensors in dictionaries; older ones of it, in those that are known here.
+pytree.register_pytree_node(Loss, lambda made: (list(made.values()), list(made)), lambda v, k: Loss(zip(k, v)))
 
 
 def is_plans(forward):

@@ -47,7 +47,7 @@ def _head_members(base, loss_of):
         if isinstance(input, dict):
             return {"loss": loss_of(self, **input)}
         if "loss" in kwargs:
-            return _parallel.Loss(loss_of(self, input, **kwargs))
+            return _parallel.Loss(loss=loss_of(self, input, **kwargs))
         return base.forward(self, input, *args, **kwargs)
 
     return {"__call__": __call__, "forward": forward}

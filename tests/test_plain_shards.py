@@ -81,6 +81,14 @@ def in_a_graph(mesh):
     if mesh.size() == 2:
         compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="aot_eager")
         check(mesh, OPTIONS["everything"], (13, 12), None, "float32", even=True, compiled=compiled)
+        (x, matrix, _), target, _, exact, leaves, _ = head_case("mean", 12, bias=False)
+        (part, _), x = own(mesh, matrix, 0, even=True), x.clone().requires_grad_()
+        compiled = torch.compile(crossent.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+        loss = compiled(x, part.requires_grad_(), target, group=mesh.get_group())
+        loss.backward()
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+        for found, leaf in zip((x.grad, whole(mesh, part.grad, 0, matrix)), leaves):
+            torch.testing.assert_close(found.double(), leaf.grad, rtol=1e-5, atol=1e-6)
 
 
 @CASES.add

@@ -11,6 +11,7 @@ from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, m
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 import crossent
 
@@ -256,6 +257,25 @@ def in_a_graph(mesh):
     torch.testing.assert_close(spread.grad.full_tensor().double(), leaf.grad, rtol=1e-5, atol=1e-6)
     with pytest.raises(IndexError, match="Target 10 at position 2"):
         compiled(spread, labels.index_fill(0, torch.tensor(2), 10), label_smoothing=0.1)
+    (x, matrix, _), target, _, exact, leaves, _ = head_case("mean", bias=False)
+    compiled = torch.compile(crossent.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    given = [distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in ((x, Replicate()), (matrix, Shard(0)))]
+    loss = compiled(*given, target)
+    loss.backward()
+    torch.testing.assert_close(loss.to_local().double(), exact, rtol=1e-6, atol=1e-6)
+    for tensor, leaf in zip(given, leaves):
+        torch.testing.assert_close(tensor.grad.full_tensor().double(), leaf.grad, rtol=1e-5, atol=1e-6)
+
+
+@CASES.add
+def in_a_checkpoint(mesh):
+    """The sums are sent again, and the results are the same bits."""
+    x = distribute_tensor(torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), mesh, [Shard(1)])
+    labels, kept, again = torch.arange(6), x.detach().requires_grad_(), x.detach().requires_grad_()
+    crossent.cross_entropy(2 * kept, labels).backward()
+    step = checkpoint(lambda x: crossent.cross_entropy(2 * x, labels), again, use_reentrant=False)
+    step.backward()
+    assert torch.equal(kept.grad.to_local(), again.grad.to_local())
 
 
 @CASES.add

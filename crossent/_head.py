@@ -77,7 +77,7 @@ class Head:
         whole = self.products.token_results(self.shape.rows)
         for targets in self._chunks(()):
             results = [array[targets] for array in whole]
-            self.products.tokens(self._logits(targets)[1], self.target[targets], self.options, results)
+            self.products.tokens(self._logits(targets)[1], self.target[targets], self.options, results, self.shard)
             for array, some in zip(whole, results):
                 array[targets] = some
         return whole
@@ -88,7 +88,7 @@ class Head:
         for targets in self._chunks(()):
             x, logits = self._logits(targets)
             some, above = ([None if a is None else a[targets] for a in arrays] for arrays in (results, upstream))
-            self.products.token_gradient(logits, self.target[targets], self.options, some, above)
+            self.products.token_gradient(logits, self.target[targets], self.options, some, above, self.shard)
             self._add_products(gradients, targets, x, logits)
         return gradients
 

@@ -463,6 +463,8 @@ def linear_token_stats(
     shift: int = 0,
     softcap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    group: Any = None,
+    first_class: int | None = None,
 ) -> TokenStats:
     """What a language model's head says of every token, without its logits ever being held as a whole.
 
@@ -504,7 +506,10 @@ def linear_token_stats(
     frontend = frontend_of(type(input))
     options = loss_options(None, None, "none", ignore_index, 0.0, softcap, 0.0)
     how = head_options(shift, chunk_bytes, exact=True)
-    return TokenStats(*frontend.linear_token_stats(input, linear_weight, target, linear_bias, options, how))
+    arguments = input, linear_weight, target, linear_bias, options, how
+    if group is not None or first_class is not None:
+        arguments = *arguments, _dispatch.spread(type(input), group, first_class)
+    return TokenStats(*frontend.linear_token_stats(*arguments))
 
 
 @_wrapped_like_torchs

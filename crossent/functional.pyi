@@ -263,6 +263,8 @@ def linear_token_stats(
     shift: int = 0,
     softcap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    group: None = None,
+    first_class: None = None,
 ) -> TokenStats: ...
 @overload
 def linear_token_stats(
@@ -275,6 +277,8 @@ def linear_token_stats(
     shift: int = 0,
     softcap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    group: ProcessGroup | DeviceMesh | None = None,
+    first_class: int | None = None,
 ) -> TokenStats: ...
 
 class PredictionStats(NamedTuple):

@@ -23,6 +23,7 @@ HELPERS = (
     "crossent.frontends._problem",
     "crossent.frontends._products",
     "crossent.frontends._stages",
+    "crossent.frontends._tokens",
 )
 BELOW_FRONTENDS = (
     "crossent.kernels",
@@ -67,7 +68,9 @@ MAY_IMPORT = {
         "crossent.frontends._problem",
         "numpy",
         "crossent.frontends._cpu",
+        "crossent.frontends._tokens",
     ),
+    "crossent.frontends._tokens": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
     "crossent.frontends.torch": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.torch", "numpy", "torch"),
     "crossent.frontends": (),

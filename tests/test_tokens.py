@@ -1,5 +1,7 @@
 """linear_token_stats: values against float64 formulas on the whole logits, derivatives, ignored rows, errors."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,24 @@ def test_ties_go_by_class_order(classes, softcap):
             found.append(crossent.linear_token_stats(*tensors, softcap=softcap).rank)
     for rank in found:
         np.testing.assert_array_equal(rank, expected)
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+@pytest.mark.parametrize("gap", [1.0, 10.0, 20.0, 40.0, 80.0])
+def test_results_of_confident_rows(gap, plainly):
+    """logprob and entropy are nearly 0, and right to the last digits."""
+    weight = torch.tensor([[gap], [0.5], [0.0], [-0.25]], requires_grad=True)
+    with composite() if plainly else contextlib.nullcontext():
+        stats = crossent.linear_token_stats(torch.ones(1, 1), weight, torch.tensor([0]))
+    odds = torch.tensor([0.5, 0.0, -0.25], dtype=torch.float64) - gap
+    others = odds.exp().sum()
+    entropy = torch.log1p(others) - (odds.exp() * odds).sum() / (1 + others)
+    for found, expected in ((stats.logprob, -torch.log1p(others)), (stats.entropy, entropy)):
+        torch.testing.assert_close(found.double(), expected.reshape(1), rtol=1e-6, atol=0)
+    # d entropy / d z of the label, p * (log p + entropy) with the opposite sign
+    (gradient,) = torch.autograd.grad(stats.entropy.sum(), weight)
+    expected = -torch.exp(-torch.log1p(others)) * (entropy - torch.log1p(others))
+    torch.testing.assert_close(gradient[0].double(), expected.reshape(1), rtol=1e-5, atol=0)
 
 
 def test_confident_rows_keep_their_digits():

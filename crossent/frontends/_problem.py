@@ -259,26 +259,6 @@ def broadcast_samples(lib, sample_weight, row_shape):
     return lib.broadcast(sample_weight, row_shape)
 
 
-def token_forward(lib, logits, target, options, results):
-    """Write the token statistics to `results`: logprob, lse, entropy, rank."""
-    plan, changing = _token_call(lib, logits, target, options, results)
-    plan.forward(changing, lib.threads, (logits, target, results))
-
-
-def token_backward(lib, logits, target, options, results, upstream):
-    """Write the gradient over the logits; `upstream` are the gradients of logprob, lse and entropy, each or None."""
-    plan, changing = _token_call(lib, logits, target, options, results)
-    addresses = (0 if array is None else lib.address(array) for array in upstream)
-    plan.backward((*changing, *addresses, lib.address(logits)), lib.threads, (logits, target, results, upstream))
-
-
-def _token_call(lib, logits, target, options, results):
-    layout = _rows.layout_of(tuple(logits.shape), tuple(lib.strides(logits)), 1)
-    strides = layout.label_strides_of(lib.strides(target))
-    plan = kernels.token_plan(layout, lib.storage(logits), strides, options)
-    return plan, tuple(lib.address(array) for array in (logits, target, *results))
-
-
 def prediction_stats(lib, input, target, dim, options):
     """What metrics need of every row: logprob, rank, prediction, confidence, brier."""
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, False)

@@ -10,8 +10,9 @@ Beside what `_problem` needs of an array library, `lib` has
 
 import numpy as np
 
+from crossent.frontends import _tokens
 from crossent.frontends._cpu import ShardProblem
-from crossent.frontends._problem import compute_storage, problem_of, token_backward, token_forward
+from crossent.frontends._problem import compute_storage, problem_of
 from crossent.kernels.cpu import kernels
 
 
@@ -95,11 +96,11 @@ class Products:
         """Arrays for the logprob, lse, entropy and rank of each row."""
         return *self.zeros((3, rows)), self.lib.xp.full((rows,), -1)
 
-    def tokens(self, logits, target, options, results):
-        token_forward(self.lib, logits, target, options, results)
+    def tokens(self, logits, target, options, results, shard):
+        _tokens.forward(self.lib, logits, target, options, results, shard)
 
-    def token_gradient(self, logits, target, options, results, upstream):
-        token_backward(self.lib, logits, target, options, results, upstream)
+    def token_gradient(self, logits, target, options, results, upstream, shard):
+        _tokens.backward(self.lib, logits, target, options, results, upstream, shard)
 
 
 def sums(lib, matrix, parts):

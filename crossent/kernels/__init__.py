@@ -73,6 +73,23 @@ class Sums(NamedTuple):
     dot: Any
 
 
+class TokenSums(NamedTuple):
+    """What the statistics of a row's label depend on, beside the label's own logit: arrays of one number for each row.
+
+    z are the logits after the softcap.
+
+    peak            a finite number near the largest z, so that the others' sum is in range: 0 where all are -inf
+    others          the sum of exp(z - peak) over all classes but the label
+    dot             the sum of exp(z - peak) * (z - peak) over all classes but the label
+    ahead           how many classes are ahead of the label: of larger z, or of the same z and earlier among all classes
+    """
+
+    peak: Any
+    others: Any
+    dot: Any
+    ahead: Any
+
+
 class Outcome(NamedTuple):
     """losses (outer, inner) of the rows, 0 for ignored ones; `totals`, two numbers: the sum of the losses, and that of
     the weights, by which a mean is divided; `bad`, the number of the first row with a bad label, -1 if there is none.

@@ -8,7 +8,7 @@ before it is used: its derivative could be nan, and nan times 0 is nan.
 from typing import Any, NamedTuple
 
 from crossent import _rules
-from crossent.kernels import Sums
+from crossent.kernels import Sums, TokenSums
 
 
 def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
@@ -182,22 +182,51 @@ def _rank(xp, z, own, label, axis):
     return xp.sum(xp.astype((z > own) | ((z == own) & earlier), xp.int64), axis=axis)
 
 
-def token_stats(xp, logits, target, keep, options, axis, freeze):
-    """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0."""
+def token_stats(xp, logits, target, keep, options, axis, freeze, shard=None):
+    """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0.
+
+    Of a shard of the classes, which has the number of its `first` class and what is `gathered(array)` of all shards,
+    these are the logits. The labels count over all classes.
+    """
     z = capped(xp, xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0), options)
-    label = xp.expand_dims(xp.where(keep != 0, target, 0), axis=axis)
-    # Before the peak is taken off: less a peak of 1e8, logits that differ would be equal.
-    rank = _rank(xp, z, xp.take_along_axis(z, label, axis=axis), label, axis)
-    z, peak = _from_peak(xp, z, axis, freeze)
-    log_total = xp.log(xp.sum(xp.exp(z), axis=axis))
-    log_p = z - xp.expand_dims(log_total, axis=axis)
-    p = xp.exp(log_p)
-    entropy = -xp.sum(p * xp.where(p == 0, 0.0, log_p), axis=axis)
-    logprob = xp.squeeze(xp.take_along_axis(log_p, label, axis=axis), axis)
-    lse = xp.squeeze(peak, axis) + log_total
+    label = xp.where(keep != 0, target, 0)
+    if shard is not None:
+        label = label - shard.first
+    at_label = _at_label(xp, label, keep, axis, _by_class(z, axis))
+    own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
+    if shard is not None:
+        own = xp.sum(shard.gathered(own), axis=0)
+    sums = _token_sums(xp, z, own, label, at_label, axis, freeze)
+    if shard is not None:
+        sums = merged_tokens(xp, own, shard.gathered(xp.stack([xp.astype(one, own.dtype) for one in sums])), freeze)
+    *floats, rank = token_results(xp, own, sums)
     # A bad label that could not be refused has keep = nan, which makes its results nan.
-    logprob, lse, entropy = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, lse, entropy))
-    return logprob, lse, entropy, xp.where(keep != 0, rank, -1)
+    return *(xp.where(keep != 0, keep * value, 0.0) for value in floats), xp.where(keep != 0, rank, -1)
+
+
+def _token_sums(xp, z, own, label, at_label, axis, freeze):
+    """The `TokenSums`; a label before or after these classes is a number below 0, or their count or more."""
+    # Before the peak is taken off: less a peak of 1e8, logits that differ would be equal.
+    ahead = _rank(xp, z, xp.expand_dims(own, axis=axis), xp.expand_dims(label, axis=axis), axis)
+    if isinstance(z.shape[axis], int) and not z.shape[axis]:  # as in `row_losses`
+        nothing = xp.sum(z, axis=axis)
+        return TokenSums(nothing, nothing, nothing, ahead)
+    z, peak = _from_peak(xp, z, axis, freeze)
+    e = xp.where(at_label, 0.0, xp.exp(z))
+    dot = xp.sum(e * xp.where(e == 0, 0.0, z), axis=axis)
+    return TokenSums(xp.squeeze(peak, axis), xp.sum(e, axis=axis), dot, ahead)
+
+
+def token_results(xp, own, sums):
+    """Log-probability, lse, entropy and rank of labels with the logits `own`, of the sums over all classes."""
+    relative, others = own - sums.peak, sums.others
+    own_exp = xp.exp(relative)
+    nll, log_total = label_nll(xp, relative, others)
+    # Where the row is confident the entropy is made relative to the label: so it keeps its digits, as nll does.
+    confident, relative = others <= own_exp, xp.where(own_exp == 0, 0.0, relative)
+    dot = sums.dot + xp.where(confident, -others, own_exp) * relative
+    entropy = _rules.entropy_of(xp.where(confident, nll, log_total), dot, others + own_exp)
+    return -nll, sums.peak + log_total, entropy, sums.ahead
 
 
 class PredictionSums(NamedTuple):
@@ -267,18 +296,33 @@ def as_it_is(array):
 
 def merged(xp, parts, freeze=as_it_is):
     """The sums of rows over the classes of all shards, of the `Sums` of each in the shards' order."""
-    nothing = -float("inf")
-    # A shard without classes, or with none but the label, has any peak and no others: its peak must not count.
-    tops = [xp.where(part.others == 0, nothing, part.peak) for part in parts]
     own = _largest(xp, [part.own for part in parts])
-    peak = freeze(_largest(xp, [own, *tops]))
-    peak = xp.where(peak == nothing, 0.0, peak)
-    others = sum(part.others * xp.exp(top - peak) for part, top in zip(parts, tops))
+    peak, factors = _common_peak(xp, own, parts, freeze)
+    others = sum(part.others * factor for part, factor in zip(parts, factors))
     own_weight = None if parts[0].own_weight is None else sum(part.own_weight for part in parts)
     if parts[0].mass is None:
         return Sums(peak, others, own, own_weight, None, None)
     dot = sum(part.dot + part.mass * (part.peak - peak) for part in parts)
     return Sums(peak, others, own, own_weight, sum(part.mass for part in parts), dot)
+
+
+def merged_tokens(xp, own, parts, freeze=as_it_is):
+    """As `merged`, of the arrays of `TokenSums`; `own` are the labels' logits among all classes."""
+    parts = [TokenSums(*part) for part in parts]
+    peak, factors = _common_peak(xp, own, parts, freeze)
+    others = sum(part.others * factor for part, factor in zip(parts, factors))
+    dot = sum((part.dot + part.others * (part.peak - peak)) * factor for part, factor in zip(parts, factors))
+    return TokenSums(peak, others, dot, xp.astype(sum(part.ahead for part in parts), xp.int64))
+
+
+def _common_peak(xp, own, parts, freeze):
+    """A peak for the sums of all shards, and what each one's exponentials are multiplied by."""
+    nothing = -float("inf")
+    # A shard without classes, or with none but the label, has any peak and no others: its peak must not count.
+    tops = [xp.where(part.others == 0, nothing, part.peak) for part in parts]
+    peak = freeze(_largest(xp, [own, *tops]))
+    peak = xp.where(peak == nothing, 0.0, peak)
+    return peak, [xp.exp(top - peak) for top in tops]
 
 
 def _largest(xp, arrays):

@@ -299,11 +299,7 @@ def linear_cross_entropy(function, tensors, denominator, options, how):
 
 
 def linear_token_stats(function, tensors, options, how):
-    given, (parts, shape, tensors) = tensors[1], parts_of_head((*tensors, None, None), how)
-    if parts.class_dim is not None:
-        raise ValueError(
-            f"linear_weight must be replicated for token statistics, got placements {tuple(given.placements)}: "
-            "redistribute it to Replicate()"
-        )
-    found = function(*tensors[:4], options, how)
+    parts, shape, tensors = parts_of_head((*tensors, None, None), how)
+    shard = None if parts.class_dim is None else parts.shard(shape.classes)
+    found = function(*tensors[:4], options, how, shard)
     return tuple(parts.rows(value, shape.losses(how.shift)) for value in found)

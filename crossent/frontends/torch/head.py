@@ -343,7 +343,7 @@ def composite_token_rows(tensors, call, **how_chunked):
 
     def stats_of(matrix, bias, x, labels, keep):
         logits = torch.nn.functional.linear(x, matrix, bias).to(keep.dtype)
-        return formulas.token_stats(xp, logits, labels, keep, call.options, 1, xp.freeze)
+        return formulas.token_stats(xp, logits, labels, keep, call.options, 1, xp.freeze, call.shard)
 
     return _by_row(stats_of, call, (linear_weight, linear_bias), (x, labels, keep), **how_chunked)
 

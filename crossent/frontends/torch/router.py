@@ -361,7 +361,8 @@ def linear_cross_entropy(
     return head.by_kernels(tensors, call if call.divisor is None else _with_number(call))
 
 
-def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
+def linear_token_stats(input, linear_weight, target, linear_bias, options, how, spread=None):
+    """`spread` is as in `_loss`: linear_weight and linear_bias have this process's classes."""
     from crossent.frontends.torch import head
 
     tensors = input, linear_weight, target, linear_bias
@@ -369,18 +370,23 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how):
         arguments = {
             "input": input, "linear_weight": linear_weight, "target": target, "linear_bias": linear_bias,
         }  # fmt: skip
-        return _taken_over("linear_token_stats", tensors, vars(options) | vars(how) | arguments)
+        return _taken_over("linear_token_stats", tensors, vars(options) | vars(how) | arguments | _said_of(spread))
     input, linear_weight, target, linear_bias = checked(
         input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias
     )
     if type(input) not in ORDINARY and is_distributed(input):
+        _refuse_group(spread)
         tensors = input, linear_weight, target, linear_bias
         return _distributed().linear_token_stats(linear_token_stats, tensors, options, how)
-    tensors = *as_linear_takes_them(input, linear_weight, linear_bias), target
-    call = head.call_of(tensors, Call(options, how=how))
+    input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
+    shard = None if spread is None else _shard_of(spread, input, len(linear_weight))
+    if shard is not None:
+        input, *_ = head.of_shard(input, None, target, shard, len(linear_weight), shard is not spread)
+    tensors = input, linear_weight, linear_bias, target
+    call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)
     way = way_of(tensors)
-    if way is OPERATOR:
+    if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
         return compiled.tokens(tensors, call)

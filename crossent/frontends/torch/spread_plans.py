@@ -11,6 +11,7 @@ from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.distributed import parts_of_head, parts_of_loss, parts_of_softmax
 from crossent.frontends.torch.dtypes import compute_dtype
 from crossent.frontends.torch.shards import planned_shard
+from crossent.kernels import TokenSums
 
 _OF_LOSS = "input", "target", "weight", "sample_weight"
 _OF_HEAD = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
@@ -68,7 +69,10 @@ def _of_shard(plan, name, a, shard, options, how, reasons):
         reasons.append(f"its classes are spread over {shard.processes} processes, whose losses are added up")
         found = plan(name, a, options, how)
     else:
-        reasons.append(sent(_numbers_sent(a["target"], a["weight"], options), "once"))
+        if name == "linear_token_stats":
+            reasons.append(sent(1 + len(TokenSums._fields), "in two parts"))
+        else:
+            reasons.append(sent(_numbers_sent(a["target"], a["weight"], options), "once"))
         if how is None:
             found = _plans.of_stages(TORCH, name, input, a["target"], a["dim"])
         else:

@@ -27,6 +27,13 @@ for each layout, storage type and set of options:
     plan = token_plan(layout, storage, target_strides, options)       # for rows whose classes lie side by side
     plan.forward((x, target, logprob, lse, entropy, rank), threads, owners)
     plan.backward((x, target, logprob, lse, entropy, rank, dlogprob, dlse, dentropy, dx), threads, owners)
+        # a label that is not among the classes has no entry in its row of dx
+    plan.label_logits((x, target, own, 0), threads, owners)
+    plan.sums((x, target, own, stats), threads, owners)
+        # of one shard of the classes, for rows that all count. A label is its number among these classes, -1 if it
+        # comes before them, and their count if it comes after them. `label_logits` writes to `own` the logit of each
+        # label that is among these classes. `sums` reads from `own` the labels' logits among all classes, and writes
+        # an array of `plan.SUMS` by rows
 
     plan = score_plan(layout, storage, target_strides, ignore_index)  # for rows whose classes lie side by side
     plan.forward((x, target, logprob, rank, prediction, confidence, brier), threads, owners)

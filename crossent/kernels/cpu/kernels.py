@@ -32,6 +32,7 @@ TOKENS = Fields(
     ("dlogprob", "dlse", "dentropy", "dx"),
     (*_GEOMETRY, *strides("x"), *strides("target"), *strides("dx"), "ignore_index", "cap"),
 )
+TOKEN_SUMS = Fields(("x", "target", "own", "stats"), (), (*_GEOMETRY, *strides("x"), *strides("target"), "rows", "cap"))
 SCORES = Fields(
     ("x", "target", "logprob", "rank", "prediction", "confidence", "brier"),
     (),
@@ -203,16 +204,22 @@ class SoftmaxPlan:
 
 
 class TokenPlan:
-    """As LossPlan, for the token statistics of rows whose classes lie side by side; dx has the logits' strides."""
+    """As LossPlan, for the token statistics of rows whose classes lie side by side; dx has the logits' strides.
 
-    __slots__ = ("backward", "forward", "layout")
+    `label_logits` and `sums` are for one shard of the classes.
+    """
+
+    __slots__ = ("backward", "forward", "label_logits", "layout", "sums")
+    SUMS = tokens.SUMS
 
     def __init__(self, layout, storage, target_strides, options):
         self.layout = layout
         fixed = strides_of(x=layout.strides, target=target_strides, dx=layout.strides) | {
-            "ignore_index": options.ignore_index, "cap": options.softcap or 0.0,
+            "ignore_index": options.ignore_index, "cap": options.softcap or 0.0, "rows": layout.rows,
         }  # fmt: skip
         self.forward, self.backward = _of_rows(TOKENS, (tokens.forward, tokens.backward), layout, storage, fixed)
+        (self.label_logits,) = _of_rows(TOKEN_SUMS, (tokens.label_logits,), layout, storage, fixed)
+        (self.sums,) = _of_rows(TOKEN_SUMS, (tokens.sums,), layout, storage, fixed)
 
 
 BLOCK_OF_SUMS, ROOM_OF_COMBINATIONS = column_sums.BLOCK, column_sums.ROOM

@@ -92,6 +92,12 @@ def load_logit(storage, address, index, cap):
 
 
 @inline
+def in_every_lane(storage, address, index, cap):
+    """One logit, capped as vectors are capped, so that equal logits stay equal."""
+    return capped(storage, v.splat(storage, v.load_scalar(storage, address, index)), cap)
+
+
+@inline
 def finite_peak(peak):
     """The peak, or 0 if it is -inf: where every logit is -inf, any finite number serves as the peak."""
     return 0.0 if peak == -np.inf else peak
@@ -118,10 +124,8 @@ def scalar_nll(others, own_exp, gap):
 def first_peak(call, storage, row, label, cap):
     """A row's label's logit, as a number and in every lane; and what is at least that and the first logits' maximum."""
     own = load_logit(storage, row, label, cap)
-    # Capped as vectors are capped, so that equal logits stay equal.
-    own_lanes = capped(storage, v.splat(storage, v.load_scalar(storage, row, label)), cap)
     guess = largest(storage, row, min(call.classes, LOOKED_AT), cap)
-    return own, own_lanes, finite_peak(max(own, guess))
+    return own, in_every_lane(storage, row, label, cap), finite_peak(max(own, guess))
 
 
 # Vectors of a row.
@@ -195,8 +199,8 @@ def walk(view, row, n, label, add_whole, add_part, sums):
         add_part(view, row, j, within, lane, sums)      adds one vector: the one with the label, in lane `lane`, or the
                                                         last one if it is not full, where `lane` is not within
 
-    A label outside the row, such as -1 for none, is in no vector. `view` holds whatever else the functions need;
-    `view.storage` says how the row is stored.
+    A label outside the row, -1 if it comes before the row and n if it comes after it, is in no vector. `view` holds
+    whatever else the functions need; `view.storage` says how the row is stored.
     """
     width = v.lanes(view.storage)
     full = n // width * width
@@ -204,7 +208,7 @@ def walk(view, row, n, label, add_whole, add_part, sums):
     lo, hi = 0, special
     for _ in range(2):
         for block in range(lo, hi, BLOCK):
-            sums = add_whole(view, row, block, min(block + BLOCK, hi), lo == 0, sums)
+            sums = add_whole(view, row, block, min(block + BLOCK, hi), lo < label, sums)
         if hi < n:
             sums = add_part(view, row, hi, v.first_n(view.storage, n - hi), label - hi, sums)
         if hi == full:

@@ -15,6 +15,7 @@ from crossent.kernels import TokenSums
 
 _OF_LOSS = "input", "target", "weight", "sample_weight"
 _OF_HEAD = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
+_ANY_NUMBER = 2**63 - 1  # of classes: how many the others have is not known before something is sent
 
 
 def of_dtensors(plan, name, arguments, options, how):
@@ -47,9 +48,11 @@ def of_group(plan, name, arguments, options, how):
     """What `plan` says of plain tensors that have this process's part of the classes."""
     a, input, reasons = arguments | {"group": None}, arguments["input"], []
     here = len(a["linear_weight"]) if how is not None else input.shape[_rows.class_axis(input.ndim, a["dim"])]
+    shard = planned_shard(arguments["group"], here)
     if a["first_class"] is not None:
         reasons.append("the processes send where their classes begin, since first_class is given")
-    return _of_shard(plan, name, a, planned_shard(arguments["group"], here), options, how, reasons)
+        shard = replace(shard, classes=_ANY_NUMBER)
+    return _of_shard(plan, name, a, shard, options, how, reasons)
 
 
 def _of_shard(plan, name, a, shard, options, how, reasons):

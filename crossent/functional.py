@@ -387,8 +387,10 @@ def linear_cross_entropy(
             language model is far smaller. The loss and the bias's gradient stay exact. Beside the chunk it takes up to
             ten numbers a class.
 
-    `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss` and `loss_dtype` are
-    those of `crossent.cross_entropy`. Rows that count for nothing take no part in the products, and may hold nan.
+    `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss`, `loss_dtype`, `group`
+    and `first_class` are those of `crossent.cross_entropy`. Where classes are spread over a group, linear_weight and
+    linear_bias have this process's, and the gradient of `input` is the sum of all processes' in each. Rows that count
+    for nothing take no part in the products, and may hold nan.
 
     All of it is computed in float32, for float64 in float64. Of bfloat16, a processor that multiplies it in pairs
     (AVX-512 BF16) gives logits in float32, whose gradient is rounded once, for its two products. Where logits of 16

@@ -41,7 +41,9 @@ def collectives():
         yield found
     for event in seen.events():
         library, _, name = event.name.partition("::")
-        if library == "_c10d_functional" and name.startswith(("all_", "reduce_", "broadcast")):
+        if event.name == "c10d::_allgather_base_":  # what every gathering comes to, in a graph or not
+            found.append(("all_gather_into_tensor", event.input_shapes[1]))
+        elif library == "_c10d_functional" and name.startswith(("all_reduce", "reduce_", "broadcast")):
             found.append((name, event.input_shapes[0]))
 
 

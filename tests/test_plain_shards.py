@@ -76,6 +76,13 @@ def every_shape(mesh):
 
 
 @CASES.add
+def no_rows(mesh):
+    """In any process, where none says how many classes there are."""
+    for name in ("sum", "none", "soft none"):
+        check(mesh, OPTIONS[name], (0, 6), None, "float32", even=True)
+
+
+@CASES.add
 def in_a_graph(mesh):
     """`torch.compile` makes one graph of a step."""
     if mesh.size() == 2:

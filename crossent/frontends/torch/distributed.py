@@ -67,6 +67,8 @@ class _Parts:
         return DTensor.from_local(tensor, self.mesh, self.replicated, run_check=False)
 
     def _part(self, tensor, placements, grad_placements=None):
+        if not isinstance(tensor, DTensor) and placements == self.replicated == (grad_placements or placements):
+            return tensor.resolve_neg()
         tensor = self._spread(tensor)
         if self.planned and list(tensor.placements) != placements:
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
@@ -97,7 +99,7 @@ class _Parts:
 
     def like_rows(self, tensor, row_shape):
         """This process's part of labels, or of what broadcasts to them."""
-        return self._part(self._spread(tensor).expand(row_shape), self.of_rows)
+        return self._part(tensor.expand(row_shape), self.of_rows)
 
     def by_class(self, tensor):
         """This process's part of a tensor whose first axis is that of the classes."""
@@ -115,10 +117,10 @@ class _Parts:
         return self.like_rows(sample_weight, row_shape)
 
     def divisor(self, options, denominator, counts):
-        """What the mean of all rows divides by."""
+        """What the mean of all rows divides by; None if the loss is to find it, which has all rows."""
         if isinstance(denominator, DTensor):
             return denominator.full_tensor()
-        if denominator is not None or options.reduction != "mean":
+        if denominator is not None or options.reduction != "mean" or counts is None:
             return denominator
         return self.everywhere(self._sum(lambda: counts().sum(dtype=torch.float64)))
 
@@ -126,10 +128,13 @@ class _Parts:
         """The sum over all processes that have different rows, in float64. What one of them cannot add is raised in
         all.
         """
+        placements = placements or self.of_sums
+        if placements == self.replicated:
+            return part()  # as in every other process
 
         def reduce(value):
-            parts = DTensor.from_local(value, self.mesh, placements or self.of_sums, run_check=False)
-            return self._moved(parts, self.replicated)
+            parts = DTensor.from_local(value, self.mesh, placements, run_check=False)
+            return self._moved(parts, self.replicated).to_local()
 
         device = self.whole.device
         if concrete(self.whole.detach().to_local()) is None:  # nothing can be read
@@ -146,7 +151,7 @@ class _Parts:
             return self._moved(self._of_shape(compute(options), of_rows, shape), self.of_rows)
         wide = options.changed(loss_dtype="float64")
         of_sums = [over_classes.get(dim, p) for dim, p in enumerate(self.of_sums)]
-        return self._sum(lambda: compute(wide), of_sums).to(dtype)
+        return self._spread(self._sum(lambda: compute(wide), of_sums).to(dtype))
 
     def rows(self, part, shape):
         """The DTensor of this shape of which this is one process's part."""
@@ -188,7 +193,9 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
         _, soft, *found = plain.checked_rows(like, like_target, weight, samples, dim, options, soft_allowed)
         return formulas.row_weights(xp, found[0], soft, *found[1:])
 
-    divisor, out_dtype = parts.divisor(options, denominator, counts), dtypes.result_dtype(x, options)
+    has_all_rows = soft_allowed and parts.class_dim is not None and parts.of_sums == parts.replicated
+    divisor = parts.divisor(options, denominator, None if has_all_rows else counts)
+    out_dtype = dtypes.result_dtype(x, options)
 
     def compute(options):
         if parts.class_dim is None:

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from crossent._options import integer
 from crossent.frontends.torch import namespace
 from crossent.frontends.torch.labels import concrete, outside
+from crossent.frontends.torch.modes import compiling, dispatch_modes
 from crossent.kernels import plain as formulas
 
 # Until PyTorch 2.12 it has another name.
@@ -53,7 +54,7 @@ class ClassShard:
                 f"first_class must be given where the processes of group have different numbers of classes, got "
                 f"{[int(count) for count in known]}"
             )
-        return parts[:, :-1].reshape(-1, *mine.shape)
+        return parts[:, :-1].reshape(len(parts), *mine.shape)
 
     def parts_of(self, sums):
         """The sums of all processes, in their order; `sums` are this one's, a named tuple of tensors of one shape."""
@@ -98,11 +99,22 @@ class ClassShard:
         return keep * self.total(padded[own])
 
 
+def _all_gathered(mine, shard):
+    mine, group = mine.unsqueeze(0).contiguous(), shard.group
+    if compiling() or dispatch_modes():
+        return collectives.wait_tensor(_all_gather(mine, 0, group))
+    # Without the operators that graphs need, which take three times as long.
+    group = group if isinstance(group, ProcessGroup) else group[0].get_group(group[1])
+    parts = mine.new_empty((shard.processes, *mine.shape[1:]))
+    distributed.all_gather_into_tensor(parts, mine, group=group)
+    return parts
+
+
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mine, shard):
         ctx.shard = shard
-        return collectives.wait_tensor(_all_gather(mine.unsqueeze(0).contiguous(), 0, shard.group))
+        return _all_gathered(mine, shard)
 
     @staticmethod
     def backward(ctx, above):

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import distributed
+from torch.utils.checkpoint import _StopRecomputationError
 
 KINDS = (IndexError, TypeError, ValueError)
 
@@ -21,6 +22,8 @@ def together(part, reduce, groups, device):
     error = None
     try:
         value = part()
+    except _StopRecomputationError:  # no error: a checkpoint leaves what it repeats, in all processes
+        raise
     except Exception as own:
         value, error = torch.full((), math.nan, dtype=torch.float64, device=device), own
     whole = reduce(value)

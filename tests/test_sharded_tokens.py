@@ -115,7 +115,7 @@ def chunks_of_plain_operations(mesh):
 
 @CASES.add
 def derivatives_of_derivatives(mesh):
-    *tensors, labels = arrays(torch.float64, classes=5)
+    *tensors, labels = arrays(torch.float64, classes=7)
     leaves = [tensor.requires_grad_() for tensor in tensors]
     stats, given = stats_of(mesh, *tensors, labels, chunk_bytes=100)
     found = []
@@ -125,6 +125,10 @@ def derivatives_of_derivatives(mesh):
         found.append((*first, *torch.autograd.grad(sum((one * one).sum() for one in first), of)))
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-9, atol=1e-9)
+    if mesh.size() > 1:
+        stats, given = stats_of(mesh, *arrays(classes=1))
+        with pytest.raises(RuntimeError, match="cannot be differentiated where a process has no classes"):
+            torch.autograd.grad(stats.entropy.sum(), given, create_graph=True)
 
 
 @CASES.add

@@ -5,11 +5,22 @@ three matrix products for each chunk, and nothing is kept but the gradients them
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple
 
 from crossent import _rows
 from crossent._head_filter import FilteredProducts
+
+
+class Chunk(NamedTuple):
+    """The targets of a chunk, its rows, their logits and the kernels' problem of them."""
+
+    targets: Any
+    x: Any
+    logits: Any
+    problem: Any
 
 
 @dataclass
@@ -49,27 +60,27 @@ class Head:
     def loss(self, wanted):
         """The sum of the losses, and the gradients of x, weight, bias and target, None where not wanted."""
         total, gradients, options = 0.0, self._new_gradients(wanted), self.options.summed
-        for targets in self._chunks(wanted):
+        for chunk in self._problems(wanted, options):
             if any(wanted):
-                total += self._differentiate(gradients, wanted, targets, options, None)
+                total += self._differentiate(gradients, wanted, chunk, None)
             else:
-                total += self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
+                total += chunk.problem.forward(None)[0]
         return total, gradients
 
     def losses(self):
         """The loss of every target, 0 for targets that do not count."""
         losses, options = self.products.zeros(self.shape.targets), self.options.by_row
         flat = losses.reshape(self.shape.rows, *self.shape.out)
-        for targets in self._chunks(()):
-            flat[targets] = self._problem(targets, self._logits(targets)[1], options).forward(None)[0]
+        for chunk in self._problems((), options):
+            flat[chunk.targets] = chunk.problem.forward(None)[0]
         return losses
 
     def gradients(self, wanted, upstream):
         """The gradients of losses whose upstream gradients are `upstream`; None stands for 1."""
         gradients, options = self._new_gradients(wanted), self.options.by_row
-        for targets in self._chunks(wanted):
-            dloss = None if upstream is None else upstream[targets]
-            self._differentiate(gradients, wanted, targets, options, dloss)
+        for chunk in self._problems(wanted, options):
+            dloss = None if upstream is None else upstream[chunk.targets]
+            self._differentiate(gradients, wanted, chunk, dloss)
         return gradients
 
     def tokens(self):
@@ -97,6 +108,7 @@ class Head:
         logit = self.logit_bytes
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
+        arrays *= self._at_once
         a_row = max(1, arrays * logit * self._classes_at_most())
         rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
         at_once = self.products.rows_at_once
@@ -105,6 +117,11 @@ class Head:
         rows = min(rows, self._count)
         return rows, rows * a_row
 
+    @property
+    def _at_once(self):
+        """How many chunks there are at a time."""
+        return 1 if self.shard is None else 2
+
     def _classes_at_most(self):
         """Of all processes, so that all cut the rows alike: they wait for each other in every chunk."""
         return len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
@@ -112,12 +129,26 @@ class Head:
     def _chunks(self, wanted):
         """The targets of each chunk, one chunk after the other."""
         step, count = max(1, self.chunk(wanted)[0]), self._count
-        self._buffer = self._new_buffer(step)
-        self._dense = None if self.classes is None else self._new_buffer(step)
+        at_once = range(min(self._at_once, -(-count // step)))
+        buffers = cycle([self._new_buffer(step) for _ in at_once])
+        dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in at_once])
         for lo in range(0, count, step):
             hi = min(lo + step, count)
+            self._buffer, self._dense = next(buffers), next(dense)
             yield slice(lo, hi) if isinstance(self.kept, slice) else self.kept[lo:hi]
         self._buffer = self._dense = None
+
+    def _problems(self, wanted, options):
+        """Each `Chunk`. Where classes are spread the next one's logits are made before one is handed out: meanwhile the
+        processes hear of each other's sums.
+        """
+        waiting = deque()
+        for targets in self._chunks(wanted):
+            x, logits = self._logits(targets)
+            waiting.append(Chunk(targets, x, logits, self._problem(targets, logits, options)))
+            if len(waiting) == self._at_once:
+                yield waiting.popleft()
+        yield from waiting
 
     def _new_buffer(self, rows):
         """Memory for logits, in which rows begin at cache lines. The number of lines between them is odd: rows that
@@ -164,10 +195,9 @@ class Head:
             new[...] = 0
         return new
 
-    def _differentiate(self, gradients, wanted, targets, options, dloss):
+    def _differentiate(self, gradients, wanted, chunk, dloss):
         """Add the gradients of a chunk of targets; the sum of its losses."""
-        x, logits = self._logits(targets)
-        problem = self._problem(targets, logits, options)
+        targets, x, logits, problem = chunk
         if self.how.filter_eps and self._filters(dloss):
             dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
         else:

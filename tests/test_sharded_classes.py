@@ -1,6 +1,7 @@
 """Losses whose classes are spread over 1 to 4 processes, unevenly and with empty shards too, beside the reference."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 import crossent
+from crossent.frontends._products import Products
+from crossent.frontends.torch import shards
 
 CASES = Cases()
 SHAPES = [((13, 10), None), ((5, 3), None), ((2, 19, 3), None), ((2, 6, 10), -1)]
@@ -409,13 +412,33 @@ def what_a_head_sends(mesh):
     labels, largest = torch.arange(8), -(-12 // mesh.size())
     for chunks in (1, 2):
         with collectives() as forward:
-            loss = crossent.linear_cross_entropy(
-                x.requires_grad_(), matrix, labels, chunk_bytes=4 * largest * 8 // chunks
-            )
+            chunk_bytes = 2 * 4 * largest * 8 // chunks  # two are there at a time
+            loss = crossent.linear_cross_entropy(x.requires_grad_(), matrix, labels, chunk_bytes=chunk_bytes)
         with collectives() as backward:
             loss.backward()
         assert forward == [("all_gather_into_tensor", [1, 3, 8 // chunks, 1])] * chunks
         assert backward == [("all_reduce", [8, 6])] or mesh.size() == 1
+
+
+@CASES.add
+def the_next_product_runs_meanwhile(mesh):
+    """A chunk's sums are waited for when the logits of the next are there."""
+    x = distribute_tensor(torch.randn(9, 6, generator=torch.Generator().manual_seed(0)), mesh, [Replicate()])
+    matrix = distribute_tensor(torch.randn(12, 6, generator=torch.Generator().manual_seed(1)), mesh, [Shard(0)])
+    order, make_logits, send = [], Products.logits, shards._sent
+
+    def logits(*arguments):
+        order.append("logits")
+        make_logits(*arguments)
+
+    def sent(*arguments):
+        received = send(*arguments)
+        order.append("sent")
+        return lambda: (order.append("received"), received())[1]
+
+    with mock.patch.object(Products, "logits", logits), mock.patch.object(shards, "_sent", sent):
+        crossent.linear_cross_entropy(x, matrix, torch.arange(9), chunk_bytes=2 * 4 * -(-12 // mesh.size()) * 3)
+    assert order == ["logits", "sent", *["logits", "sent", "received"] * 2, "received"]
 
 
 @CASES.add

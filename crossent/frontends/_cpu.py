@@ -1,5 +1,7 @@
 """The two stages of `crossent.kernels` on a CPU, for arrays of any library that knows their addresses."""
 
+from functools import cached_property
+
 from crossent import _rows
 from crossent._call import Call
 from crossent.frontends import _stages
@@ -106,14 +108,19 @@ def _side_by_side(lib, logits, unread=False):
 
 class ShardProblem:
     """As `_problem.Problem`, for logits of the classes of one shard along axis 1; `tensors` are logits, target, class
-    weights and sample weights. The sums of rows are merged with those of the other shards.
+    weights and sample weights. The sums of rows are sent at once, and merged with those of the other shards when they
+    are needed.
     """
 
     def __init__(self, lib, shard, tensors, options):
-        self.lib, self.kernels, self.tensors, call = lib, CpuKernels(lib), tensors, Call(options, 1)
-        self.x, target, *_ = tensors
-        self.rows = _stages.rows_of(lib, tensors, call, shard.first, shard.classes)
-        self.finished = _stages.loss(lib, self.kernels, self.rows, call, target, shard.merged)
+        self.lib, self.kernels, self.tensors, self.call = lib, CpuKernels(lib), tensors, Call(options, 1)
+        self.x, *_ = tensors
+        self.rows = _stages.rows_of(lib, tensors, self.call, shard.first, shard.classes)
+        self.merged = shard.sent(self.kernels.sums(self.rows))
+
+    @cached_property
+    def finished(self):
+        return _stages.finished(self.lib, self.kernels, self.rows, self.merged(), self.call, self.tensors[1])
 
     def forward(self, divisor):
         loss = self.finished.loss

@@ -65,8 +65,11 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
 def loss(lib, kernels, rows, call, labels, merge=None):
     """The `Finished` loss. `labels` is the caller's target; `merge` puts together the sums of all shards."""
     sums = kernels.sums(rows)
-    if merge is not None:
-        sums = merge(sums)
+    return finished(lib, kernels, rows, sums if merge is None else merge(sums), call, labels)
+
+
+def finished(lib, kernels, rows, sums, call, labels):
+    """The second stage; `sums` are those of all shards."""
     losses, totals, bad = kernels.losses(rows, sums)
     if not rows.soft and int(bad) >= 0:
         raise _label_error(lib, labels, int(bad), rows.all_classes, call.options)

@@ -14,8 +14,9 @@ from crossent.frontends.torch.labels import concrete, outside
 from crossent.frontends.torch.modes import compiling, dispatch_modes
 from crossent.kernels import plain as formulas
 
-# Until PyTorch 2.12 it has another name.
+# Until PyTorch 2.12 they have other names.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_all_gather_now = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,16 @@ class ClassShard:
 
         What every process makes of them must be the same: then its own part of their gradient is that of `mine`.
         """
+        return self._checked(_Gathered.apply(self._with_count(mine), self), mine.shape)
+
+    def _with_count(self, mine):
+        """What is sent of a tensor: if it is still to be seen that all have as many classes, their number as well."""
+        return mine if self.assumed is None else torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed)])
+
+    def _checked(self, parts, shape):
+        """The inverse, for what all processes have sent."""
         if self.assumed is None:
-            return _Gathered.apply(mine, self)
-        numbers = torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed)])
-        parts = _Gathered.apply(numbers, self)
+            return parts
         counts = parts[:, -1].detach()
         agree, known = counts == counts[self.rank], concrete(counts)
         if known is None:  # nan is heard by all
@@ -54,21 +61,30 @@ class ClassShard:
                 f"first_class must be given where the processes of group have different numbers of classes, got "
                 f"{[int(count) for count in known]}"
             )
-        return parts[:, :-1].reshape(len(parts), *mine.shape)
+        return parts[:, :-1].reshape(len(parts), *shape)
+
+    def _stacked(self, sums):
+        given = [one for one in sums if one is not None]
+        dtype = torch.float64 if self.classes > 2**24 else given[0].dtype  # for the numbers of classes
+        return torch.stack([one.to(dtype) for one in given])
 
     def parts_of(self, sums):
         """The sums of all processes, in their order; `sums` are this one's, a named tuple of tensors of one shape."""
-        given = [one for one in sums if one is not None]
-        dtype = torch.float64 if self.classes > 2**24 else given[0].dtype  # for the numbers of classes
-        parts = []
-        for part in self.gathered(torch.stack([one.to(dtype) for one in given])):
-            numbers = iter(part)
-            parts.append(type(sums)(*(None if one is None else next(numbers).to(one.dtype) for one in sums)))
-        return parts
+        return _unstacked(self.gathered(self._stacked(sums)), sums)
 
     def merged(self, sums):
         """The `Sums` over the classes of all processes."""
         return formulas.merged(namespace, self.parts_of(sums), namespace.freeze)
+
+    def sent(self, sums):
+        """As `merged`, for what is not differentiated, but nothing is waited for until the result is called."""
+        mine = self._stacked(sums)
+        received = _sent(self._with_count(mine), self)
+
+        def merged():
+            return formulas.merged(namespace, _unstacked(self._checked(received(), mine.shape), sums))
+
+        return merged
 
     def total(self, part):
         """The sum over all processes."""
@@ -99,22 +115,38 @@ class ClassShard:
         return keep * self.total(padded[own])
 
 
-def _all_gathered(mine, shard):
+def _unstacked(parts, sums):
+    """Tuples like `sums`, of the parts that the processes sent."""
+    found = []
+    for part in parts:
+        numbers = iter(part)
+        found.append(type(sums)(*(None if one is None else next(numbers).to(one.dtype) for one in sums)))
+    return found
+
+
+def _sent(mine, shard):
+    """Send a tensor; what is returned waits for those of all processes."""
     mine, group = mine.unsqueeze(0).contiguous(), shard.group
     if compiling() or dispatch_modes():
-        return collectives.wait_tensor(_all_gather(mine, 0, group))
+        parts = _all_gather(mine, 0, group)
+        return lambda: collectives.wait_tensor(parts)
     # Without the operators that graphs need, which take three times as long.
     group = group if isinstance(group, ProcessGroup) else group[0].get_group(group[1])
     parts = mine.new_empty((shard.processes, *mine.shape[1:]))
-    distributed.all_gather_into_tensor(parts, mine, group=group)
-    return parts
+    work = _all_gather_now(parts, mine, group=group, async_op=True)
+
+    def received():
+        work.wait()
+        return parts
+
+    return received
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mine, shard):
         ctx.shard = shard
-        return _all_gathered(mine, shard)
+        return _sent(mine, shard)()
 
     @staticmethod
     def backward(ctx, above):

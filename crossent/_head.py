@@ -8,19 +8,10 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
 from crossent import _rows
 from crossent._head_filter import FilteredProducts
-
-
-class Chunk(NamedTuple):
-    """The targets of a chunk, its rows, their logits and the kernels' problem of them."""
-
-    targets: Any
-    x: Any
-    logits: Any
-    problem: Any
 
 
 @dataclass
@@ -59,29 +50,25 @@ class Head:
 
     def loss(self, wanted):
         """The sum of the losses, and the gradients of x, weight, bias and target, None where not wanted."""
-        total, gradients, options = 0.0, self._new_gradients(wanted), self.options.summed
-        for chunk in self._problems(wanted, options):
-            if any(wanted):
-                total += self._differentiate(gradients, wanted, chunk, None)
-            else:
-                total += chunk.problem.forward(None)[0]
-        return total, gradients
+        options = self.options.summed
+        if any(wanted):
+            return self._differentiate(wanted, options, None)
+        total = 0.0
+        for _, _, _, problem in self._problems(wanted, options):
+            total += problem.forward(None)[0]
+        return total, self._new_gradients(wanted)
 
     def losses(self):
         """The loss of every target, 0 for targets that do not count."""
         losses, options = self.products.zeros(self.shape.targets), self.options.by_row
         flat = losses.reshape(self.shape.rows, *self.shape.out)
-        for chunk in self._problems((), options):
-            flat[chunk.targets] = chunk.problem.forward(None)[0]
+        for targets, _, _, problem in self._problems((), options):
+            flat[targets] = problem.forward(None)[0]
         return losses
 
     def gradients(self, wanted, upstream):
         """The gradients of losses whose upstream gradients are `upstream`; None stands for 1."""
-        gradients, options = self._new_gradients(wanted), self.options.by_row
-        for chunk in self._problems(wanted, options):
-            dloss = None if upstream is None else upstream[chunk.targets]
-            self._differentiate(gradients, wanted, chunk, dloss)
-        return gradients
+        return self._differentiate(wanted, self.options.by_row, upstream)[1]
 
     def tokens(self):
         """Logprob, lse, entropy and rank of every row's label; for ignored rows 0 and rank -1."""
@@ -103,33 +90,35 @@ class Head:
             self._add_products(gradients, targets, x, logits)
         return gradients
 
-    def chunk(self, wanted):
-        """The rows in a chunk, and the bytes of its logits and of other arrays as large as these."""
+    def chunk(self, wanted, at_once=1):
+        """The rows in a chunk, and the bytes of logits and of other arrays as large as these, if there are `at_once`
+        chunks at a time.
+        """
         logit = self.logit_bytes
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
-        arrays *= self._at_once
         a_row = max(1, arrays * logit * self._classes_at_most())
-        rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
-        at_once = self.products.rows_at_once
-        if rows > at_once and not self.how.chunk_rows:
-            rows -= rows % at_once
-        rows = min(rows, self._count)
-        return rows, rows * a_row
+        rows, at_least = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row), self.products.rows_at_once
+        if rows >= self._count:
+            return self._count, self._count * a_row
+        if not self.how.chunk_rows:
+            rows = max(1, rows // at_once)
+            rows -= rows % at_least if rows > at_least else 0
+        return rows, at_once * rows * a_row
 
     @property
-    def _at_once(self):
-        """How many chunks there are at a time."""
+    def at_once(self):
+        """How many chunks there are at a time, if gradients or losses are made of more than one."""
         return 1 if self.shard is None else 2
 
     def _classes_at_most(self):
         """Of all processes, so that all cut the rows alike: they wait for each other in every chunk."""
         return len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
 
-    def _chunks(self, wanted):
+    def _chunks(self, wanted, at_once=1):
         """The targets of each chunk, one chunk after the other."""
-        step, count = max(1, self.chunk(wanted)[0]), self._count
-        at_once = range(min(self._at_once, -(-count // step)))
+        step, count = max(1, self.chunk(wanted, at_once)[0]), self._count
+        at_once = range(min(at_once, -(-count // step)))
         buffers = cycle([self._new_buffer(step) for _ in at_once])
         dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in at_once])
         for lo in range(0, count, step):
@@ -139,14 +128,16 @@ class Head:
         self._buffer = self._dense = None
 
     def _problems(self, wanted, options):
-        """Each `Chunk`. Where classes are spread the next one's logits are made before one is handed out: meanwhile the
-        processes hear of each other's sums.
+        """Each chunk's targets, their rows and logits, and the kernels' problem of them.
+
+        Where classes are spread the next chunk's logits are made before one is handed out: meanwhile the processes hear
+        of each other's sums.
         """
-        waiting = deque()
-        for targets in self._chunks(wanted):
+        waiting, at_once = deque(), self.at_once
+        for targets in self._chunks(wanted, at_once):
             x, logits = self._logits(targets)
-            waiting.append(Chunk(targets, x, logits, self._problem(targets, logits, options)))
-            if len(waiting) == self._at_once:
+            waiting.append((targets, x, logits, self._problem(targets, logits, options)))
+            if len(waiting) == at_once:
                 yield waiting.popleft()
         yield from waiting
 
@@ -195,16 +186,19 @@ class Head:
             new[...] = 0
         return new
 
-    def _differentiate(self, gradients, wanted, chunk, dloss):
-        """Add the gradients of a chunk of targets; the sum of its losses."""
-        targets, x, logits, problem = chunk
-        if self.how.filter_eps and self._filters(dloss):
-            dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
-        else:
-            dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
-            self._add_products(gradients, targets, x, logits)
-        self._keep(gradients[3], targets, dtarget)
-        return losses
+    def _differentiate(self, wanted, options, upstream):
+        """The sum of the losses of all chunks, None for those of rows, and the gradients."""
+        gradients, total = self._new_gradients(wanted), None if options.reduction == "none" else 0.0
+        for targets, x, logits, problem in self._problems(wanted, options):
+            dloss = None if upstream is None else upstream[targets]
+            if self.how.filter_eps and self._filters(dloss):
+                dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
+            else:
+                dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
+                self._add_products(gradients, targets, x, logits)
+            self._keep(gradients[3], targets, dtarget)
+            total = None if total is None else total + losses
+        return total, gradients
 
     def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss):
         products, (dx, dweight, dbias, _) = self.products, gradients

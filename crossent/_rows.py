@@ -261,11 +261,14 @@ def check_sample_weight(shape, row_shape):
         raise ValueError(f"sample_weight of shape {_text(shape)} does not broadcast to the targets, {_text(row_shape)}")
 
 
-def check_denominator(options, ndim):
+def check_denominator(options, ndim, narrow=None):
+    """`narrow` is its dtype, if that is a float of 16 bits."""
     if options.reduction != "mean":
         raise ValueError(f"denominator replaces what the mean divides by, got reduction={options.reduction!r}")
     if ndim != 0:
         raise ValueError(f"denominator must be a number or a 0-dimensional array, got {ndim} axes")
+    if narrow is not None:
+        raise TypeError(f"denominator must be an integer or a float of 32 bits, which hold any count, got {narrow}")
 
 
 def dtype_error(name, dtype):

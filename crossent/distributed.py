@@ -133,6 +133,7 @@ def _counted(labels, ignore_index, weight, sample_weight):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if hasattr(tensor, "to_local"):
             raise TypeError(f"{name} must be this process's own, got a DTensor: give {name}.to_local()")
+    labels = labels.long()  # uint8 counts 156 as -100
     keep = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)
     if sample_weight is not None:
         keep = of_rows.spread(sample_weight, labels.shape).double()
@@ -142,4 +143,4 @@ def _counted(labels, ignore_index, weight, sample_weight):
             raise ValueError(f"weight must have one entry for each class, got shape {tuple(weight.shape)}")
         of_rows.refuse_bad_labels(labels, keep, len(weight), ignore_index)
         weight = weight.detach().double()
-    return formulas.row_weights(xp, labels.long(), False, weight, keep.detach()).sum()
+    return formulas.row_weights(xp, labels, False, weight, keep.detach()).sum()

@@ -228,7 +228,7 @@ def cross_entropy(
             broadcasts to the labels' (the input's without the class axis). Weight 0 is the same as ignored: neither its
             logits nor its label count.
         denominator: what "mean" divides by, a number or 0-dimensional array: the number of targets in the whole batch
-            when the batch comes in parts or on several machines.
+            when the batch comes in parts or on several machines. Not a float of 16 bits, which rounds counts.
         softcap: a positive bound for the size of the logits.
         z_loss: the factor of lse**2, which keeps the normaliser near 1. It counts what the row's target weighs, so that
             all class weights may be multiplied by a number without a change of the balance between the terms.
@@ -248,7 +248,7 @@ def cross_entropy(
             count over the classes of all, and targets, sample weights and options are the same in all processes. So
             is the loss. A gradient has the classes of what it belongs to.
         first_class: the number of this process's first class. None says that all processes have as many classes, in the
-            order of their ranks; else the processes send where theirs begin, once more a call.
+            order of their ranks; else the processes send where theirs begin, in each call, before anything else.
 
     Arrays are all of the input's kind; DTensors have their rows or their classes sharded, or are replicated, and one
     number is that of all rows in every process. The arithmetic is in float64 where `input` or probabilities are float64
@@ -389,8 +389,9 @@ def linear_cross_entropy(
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss`, `loss_dtype`, `group`
     and `first_class` are those of `crossent.cross_entropy`. Where classes are spread over a group, linear_weight and
-    linear_bias have this process's, and the gradient of `input` is the sum of all processes' in each. Rows that count
-    for nothing take no part in the products, and may hold nan.
+    linear_bias have this process's. The gradients of `input` and of a SparseTarget's probabilities, which are the same
+    in all processes, are complete in each: sums that are sent once. Rows that count for nothing take no part in the
+    products, and may hold nan.
 
     All of it is computed in float32, for float64 in float64. Of bfloat16, a processor that multiplies it in pairs
     (AVX-512 BF16) gives logits in float32, whose gradient is rounded once, for its two products. Where logits of 16

@@ -232,6 +232,16 @@ def test_shapes_of_weights(frontend, name):
     for shape in [(2,), (4,), (1, 2)]:
         with pytest.raises(ValueError):
             call(frontend, name, logits, labels, denominator=np.ones(shape, np.float32))
+    with pytest.raises(
+        TypeError, match="denominator must be an integer or a float of 32 bits, .* got (torch.)?float16"
+    ):
+        call(
+            frontend,
+            name,
+            logits,
+            labels,
+            denominator=np.float16(3) if frontend == "numpy" else torch.tensor(3.0).half(),
+        )
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

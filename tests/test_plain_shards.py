@@ -112,7 +112,8 @@ def what_is_sent(mesh):
     hidden, matrix = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     with collectives() as sent:
         crossent.linear_cross_entropy(hidden, matrix, labels, group=mesh).backward()
-    assert sent == [sums, ("all_reduce", [6, 5])]
+    gathered = "all_gather_into_tensor"
+    assert sent == [(gathered, [1, 1]), (gathered, [1, 3, 6, 1]), ("all_reduce", [6, 5])]
 
 
 @CASES.add
@@ -137,7 +138,9 @@ def heads(mesh):
             (loss * above.float()).sum().backward()
             torch.testing.assert_close(loss.double(), exact.detach(), rtol=2e-5, atol=2e-5)
             found = x.grad, whole(mesh, matrix.grad, 0, leaves[1]), whole(mesh, bias.grad, 0, leaves[2])
-            for gradient, leaf in zip(found, leaves):
+            if isinstance(target, crossent.SparseTarget):
+                found = *found, target.probs.grad
+            for gradient, leaf in zip(found, leaves, strict=True):
                 torch.testing.assert_close(gradient.double(), leaf.grad, rtol=2e-5, atol=2e-5)
 
 
@@ -190,6 +193,21 @@ def derivatives_of_derivatives(mesh):
 
 
 @CASES.add
+def in_place(mesh):
+    """Nothing is written over logits that lie in memory once for several rows, or are another tensor's too."""
+    labels, row = torch.arange(4), torch.randn(1, 4, generator=torch.Generator().manual_seed(mesh.get_rank()))
+    for logits_of in (lambda tensor: tensor.expand(4, -1), lambda tensor: torch._lazy_clone(tensor.repeat(4, 1))):
+        kept, written = row.clone().requires_grad_(), row.clone().requires_grad_()
+        crossent.cross_entropy(logits_of(kept), labels, group=mesh).backward()
+        crossent.cross_entropy(logits_of(written), labels, inplace_backward=True, group=mesh).backward()
+        assert torch.equal(kept.grad, written.grad)
+    source = row.repeat(4, 1)
+    shared = torch._lazy_clone(source).requires_grad_()
+    crossent.cross_entropy(shared, labels, inplace_backward=True, group=mesh).backward()
+    assert torch.equal(source, row.repeat(4, 1))
+
+
+@CASES.add
 def refusals(mesh):
     x, labels, rank = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3]), mesh.get_local_rank()
     group = mesh.get_group()
@@ -197,6 +215,11 @@ def refusals(mesh):
         ValueError, match="must be given where the processes of group have different numbers of classes"
     ):
         crossent.cross_entropy(x[:, : 5 - rank], labels, group=group)
+    for options in ({}, {"chunk_bytes": 40}):  # which would make other chunks in each
+        with pytest.raises(
+            ValueError, match="where the processes of group have different numbers of classes, got .5, 4"
+        ):
+            crossent.linear_cross_entropy(x, torch.zeros(5 - rank, 5), labels + 8, group=group, **options)
     with pytest.raises(ValueError, match="must leave no class out and have none twice, got 5 from 0 on, 5 from 4 on"):
         crossent.cross_entropy(x, labels, group=group, first_class=4 * rank)
     with pytest.raises(ValueError, match="first_class must not be given without group, got 5"):

@@ -109,6 +109,11 @@ def a_group_of_its_own(mesh):
     assert ours.denominator(torch.tensor([1, -100, 3]), group=alone).item() == 2.0
 
 
+def test_labels_of_8_bits():
+    """156 is not -100, as PyTorch compares them."""
+    assert ours.denominator(torch.tensor([156, 3, 199], dtype=torch.uint8)) == 3
+
+
 @pytest.fixture(scope="module")
 def failures():
     return failures_of(__name__, PROCESSES)

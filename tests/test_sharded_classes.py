@@ -11,7 +11,7 @@ from processes import Cases, collectives, failures_of, of_gradient
 from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, make
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 import crossent
@@ -145,6 +145,11 @@ def softmaxes(mesh):
                     (second,) = torch.autograd.grad((gradient * above).sum(), x)
                     (exact_second,) = torch.autograd.grad((exact_gradient * upstream.double()).sum(), leaf)
                     torch.testing.assert_close(second.full_tensor(), exact_second, **near)
+    masked = torch.randn(4, 8, generator=generator)
+    masked[:, 3:] = -torch.inf  # all that some processes have
+    for function in (crossent.softmax, crossent.log_softmax):
+        found = function(distribute_tensor(masked, mesh, [Shard(1)]), 1).full_tensor()
+        torch.testing.assert_close(found, getattr(torch, function.__name__)(masked, 1))
     certain = distribute_tensor(torch.tensor([[0.0, 20.0, -1.0]]), mesh, [Shard(1)])
     found = crossent.log_softmax(certain, 1).full_tensor()[0, 1].item()
     assert math.isclose(found, -math.log1p(math.exp(-20) + math.exp(-21)), rel_tol=1e-6)
@@ -191,24 +196,62 @@ def plans_of_classes(mesh):
         assert sent in crossent.plan(getattr(crossent, name), *arguments).reasons, name
 
 
+def check_learned(mesh, name, placements, reduction, denominator, smoothing=0.0):
+    """The gradients of class weights, sample weights and denominator, plain tensors that all processes have."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix = (torch.randn(size, generator=generator).double() for size in ((6, 4), (10, 4)))
+    labels, weight, samples = torch.arange(6), torch.linspace(0.5, 2, 10).double(), torch.linspace(1, 3, 6).double()
+    divisor = [torch.tensor(3.0, dtype=torch.float64)] if denominator else []
+    first = (hidden, matrix) if name == "linear_cross_entropy" else (hidden @ matrix.T,)
+    if name == "nll_loss":
+        first = (first[0].log_softmax(1),)
+    exact = [tensor.clone().requires_grad_() for tensor in (*first, weight, samples, *divisor)]
+    logits = exact[0] if len(first) == 1 else exact[0] @ exact[1].T
+    logp = logits if name == "nll_loss" else logits.log_softmax(1)
+    w, s, *d = exact[len(first) :]
+    q = w * ((1 - smoothing) * torch.nn.functional.one_hot(labels, 10) + smoothing / 10)
+    losses = s * (q * -logp).sum(1)
+    value = losses.sum() / (1.0 if reduction == "sum" else d[0] if d else (s * w[labels]).sum())
+    value.backward()
+    given = [distribute_tensor(t, mesh, p).requires_grad_() for t, p in zip(first, placements)]
+    learned = [tensor.clone().requires_grad_() for tensor in (weight, samples, *divisor)]
+    options = dict(zip(("weight", "sample_weight", "denominator"), learned))
+    options |= {"reduction": reduction} | ({} if name == "nll_loss" else {"label_smoothing": smoothing})
+    loss = getattr(crossent, name)(*given, labels, **options)
+    loss.backward()
+    torch.testing.assert_close(loss.to_local(), value.detach())
+    for tensor, leaf in zip((*given, *learned), exact):
+        found = tensor.grad.full_tensor() if isinstance(tensor.grad, DTensor) else tensor.grad
+        torch.testing.assert_close(found, leaf.grad, msg=f"{name} {reduction} {denominator} {tuple(leaf.shape)}")
+
+
 @CASES.add
 def weights_that_are_learned(mesh):
-    """Class weights, sample weights and a denominator get their gradients where classes are spread."""
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(6, 10, generator=generator).double(), torch.arange(6)
-    weight, samples = torch.linspace(0.5, 2, 10).double(), torch.linspace(1, 3, 6).double()
-    for given in ({}, {"denominator": torch.tensor(3.0, dtype=torch.float64)}):
-        exact = [tensor.clone().requires_grad_() for tensor in (logits, weight, samples, *given.values())]
-        q = exact[1] * (0.9 * torch.nn.functional.one_hot(labels, 10) + 0.01)
-        losses = exact[2] * (q * -exact[0].log_softmax(1)).sum(1)
-        (losses.sum() / (exact[3] if given else (exact[2] * exact[1][labels]).sum())).backward()
-        x = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
-        others = [tensor.clone().requires_grad_() for tensor in (weight, samples, *given.values())]
-        given = dict(zip(("weight", "sample_weight", "denominator"), others))
-        crossent.cross_entropy(x, labels, label_smoothing=0.1, **given).backward()
-        torch.testing.assert_close(x.grad.full_tensor(), exact[0].grad)
-        for tensor, leaf in zip(others, exact[1:]):
-            torch.testing.assert_close(tensor.grad, leaf.grad)
+    """Where classes are spread, rows, or both."""
+    grids = [(mesh, [Shard(1)], [Replicate()], [Shard(0)]), (mesh, [Shard(0)], [Shard(0)], [Replicate()])]
+    if mesh.size() == 4:
+        both = [Shard(0), Shard(1)], [Shard(0), Replicate()], [Replicate(), Shard(0)]
+        grids.append((init_device_mesh("cpu", (2, 2)), *both))
+    for grid, of_logits, of_hidden, of_matrix in grids:
+        for reduction, denominator in (("mean", False), ("mean", True), ("sum", False)):
+            check_learned(grid, "cross_entropy", [of_logits], reduction, denominator, 0.1)
+            check_learned(grid, "nll_loss", [of_logits], reduction, denominator)
+            check_learned(grid, "linear_cross_entropy", [of_hidden, of_matrix], reduction, denominator, 0.1)
+
+
+@CASES.add
+def labels_of_8_bits(mesh):
+    """156 is not -100, as PyTorch compares them."""
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    labels = torch.tensor([156, 3, 199])
+    for name in ("nll_loss", "cross_entropy"):
+        x = distribute_tensor(logits, mesh, [Shard(1)])
+        found = getattr(crossent, name)(x, labels.to(torch.uint8), reduction="none").full_tensor()
+        torch.testing.assert_close(found, -logits[range(3), labels])
+    hidden, matrix = distribute_tensor(torch.eye(3), mesh, [Replicate()]), distribute_tensor(logits.T, mesh, [Shard(0)])
+    target = crossent.SparseTarget(labels.to(torch.uint8).unsqueeze(1), torch.ones(3, 1))
+    found = crossent.linear_cross_entropy(hidden, matrix, target, reduction="none").full_tensor()
+    torch.testing.assert_close(found, -logits[range(3), labels])
 
 
 @CASES.add
@@ -331,8 +374,8 @@ HEADS = {
 
 
 def head_case(name, classes=10, dtype=torch.float32, bias=True):
-    """Input, weight and bias, the target and options of a head; and in float64 the loss, those three with their
-    gradients, and the upstream gradient.
+    """Input, weight and bias, the target and options of a head; and in float64 the loss, those three, and a sparse
+    target's probabilities, with their gradients, and the upstream gradient.
     """
     generator = torch.Generator().manual_seed(0)
     x, matrix = torch.randn(9, 6, generator=generator), torch.randn(classes, 6, generator=generator)
@@ -345,8 +388,11 @@ def head_case(name, classes=10, dtype=torch.float32, bias=True):
     target = exact_target = torch.rand(9, classes, generator=generator).softmax(1) if soft else labels
     if sparse:
         of_target, probs = torch.randint(classes, (9, 3), generator=generator), torch.rand(9, 3, generator=generator)
-        target = crossent.SparseTarget(of_target, probs)
-        exact_target = torch.zeros(9, classes).scatter_add(1, of_target, probs)
+        target, probs = (
+            crossent.SparseTarget(of_target, probs.clone().requires_grad_()),
+            probs.double().requires_grad_(),
+        )
+        exact_target = torch.zeros(9, classes).double().scatter_add(1, of_target, probs)
     tensors = [None if t is None else t.to(dtype) for t in (x, matrix, b)]
     leaves = [None if t is None else t.double().requires_grad_() for t in tensors]
     kept = {key: value for key, value in options.items() if key not in ("chunk_bytes", "filter_eps")}
@@ -354,6 +400,7 @@ def head_case(name, classes=10, dtype=torch.float32, bias=True):
     exact = exact_head(*leaves, exact_target, kept)
     above = torch.linspace(1, 2, exact.numel(), dtype=torch.float64).reshape(exact.shape)
     exact.backward(above)
+    leaves += [probs] if sparse else []
     return tensors, target, options, exact.detach(), leaves, above
 
 
@@ -372,6 +419,8 @@ def head_of(mesh, name, placements, dtype=torch.float32, bias=True):
         if tensor is not None:
             assert tensor.grad.placements in (tensor.placements, of_gradient(tensor)) and tensor.grad.dtype == dtype
             torch.testing.assert_close(tensor.grad.full_tensor().double(), leaf.grad, **tolerance)
+    for leaf in leaves[3:]:
+        torch.testing.assert_close(target.probs.grad.double(), leaf.grad, **tolerance)
 
 
 @CASES.add
@@ -410,13 +459,12 @@ def what_a_head_sends(mesh):
     x = distribute_tensor(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), mesh, [Replicate()])
     matrix = distribute_tensor(torch.randn(12, 6, generator=torch.Generator().manual_seed(1)), mesh, [Shard(0)])
     labels, largest = torch.arange(8), -(-12 // mesh.size())
-    for chunks in (1, 2):
+    for rows, chunks in ((8, [8]), (6, [3, 3, 2])):  # of more than one two are there at a time
         with collectives() as forward:
-            chunk_bytes = 2 * 4 * largest * 8 // chunks  # two are there at a time
-            loss = crossent.linear_cross_entropy(x.requires_grad_(), matrix, labels, chunk_bytes=chunk_bytes)
+            loss = crossent.linear_cross_entropy(x.requires_grad_(), matrix, labels, chunk_bytes=4 * largest * rows)
         with collectives() as backward:
             loss.backward()
-        assert forward == [("all_gather_into_tensor", [1, 3, 8 // chunks, 1])] * chunks
+        assert forward == [("all_gather_into_tensor", [1, 3, count, 1]) for count in chunks]
         assert backward == [("all_reduce", [8, 6])] or mesh.size() == 1
 
 

@@ -29,7 +29,7 @@ class CpuKernels:
                 staged.run(staged.plan.sums, 0, (0, lib.address(stats)), stats)
             except BadLabel:  # `losses` tells of it
                 pass
-        wanted = dict.fromkeys(_NAMES, True) | {"own_weight": rows.weight is not None}
+        wanted = dict.fromkeys(_NAMES, True) | {"own_weight": rows.has_own_weight}
         wanted |= dict.fromkeys(("mass", "dot"), rows.has_mass)
         return Sums(*(one.reshape(staged.row_shape) if wanted[name] else None for name, one in zip(_NAMES, stats)))
 

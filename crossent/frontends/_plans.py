@@ -79,7 +79,8 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
         size = arrays * rows * shape.classes * shape.places * _size(arithmetic) + beside
         reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
         return Plan(name, PLAIN, arithmetic, size, rows, -(-shape.rows // max(1, rows)), reasons)
-    (rows, size), copied = head.chunk(wanted), head.products.copied_weight
+    at_once = 1 if name == "linear_token_stats" else head.at_once
+    (rows, size), copied = head.chunk(wanted, at_once), head.products.copied_weight
     targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
     reasons = [f"{targets} of {shape.rows} rows count"]
     if beside:

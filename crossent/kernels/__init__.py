@@ -49,6 +49,11 @@ class Rows(NamedTuple):
         """Whether classes other than the label have a target weight."""
         return self.soft or self.options.label_smoothing > 0.0
 
+    @property
+    def has_own_weight(self):
+        """Whether labels have class weights."""
+        return self.weight is not None and not self.soft
+
 
 class Sums(NamedTuple):
     """What the results of a row depend on: arrays (outer, inner) in the dtype of the arithmetic.
@@ -58,7 +63,8 @@ class Sums(NamedTuple):
     peak            a finite number near the largest z, so that the others' sum is in range: 0 where all are -inf
     others          the sum of exp(z - peak) over all classes but the label
     own             z of the label, -inf where it is not among these classes
-    own_weight      the class weight of the label, 0 where it is not among these classes; None without class weights
+    own_weight      the class weight of the label, 0 where it is not among these classes; None unless labels have class
+                    weights
     mass            the sum of q over the classes, without what `_rules.label_weight` gives the label
     dot             the sum of q * (z - peak); both are None for labels without smoothing
 

@@ -125,6 +125,7 @@ def merged_slices(xp, parts):
         at_peak = part.peak == peak
         count = count + xp.where(at_peak, part.count, 0.0)
         below = xp.where(at_peak, 0.0, part.count) + part.others
+        below = xp.where(part.peak == -float("inf"), 0.0, below)  # of entries that are all -inf the others are nan
         others = others + below * xp.where(at_peak, 1.0, xp.exp(part.peak - peak))
     return SliceSums(peak, count, others)
 

@@ -18,7 +18,7 @@ class PlainKernels:
         self.xp, self.wide, self.freeze = xp, wide, freeze
 
     def sums(self, rows):
-        weighs = rows.weight is not None
+        has_own_weight = rows.has_own_weight
         if not rows.logits.shape[1]:
             rows = self._with_a_class(rows)
         xp, (z, at_label, keep) = self.xp, self._read(rows)
@@ -31,7 +31,7 @@ class PlainKernels:
         q = self._targets(rows, z, xp.ones_like(keep))
         dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
         sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
-        if not weighs:
+        if not has_own_weight:
             sums = sums._replace(own_weight=None)
         return sums if rows.has_mass else sums._replace(mass=None, dot=None)
 

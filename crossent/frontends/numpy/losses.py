@@ -125,7 +125,9 @@ def readable(name, array):
 def divisor_of(options, denominator):
     if denominator is None:
         return None
-    _rows.check_denominator(options, np.ndim(denominator))
+    dtype = getattr(denominator, "dtype", None)
+    narrow = dtype if dtype is not None and dtype.itemsize == 2 and dtype.kind not in "iu" else None
+    _rows.check_denominator(options, np.ndim(denominator), narrow)
     return number("denominator", denominator)
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import dtypes, head, namespace as xp, plain, spread
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain, shard_ops
 from crossent.frontends.torch.agreement import together
 from crossent.frontends.torch.labels import concrete
 from crossent.frontends.torch.shards import ClassShard
@@ -118,8 +118,8 @@ class _Parts:
 
     def divisor(self, options, denominator, counts):
         """What the mean of all rows divides by; None if the loss is to find it, which has all rows."""
-        if isinstance(denominator, DTensor):
-            return denominator.full_tensor()
+        if isinstance(denominator, torch.Tensor):
+            return self.everywhere(denominator)
         if denominator is not None or options.reduction != "mean" or counts is None:
             return denominator
         return self.everywhere(self._sum(lambda: counts().sum(dtype=torch.float64)))
@@ -168,7 +168,9 @@ class _Parts:
 
 
 def parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, planned=False):
-    """The `_Parts`, the rows' shape, and this process's part of each tensor, but all of the class weights."""
+    """The `_Parts`, the rows' shape, and this process's part of each tensor; the class weights are those of all
+    classes.
+    """
     axis, soft = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, soft_allowed)
     parts = _Parts(input, axis, "classes", planned, may_be_spread=True)
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
@@ -180,8 +182,8 @@ def parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed, plann
 def loss(function, name, tensors, denominator, dim, options, in_place):
     """`function` is the router's function for plain tensors; these are input, target, weight and sample_weight."""
     soft_allowed = name == "cross_entropy"
-    input, target, weight, sample_weight = tensors
-    parts, shape, found = parts_of_loss(input, target, weight, sample_weight, dim, soft_allowed)
+    input, target, class_weight, sample_weight = tensors
+    parts, shape, found = parts_of_loss(input, target, class_weight, sample_weight, dim, soft_allowed)
     x, target, weight, samples = found
     if soft_allowed:
         x, target = dtypes.in_common_dtype(x, target)
@@ -200,12 +202,15 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
     def compute(options):
         if parts.class_dim is None:
             return function(name, (x, target, weight, samples), divisor, dim, options, in_place)
-        shard, given = parts.shard(input.shape[parts.axis]), (parts.by_class(weight), samples)
+        shard, own_weight = parts.shard(input.shape[parts.axis]), parts.by_class(class_weight)
         if soft_allowed:
-            return function(name, (x, target, *given), divisor, dim, options, in_place, shard)
+            return function(name, (x, target, own_weight, samples), divisor, dim, options, in_place, shard)
         counts()  # refuses bad labels
         labels = shard.own_labels(target, options.ignore_index, x.shape[parts.axis])
-        return function(name, (x, labels, *given), divisor, dim, options.changed(ignore_index=-1), in_place)
+        own_labels = options.changed(ignore_index=-1)
+        # Each process makes the gradients that come from its own labels.
+        shared = [shard.with_sum_of_gradients(one) if torch.is_tensor(one) else one for one in (samples, divisor)]
+        return function(name, (x, labels, own_weight, shared[0]), shared[1], dim, own_labels, in_place)
 
     return parts.loss(compute, options, out_dtype, shape, parts.class_dim is not None and not soft_allowed)
 
@@ -228,7 +233,7 @@ def softmax(function, x, axis, log):
     part = parts.input()
     if parts.class_dim is None:
         return parts.like_whole(function(part, axis, None, log, 0))
-    return parts.like_whole(spread.softmax(part, axis, log, parts.shard(x.shape[axis])))
+    return parts.like_whole(shard_ops.softmax(part, axis, log, parts.shard(x.shape[axis])))
 
 
 def _class_dim(linear_weight, linear_bias, mesh):
@@ -292,6 +297,7 @@ def _counts(tensors, shape, options, how):
 
 
 def linear_cross_entropy(function, tensors, denominator, options, how):
+    class_weight = tensors[4]
     parts, shape, tensors = parts_of_head(tensors, how)
     divisor = parts.divisor(options, denominator, lambda: _counts(tensors, shape, options, how))
     shard = None if parts.class_dim is None else parts.shard(shape.classes)
@@ -299,8 +305,8 @@ def linear_cross_entropy(function, tensors, denominator, options, how):
     def compute(options):
         if shard is None:
             return function(*tensors, divisor, options, how)
-        input, matrix, target, bias, weight, samples = tensors
-        return function(input, matrix, target, bias, parts.by_class(weight), samples, divisor, options, how, shard)
+        *others, _, samples = tensors
+        return function(*others, parts.by_class(class_weight), samples, divisor, options, how, shard)
 
     return parts.loss(compute, options, dtypes.result_dtype(tensors[0], options), shape.losses(how.shift))
 

@@ -91,15 +91,15 @@ def with_divisor(tensors, call):
     return Call(call.options, divisor=divisor, shape=call.shape, **given)
 
 
-def of_shard(input, classes, probs, shard, here, is_whole):
-    """The input and the sparse target of a process with the classes that are `here`. An input that `is_whole` in all
-    processes gets its gradient from all of them.
+def of_shard(input, classes, probs, shard, here, by_group):
+    """The input and the sparse target of a process with the classes that are `here`. What all processes have gets its
+    gradient from all of them: the probabilities, and the input if they are a `group` of plain tensors.
     """
-    if is_whole:
+    if by_group:
         input = shard.with_sum_of_gradients(input)
     if classes is not None:
         check_classes(classes, shard.classes)
-        classes, probs = shard.own_sparse(classes, probs, here)
+        classes, probs = shard.own_sparse(classes, shard.with_sum_of_gradients(probs), here)
     return input, classes, probs
 
 

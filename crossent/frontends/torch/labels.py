@@ -20,6 +20,7 @@ def spread(sample_weight, row_shape):
 
 
 def outside(labels, classes):
+    labels = labels.to(torch.int64)  # uint8 counts 300 as 44
     return (labels < 0) | (labels >= classes)
 
 

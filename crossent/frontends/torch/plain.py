@@ -134,9 +134,9 @@ def prediction_stats(input, target, dim, options, shard=None):
     if shard is None:
         stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis)
     else:
-        from crossent.frontends.torch import spread as over_processes
+        from crossent.frontends.torch import shard_ops
 
-        stats = over_processes.prediction_stats(x.to(keep.dtype), target, keep, axis, shard)
+        stats = shard_ops.prediction_stats(x.to(keep.dtype), target, keep, axis, shard)
     return tuple(of_rows(input, stat) for stat in stats)
 
 

@@ -119,7 +119,8 @@ def divisor_of(options, denominator, input):
     if not isinstance(denominator, torch.Tensor):
         _rows.check_denominator(options, 0)
         return number("denominator", denominator)
-    _rows.check_denominator(options, denominator.ndim)
+    narrow = denominator.dtype if denominator.itemsize == 2 and denominator.is_floating_point() else None
+    _rows.check_denominator(options, denominator.ndim, narrow)
     if denominator.is_meta and not input.is_meta:
         raise device_error("denominator", denominator, input.device)
     if type(denominator) not in ORDINARY:
@@ -154,11 +155,11 @@ def _distributed():
     return distributed
 
 
-def _shard_of(spread, input, here):
+def _shard_of(spread, input, here, at_once=False):
     """The `ClassShard` of a process that has the classes `here`."""
     from crossent.frontends.torch import shards
 
-    return shards.shard_of(spread, here, input.device)
+    return shards.shard_of(spread, here, input.device, at_once)
 
 
 def _said_of(spread):
@@ -342,9 +343,11 @@ def linear_cross_entropy(
     if how.given is not None:
         check_sums(how.given, input.dtype)
     divisor = None if denominator is None else divisor_of(options, denominator, input)
-    shard = None if spread is None else _shard_of(spread, input, len(linear_weight))
+    shard = None if spread is None else _shard_of(spread, input, len(linear_weight), at_once=True)
     if shard is not None:
-        input, classes, probs = head.of_shard(input, classes, probs, shard, len(linear_weight), shard is not spread)
+        input, classes, probs = head.of_shard(
+            input, classes, probs, shard, len(linear_weight), isinstance(spread, tuple)
+        )
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
@@ -379,9 +382,9 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
         tensors = input, linear_weight, target, linear_bias
         return _distributed().linear_token_stats(linear_token_stats, tensors, options, how)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    shard = None if spread is None else _shard_of(spread, input, len(linear_weight))
+    shard = None if spread is None else _shard_of(spread, input, len(linear_weight), at_once=True)
     if shard is not None:
-        input, *_ = head.of_shard(input, None, target, shard, len(linear_weight), shard is not spread)
+        input, *_ = head.of_shard(input, None, target, shard, len(linear_weight), isinstance(spread, tuple))
     tensors = input, linear_weight, linear_bias, target
     call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)

@@ -40,16 +40,17 @@ class ClassShard:
     def gathered(self, mine):
         """The tensors of all processes, in their order, along a new first axis.
 
-        What every process makes of them must be the same: then its own part of their gradient is that of `mine`.
+        What every process makes of them must be the same. Then so are their gradients, of which each process takes its
+        own part: the backward pass sends nothing.
         """
         return self._checked(_Gathered.apply(self._with_count(mine), self), mine.shape)
 
     def _with_count(self, mine):
-        """What is sent of a tensor: if it is still to be seen that all have as many classes, their number as well."""
+        """What is sent of a tensor; with the number of classes, if it is still to be seen that all have as many."""
         return mine if self.assumed is None else torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed)])
 
     def _checked(self, parts, shape):
-        """The inverse, for what all processes have sent."""
+        """The tensors of all, after a check of the numbers that `_with_count` has added."""
         if self.assumed is None:
             return parts
         counts = parts[:, -1].detach()
@@ -96,7 +97,8 @@ class ClassShard:
 
     def own_labels(self, labels, ignore_index, here):
         """The labels as numbers of the classes that are `here`; -1, which is to be ignored, for all others."""
-        own = labels.to(torch.int64) - self.first
+        labels = labels.to(torch.int64)  # first: uint8 counts 156 as -100
+        own = labels - self.first
         return torch.where((labels == ignore_index) | (own < 0) | (own >= here), -1, own)
 
     def own_sparse(self, classes, probs, here):
@@ -204,19 +206,29 @@ def planned_shard(group, here):
     return ClassShard(group, processes, rank, rank * here, processes * here, here, here, assumed=here)
 
 
-def shard_of(spread, here, device):
+def shard_of(spread, here, device, at_once=False):
     """The `ClassShard` of a process with the classes that are `here`. `spread` is one, or what a caller says of it: the
     group, and the number of its first class or None.
+
+    Where the processes' classes begin is sent if it is given. Else it is seen with the sums whether all have as many;
+    or `at_once`, where that would be too late: how many rows make a chunk depends on it.
     """
     if isinstance(spread, ClassShard):
         return spread
     group, first_class = spread
     shard = planned_shard(group, here)
-    if first_class is None:
+    if first_class is not None:
+        return _shard_from(shard, integer("first_class", first_class), here, device)
+    if not at_once or compiling():  # a graph cannot depend on what is heard
         return shard
-    first_class = integer("first_class", first_class)
-    mine = torch.tensor([first_class, here], device=device)
-    parts = replace(shard, assumed=None).gathered(mine).tolist()
+    replace(shard, assumed=here).gathered(torch.zeros(0, device=device))
+    return replace(shard, assumed=None)
+
+
+def _shard_from(shard, first_class, here, device):
+    """The shard whose classes begin at this number, once all have said where theirs do."""
+    shard = replace(shard, assumed=None)
+    parts = shard.gathered(torch.tensor([first_class, here], device=device)).tolist()
     end = 0
     for first, count in sorted(parts):
         if first != end:
@@ -224,4 +236,4 @@ def shard_of(spread, here, device):
             raise ValueError(f"first_class must leave no class out and have none twice, got {said}")
         end += count
     counts = [count for _, count in parts]
-    return replace(shard, assumed=None, first=first_class, classes=end, largest=max(counts), smallest=min(counts))
+    return replace(shard, first=first_class, classes=end, largest=max(counts), smallest=min(counts))

@@ -88,7 +88,7 @@ def _of_shard(plan, name, a, shard, options, how, reasons):
 def _numbers_sent(target, weight, options):
     """How many numbers a row are sent for a loss."""
     soft = isinstance(target, _rows.SparseTarget) or target.is_floating_point()
-    return 3 + (weight is not None) + 2 * (soft or options.label_smoothing > 0.0)
+    return 3 + (weight is not None and not soft) + 2 * (soft or options.label_smoothing > 0.0)
 
 
 def _own_target(target, shard, here):

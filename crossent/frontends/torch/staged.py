@@ -8,7 +8,7 @@ from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
 from crossent.frontends.torch import modes, namespace
-from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.arrays import TORCH, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
 from crossent.frontends.torch.modes import applier, compiling, grad_enabled, transformed
 from crossent.frontends.torch.nodes import in_memory, needs_composite
@@ -45,7 +45,10 @@ class _StagedCrossEntropy(torch.autograd.Function):
         if needs_composite(dloss):
             make = differentiable_gradients if call.shard is None else _differentiable_gradients
             return *make(tensors, wanted[:2], call, dloss), None, None, None
-        input, in_place = tensors[0], call.in_place and wanted[0]
+        input = tensors[0]
+        in_place = call.in_place and wanted[0] and not overlaps(input)
+        if in_place:
+            input.data_ptr()  # gives a copy-on-write tensor memory of its own
         rows, dloss = _rows_of(tensors, call), in_memory(dloss)
         found = _stages.gradients(
             TORCH, _kernels_of(tensors), rows, ctx.finished, dloss, tensors, wanted[1], over_logits=in_place

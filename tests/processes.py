@@ -16,6 +16,10 @@ if not distributed.is_available():
     pytest.skip("this PyTorch has no processes to spread over", allow_module_level=True)
 
 
+DTENSORS_KEEP_GRAPHS = torch.__version__ >= "2.13"  # before, differentiating their gradients is an error
+ONE_GRAPH = torch.__version__ >= "2.10"  # of a step with collectives
+
+
 class Cases(dict):
     """Functions by name."""
 

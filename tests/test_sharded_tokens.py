@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from harness import composite
-from processes import Cases, collectives, failures_of, of_gradient
+from processes import DTENSORS_KEEP_GRAPHS, ONE_GRAPH, Cases, collectives, failures_of, of_gradient
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -115,6 +115,8 @@ def chunks_of_plain_operations(mesh):
 
 @CASES.add
 def derivatives_of_derivatives(mesh):
+    if not DTENSORS_KEEP_GRAPHS:
+        return
     *tensors, labels = arrays(torch.float64, classes=7)
     leaves = [tensor.requires_grad_() for tensor in tensors]
     stats, given = stats_of(mesh, *tensors, labels, chunk_bytes=100)
@@ -277,7 +279,7 @@ def same_bits_everywhere(mesh):
 @CASES.add
 def in_a_graph(mesh):
     """`torch.compile` makes one graph of a step."""
-    if mesh.size() != 2:  # the compiler takes seconds to load
+    if mesh.size() != 2 or not ONE_GRAPH:  # the compiler takes seconds to load
         return
     hidden, matrix, _, labels = arrays(classes=12)
     expected, leaves = stats_of(mesh, hidden, matrix, None, labels)

@@ -6,7 +6,7 @@ from crossent import _rows
 from crossent._call import Call
 from crossent.frontends import _stages
 from crossent.frontends._problem import compute_storage
-from crossent.kernels import Outcome, Sums
+from crossent.kernels import Outcome, Sums, has_mass, has_own_weight
 from crossent.kernels.cpu import kernels
 from crossent.kernels.cpu.call import BadLabel
 
@@ -29,8 +29,8 @@ class CpuKernels:
                 staged.run(staged.plan.sums, 0, (0, lib.address(stats)), stats)
             except BadLabel:  # `losses` tells of it
                 pass
-        wanted = dict.fromkeys(_NAMES, True) | {"own_weight": rows.has_own_weight}
-        wanted |= dict.fromkeys(("mass", "dot"), rows.has_mass)
+        wanted = dict.fromkeys(_NAMES, True) | {"own_weight": has_own_weight(rows)}
+        wanted |= dict.fromkeys(("mass", "dot"), has_mass(rows))
         return Sums(*(one.reshape(staged.row_shape) if wanted[name] else None for name, one in zip(_NAMES, stats)))
 
     def losses(self, rows, sums):

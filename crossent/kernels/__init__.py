@@ -44,15 +44,15 @@ class Rows(NamedTuple):
     first_class: int
     all_classes: int
 
-    @property
-    def has_mass(self):
-        """Whether classes other than the label have a target weight."""
-        return self.soft or self.options.label_smoothing > 0.0
 
-    @property
-    def has_own_weight(self):
-        """Whether labels have class weights."""
-        return self.weight is not None and not self.soft
+def has_mass(rows):  # no property of `Rows`: the compilers of PyTorch 2.10 and before cannot follow one of a tuple
+    """Whether classes other than the label have a target weight."""
+    return rows.soft or rows.options.label_smoothing > 0.0
+
+
+def has_own_weight(rows):
+    """Whether labels have class weights."""
+    return rows.weight is not None and not rows.soft
 
 
 class Sums(NamedTuple):

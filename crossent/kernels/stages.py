@@ -4,7 +4,7 @@
 """
 
 from crossent import _rules
-from crossent.kernels import Outcome, Sums, plain as formulas
+from crossent.kernels import Outcome, Sums, has_mass, has_own_weight, plain as formulas
 
 _INFINITY = float("inf")
 
@@ -18,7 +18,7 @@ class PlainKernels:
         self.xp, self.wide, self.freeze = xp, wide, freeze
 
     def sums(self, rows):
-        has_own_weight = rows.has_own_weight
+        of_labels = has_own_weight(rows)
         if not rows.logits.shape[1]:
             rows = self._with_a_class(rows)
         xp, (z, at_label, keep) = self.xp, self._read(rows)
@@ -31,9 +31,9 @@ class PlainKernels:
         q = self._targets(rows, z, xp.ones_like(keep))
         dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
         sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
-        if not has_own_weight:
+        if not of_labels:
             sums = sums._replace(own_weight=None)
-        return sums if rows.has_mass else sums._replace(mass=None, dot=None)
+        return sums if has_mass(rows) else sums._replace(mass=None, dot=None)
 
     def losses(self, rows, sums):
         xp, keep = self.xp, self._read(rows)[2]

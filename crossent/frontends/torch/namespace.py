@@ -30,7 +30,11 @@ __all__ = [
     "take", "take_along_axis", "tanh", "uint64", "where", "zeros_like",
 ]  # fmt: skip
 
-arange, astype, freeze, max, sum = torch.arange, torch.Tensor.to, torch.Tensor.detach, torch.amax, torch.sum
+arange, astype, max, sum = torch.arange, torch.Tensor.to, torch.amax, torch.sum
+
+
+def freeze(x):  # no method of Tensor, which the compilers of PyTorch 2.10 and before cannot follow as an attribute
+    return x.detach()
 
 
 def expand_dims(x, axis):

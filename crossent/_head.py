@@ -98,12 +98,13 @@ class Head:
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
         a_row = max(1, arrays * logit * self._classes_at_most())
-        rows, at_least = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row), self.products.rows_at_once
+        rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
         if rows >= self._count:
             return self._count, self._count * a_row
         if not self.how.chunk_rows:
-            rows = max(1, rows // at_once)
-            rows -= rows % at_least if rows > at_least else 0
+            rows, multiple = max(1, rows // at_once), self.products.rows_at_once
+            if rows > multiple:
+                rows -= rows % multiple
         return rows, at_once * rows * a_row
 
     @property
@@ -118,9 +119,9 @@ class Head:
     def _chunks(self, wanted, at_once=1):
         """The targets of each chunk, one chunk after the other."""
         step, count = max(1, self.chunk(wanted, at_once)[0]), self._count
-        at_once = range(min(at_once, -(-count // step)))
-        buffers = cycle([self._new_buffer(step) for _ in at_once])
-        dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in at_once])
+        places = range(min(at_once, -(-count // step)))
+        buffers = cycle([self._new_buffer(step) for _ in places])
+        dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in places])
         for lo in range(0, count, step):
             hi = min(lo + step, count)
             self._buffer, self._dense = next(buffers), next(dense)

@@ -11,6 +11,7 @@ from torch import distributed
 from crossent._options import integer, whole_number
 from crossent.frontends.torch import labels as of_rows, namespace as xp
 from crossent.frontends.torch.agreement import together
+from crossent.frontends.torch.checks import is_distributed
 from crossent.kernels import plain as formulas
 
 __all__ = ["denominator"]
@@ -131,7 +132,7 @@ def _counted(labels, ignore_index, weight, sample_weight):
     for name, tensor in (("labels", labels), ("weight", weight), ("sample_weight", sample_weight)):
         if tensor is not None and not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if hasattr(tensor, "to_local"):
+        if is_distributed(tensor):
             raise TypeError(f"{name} must be this process's own, got a DTensor: give {name}.to_local()")
     labels = labels.long()  # uint8 counts 156 as -100
     keep = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)

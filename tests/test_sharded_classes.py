@@ -178,6 +178,10 @@ def prediction_statistics(mesh):
     with collectives() as sent:
         crossent.prediction_stats(distribute_tensor(logits, mesh, [Shard(1)]), labels)
     assert [shape for _, shape in sent] == [[1, 12, 1, 2], [1, 5, 12, 2]]
+    few, labels_of_few = logits[:, :5].contiguous(), labels % 5  # the last of four processes has no class
+    found = crossent.prediction_stats(distribute_tensor(few, mesh, [Shard(1)]), labels_of_few)
+    for one, exact in zip(found, crossent.prediction_stats(few, labels_of_few)):
+        torch.testing.assert_close(one.full_tensor(), exact, rtol=1e-5, atol=1e-6)
     with pytest.raises(IndexError, match="Target 10 at position"):
         crossent.prediction_stats(distribute_tensor(logits, mesh, [Shard(1)]), labels.fill_(10))
 

@@ -52,12 +52,8 @@ def _by_class(logits, axis):
 
 def _at_label(xp, target, keep, axis, shape):
     """A mask: where the class is the label of a row that counts. `shape` is 1 everywhere but along the classes."""
-    return _is_label(xp, target, axis, shape) & xp.expand_dims(keep != 0, axis=axis)
-
-
-def _is_label(xp, target, axis, shape, first_class=0):
-    classes = xp.reshape(first_class + xp.arange(shape[axis], device=target.device), shape)
-    return xp.expand_dims(target, axis=axis) == classes
+    classes = xp.reshape(xp.arange(shape[axis], device=target.device), shape)
+    return (xp.expand_dims(target, axis=axis) == classes) & xp.expand_dims(keep != 0, axis=axis)
 
 
 def label_nll(xp, own, others):
@@ -186,8 +182,8 @@ def _rank(xp, z, own, label, axis):
 def token_stats(xp, logits, target, keep, options, axis, freeze, shard=None):
     """Log-probability of the label, lse, entropy and rank of each row; 0 and rank -1 where `keep` is 0.
 
-    Of a shard of the classes, which has the number of its `first` class and what is `gathered(array)` of all shards,
-    these are the logits. The labels count over all classes.
+    Of a `shard` of the classes these are the logits. It has the number of its `first` class, the `total(array)` over
+    all shards, and `parts_of(sums)`, the sums of each. The labels count over all classes.
     """
     z = capped(xp, xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0), options)
     label = xp.where(keep != 0, target, 0)
@@ -196,10 +192,10 @@ def token_stats(xp, logits, target, keep, options, axis, freeze, shard=None):
     at_label = _at_label(xp, label, keep, axis, _by_class(z, axis))
     own = xp.sum(xp.where(at_label, z, 0.0), axis=axis)
     if shard is not None:
-        own = xp.sum(shard.gathered(own), axis=0)
+        own = shard.total(own)
     sums = _token_sums(xp, z, own, label, at_label, axis, freeze)
     if shard is not None:
-        sums = merged_tokens(xp, own, shard.gathered(xp.stack([xp.astype(one, own.dtype) for one in sums])), freeze)
+        sums = merged_tokens(xp, own, shard.parts_of(sums), freeze)
     *floats, rank = token_results(xp, own, sums)
     # A bad label that could not be refused has keep = nan, which makes its results nan.
     return *(xp.where(keep != 0, keep * value, 0.0) for value in floats), xp.where(keep != 0, rank, -1)
@@ -243,24 +239,38 @@ class PredictionSums(NamedTuple):
     ahead: Any
 
 
-def own_logit(xp, z, target, axis, first_class=0):
-    """The label's logit, with the class axis; -inf where the label is not among the classes from `first_class` on."""
-    at_label = _is_label(xp, target, axis, _by_class(z, axis), first_class)
-    return xp.max(xp.where(at_label, z, -float("inf")), axis=axis, keepdims=True)
+def prediction_stats(xp, logits, target, keep, axis, shard=None):
+    """Log-probability and rank of the label, most likely class, its probability and the Brier score of each row.
+
+    `shard` is as in `token_stats`.
+    """
+    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
+    first = 0 if shard is None else shard.first
+    at_label = _at_label(xp, target - first, keep, axis, _by_class(z, axis))
+    own = xp.sum(xp.where(at_label, z, 0.0), axis=axis, keepdims=True)
+    if shard is not None:
+        own = shard.total(own)
+    sums = _prediction_sums(xp, z, own, target - first, at_label, axis)
+    if shard is not None:
+        sums = sums._replace(prediction=sums.prediction + first)
+        sums = _merged_predictions(xp, shard.parts_of(sums))
+    return _prediction_results(xp, xp.squeeze(own, axis), sums, keep)
 
 
-def prediction_sums(xp, z, own, target, axis, first_class=0):
-    """The `PredictionSums` of the classes from `first_class` on; `own` is the label's logit."""
+def _prediction_sums(xp, z, own, label, at_label, axis):
+    """The `PredictionSums`; a label before or after these classes is as in `_token_sums`."""
+    ahead = _rank(xp, z, own, xp.expand_dims(label, axis=axis), axis)
+    if isinstance(z.shape[axis], int) and not z.shape[axis]:  # as in `row_losses`
+        nothing = xp.sum(z, axis=axis)
+        return PredictionSums(nothing - float("inf"), ahead, nothing, nothing, ahead)
     top = xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z - xp.where(top == -float("inf"), 0.0, top))
-    rest = xp.where(_is_label(xp, target, axis, _by_class(z, axis), first_class), 0.0, e)
-    ahead = _rank(xp, z, own, xp.expand_dims(target, axis=axis) - first_class, axis)
-    prediction = first_class + xp.argmax(z, axis=axis)
+    rest, prediction = xp.where(at_label, 0.0, e), xp.argmax(z, axis=axis)
     squares = xp.sum(rest * rest, axis=axis)
     return PredictionSums(xp.squeeze(top, axis), prediction, xp.sum(rest, axis=axis), squares, ahead)
 
 
-def merged_predictions(xp, parts):
+def _merged_predictions(xp, parts):
     """The `PredictionSums` of rows of which each shard has a part, in the shards' order."""
     top = _largest(xp, [part.top for part in parts])
     prediction, others, squares = parts[-1].prediction, 0.0, 0.0
@@ -271,9 +281,8 @@ def merged_predictions(xp, parts):
     return PredictionSums(top, prediction, others, squares, sum(part.ahead for part in parts))
 
 
-def prediction_stats_of(xp, own, sums, keep):
-    """Log-probability and rank of the label, most likely class, its probability and the Brier score of each row."""
-    peak, own = xp.where(sums.top == -float("inf"), 0.0, sums.top), xp.where(keep != 0, own, 0.0)
+def _prediction_results(xp, own, sums, keep):
+    peak = xp.where(sums.top == -float("inf"), 0.0, sums.top)
     total = sums.others + xp.exp(own - peak)
     logprob = -label_nll(xp, own - peak, sums.others)[0]
     confidence = xp.exp(sums.top - peak) / total
@@ -282,12 +291,6 @@ def prediction_stats_of(xp, own, sums, keep):
     logprob, confidence, brier = (xp.where(keep != 0, keep * value, 0.0) for value in (logprob, confidence, brier))
     rank, prediction = (xp.where(keep != 0, value, -1) for value in (sums.ahead, sums.prediction))
     return logprob, rank, prediction, confidence, brier
-
-
-def prediction_stats(xp, logits, target, keep, axis):
-    z = xp.where(xp.expand_dims(keep != 0, axis=axis), logits, 0.0)
-    own = own_logit(xp, z, target, axis)
-    return prediction_stats_of(xp, xp.squeeze(own, axis), prediction_sums(xp, z, own, target, axis), keep)
 
 
 def as_it_is(array):

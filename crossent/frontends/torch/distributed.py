@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from crossent import _rows
 from crossent._call import Call
-from crossent.frontends.torch import dtypes, head, namespace as xp, plain, shard_ops
+from crossent.frontends.torch import dtypes, head, namespace as xp, plain, spread_softmax
 from crossent.frontends.torch.agreement import together
 from crossent.frontends.torch.labels import concrete
 from crossent.frontends.torch.shards import ClassShard
@@ -233,7 +233,7 @@ def softmax(function, x, axis, log):
     part = parts.input()
     if parts.class_dim is None:
         return parts.like_whole(function(part, axis, None, log, 0))
-    return parts.like_whole(shard_ops.softmax(part, axis, log, parts.shard(x.shape[axis])))
+    return parts.like_whole(spread_softmax.softmax(part, axis, log, parts.shard(x.shape[axis])))
 
 
 def _class_dim(linear_weight, linear_bias, mesh):

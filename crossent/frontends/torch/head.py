@@ -83,8 +83,8 @@ def call_of(tensors, call, classes=None):
 
 
 def with_divisor(tensors, call):
-    """The call with the divisor of its mean, if this process does not have the class weights of all labels."""
-    if call.shard is None or call.divisor is not None or tensors[4] is None or call.options.reduction != "mean":
+    """The call of a shard with the divisor of its mean, if no process has the class weights of all labels."""
+    if call.divisor is not None or tensors[4] is None or call.options.reduction != "mean":
         return call
     divisor = counts(tensors, call).sum()
     given = {"out_dtype": call.out_dtype, "how": call.how, "shard": call.shard, "classes": call.classes}

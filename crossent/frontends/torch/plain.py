@@ -131,12 +131,7 @@ def prediction_stats(input, target, dim, options, shard=None):
     all_classes = None if shard is None else shard.classes
     axis, _, target, _, keep = checked_rows(input, target, None, None, dim, options, False, all_classes)
     x, target, keep, axis = lined_up(input, target, keep, axis)
-    if shard is None:
-        stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis)
-    else:
-        from crossent.frontends.torch import shard_ops
-
-        stats = shard_ops.prediction_stats(x.to(keep.dtype), target, keep, axis, shard)
+    stats = formulas.prediction_stats(xp, x.to(keep.dtype), target, keep, axis, shard)
     return tuple(of_rows(input, stat) for stat in stats)
 
 

@@ -184,9 +184,7 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
         return _taken_over(name, (*given, denominator), dict(zip(_TENSORS_OF_A_LOSS, given)) | others | vars(options))
     tensors = input, target, weight, sample_weight = tuple(checked(**dict(zip(_TENSORS_OF_A_LOSS, given))))
     picks = name == "nll_loss"
-    if input is not given[0] and not picks:  # perhaps it can go the fast way now
-        if spread is not None:
-            return _loss(name, tensors, denominator, dim, options, in_place, spread)
+    if input is not given[0] and not picks and spread is None:  # perhaps it can go the fast way now
         return cross_entropy(input, target, weight, sample_weight, denominator, dim, options, in_place)
     if type(input) not in ORDINARY and is_distributed(input):
         _refuse_group(spread)

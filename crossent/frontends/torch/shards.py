@@ -221,7 +221,7 @@ def shard_of(spread, here, device, at_once=False):
         return _shard_from(shard, integer("first_class", first_class), here, device)
     if not at_once or compiling():  # a graph cannot depend on what is heard
         return shard
-    replace(shard, assumed=here).gathered(torch.zeros(0, device=device))
+    shard.gathered(torch.zeros(0, device=device))
     return replace(shard, assumed=None)
 
 

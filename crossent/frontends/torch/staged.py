@@ -115,6 +115,9 @@ def losses_of_shard(logits, labels, soft, weight, keep, axis, call):
 
 
 def _differentiable_gradients(tensors, wanted, call, dloss):
+    """As `plain.differentiable_gradients`, for a shard. The upstream gradient goes through what all processes compute
+    alike: multiplied afterwards, each would have its own part of the derivative by it.
+    """
     with torch.enable_grad():
         value = differentiable_loss(tensors, call)
     differentiated = [tensor for tensor, want in zip(tensors, wanted, strict=False) if want]

@@ -1,11 +1,11 @@
-"""softmax, log_softmax and prediction statistics of classes that are spread over processes: in plain operations."""
+"""softmax and log_softmax of slices that are spread over processes: in plain operations."""
 
 import torch
 
 from crossent.frontends.torch import namespace as xp
 from crossent.frontends.torch.dtypes import compute_dtype
 from crossent.kernels import plain as formulas
-from crossent.kernels.plain import PredictionSums, SliceSums
+from crossent.kernels.plain import SliceSums
 
 
 class _Softmax(torch.autograd.Function):
@@ -38,14 +38,3 @@ def _softmax_of(x, axis, log, shard):
         mine = SliceSums(nothing - torch.inf, nothing, nothing)
     sums = formulas.merged_slices(xp, shard.parts_of(mine))
     return formulas.log_softmax_of(xp, x, x - sums.peak, sums, xp.freeze) if log else formulas.softmax_of(xp, x, sums)
-
-
-def prediction_stats(logits, target, keep, axis, shard):
-    """Of logits in the dtype of the arithmetic; `target` are labels, and `keep` is 0 in ignored rows."""
-    z = torch.where((keep != 0).unsqueeze(axis), logits, 0.0)
-    if not z.shape[axis]:  # a class whose logit is -inf says as little as none
-        z = torch.nn.functional.pad(z.movedim(axis, -1), (0, 1), value=-torch.inf).movedim(-1, axis)
-    own = shard.gathered(formulas.own_logit(xp, z, target, axis, shard.first)).amax(0)
-    mine = formulas.prediction_sums(xp, z, own, target, axis, shard.first)
-    sums = formulas.merged_predictions(xp, shard.parts_of(mine))
-    return formulas.prediction_stats_of(xp, own.squeeze(axis), PredictionSums(*sums), keep)

@@ -76,3 +76,18 @@ def failures_of(module, processes):
         torch.multiprocessing.spawn(_work, args=(processes, folder, module), nprocs=processes)
         found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(processes)]
     return {name: "\n".join(of[name] for of in found if name in of) for of in found for name in of}
+
+
+def in_processes(module, cases, processes):
+    """The fixture and the test of a test file, for all its cases in each number of processes."""
+
+    @pytest.fixture(scope="module", params=processes)
+    def failures(request):
+        return failures_of(module, request.param)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("name", cases)
+    def test_processes(name, failures):
+        assert name not in failures, failures.get(name)
+
+    return failures, test_processes

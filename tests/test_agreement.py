@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import Cases, failures_of
+from processes import Cases, in_processes
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -144,15 +144,7 @@ def axes_of_a_mesh(mesh):
     assert whole.item() == mesh.size() and leaf.grad.item() == 1.0
 
 
-@pytest.fixture(scope="module", params=[3, 4])
-def failures(request):
-    return failures_of(__name__, request.param)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_processes(name, failures):
-    assert name not in failures, failures.get(name)
+failures, test_processes = in_processes(__name__, CASES, [3, 4])
 
 
 def test_one_process_raises_its_own():

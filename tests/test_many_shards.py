@@ -6,7 +6,7 @@ import pytest
 import test_plain_shards as plain_shards
 import test_sharded_classes as sharded
 import torch
-from processes import Cases, failures_of
+from processes import Cases, in_processes
 from test_contract import NLL_OPTIONS, OPTION_SHAPES, OPTIONS, SHAPES, class_axis
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -93,13 +93,6 @@ def plain_tensors(mesh):
     all_of(settings, plain_shards.check, mesh)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def failures(request):
-    return failures_of(__name__, request.param)
-
-
-@pytest.mark.soak
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_processes(name, failures):
-    assert name not in failures, failures.get(name)
+failures, test_processes = in_processes(
+    __name__, CASES, [pytest.param(count, marks=pytest.mark.soak) for count in (1, 2, 3, 4)]
+)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
-from processes import ONE_GRAPH, Cases, collectives, failures_of
+from processes import ONE_GRAPH, Cases, collectives, in_processes
 from test_contract import OPTIONS, class_axis, make
 from test_sharded_classes import HEADS, SHAPES, head_case, hessian_product
 from torch import distributed
@@ -253,12 +253,4 @@ def plans(mesh):
     assert found.path == "kernels" and {said, "the gradient of input is the sum of theirs"} <= set(found.reasons)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def failures(request):
-    return failures_of(__name__, request.param)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_processes(name, failures):
-    assert name not in failures, failures.get(name)
+failures, test_processes = in_processes(__name__, CASES, [2, 3])

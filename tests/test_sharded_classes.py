@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
-from processes import DTENSORS_KEEP_GRAPHS, ONE_GRAPH, Cases, collectives, failures_of, of_gradient
+from processes import DTENSORS_KEEP_GRAPHS, ONE_GRAPH, Cases, collectives, in_processes, of_gradient
 from test_contract import NLL_OPTIONS, OPTIONS, class_axis, log_probabilities, make
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -515,12 +515,4 @@ def refusals_of_heads(mesh):
         crossent.linear_cross_entropy(hidden, distribute_tensor(matrix, mesh, [Shard(1)]), labels)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def failures(request):
-    return failures_of(__name__, request.param)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_processes(name, failures):
-    assert name not in failures, failures.get(name)
+failures, test_processes = in_processes(__name__, CASES, [1, 2, 3, 4])

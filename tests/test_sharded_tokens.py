@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from harness import composite
-from processes import DTENSORS_KEEP_GRAPHS, ONE_GRAPH, Cases, collectives, failures_of, of_gradient
+from processes import DTENSORS_KEEP_GRAPHS, ONE_GRAPH, Cases, collectives, in_processes, of_gradient
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -314,14 +314,6 @@ def plans(mesh):
         assert "the gradient of input is the sum of theirs" in reasons
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(1, marks=pytest.mark.soak), 2, 3, pytest.param(4, marks=pytest.mark.soak)]
+failures, test_processes = in_processes(
+    __name__, CASES, [pytest.param(1, marks=pytest.mark.soak), 2, 3, pytest.param(4, marks=pytest.mark.soak)]
 )
-def failures(request):
-    return failures_of(__name__, request.param)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_processes(name, failures):
-    assert name not in failures, failures.get(name)

@@ -70,7 +70,7 @@ COMPARED = [
 def test_rivals_have_the_loss_of_crossent(name, case):
     mine, theirs = worker.sides(case, RIVALS[name])
     assert isclose(mine.loss(), theirs.loss(), rel_tol=1e-2 if case.dtype == "bfloat16" else 1e-5)
-    call = theirs.call(RIVALS[name].modes[-1], "cpu")
+    call = theirs.call(RIVALS[name].modes[-1])
     call()
     assert all(getattr(array, "grad", None) is None for array in theirs.arrays), "gradients are freed"
 

@@ -158,6 +158,7 @@ MAY_IMPORT = {
         "optax",
         "liger_kernel",
         "cut_cross_entropy",
+        "quack",
         "matplotlib",
         "rich",
     ),

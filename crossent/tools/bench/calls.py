@@ -13,7 +13,8 @@ from crossent.tools.bench.cases import Case
 def torch_arrays(case: Case) -> tuple[torch.Tensor, ...]:
     """What is differentiated, then what the function takes beside it."""
     torch.manual_seed(0)
-    return tuple(tensor.detach().to(case.device).requires_grad_(tensor.requires_grad) for tensor in _tensors(case))
+    with torch.device(case.device):
+        return _tensors(case)
 
 
 def _tensors(case: Case) -> tuple[torch.Tensor, ...]:
@@ -86,13 +87,12 @@ def of_jax(function: Callable, mode: str, arrays: tuple) -> Callable[[], object]
     return lambda: jax.block_until_ready(call(*arrays))
 
 
-def finished(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """The call and, on a device that computes on its own, waiting until it has."""
-    if device == "cpu":
-        return call
+def at_limit(function: Callable, mode: str, arrays: tuple) -> Callable[[], object]:
+    """That of a function of the mode, which says itself what is called."""
+    return function(mode, arrays)
 
-    def wait() -> None:
-        call()
+
+def wait(device: str) -> None:
+    """Until a device that works on its own has done what it was given."""
+    if device != "cpu":
         torch.cuda.synchronize()
-
-    return wait

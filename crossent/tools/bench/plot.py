@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from crossent.tools.bench.report import in_ratio, in_size, in_time
+from crossent.tools.bench.report import in_ratio, in_size, in_time, measured
 from crossent.tools.bench.rivals import RIVALS, Rival
 from crossent.tools.files import replacing
 
@@ -23,17 +23,14 @@ def check_format(path: Path) -> None:
 
 def draw(path: Path, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
     """A row for each case: the ratios of the times on the left, the peaks of memory on the right."""
-    measured = [
-        (case, [row for row in results["results"] if row["case"] == case["name"] and "ratio" in row][::-1])
-        for case in results["cases"]
-    ]
-    measured = [(case, rows) for case, rows in measured if rows]
-    heights = [1.2 + 0.45 * len(rows) for _, rows in measured] or [1.0]
+    drawn = [(case, measured(results, case)[0][::-1]) for case in results["cases"]]
+    drawn = [(case, rows) for case, rows in drawn if rows]
+    heights = [1.2 + 0.45 * len(rows) for _, rows in drawn] or [1.0]
     figure = Figure(figsize=(13, 0.6 + sum(heights)), layout="constrained")
-    figure.suptitle("crossent and its rivals" if measured else "Nothing was measured")
-    if measured:
-        panels = figure.subplots(len(measured), 2, squeeze=False, height_ratios=heights)
-        for (case, rows), (time, memory) in zip(measured, panels, strict=True):
+    figure.suptitle("crossent and its rivals" if drawn else "Nothing was measured")
+    if drawn:
+        panels = figure.subplots(len(drawn), 2, squeeze=False, height_ratios=heights)
+        for (case, rows), (time, memory) in zip(drawn, panels, strict=True):
             names = [f"{rivals[row['rival']].title}, {row['mode']}" for row in rows]
             _times(time, case["name"], names, rows)
             _peaks(memory, case["name"], names, rows)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crossent.tools.bench.memory import in_megabytes
-from crossent.tools.bench.rivals import RIVALS, Rival
+from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival
 
 NOTE = (
     "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios. A step is"
@@ -14,6 +14,7 @@ NOTE = (
     " gradients included; - where the system does not say."
 )
 UNITS = (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")
+RATES = {"bytes": (1e9, "GB/s", "a copy of as many bytes"), "flops": (1e12, "TFLOP/s", "the bare matrix products")}
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,39 @@ def once(rows: list[tuple[str, ...]], columns: int = 1) -> list[tuple[str, ...]]
 
 def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
     for case in results["cases"]:
-        rows = [row for row in results["results"] if row["case"] == case["name"] and "ratio" in row]
+        rows, limits = measured(results, case)
         if rows:
             console.print(_table(case, rows, rivals))
+        for row in limits:
+            console.print(_share(case, row))
     for row in results["results"]:
         if "error" in row:
             mode = f", {row['mode']}" if "mode" in row else ""
-            where = f"{rivals[row['rival']].title}, {row['case']}{mode}"
+            title = (LIMIT if row["rival"] == "limit" else rivals[row["rival"]]).title
+            where = f"{title}, {row['case']}{mode}"
             console.print(f"Failed: {where}: {row['error']}", style="red", markup=False)
     if results["not_measured"]:
         console.print(_not_measured(results, rivals))
     console.print(f"{NOTE}\n{_measured_on(results)}")
+
+
+def measured(results: dict, case: dict) -> tuple[list[dict], list[dict]]:
+    """The rows of a case: of rivals, and of what none goes below."""
+    rows = [row for row in results["results"] if row["case"] == case["name"] and "ratio" in row]
+    return [row for row in rows if row["rival"] != "limit"], [row for row in rows if row["rival"] == "limit"]
+
+
+def in_rate(amount: dict[str, float], seconds: float) -> str:
+    (what, number), *_ = amount.items()
+    unit, name, _ = RATES[what]
+    return f"{number / seconds / unit:.0f} {name}"
+
+
+def _share(case: dict, row: dict) -> str:
+    least = case["least"][row["mode"]]
+    (what, _), *_ = least.items()
+    ours, limit = in_rate(least, row["ours"]), in_rate(least, row["seconds"])
+    return f"{row['mode']}: crossent makes {ours}, {row['ratio']:.0%} of what {RATES[what][2]} makes ({limit})"
 
 
 def in_time(seconds: float) -> str:

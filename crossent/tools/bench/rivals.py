@@ -5,6 +5,7 @@ Libraries other than PyTorch are imported where they are used: some bring thread
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 import crossent
 from crossent.tools.bench.cases import Case
+from crossent.tools.bench.limits import at_limit
 
 Function = Callable[..., object]
 
@@ -114,7 +116,7 @@ def _liger(case: Case) -> Function:
     return functional.liger_fused_linear_cross_entropy if case.head else functional.liger_cross_entropy
 
 
-def _liger_refuses(case: Case) -> str:
+def _two_axes_on_a_gpu(case: Case) -> str:
     return _cpu_refused(case) or ("takes logits with two axes alone" if not case.head and len(case.shape) > 2 else "")
 
 
@@ -122,6 +124,20 @@ def _cce(_: Case) -> Function:
     from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
 
     return linear_cross_entropy
+
+
+def _quack(case: Case) -> Function:
+    if case.head:
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy  # pyright: ignore[reportMissingImports]
+
+        return chunked_linear_cross_entropy
+    from quack.cross_entropy import cross_entropy  # pyright: ignore[reportMissingImports]
+
+    return cross_entropy
+
+
+def _quack_refuses(case: Case) -> str:
+    return _two_axes_on_a_gpu(case) or ("takes no float64" if case.dtype == "float64" else "")
 
 
 def _head_alone(case: Case) -> str:
@@ -150,7 +166,7 @@ RIVALS = {
     "scipy": Rival("SciPy", "scipy", "scipy", _scipy, _numpy_refuses, "numpy"),
     "sklearn": Rival("scikit-learn", "sklearn", "scikit-learn", _sklearn, _sklearn_refuses, "numpy"),
     "optax": Rival("optax, jitted", "optax", "optax", _optax, _gpu_refused, "jax"),
-    "liger": Rival("Liger-Kernel", "liger_kernel", "liger-kernel", _liger, _liger_refuses),
+    "liger": Rival("Liger-Kernel", "liger_kernel", "liger-kernel", _liger, _two_axes_on_a_gpu),
     "cce": Rival(
         "cut-cross-entropy",
         "cut_cross_entropy",
@@ -158,4 +174,7 @@ RIVALS = {
         _cce,
         lambda case: _cpu_refused(case) or _head_alone(case),
     ),
+    "quack": Rival("quack", "quack", "quack-kernels", _quack, _quack_refuses),
 }
+# No rival: what none goes below, measured on a GPU beside them.
+LIMIT = Rival("the limit", "torch", "torch", lambda case: partial(at_limit, case), arrays="limit")

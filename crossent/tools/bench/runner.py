@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossent.tools.bench.cases import Case
+from crossent.tools.bench.limits import least
 from crossent.tools.bench.machine import machine, versions
 from crossent.tools.bench.memory import available
-from crossent.tools.bench.rivals import RIVALS, Rival
+from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival
 
 TIME_LIMIT = 300  # seconds for a rival on a case, above which it is given up
 # One heap for all threads: of others the C library does not give all free memory back, so that a peak misses it.
@@ -82,7 +83,7 @@ def run(
     found["machine"]["threads"] = torch.get_num_threads()
     if any(case.device == "cuda" for case in cases):
         found["machine"]["gpu"] = torch.cuda.get_device_name()
-    found["cases"] = [asdict(case) | {"bytes": case.size} for case in cases]
+    found["cases"] = [asdict(case) | {"bytes": case.size, "least": _least(case)} for case in cases]
     found |= {"results": [], "not_measured": [], "interrupted": False}
     jobs = []
     for case, name in product(cases, rivals):
@@ -91,11 +92,13 @@ def run(
             found["not_measured"].append({"case": case.name, "rival": name, "reason": reason})
         else:
             jobs.append((case, name))
+    jobs += [(case, "limit") for case in cases if case.device != "cpu"]
+    titles = {name: rival.title for name, rival in (rivals | {"limit": LIMIT}).items()}
     done = 0
     try:
         with progress(console, len(jobs)) as begins:
             for case, name in jobs:
-                begins(f"{rivals[name].title}: {case.name}")
+                begins(f"{titles[name]}: {case.name}")
                 found["results"] += [{"case": case.name, "rival": name} | row for row in measure(case, name, rounds)]
                 done += 1
     except KeyboardInterrupt:
@@ -103,6 +106,10 @@ def run(
         rest = [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs[done:]]
         found["not_measured"] += rest
     return found
+
+
+def _least(case: Case) -> dict[str, dict[str, float]]:
+    return {mode: least(case, mode) for mode in LIMIT.modes}
 
 
 def _too_large(case: Case) -> str:

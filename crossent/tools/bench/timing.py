@@ -11,9 +11,18 @@ SAMPLE_SECONDS = 5e-3
 SETTLE_SECONDS = 5e-3
 
 
-def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per call, a sample for each round: at least so many rounds, and more until the time is used up."""
-    loops = {name: _loops(call) for name, call in callables.items()}
+def _nothing() -> None:
+    pass
+
+
+def interleaved(
+    callables: dict[str, Callable[[], object]], rounds: int, seconds: float, finish: Callable[[], object] = _nothing
+) -> dict[str, list[float]]:
+    """Seconds per call, a sample for each round: at least so many rounds, and more until the time is used up.
+
+    `finish` waits for a device that works on its own: once a sample, so that calls follow each other there as in use.
+    """
+    loops = {name: _loops(call, finish) for name, call in callables.items()}
     samples: dict[str, list[float]] = {name: [] for name in callables}
     order = list(callables)
     end = time.perf_counter() + seconds
@@ -22,20 +31,28 @@ def interleaved(callables: dict[str, Callable[[], object]], rounds: int, seconds
     while len(samples[order[0]]) < rounds or time.perf_counter() < end:
         for name in order:
             time.sleep(SETTLE_SECONDS)
-            samples[name].append(_sample(callables[name], loops[name]))
+            samples[name].append(_sample(callables[name], loops[name], finish))
         order.reverse()
     gc.enable()
     return samples
 
 
-def medians(callables: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, float]:
+def medians(
+    callables: dict[str, Callable[[], object]], rounds: int, seconds: float, finish: Callable[[], object] = _nothing
+) -> dict[str, float]:
     """The median seconds per call."""
-    return {name: median(samples) for name, samples in interleaved(callables, rounds, seconds).items()}
+    return {name: median(samples) for name, samples in interleaved(callables, rounds, seconds, finish).items()}
 
 
-def beside(own: Callable[[], object], rivals: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict:
+def beside(
+    own: Callable[[], object],
+    rivals: dict[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    finish: Callable[[], object] = _nothing,
+) -> dict:
     """What `compared` says of every rival, all of which have their turn in each round."""
-    samples = interleaved({"": own} | rivals, rounds, seconds)
+    samples = interleaved({"": own} | rivals, rounds, seconds, finish)
     return {name: compared(samples[""], samples[name]) for name in rivals}
 
 
@@ -46,18 +63,20 @@ def compared(mine: list[float], theirs: list[float]) -> dict:
     return times | {"ratio": ratio, "quartiles": [low, high], "rounds": len(mine)}
 
 
-def _sample(call: Callable[[], object], loops: int) -> float:
+def _sample(call: Callable[[], object], loops: int, finish: Callable[[], object]) -> float:
     start = time.perf_counter()
     for _ in range(loops):
         call()
+    finish()
     return (time.perf_counter() - start) / loops
 
 
-def _loops(call: Callable[[], object]) -> int:
+def _loops(call: Callable[[], object], finish: Callable[[], object]) -> int:
     """As many calls as make a sample long enough to time, after a first one, which may load things."""
     call()
+    finish()
     loops = 1
     # The shorter of two: one alone may have been interrupted, and a single call is a cold one.
-    while (taken := loops * min(_sample(call, loops), _sample(call, loops))) < SAMPLE_SECONDS:
+    while (taken := loops * min(_sample(call, loops, finish), _sample(call, loops, finish))) < SAMPLE_SECONDS:
         loops = max(2 * loops, math.ceil(loops * SAMPLE_SECONDS / taken))
     return loops

@@ -4,19 +4,34 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import isclose
 
 import torch
 
-from crossent.tools.bench.calls import finished, grad_mode, jax_arrays, numpy_arrays, of_arrays, of_jax, torch_arrays
+from crossent.tools.bench.calls import (
+    at_limit,
+    grad_mode,
+    jax_arrays,
+    numpy_arrays,
+    of_arrays,
+    of_jax,
+    torch_arrays,
+    wait,
+)
 from crossent.tools.bench.cases import Case
 from crossent.tools.bench.memory import extra_peak
-from crossent.tools.bench.rivals import RIVALS, Rival, ours
+from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival, ours
 from crossent.tools.bench.timing import beside
 
 SECONDS = 0.5  # for a comparison, or longer where the rounds take longer
 LARGEST_DIFFERENCE = 0.02  # of the two losses: more than 16 bits round, and less than any mistake makes
-ARRAYS = {"torch": (torch_arrays, of_arrays), "numpy": (numpy_arrays, of_arrays), "jax": (jax_arrays, of_jax)}
+ARRAYS = {
+    "torch": (torch_arrays, of_arrays),
+    "numpy": (numpy_arrays, of_arrays),
+    "jax": (jax_arrays, of_jax),
+    "limit": (torch_arrays, at_limit),
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +46,16 @@ class Side:
         found = self.function(*self.arrays)
         return found if isinstance(found, float) else found.item()
 
-    def call(self, mode: str, device: str) -> Callable[[], object]:
-        return finished(self.timed(self.function, mode, self.arrays), device)
+    def call(self, mode: str) -> Callable[[], object]:
+        return self.timed(self.function, mode, self.arrays)
 
 
 def sides(case: Case, rival: Rival) -> tuple[Side, Side]:
     """Ours and theirs, on the same arrays where they take the same kind."""
-    own = "numpy" if rival.arrays == "numpy" else "torch"
-    make, timed = ARRAYS[own]
-    mine = Side(ours(case, rival.arrays), make(case), timed)
+    own, own_timed = ARRAYS["numpy" if rival.arrays == "numpy" else "torch"]
+    mine = Side(ours(case, rival.arrays), own(case), own_timed)
     make, timed = ARRAYS[rival.arrays]
-    return mine, Side(rival.build(case), mine.arrays if rival.arrays == own else make(case), timed)
+    return mine, Side(rival.build(case), mine.arrays if make is own else make(case), timed)
 
 
 def measure(case: Case, rival: Rival, rounds: int) -> list[dict]:
@@ -51,20 +65,26 @@ def measure(case: Case, rival: Rival, rounds: int) -> list[dict]:
         try:
             torch.compiler.reset()
             with grad_mode(mode):
-                rows.append({"mode": mode} | _measured(case, mode, *sides(case, rival), rounds))
+                found = sides(case, rival)
+                if rival is not LIMIT:
+                    check_losses(*found)
+                rows.append({"mode": mode} | _measured(case, mode, *found, rounds))
         except Exception as error:
             rows.append({"mode": mode, "error": in_a_line(error)})
     return rows
 
 
-def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> dict:
+def check_losses(mine: Side, theirs: Side) -> None:
     # Ours first: some rivals write gradients over the logits.
     own_loss, loss = mine.loss(), theirs.loss()
     if not isclose(own_loss, loss, rel_tol=LARGEST_DIFFERENCE):
         raise ValueError(f"a loss of {loss:.6g} where crossent has {own_loss:.6g}")
-    own_call, call = mine.call(mode, case.device), theirs.call(mode, case.device)
+
+
+def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> dict:
+    own_call, call = mine.call(mode), theirs.call(mode)
     memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
-    return beside(own_call, {"theirs": call}, rounds, SECONDS)["theirs"] | memory
+    return beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"] | memory
 
 
 def in_a_line(error: Exception) -> str:
@@ -75,4 +95,5 @@ def in_a_line(error: Exception) -> str:
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     job["case"]["shape"] = tuple(job["case"]["shape"])
-    print("\n" + json.dumps(measure(Case(**job["case"]), RIVALS[job["rival"]], job["rounds"])))
+    rival = (RIVALS | {"limit": LIMIT})[job["rival"]]
+    print("\n" + json.dumps(measure(Case(**job["case"]), rival, job["rounds"])))

@@ -29,8 +29,8 @@ def bench(
     """Measure time and memory on this machine, beside every other library with these losses that is installed.
 
     The rivals: PyTorch's own losses, compiled ones and its chunked head, SciPy, scikit-learn and optax, and on a
-    GPU Liger-Kernel and cut-cross-entropy. Without a shape or a head two shapes and a head are measured, in about
-    two minutes.
+    GPU Liger-Kernel, cut-cross-entropy and quack. Without a shape or a head two shapes and a head are measured, in
+    about two minutes.
     """
     require("bench", "torch")
     if plot:

@@ -4,9 +4,12 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$python && break; done)
 # By a pin, before anything else and with it: a range would admit builds for other devices, several gigabytes large.
 TORCH ?= torch==2.13.0
+# The one that this PyTorch brings along where it uses a GPU. Others bring their own.
+TRITON := $(if $(filter torch==2.13.0,$(TORCH)),$(if $(filter Linux,$(shell uname -s)),triton==3.7.1))
 # Other packages in versions of your choice.
 PINS ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 # The oldest versions that pyproject.toml allows.
 OLDEST := TORCH='torch==2.6.0' PINS='numpy==2.0.* numba==0.63.*'
 
@@ -16,7 +19,7 @@ PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 PINNED := $(foreach pin,$(TORCH) $(PINS),'$(pin)')
 UNFINISHED := $(VENV)-unfinished
 
-.PHONY: help demo test unlinted oldest bench soak lint docs notebooks clean
+.PHONY: help demo test unlinted oldest bench gpu soak lint docs notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -24,6 +27,7 @@ help:
 	@echo "make test       lint, types and every test"
 	@echo "make oldest     every test with the oldest versions that are supported, in .venv-oldest"
 	@echo "make bench      time and memory beside the rivals"
+	@echo "make gpu        tests and times on a GPU, in 8 minutes; make gpu RUN=python3 takes the PyTorch of that Python"
 	@echo "make soak       long randomised tests, every loss over 1 to 4 processes, unwritten memory as nan, other processors"
 	@echo "make lint       lint and types alone"
 	@echo "make docs       the documentation, in site/"
@@ -43,6 +47,9 @@ oldest:
 
 bench: $(VENV)/ready-bench
 	@$(RUN) -m benchmarks
+
+gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/ready-dev)
+	@$(RUN) -m benchmarks.gpu $(GPU_ARGS)
 
 soak: $(VENV)/ready-dev
 	@$(RUN) -m pytest -m soak $(PYTEST_ARGS)
@@ -71,7 +78,7 @@ $(VENV)/ready-%: pyproject.toml $(if $(wildcard $(UNFINISHED)),again)
 	@[ -x $(RUN) ] && [ ! -e $(UNFINISHED) ] || { touch $(UNFINISHED) && $(PYTHON) -m venv --clear $(VENV); }
 	@touch $(UNFINISHED)
 	@$(PIP) '$(TORCH)'
-	@$(PIP) $(PINNED) -e '.[$*]'
+	@$(PIP) $(PINNED) $(if $(filter dev,$*),$(TRITON)) -e '.[$*]'
 	@touch $@
 	@rm $(UNFINISHED)
 

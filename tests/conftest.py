@@ -1,9 +1,13 @@
 import os
+from glob import glob
 
 import pytest
 
 # What other processes print is compared with what it should be.
 os.environ.setdefault("CROSSENT_QUIET", "1")
+# Before anything imports Triton: its own functions are interpreted or compiled from their import on.
+if not glob("/dev/nvidia[0-9]*"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser):

@@ -6,7 +6,7 @@ It stands in for a processor that the library does not know, and computes in flo
 import numpy as np
 import torch
 
-from crossent.kernels import Outcome, Sums
+from crossent.kernels import LossKernels, Outcome, Sums
 
 
 def there(tensor):
@@ -43,7 +43,7 @@ class Row:
             self.bad = int(bad.argmax()) if bad.any() else -1
 
 
-class DummyKernels:
+class DummyKernels(LossKernels):
     def sums(self, rows):
         row, nothing = Row(rows), -np.inf
         peak = row.z.max(1, initial=nothing)
@@ -70,14 +70,14 @@ class DummyKernels:
         nll = 0.0 if rows.soft else np.where(label_mass == 0, 0.0, np.log1p(others / own_exp))
         return row, peak + log_total, log_total, nll, label_mass, row.keep * mass, row.keep * dot, own_weight, own_exp
 
-    def losses(self, rows, sums):
+    def losses(self, rows, sums, dtype=None):
         with np.errstate(all="ignore"):
             row, lse, log_total, nll, label_mass, mass, dot, own_weight, _ = self._finished(rows, sums)
             losses = label_mass * nll + mass * log_total - dot + (label_mass + mass) * rows.options.z_loss * lse**2
         losses, weights = (np.where(row.keep != 0, one, 0.0) for one in (losses, row.keep * own_weight))
         return Outcome(torch.as_tensor(losses), torch.tensor([losses.sum(), weights.sum()]), torch.tensor(row.bad))
 
-    def gradients(self, rows, sums, upstream, want_target, over_logits):
+    def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
         with np.errstate(all="ignore"):
             row, lse, log_total, _, label_mass, mass, _, own_weight, own_exp = self._finished(rows, sums)
             total = (there(sums.others) + own_exp)[:, None]
@@ -87,7 +87,7 @@ class DummyKernels:
             d = d - np.where(row.hit, label_mass[:, None], 0.0)
             if rows.options.softcap:
                 d = d * (1 - (row.z / rows.options.softcap) ** 2)
-            above = there(upstream)[:, None]
+            above = (there(upstream) * float(scale))[:, None]
             dx = back(np.where(row.kept, above * d, 0.0), rows.logits)
             if not want_target:
                 return dx, None

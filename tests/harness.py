@@ -136,11 +136,31 @@ def on_unknown_device():
     return on_device(PLAIN_KERNELS)
 
 
+@functools.cache
+def triton_kernels():
+    """The module of the kernels' launches; conftest.py has chosen Triton's interpreter, which runs them on the CPU."""
+    pytest.importorskip("triton")
+    from crossent.kernels.triton import launches
+
+    return launches
+
+
+def on_triton(**options):
+    options = {"processors": lambda device: 2} | options
+    return on_device(triton_kernels().TritonKernels(**options))
+
+
+def on_triton_at_once():
+    return on_triton(once_from=0)
+
+
 WAYS = {
     "composite": composite,
     "stages": in_stages,
     "dummy device": on_dummy_device,
     "unknown device": on_unknown_device,
+    "triton": on_triton,
+    "triton at once": on_triton_at_once,
 }
 
 

@@ -6,14 +6,14 @@ from crossent import _rows
 from crossent._call import Call
 from crossent.frontends import _stages
 from crossent.frontends._problem import compute_storage
-from crossent.kernels import Outcome, Sums, has_mass, has_own_weight
+from crossent.kernels import LossKernels, Outcome, Sums, has_mass, has_own_weight
 from crossent.kernels.cpu import kernels
 from crossent.kernels.cpu.call import BadLabel
 
 _NAMES = kernels.StagedPlan.SUMS
 
 
-class CpuKernels:
+class CpuKernels(LossKernels):
     """`lib` is as in `_problem`."""
 
     def __init__(self, lib):
@@ -33,7 +33,7 @@ class CpuKernels:
         wanted |= dict.fromkeys(("mass", "dot"), has_mass(rows))
         return Sums(*(one.reshape(staged.row_shape) if wanted[name] else None for name, one in zip(_NAMES, stats)))
 
-    def losses(self, rows, sums):
+    def losses(self, rows, sums, dtype=None):
         lib, staged = self.lib, _Staged(self.lib, rows, of_sums_alone=True)
         stats, losses = staged.stats(sums), lib.new(staged.row_shape, staged.compute)
         bad, totals = -1, (0.0, 0.0)
@@ -43,9 +43,11 @@ class CpuKernels:
             bad = found.row
         return Outcome(losses, lib.xp.asarray(totals, dtype=lib.dtypes["float64"]), bad)
 
-    def gradients(self, rows, sums, upstream, want_target, over_logits):
+    def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
         lib, staged = self.lib, _Staged(self.lib, rows)
-        stats, upstream = staged.stats(sums), lib.contiguous(upstream)
+        stats = staged.stats(sums)
+        dtype = lib.dtypes[staged.compute]
+        upstream = lib.contiguous(lib.converted(lib.converted(upstream, dtype) * scale, dtype))
         over_logits = over_logits or lib.address(staged.logits) != lib.address(rows.logits)  # a copy
         dx = staged.logits if over_logits else lib.empty(staged.layout, staged.logits)
         dtarget = lib.empty(staged.layout, staged.target) if want_target else None

@@ -12,6 +12,7 @@
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 from crossent import _rows
@@ -44,7 +45,7 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     else:
         labels, bad_row = lib.labels(target)
         if bad_row is not None:
-            raise _label_error(lib, target, bad_row, all_classes or classes, call.options)
+            raise _label_error(lib, target, all_classes or classes, call.options, bad_row)
         target = labels
     if weight is not None:
         weight = class_weights(lib, weight, classes, dtype)
@@ -62,38 +63,55 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     )
 
 
-def loss(lib, kernels, rows, call, labels, merge=None):
-    """The `Finished` loss. `labels` is the caller's target; `merge` puts together the sums of all shards."""
-    sums = kernels.sums(rows)
-    return finished(lib, kernels, rows, sums if merge is None else merge(sums), call, labels)
+def at_once(bad, error):
+    """Raise an error for the row of a bad label, if there is one; this waits for the device."""
+    row = int(bad)
+    if row >= 0:
+        raise error(row)
 
 
-def finished(lib, kernels, rows, sums, call, labels):
+def loss(lib, kernels, rows, call, labels, merge=None, refuse=at_once):
+    """The `Finished` loss. `labels` is the caller's target; `merge` puts together the sums of all shards. What
+    `refuse(bad, error)` does with the `bad` of an `Outcome` is up to the caller.
+    """
+    if merge is not None:
+        return finished(lib, kernels, rows, merge(kernels.sums(rows)), call, labels, refuse)
+    sums, outcome = kernels.forward(rows, call.out_dtype)
+    return reduced(lib, rows, sums, outcome, call, labels, refuse)
+
+
+def finished(lib, kernels, rows, sums, call, labels, refuse=at_once):
     """The second stage; `sums` are those of all shards."""
-    losses, totals, bad = kernels.losses(rows, sums)
-    if not rows.soft and int(bad) >= 0:
-        raise _label_error(lib, labels, int(bad), rows.all_classes, call.options)
+    return reduced(lib, rows, sums, kernels.losses(rows, sums, call.out_dtype), call, labels, refuse)
+
+
+def reduced(lib, rows, sums, outcome, call, labels, refuse=at_once):
+    """The `Finished` loss of an `Outcome`."""
+    if not rows.soft:
+        refuse(outcome.bad, partial(_label_error, lib, labels, rows.all_classes, call.options))
+    total, weights = outcome.totals
     if call.options.reduction == "none":
         shape = labels.shape
         if rows.soft:
             axis = _rows.class_axis(labels.ndim, call.dim)
             shape = labels.shape[:axis] + labels.shape[axis + 1 :]
-        return Finished(lib.xp.reshape(losses, shape), sums, 1.0)
+        return Finished(lib.xp.reshape(outcome.losses, shape), sums, 1.0)
     if call.options.reduction == "sum":
-        return Finished(totals[0], sums, 1.0)
-    divisor = totals[1] if call.divisor is None else call.divisor
-    return Finished(totals[0] / divisor, sums, 1.0 / (lib.xp.zeros_like(totals[1]) + divisor))
+        return Finished(total, sums, 1.0)
+    if call.divisor is None and outcome.mean is not None:
+        return Finished(outcome.mean, sums, outcome.scale)
+    divisor = weights if call.divisor is None else call.divisor
+    return Finished(total / divisor, sums, 1.0 / (lib.xp.zeros_like(weights) + divisor))
 
 
 def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, over_logits=False):
     """The gradients of input and target, the latter None if it is not wanted; `dloss` is the upstream gradient."""
-    dtype = lib.dtypes[compute_storage(lib.storage(rows.logits))]
     shape = (rows.logits.shape[0], rows.logits.shape[2])
-    upstream = lib.converted(lib.xp.asarray(dloss * finished.scale), dtype)
-    upstream = lib.broadcast(upstream, shape) if upstream.ndim == 0 else lib.xp.reshape(upstream, shape)
-    found = kernels.gradients(rows, finished.sums, upstream, want_target, over_logits)
+    dloss = lib.xp.asarray(dloss)
+    upstream = lib.broadcast(dloss, shape) if dloss.ndim == 0 else lib.xp.reshape(dloss, shape)
+    found = kernels.gradients(rows, finished.sums, upstream, finished.scale, want_target, over_logits)
     return [None if one is None else lib.xp.reshape(one, like.shape) for one, like in zip(found, tensors)]
 
 
-def _label_error(lib, labels, row, classes, options):
+def _label_error(lib, labels, classes, options, row):
     return _rows.label_error(lib.item(labels, row), row, tuple(labels.shape), classes, options.ignore_index)

@@ -14,7 +14,7 @@ What a loss means is in `crossent._rules`. The CPU has a shorter way for arrays 
 kernels.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 
 class Rows(NamedTuple):
@@ -97,28 +97,53 @@ class TokenSums(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """losses (outer, inner) of the rows, 0 for ignored ones; `totals`, two numbers: the sum of the losses, and that of
-    the weights, by which a mean is divided; `bad`, the number of the first row with a bad label, -1 if there is none.
+    """What the rows add up to.
+
+    losses          (outer, inner), 0 for ignored rows
+    totals          two numbers: the sum of the losses, and that of the weights, by which a mean is divided
+    bad             the number of the first row with a bad label, -1 if there is none
+    mean, scale     the quotient of the totals and the inverse of the second, where the kernels have made them already
     """
 
     losses: Any
     totals: Any
     bad: Any
+    mean: Any = None
+    scale: Any = None
 
 
-class LossKernels(Protocol):
+class LossKernels:
+    """What a device has to offer: the three functions of the two stages. The others have a default, in these terms."""
+
     def sums(self, rows: Rows) -> Sums:
         """The first stage."""
-        ...
+        raise NotImplementedError
 
-    def losses(self, rows: Rows, sums: Sums) -> Outcome:
-        """The second stage."""
-        ...
+    def losses(self, rows: Rows, sums: Sums, dtype: Any = None) -> Outcome:
+        """The second stage. `dtype` is that of the loss which is wanted: losses and mean may have it already."""
+        raise NotImplementedError
 
-    def gradients(self, rows: Rows, sums: Sums, upstream: Any, want_target: bool, over_logits: bool) -> tuple[Any, Any]:
-        """The second stage, for the derivatives of the sum of upstream * losses by the logits and by the probabilities:
-        the latter None if they are not wanted. `upstream` is (outer, inner), in the dtype of the arithmetic. Those of
-        ignored rows are 0 whatever `upstream` is. `over_logits` says that nobody needs the logits any more: their
-        derivatives may be written over them.
+    def gradients(
+        self, rows: Rows, sums: Sums, upstream: Any, scale: Any, want_target: bool, over_logits: bool
+    ) -> tuple[Any, Any]:
+        """The second stage, for the derivatives of the sum of scale * upstream * losses by the logits and by the
+        probabilities: the latter None if they are not wanted. `upstream` is (outer, inner), `scale` a number or an
+        array of one. Those of ignored rows are 0 whatever these are. `over_logits` says that nobody needs the logits
+        any more: their derivatives may be written over them.
         """
-        ...
+        raise NotImplementedError
+
+    def forward(self, rows: Rows, dtype: Any = None) -> tuple[Sums, Outcome]:
+        """Both stages of rows whose classes are all here."""
+        sums = self.sums(rows)
+        return sums, self.losses(rows, sums, dtype)
+
+    def at_once(self, rows: Rows, mean: bool, divisor: Any, dtype: Any) -> tuple[Sums, Outcome, Any] | None:
+        """As `forward`, and the gradient by the logits of the sum of the losses, or of the `mean`. `divisor` is the
+        caller's or None. Nothing where two passes are as good.
+        """
+        return None
+
+    def multiply(self, gradient: Any, by: Any) -> None:
+        """Multiply what `at_once` made by an array of one number, in its place."""
+        raise NotImplementedError

@@ -4,12 +4,12 @@
 """
 
 from crossent import _rules
-from crossent.kernels import Outcome, Sums, has_mass, has_own_weight, plain as formulas
+from crossent.kernels import LossKernels, Outcome, Sums, has_mass, has_own_weight, plain as formulas
 
 _INFINITY = float("inf")
 
 
-class PlainKernels:
+class PlainKernels(LossKernels):
     """`xp` is the namespace of an array library, `wide` the dtypes of its arithmetic by those of logits. A library that
     differentiates can differentiate the sums and the losses, given `freeze`.
     """
@@ -35,7 +35,7 @@ class PlainKernels:
             sums = sums._replace(own_weight=None)
         return sums if has_mass(rows) else sums._replace(mass=None, dot=None)
 
-    def losses(self, rows, sums):
+    def losses(self, rows, sums, dtype=None):
         xp, keep = self.xp, self._read(rows)[2]
         label_mass, mass, own_weight = self._masses(rows, sums, keep)
         if rows.soft:
@@ -49,7 +49,8 @@ class PlainKernels:
         losses, weights = xp.where(keep != 0, losses, 0.0), xp.where(keep != 0, keep * own_weight, 0.0)
         return Outcome(losses, (xp.sum(losses), xp.sum(weights)), self._first_bad(rows, keep))
 
-    def gradients(self, rows, sums, upstream, want_target, over_logits):
+    def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
+        upstream = scale * self.xp.astype(upstream, self.wide.get(rows.logits.dtype, rows.logits.dtype))
         xp, (z, at_label, keep), own_exp = self.xp, self._read(rows), self._own_exp(rows, sums)
         label_mass, mass, own_weight = self._masses(rows, sums, keep)
         smoothing, classes, z_loss = rows.options.label_smoothing, float(rows.all_classes), rows.options.z_loss

@@ -1,23 +1,46 @@
 """Cross entropy by a device's two stages: which devices have them, and the node of the autograd graph."""
 
 import math
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
-from crossent.frontends.torch import modes, namespace
+from crossent.frontends.torch import late, modes, namespace
 from crossent.frontends.torch.arrays import TORCH, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
-from crossent.frontends.torch.modes import applier, compiling, grad_enabled, transformed
+from crossent.frontends.torch.modes import applier, compiling, grad_enabled, packs_what_is_saved, transformed
 from crossent.frontends.torch.nodes import in_memory, needs_composite
 from crossent.frontends.torch.plain import checked_rows, differentiable_gradients
 from crossent.kernels import Rows
 from crossent.kernels.stages import PlainKernels
 
-KERNELS_OF = {"cpu": CpuKernels(TORCH)}  # device type -> its `LossKernels`
+KERNELS_OF: dict[str, Any] = {"cpu": CpuKernels(TORCH)}  # device type -> its `LossKernels`, None if it has none
 PLAIN_KERNELS = PlainKernels(namespace, COMPUTE, namespace.freeze)  # for devices without
+
+
+def kernels_on(device_type):
+    """The kernels of a type of device, or None."""
+    if device_type == "cuda" and device_type not in KERNELS_OF:
+        KERNELS_OF[device_type] = _triton_kernels()
+    return KERNELS_OF.get(device_type)
+
+
+def _triton_kernels():
+    """Those for GPUs, if the Triton that came with PyTorch is one that they are tested with."""
+    if find_spec("triton") is None or _version_of("triton") < (3, 6):
+        return None
+    from crossent.kernels.triton.launches import TritonKernels
+
+    return TritonKernels()
+
+
+def _version_of(package):
+    return tuple(int(number) for number in version(package).split(".")[:2])
 
 
 def has_stages(tensors):
@@ -25,7 +48,7 @@ def has_stages(tensors):
     if modes.forced not in (None, STAGES) or modes.is_traced() or modes.transformed():
         return False
     given = [tensor for tensor in tensors if tensor is not None]
-    return given[0].device.type in KERNELS_OF and all(
+    return kernels_on(given[0].device.type) is not None and all(
         type(tensor) in ORDINARY and tensor.layout is STRIDED and not tensor.is_neg() for tensor in given
     )
 
@@ -34,10 +57,14 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
-        finished = _finished(tensors, call)
+        ctx.made, ctx.finished = None, None
+        if call.shard is None and call.options.reduction != "none" and not (call.in_place or ctx.needs_input_grad[1]):
+            ctx.made, ctx.finished = _made_at_once(tensors, call)
+        if ctx.finished is None:
+            ctx.finished = _finished(tensors, call, late.refuse)
         ctx.save_for_backward(*tensors)
-        ctx.call, ctx.finished = call, finished
-        return finished.loss.to(call.out_dtype)
+        ctx.call = call
+        return ctx.finished.loss.to(call.out_dtype)
 
     @staticmethod
     def backward(ctx, dloss):
@@ -45,7 +72,11 @@ class _StagedCrossEntropy(torch.autograd.Function):
         if needs_composite(dloss):
             make = differentiable_gradients if call.shard is None else _differentiable_gradients
             return *make(tensors, wanted[:2], call, dloss), None, None, None
-        input = tensors[0]
+        late.look()
+        input, made, ctx.made = tensors[0], ctx.made, None
+        if made is not None:
+            _kernels_of(tensors).multiply(made, in_memory(dloss))
+            return made, None, None, None, None
         in_place = call.in_place and wanted[0] and not overlaps(input)
         if in_place:
             input.data_ptr()  # gives a copy-on-write tensor memory of its own
@@ -59,7 +90,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
 
 
 def _kernels_of(tensors):
-    return KERNELS_OF.get(tensors[0].device.type, PLAIN_KERNELS)
+    return kernels_on(tensors[0].device.type) or PLAIN_KERNELS
 
 
 def _rows_of(tensors, call):
@@ -67,9 +98,23 @@ def _rows_of(tensors, call):
     return _stages.rows_of(TORCH, tensors, call, *(() if shard is None else (shard.first, shard.classes)))
 
 
-def _finished(tensors, call):
+def _finished(tensors, call, refuse):
     rows, merge = _rows_of(tensors, call), None if call.shard is None else call.shard.merged
-    return _stages.loss(TORCH, _kernels_of(tensors), rows, call, tensors[1], merge)
+    return _stages.loss(TORCH, _kernels_of(tensors), rows, call, tensors[1], merge, refuse)
+
+
+def _made_at_once(tensors, call):
+    """The gradient for an upstream gradient of 1, and the `Finished` loss; two times None if two passes are as good."""
+    if packs_what_is_saved():
+        return None, None
+    rows = _rows_of(tensors, call)
+    made = _kernels_of(tensors).at_once(rows, call.options.reduction == "mean", call.divisor, call.out_dtype)
+    if made is None:
+        return None, None
+    sums, outcome, gradient = made
+    return gradient.reshape(tensors[0].shape), _stages.reduced(
+        TORCH, rows, sums, outcome, call, tensors[1], late.refuse
+    )
 
 
 _apply = applier(_StagedCrossEntropy)
@@ -82,10 +127,11 @@ def loss(tensors, call, by_weights=False):
     """
     if call.shard is not None and (by_weights or compiling() or transformed()):
         return differentiable_loss(tensors, call)
+    late.look()
     input, target, *_ = tensors
     if grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply(*tensors, call)
-    return _finished(tensors, call).loss.to(call.out_dtype)
+    return _finished(tensors, call, late.refuse_outside_training).loss.to(call.out_dtype)
 
 
 def differentiable_loss(tensors, call):
@@ -94,11 +140,12 @@ def differentiable_loss(tensors, call):
     axis, soft, labels, weight, keep = checked_rows(
         input, target, weight, sample_weight, call.dim, call.options, True, call.shard.classes
     )
-    losses, (total, count), _ = losses_of_shard(input, labels, soft, weight, keep, axis, call)
+    outcome = losses_of_shard(input, labels, soft, weight, keep, axis, call)
+    total, weights = outcome.totals
     if call.options.reduction == "none":
-        total = losses.reshape(keep.shape)
+        total = outcome.losses.reshape(keep.shape)
     elif call.options.reduction == "mean":
-        total = total / (count if call.divisor is None else call.divisor)
+        total = total / (weights if call.divisor is None else call.divisor)
     return total.to(call.out_dtype)
 
 

@@ -1,0 +1,71 @@
+"""What a row's loss means, from `crossent._rules`, and the functions of numbers that the kernels need."""
+
+import triton
+import triton.language as tl
+
+from crossent import _rules
+
+
+def _rule(function):
+    """A rule as kernels call it; Triton's interpreter runs it as it is."""
+    return function if triton.knobs.runtime.interpret else triton.jit(function)
+
+
+class_grad = _rule(_rules.class_grad)
+label_grad = _rule(_rules.label_grad)
+label_weight = _rule(_rules.label_weight)
+lse_slope = _rule(_rules.lse_slope)
+row_loss = _rule(_rules.row_loss)
+softcap_slope = _rule(_rules.softcap_slope)
+target_grad = _rule(_rules.target_grad)
+target_weight = _rule(_rules.target_weight)
+
+INFINITY = tl.constexpr(float("inf"))
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def number(bits, A: tl.constexpr):
+    """A number that the host passes by its 64 bits: as a float it would arrive with 32."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(A)
+
+
+@triton.jit
+def exp(x):
+    """One instruction beside the product; `tl.exp` takes four (tests/test_machine_code.py counts them)."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def finite(x):
+    """0 for the maximum of numbers that are all -inf."""
+    return tl.where(x == -INFINITY, 0.0, x)
+
+
+@triton.jit
+def log1p(x):
+    """For x from 0 to 1: 2 * atanh(s) by its series, which keeps the digits that 1 + x would lose."""
+    s = x / (2.0 + x)
+    square, series = s * s, 0.0
+    if x.dtype == tl.float64:
+        for k in tl.static_range(16, -1, -1):
+            series = series * square + 1.0 / (2 * k + 1)
+    else:
+        for k in tl.static_range(7, -1, -1):
+            series = series * square + 1.0 / (2 * k + 1)
+    return 2.0 * s * series
+
+
+@triton.jit
+def tanh(x, NARROW: tl.constexpr):
+    """`NARROW`: of logits of 16 bits, which have no digits that this would lose near 0."""
+    if NARROW:
+        return 1.0 - 2.0 / (1.0 + exp(2.0 * x))
+    a = tl.abs(x)
+    e = exp(-2.0 * a)
+    large = (1.0 - e) / (1.0 + e)
+    if x.dtype != tl.float64:
+        s = a * a
+        small = a + a * s * (-0.33333328 + s * (0.13332403 + s * (-0.05384999 + s * (0.021069 - s * 0.0066))))
+        large = tl.where(a < 0.5, small, large)
+    return tl.where(x < 0, -large, large)

@@ -1,0 +1,343 @@
+"""What the kernels of a cross entropy share: rows and tiles as they are read, the sums of a row, and what follows."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from crossent.kernels import Sums
+from crossent.kernels.triton.language import (
+    INFINITY,
+    class_grad,
+    exp,
+    finite,
+    label_grad,
+    label_weight,
+    log1p,
+    lse_slope,
+    number,
+    row_loss,
+    softcap_slope,
+    tanh,
+    target_weight,
+)
+
+
+class How(NamedTuple):
+    """What a kernel is compiled for: the type of the arithmetic; a tile of T lines of W classes of R rows, and whether
+    the classes take several; the kinds of target and weights, whether smoothing or probabilities give classes other
+    than the label a mass, and whether there is a softcap; in which arrays the classes lie side by side.
+    """
+
+    A: Any
+    T: int = 1
+    W: int = 1
+    R: int = 1
+    LOOP: bool = False
+    SOFT: bool = False
+    MASS: bool = False
+    WEIGHTED: bool = False
+    SAMPLED: bool = False
+    CAPPED: bool = False
+    X_SIDE: bool = False
+    T_SIDE: bool = False
+    DX_SIDE: bool = False
+    DT_SIDE: bool = False
+
+
+class Array(NamedTuple):
+    """An array (outer, classes, inner): where it is, and its strides."""
+
+    at: Any
+    outer: Any = 0
+    of_class: Any = 0
+    inner: Any = 0
+
+
+class Shape(NamedTuple):
+    """So many classes; rows of (outer, inner), in `blocks` of R for each outer one; `rows` in all."""
+
+    classes: int
+    inner: int
+    blocks: int
+    rows: int
+
+
+class Options(NamedTuple):
+    """As `Rows` and `LossOptions` have them; the floats by their bits, see `language.number`."""
+
+    ignore_index: int
+    first_class: int
+    all_classes: int
+    smoothing: int
+    cap: int
+    z_loss: int
+
+
+class Terms(NamedTuple):
+    """The floats of the options and the number of all classes, in the type of the arithmetic."""
+
+    smoothing: Any
+    classes: Any
+    cap: Any
+    z_loss: Any
+
+
+class Program(NamedTuple):
+    """The rows of a program, arrays (R,): outer and inner place, number, and whether there is such a row; how much it
+    counts, its label among the classes here or any other number, whether the label is bad, and whether the row counts.
+    """
+
+    outer: Any
+    inner: Any
+    row: Any
+    here: Any
+    keep: Any
+    label: Any
+    bad: Any
+    counts: Any
+
+
+class Tile(NamedTuple):
+    """The numbers of a tile's classes, (T, W, 1); which of them there are, their logits, q for rows that count 1."""
+
+    c: Any
+    ok: Any
+    z: Any
+    q: Any
+
+
+@triton.jit
+def terms_of(options, how: tl.constexpr):
+    return Terms(
+        number(options.smoothing, how.A),
+        tl.cast(options.all_classes, how.A),
+        number(options.cap, how.A),
+        number(options.z_loss, how.A),
+    )
+
+
+@triton.jit
+def read_rows(outer, inner, row, here, target, samples, options, how: tl.constexpr):
+    """The `Program` of rows that are `here`. A bad label becomes -1."""
+    keep = tl.where(here, 1.0, 0.0).to(how.A)
+    if how.SAMPLED:
+        keep = tl.load(samples + row, mask=here, other=0.0).to(how.A)
+    if how.SOFT:
+        return Program(outer, inner, row, here, keep, tl.full(row.shape, -1, tl.int32), row < 0, keep != 0.0)
+    label = tl.load(target.at + row, mask=here, other=0)
+    keep = tl.where(label == options.ignore_index, 0.0, keep)
+    counts = keep != 0.0
+    bad = ((label < 0) | (label >= options.all_classes)) & counts
+    own = tl.where(bad | (keep == 0.0), -1, label - options.first_class).to(tl.int32)
+    return Program(outer, inner, row, here, keep, own, bad, counts & (bad == 0))
+
+
+@triton.jit
+def rows_of_block(block, target, samples, shape, options, how: tl.constexpr):
+    """The `Program` of a block of R rows."""
+    outer, inner = (block // shape.blocks).to(tl.int64), block % shape.blocks * how.R + tl.arange(0, how.R)
+    return read_rows(outer, inner, outer * shape.inner + inner, inner < shape.inner, target, samples, options, how)
+
+
+@triton.jit
+def rows_beside(target, samples, shape, options, how: tl.constexpr, BLOCK: tl.constexpr):
+    """The `Program` of a block of rows of which nothing is read by class."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return read_rows(row, row, row, row < shape.rows, target, samples, options, how)
+
+
+@triton.jit
+def at_rows(array, program):
+    """Pointers to rows, (R,)."""
+    return array.at + program.outer * array.outer + program.inner * array.inner
+
+
+@triton.jit
+def place_of(c, stride, SIDE_BY_SIDE: tl.constexpr):
+    """Where classes are in their row; in 64 bits where they are apart."""
+    return c if SIDE_BY_SIDE else c.to(tl.int64) * stride
+
+
+@triton.jit
+def capped(x, cap, how: tl.constexpr):
+    if not how.CAPPED:
+        return x.to(how.A)
+    return cap * tanh(x.to(how.A) * (1.0 / cap), x.dtype.primitive_bitwidth == 16)
+
+
+@triton.jit
+def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
+    """The logits after the softcap, -inf where there are none."""
+    if not MASKED:
+        return capped(tl.load(x, eviction_policy=POLICY), cap, how)
+    return tl.where(ok, capped(tl.load(x, mask=ok, other=0.0, eviction_policy=POLICY), cap, how), -INFINITY)
+
+
+@triton.jit
+def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.constexpr, MASKED: tl.constexpr,
+              POLICY: tl.constexpr):  # fmt: skip
+    """The `Tile` from the class `start` on; with MASKED without what is not in `classes` or no row."""
+    c = start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+    ok = (c < classes) & program.here[None, None, :]
+    x_of_rows = at_rows(x, program)[None, None, :]
+    z = load_logits(x_of_rows + place_of(c, x.of_class, how.X_SIDE), ok, terms.cap, how, MASKED, POLICY)
+    if not how.MASS:
+        return Tile(c, ok, z, tl.zeros((1, 1, 1), how.A))
+    weight, t = 1.0, 0.0
+    if how.WEIGHTED:
+        weight = tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
+    if how.SOFT:
+        place = at_rows(target, program)[None, None, :] + place_of(c, target.of_class, how.T_SIDE)
+        t = tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
+    q = target_weight(t, weight, 1.0, terms.smoothing, terms.classes) + tl.zeros(ok.shape, how.A)
+    return Tile(c, ok, z, tl.where(ok, q, 0.0) if MASKED else q)
+
+
+@triton.jit
+def at_label(values, of_label, tile, program, start, how: tl.constexpr):
+    """`of_label` in the label's place. For one row it is looked for in the tile that has it, and in no other."""
+    if how.R > 1:
+        return tl.where(tile.c == program.label[None, None, :], of_label, values)
+    place = tl.sum(program.label, 0) - start
+    if (place >= 0) & (place < how.T * how.W):
+        values = tl.where(tile.c == program.label[None, None, :], of_label, values)
+    return values
+
+
+@triton.jit
+def own_of(x, w, program, shape, terms, how: tl.constexpr):
+    """The label's logit, -inf where it is not among these classes, and its class weight."""
+    label = program.label
+    own, own_weight = tl.full(label.shape, -INFINITY, how.A), tl.full(label.shape, 1.0, how.A)
+    if not how.SOFT:
+        here = (label >= 0) & (label < shape.classes)
+        place = at_rows(x, program) + place_of(label, x.of_class, how.X_SIDE)
+        own = load_logits(place, here, terms.cap, how, True, "")
+        if how.WEIGHTED:
+            own_weight = tl.load(w + label, mask=here, other=0.0).to(how.A)
+    return own, own_weight
+
+
+@triton.jit
+def no_sums(how: tl.constexpr):
+    """The sums of lines of no classes, (T, R). In place of the peak they have the largest logit so far."""
+    nothing = tl.zeros((how.T, how.R), how.A)
+    return Sums(nothing - INFINITY, nothing, 0.0, 0.0, nothing, nothing)
+
+
+@triton.jit
+def added(sums, tile, program, start, how: tl.constexpr):
+    """The sums of lines with those of a tile: every line has its own, so that no thread waits for another."""
+    top = tl.maximum(sums.peak, tl.max(tile.z, 1))
+    peak = finite(top)
+    of_others = at_label(tile.z, -INFINITY, tile, program, start, how)
+    others = sums.others * exp(sums.peak - peak) + tl.sum(exp(of_others - peak[:, None, :]), 1)
+    mass, dot = sums.mass, sums.dot
+    if how.MASS:
+        dot += mass * (finite(sums.peak) - peak)
+        dot += tl.sum(tl.where(tile.q == 0.0, 0.0, tile.q * (tile.z - peak[:, None, :])), 1)
+        mass += tl.sum(tile.q, 1)
+    return Sums(top, others, sums.own, sums.own_weight, mass, dot)
+
+
+@triton.jit
+def joined(sums, own, own_weight, how: tl.constexpr):
+    """The sums of rows, (R,), from those of their lines."""
+    peak = finite(tl.max(sums.peak, 0))
+    others = tl.sum(sums.others * exp(sums.peak - peak[None, :]), 0)
+    mass, dot = tl.zeros_like(peak), tl.zeros_like(peak)
+    if how.MASS:
+        mass = tl.sum(sums.mass, 0)
+        dot = tl.sum(sums.dot + sums.mass * (finite(sums.peak) - peak[None, :]), 0)
+    return Sums(peak, others, own, own_weight, mass, dot)
+
+
+@triton.jit
+def sums_of_tile(tile, program, own, own_weight, how: tl.constexpr):
+    """The sums of rows that are one tile, and its exponentials."""
+    peak = finite(tl.max(tl.max(tile.z, 1), 0))
+    relative = tile.z - peak[None, None, :]
+    e = exp(relative)
+    others = tl.sum(tl.sum(tl.where(tile.c == program.label[None, None, :], 0.0, e), 1), 0)
+    mass, dot = tl.zeros_like(peak), tl.zeros_like(peak)
+    if how.MASS:
+        mass = tl.sum(tl.sum(tile.q, 1), 0)
+        dot = tl.sum(tl.sum(tl.where(tile.q == 0.0, 0.0, tile.q * relative), 1), 0)
+    return Sums(peak, others, own, own_weight, mass, dot), e
+
+
+@triton.jit
+def without_ignored(sums, program):
+    """Harmless sums in rows that do not count: nobody knows what their logits are."""
+    counts = program.counts
+    return Sums(
+        tl.where(counts, sums.peak, 0.0),
+        tl.where(counts, sums.others, 1.0),
+        sums.own,
+        sums.own_weight,
+        tl.where(counts, sums.mass, 0.0),
+        tl.where(counts, sums.dot, 0.0),
+    )
+
+
+@triton.jit
+def masses_of(sums, keep, terms, how: tl.constexpr):
+    """The label's own part of the mass of q, and the rest."""
+    label_mass = tl.zeros_like(keep) if how.SOFT else label_weight(sums.own_weight, keep, terms.smoothing)
+    return label_mass, keep * sums.mass
+
+
+@triton.jit
+def losses_of(sums, keep, terms, how: tl.constexpr):
+    """The losses of rows, in any number for those that do not count."""
+    label_mass, mass = masses_of(sums, keep, terms, how)
+    own = sums.own - sums.peak
+    own_exp = exp(own)
+    log_total = tl.log(sums.others + own_exp)
+    confident = sums.others <= own_exp
+    share = tl.where(confident, sums.others, 0.0) / tl.where(confident, own_exp, 1.0)
+    nll = tl.where(confident, log1p(share), log_total - own)
+    nll = tl.where(label_mass == 0.0, 0.0, nll)
+    return row_loss(nll, label_mass, log_total, mass, keep * sums.dot, sums.peak + log_total, terms.z_loss)
+
+
+class Slopes(NamedTuple):
+    """What the gradients of rows are made of, 0 in rows that do not count: what q is multiplied by, the factor of
+    exp(z - peak), the gradient at the label; and the cost of `_rules.target_grad`.
+    """
+
+    of_target: Any
+    factor: Any
+    of_label: Any
+    cost: Any
+
+
+@triton.jit
+def slopes_of(sums, program, upstream, terms, how: tl.constexpr):
+    keep, counts = program.keep, program.counts
+    label_mass, mass = masses_of(sums, keep, terms, how)
+    own_exp = exp(sums.own - sums.peak)
+    total = sums.others + own_exp
+    log_total = tl.log(total)
+    lse = sums.peak + log_total
+    slope = lse_slope(label_mass + mass, lse, terms.z_loss)
+    rest = target_weight(0.0, sums.own_weight, keep, terms.smoothing, terms.classes)
+    of_label = upstream * label_grad(own_exp / total, sums.others / total, label_mass, rest, slope)
+    if how.CAPPED:
+        of_label *= softcap_slope(sums.own / terms.cap, 1.0)
+    return Slopes(
+        tl.where(counts, upstream * keep, 0.0),
+        tl.where(counts, upstream * slope / total, 0.0),
+        tl.where(counts, of_label, 0.0),
+        log_total + terms.z_loss * lse * lse,
+    )
+
+
+@triton.jit
+def gradient_of(tile, e, slopes, program, start, terms, how: tl.constexpr):
+    """The gradient of a tile's logits, e their exponentials."""
+    g = class_grad(e, slopes.of_target[None, None, :] * tile.q, slopes.factor[None, None, :])
+    if how.CAPPED:
+        g *= softcap_slope(tile.z * (1.0 / terms.cap), 1.0)
+    return at_label(g, slopes.of_label[None, None, :], tile, program, start, how)

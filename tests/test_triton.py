@@ -1,0 +1,155 @@
+"""The GPU's kernels of a cross entropy, which Triton's interpreter runs on the CPU."""
+
+import pytest
+import torch
+from harness import check, on_triton, on_triton_at_once
+from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, make
+
+import crossent
+
+pytest.importorskip("triton")
+
+WAYS = ["triton", "triton at once"]
+
+
+def check_options(way, dtype, options, shapes):
+    for shape, dim in shapes:
+        logits, target, keywords = make(shape, dim, **OPTIONS[options])
+        check(way, "cross_entropy", logits, target, dtype=dtype, **keywords)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(way, options):
+    check_options(way, "float32", options, OPTION_SHAPES[1:2] + OPTION_SHAPES[3:4])
+
+
+@pytest.mark.parametrize("options", ["smoothing, class weights", "everything none", "soft, everything"])
+def test_options_in_float64(options):
+    check_options("triton", "float64", options, OPTION_SHAPES)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+def test_shapes(shape):
+    logits, target, options = make(*shape, ignored=True)
+    check("triton", "cross_entropy", logits, target, dtype="float32", **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    for shape in [((33, 10), None), ((2, 19, 4, 6), None), ((2, 7, 3, 11), -2)]:
+        logits, target, options = make(*shape, ignored=True)
+        check("triton", "cross_entropy", logits, target, dtype="float32", layout=layout, **options)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_all_options(way, dtype, options):
+    check_options(way, dtype, options, OPTION_SHAPES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+def test_all_shapes_and_layouts(shape):
+    for way in WAYS:
+        for layout in LAYOUTS:
+            logits, target, options = make(*shape, ignored=True)
+            check(way, "cross_entropy", logits, target, dtype="float32", layout=layout, **options)
+
+
+def logits(*shape, seed=0, **options):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), **options).requires_grad_()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """As if the host had to wait for what is in a tensor."""
+    from crossent.frontends.torch import late
+
+    monkeypatch.setattr(late, "is_late", lambda tensor: True)
+    monkeypatch.setattr(late, "_late", late._Late())
+    return late
+
+
+@pytest.mark.parametrize("way", [on_triton, on_triton_at_once])
+@pytest.mark.parametrize("shape", [(4, 9), (2, 9, 3), (3, 70000)])
+def test_bad_labels_are_told_later(way, shape, as_on_a_gpu):
+    """The loss is nan, the row's gradient 0, that of the others what it is without the row; then the error comes."""
+    x = logits(*shape)
+    y = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+    y.view(-1)[1] = shape[1]
+    with way():
+        loss = crossent.cross_entropy(x, y)
+        assert loss.isnan()
+        with pytest.raises(IndexError, match=rf"Target {shape[1]} at position (\(0, )?1\)? is out"):
+            loss.backward()
+        loss.backward()  # it was told once
+        gradient = x.grad.clone()
+        x.grad = None
+        y.view(-1)[1] = -100
+        crossent.cross_entropy(x, y).backward()
+    assert torch.equal(gradient, x.grad) and x.grad.count_nonzero()
+
+
+def test_the_next_call_tells(as_on_a_gpu, monkeypatch):
+    x, y = logits(4, 9), torch.tensor([0, 8, -1, 2])
+    with on_triton():
+        crossent.cross_entropy(x, y)
+        with pytest.raises(IndexError, match=r"Target -1 at position 2 is"):
+            crossent.cross_entropy(x, y.clamp(min=0))
+        monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+        with pytest.raises(IndexError):
+            crossent.cross_entropy(x, y)
+        monkeypatch.setenv("CROSSENT_CHECK_LABELS", "later")
+        assert crossent.cross_entropy(x.detach(), y).isnan()
+        monkeypatch.delenv("CROSSENT_CHECK_LABELS")
+        with pytest.raises(IndexError):
+            crossent.cross_entropy(x.detach(), y.clamp(min=0))
+        with pytest.raises(IndexError):
+            crossent.cross_entropy(x.detach(), y)  # outside of training the host waits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 33000), (2, 5000), (2, 1500, 3), (70, 300)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 8.0, "z_loss": 0.01}])
+def test_many_classes(shape, dtype, options):
+    """Tiles, parts of rows and loops, against PyTorch in float64."""
+    x = logits(*shape, dtype=torch.float64).detach()
+    x.view(shape[0], shape[1], -1)[0, 3] += 30
+    x = x.to(dtype).requires_grad_()
+    y = torch.randint(shape[1], shape[:1] + shape[2:], generator=torch.Generator().manual_seed(1))
+    y.view(-1)[0] = 3
+    weight = torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) if options else None
+    exact = x.detach().double().requires_grad_()
+    z = 8.0 * torch.tanh(exact / 8.0) if options else exact
+    by_row = torch.nn.functional.cross_entropy(
+        z, y, None if weight is None else weight.double(), label_smoothing=options.get("label_smoothing", 0.0),
+        reduction="none",
+    )  # fmt: skip
+    divisor = y.numel() if weight is None else weight[y].double().sum()
+    if options:
+        smoothing, of_label = options["label_smoothing"], weight.double()
+        mass = (1 - smoothing) * of_label[y] + smoothing * of_label.sum() / shape[1]
+        by_row = by_row + 0.01 * mass * torch.logsumexp(z, 1) ** 2
+    expected = by_row.sum() / divisor
+    expected.backward()
+    for way in (on_triton, on_triton_at_once):
+        x.grad = None
+        with way():
+            loss = crossent.cross_entropy(x, y, weight, **options)
+            loss.backward()
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(loss.double(), expected, rtol=max(eps, 2e-6), atol=1e-6)
+        largest = exact.grad.abs().max().item()
+        torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2 * eps, atol=4e-6 * largest)
+
+
+def test_a_second_backward_pass():
+    x, y = logits(5, 7), torch.tensor([0, 6, 3, -100, 2])
+    with on_triton_at_once():
+        loss = crossent.cross_entropy(x, y)
+        (first,) = torch.autograd.grad(loss, x, torch.tensor(3.0), retain_graph=True)
+        (second,) = torch.autograd.grad(loss, x, torch.tensor(3.0))
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)

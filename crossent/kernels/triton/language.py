@@ -60,12 +60,14 @@ def log1p(x):
 def tanh(x, NARROW: tl.constexpr):
     """`NARROW`: of logits of 16 bits, which have no digits that this would lose near 0."""
     if NARROW:
-        return 1.0 - 2.0 / (1.0 + exp(2.0 * x))
-    a = tl.abs(x)
-    e = exp(-2.0 * a)
-    large = (1.0 - e) / (1.0 + e)
-    if x.dtype != tl.float64:
-        s = a * a
-        small = a + a * s * (-0.33333328 + s * (0.13332403 + s * (-0.05384999 + s * (0.021069 - s * 0.0066))))
-        large = tl.where(a < 0.5, small, large)
-    return tl.where(x < 0, -large, large)
+        y = 1.0 - 2.0 / (1.0 + exp(2.0 * x))
+    else:
+        a = tl.abs(x)
+        e = exp(-2.0 * a)
+        y = (1.0 - e) / (1.0 + e)
+        if x.dtype != tl.float64:
+            s = a * a
+            small = a + a * s * (-0.33333328 + s * (0.13332403 + s * (-0.05384999 + s * (0.021069 - s * 0.0066))))
+            y = tl.where(a < 0.5, small, y)
+        y = tl.where(x < 0, -y, y)
+    return y

@@ -15,7 +15,7 @@ import triton.language as tl
 from crossent.kernels import LossKernels, Outcome, Sums, has_mass, has_own_weight
 from crossent.kernels.triton import losses as kernels
 from crossent.kernels.triton.losses import Totals
-from crossent.kernels.triton.rows import Array, How, Options, Shape
+from crossent.kernels.triton.rows import Array, How, Settings, Shape
 
 ROWS = 1024  # in a program of the kernels that read a few numbers for each row
 AT_ONCE = 32768  # classes at most that a program holds in its registers: 32 for each of 1,024 threads
@@ -82,7 +82,7 @@ class _Launch:
         self.target = self.array(rows.target if rows.soft else rows.target.contiguous())
         self.samples = None if rows.sample_weight is None else rows.sample_weight.contiguous()
         options = rows.options
-        self.options = Options(
+        self.settings = Settings(
             options.ignore_index,
             rows.first_class,
             rows.all_classes,
@@ -176,7 +176,7 @@ class TritonKernels(LossKernels):
         kernels.gradients_of_rows[(launch.outer * blocks * tiles,)](
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
             bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, tiles,
-            launch.shape(blocks), launch.options, how, MASKED=cut.R > 1 or launch.classes % cut.classes > 0,
+            launch.shape(blocks), launch.settings, how, MASKED=cut.R > 1 or launch.classes % cut.classes > 0,
             num_warps=cut.warps,
         )  # fmt: skip
         return dx, dtarget
@@ -195,7 +195,7 @@ class TritonKernels(LossKernels):
         sums, losses = launch.new(6, launch.count), launch.new(launch.count, dtype=dtype)
         kernels.at_once[(programs,)](
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
-            programs, launch.shape(blocks), launch.options, launch.cut_how(cut, DX_SIDE=launch.how.X_SIDE),
+            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, DX_SIDE=launch.how.X_SIDE),
             num_warps=cut.warps,
         )  # fmt: skip
         return _views(rows, sums), launch.outcome(losses, totals), dx
@@ -212,7 +212,7 @@ class TritonKernels(LossKernels):
         programs = triton.cdiv(launch.count, ROWS)
         totals = launch.totals(programs, launch.dtype)
         kernels.weights_of_rows[(programs,)](
-            launch.target, launch.rows.weight, launch.samples, totals, programs, launch.shape(), launch.options,
+            launch.target, launch.rows.weight, launch.samples, totals, programs, launch.shape(), launch.settings,
             launch.how, BLOCK=ROWS,
         )  # fmt: skip
         return totals.numbers[2]
@@ -231,7 +231,7 @@ class TritonKernels(LossKernels):
         if launch.count:
             kernels.sums_of_rows[(programs * parts,)](
                 launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found, parts, span,
-                launch.shape(launch.blocks(cut)), launch.options, launch.cut_how(cut), num_warps=cut.warps,
+                launch.shape(launch.blocks(cut)), launch.settings, launch.cut_how(cut), num_warps=cut.warps,
             )  # fmt: skip
         return found, parts
 
@@ -249,7 +249,7 @@ class TritonKernels(LossKernels):
     def _second_stage(self, launch, sums, parts, merged, losses, totals, programs):
         kernels.losses_of_rows[(programs,)](
             launch.target, launch.samples, sums, parts, merged, losses, totals, programs, launch.shape(),
-            launch.options, launch.how, BLOCK=ROWS,
+            launch.settings, launch.how, BLOCK=ROWS,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The kernels of a cross entropy.
 
-Arguments are tuples with names, see `rows`: a kernel gets arrays with their strides, the shape, the options, and `how`
+Arguments are tuples with names, see `rows`: a kernel gets arrays with their strides, the shape, the settings, and `how`
 it is compiled. Weights are of the arithmetic's type and dense, and so are the sums: six arrays of all rows, in the
 order of `Sums`. What is not given is None.
 """
@@ -97,10 +97,10 @@ def _load_sums(sums, program, rows):
 
 
 @triton.jit
-def sums_of_rows(x, target, w, samples, sums, parts, span, shape, options, how: tl.constexpr):
+def sums_of_rows(x, target, w, samples, sums, parts, span, shape, settings, how: tl.constexpr):
     """The first stage, for each of the parts of the classes, `span` of them: sums[part] are its `Sums`."""
     part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
-    terms, program = terms_of(options, how), rows_of_block(block, target, samples, shape, options, how)
+    terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
     lo = part * span
     hi = _read_to(tl.minimum(lo + span, shape.classes), program, how)
@@ -152,14 +152,15 @@ def _total(totals, programs, loss, weight, bad_row, how: tl.constexpr):
             of_all, there = totals.partial + i, i < programs
             losses += tl.load(of_all, mask=there, other=0.0, cache_modifier=".cg")
             weights += tl.load(of_all + programs, mask=there, other=0.0, cache_modifier=".cg")
-            bad = tl.load(of_all + 2 * programs, mask=there, other=NO_ROW, cache_modifier=".cg")
-            first_bad = tl.minimum(first_bad, bad)
-        loss, weight, bad_row = tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
-        tl.store(totals.numbers, loss)
-        tl.store(totals.numbers + 1, weight)
-        tl.store(totals.numbers + 2, 1.0 / weight)
-        tl.store(totals.numbers + 3, tl.where(bad_row == NO_ROW, -1.0, bad_row))
-        tl.store(totals.mean, (loss / weight).to(how.A).to(totals.mean.dtype.element_ty))
+            bad_of_some = tl.load(of_all + 2 * programs, mask=there, other=NO_ROW, cache_modifier=".cg")
+            first_bad = tl.minimum(first_bad, bad_of_some)
+        sum_of_losses, sum_of_weights, bad_of_all = tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
+        mean = (sum_of_losses / sum_of_weights).to(how.A)
+        tl.store(totals.numbers, sum_of_losses)
+        tl.store(totals.numbers + 1, sum_of_weights)
+        tl.store(totals.numbers + 2, 1.0 / sum_of_weights)
+        tl.store(totals.numbers + 3, tl.where(bad_of_all == NO_ROW, -1.0, bad_of_all))
+        tl.store(totals.mean, mean.to(totals.mean.dtype.element_ty))
         tl.store(totals.through, 0)
 
 
@@ -175,10 +176,10 @@ def _finish(losses, totals, programs, program, loss, own_weight, how: tl.constex
 
 
 @triton.jit
-def losses_of_rows(target, samples, sums, parts, merged, losses, totals, programs, shape, options, how: tl.constexpr,
+def losses_of_rows(target, samples, sums, parts, merged, losses, totals, programs, shape, settings, how: tl.constexpr,
                    BLOCK: tl.constexpr):  # fmt: skip
     """The second stage. The sums of parts are put together first, and left in `merged` if it is given."""
-    terms, program = terms_of(options, how), rows_beside(target, samples, shape, options, how, BLOCK)
+    terms, program = terms_of(settings, how), rows_beside(target, samples, shape, settings, how, BLOCK)
     found = _merged(sums, parts, program, shape.rows)
     if merged is not None:
         _store_sums(found, merged, program, shape.rows)
@@ -188,9 +189,9 @@ def losses_of_rows(target, samples, sums, parts, merged, losses, totals, program
 
 
 @triton.jit
-def weights_of_rows(target, w, samples, totals, programs, shape, options, how: tl.constexpr, BLOCK: tl.constexpr):
+def weights_of_rows(target, w, samples, totals, programs, shape, settings, how: tl.constexpr, BLOCK: tl.constexpr):
     """The total of the weights alone, before anything is read of the logits."""
-    program = rows_beside(target, samples, shape, options, how, BLOCK)
+    program = rows_beside(target, samples, shape, settings, how, BLOCK)
     weight = tl.where(program.counts, program.keep, 0.0)
     if how.WEIGHTED and not how.SOFT:
         weight *= tl.load(w + program.label, mask=program.counts, other=0.0).to(how.A)
@@ -232,11 +233,11 @@ def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, 
 
 
 @triton.jit
-def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, shape, options,
+def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, shape, settings,
                       how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """The second stage, for a tile: the gradients of by * scale * upstream * losses. dx may be x."""
     start, block = tl.program_id(0) % tiles * (how.T * how.W), tl.program_id(0) // tiles
-    terms, program = terms_of(options, how), rows_of_block(block, target, samples, shape, options, how)
+    terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     if how.R == 1 and dtarget is None:
         if tl.sum(program.counts.to(tl.int32), 0) == 0:
             _put_zeros(dx, program, start, shape, how)
@@ -254,12 +255,12 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
 
 
 @triton.jit
-def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, shape, options, how: tl.constexpr):
+def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, shape, settings, how: tl.constexpr):
     """Both stages of rows whose classes are all here, and the gradient of `scale` times the sum of the losses: the
     logits are read from memory once. In a loop they are read twice, the second time from the cache for the most part.
     """
-    terms = terms_of(options, how)
-    program = rows_of_block(tl.program_id(0), target, samples, shape, options, how)
+    terms = terms_of(settings, how)
+    program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
     upstream, hi = tl.load(scale).to(how.A), _read_to(shape.classes, program, how)
     BLOCK: tl.constexpr = how.T * how.W

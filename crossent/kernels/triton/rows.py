@@ -63,7 +63,7 @@ class Shape(NamedTuple):
     rows: int
 
 
-class Options(NamedTuple):
+class Settings(NamedTuple):
     """As `Rows` and `LossOptions` have them; the floats by their bits, see `language.number`."""
 
     ignore_index: int
@@ -75,7 +75,7 @@ class Options(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The floats of the options and the number of all classes, in the type of the arithmetic."""
+    """The floats of the settings and the number of all classes, in the type of the arithmetic."""
 
     smoothing: Any
     classes: Any
@@ -108,43 +108,42 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def terms_of(options, how: tl.constexpr):
+def terms_of(settings, how: tl.constexpr):
     return Terms(
-        number(options.smoothing, how.A),
-        tl.cast(options.all_classes, how.A),
-        number(options.cap, how.A),
-        number(options.z_loss, how.A),
+        number(settings.smoothing, how.A),
+        tl.cast(settings.all_classes, how.A),
+        number(settings.cap, how.A),
+        number(settings.z_loss, how.A),
     )
 
 
 @triton.jit
-def read_rows(outer, inner, row, here, target, samples, options, how: tl.constexpr):
+def read_rows(outer, inner, row, here, target, samples, settings, how: tl.constexpr):
     """The `Program` of rows that are `here`. A bad label becomes -1."""
-    keep = tl.where(here, 1.0, 0.0).to(how.A)
+    keep, label, bad = tl.where(here, 1.0, 0.0).to(how.A), tl.full(row.shape, -1, tl.int64), row < 0
     if how.SAMPLED:
         keep = tl.load(samples + row, mask=here, other=0.0).to(how.A)
-    if how.SOFT:
-        return Program(outer, inner, row, here, keep, tl.full(row.shape, -1, tl.int32), row < 0, keep != 0.0)
-    label = tl.load(target.at + row, mask=here, other=0)
-    keep = tl.where(label == options.ignore_index, 0.0, keep)
-    counts = keep != 0.0
-    bad = ((label < 0) | (label >= options.all_classes)) & counts
-    own = tl.where(bad | (keep == 0.0), -1, label - options.first_class).to(tl.int32)
-    return Program(outer, inner, row, here, keep, own, bad, counts & (bad == 0))
+    if not how.SOFT:
+        label = tl.load(target.at + row, mask=here, other=0)
+        keep = tl.where(label == settings.ignore_index, 0.0, keep)
+        bad = ((label < 0) | (label >= settings.all_classes)) & (keep != 0.0)
+        label = tl.where(bad | (keep == 0.0), -1, label - settings.first_class)
+    counts = (keep != 0.0) & (bad == 0)
+    return Program(outer, inner, row, here, keep, label.to(tl.int32), bad, counts)
 
 
 @triton.jit
-def rows_of_block(block, target, samples, shape, options, how: tl.constexpr):
+def rows_of_block(block, target, samples, shape, settings, how: tl.constexpr):
     """The `Program` of a block of R rows."""
     outer, inner = (block // shape.blocks).to(tl.int64), block % shape.blocks * how.R + tl.arange(0, how.R)
-    return read_rows(outer, inner, outer * shape.inner + inner, inner < shape.inner, target, samples, options, how)
+    return read_rows(outer, inner, outer * shape.inner + inner, inner < shape.inner, target, samples, settings, how)
 
 
 @triton.jit
-def rows_beside(target, samples, shape, options, how: tl.constexpr, BLOCK: tl.constexpr):
+def rows_beside(target, samples, shape, settings, how: tl.constexpr, BLOCK: tl.constexpr):
     """The `Program` of a block of rows of which nothing is read by class."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return read_rows(row, row, row, row < shape.rows, target, samples, options, how)
+    return read_rows(row, row, row, row < shape.rows, target, samples, settings, how)
 
 
 @triton.jit
@@ -161,17 +160,31 @@ def place_of(c, stride, SIDE_BY_SIDE: tl.constexpr):
 
 @triton.jit
 def capped(x, cap, how: tl.constexpr):
-    if not how.CAPPED:
-        return x.to(how.A)
-    return cap * tanh(x.to(how.A) * (1.0 / cap), x.dtype.primitive_bitwidth == 16)
+    z = x.to(how.A)
+    return cap * tanh(z * (1.0 / cap), x.dtype.primitive_bitwidth == 16) if how.CAPPED else z
 
 
 @triton.jit
 def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
     """The logits after the softcap, -inf where there are none."""
-    if not MASKED:
-        return capped(tl.load(x, eviction_policy=POLICY), cap, how)
-    return tl.where(ok, capped(tl.load(x, mask=ok, other=0.0, eviction_policy=POLICY), cap, how), -INFINITY)
+    if MASKED:
+        z = tl.where(ok, capped(tl.load(x, mask=ok, other=0.0, eviction_policy=POLICY), cap, how), -INFINITY)
+    else:
+        z = capped(tl.load(x, eviction_policy=POLICY), cap, how)
+    return z
+
+
+@triton.jit
+def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
+    """q of classes for rows that count 1, without the label's own part."""
+    weight, t = tl.full(ok.shape, 1.0, how.A), tl.zeros(ok.shape, how.A)
+    if how.WEIGHTED:
+        weight *= tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
+    if how.SOFT:
+        place = at_rows(target, program)[None, None, :] + place_of(c, target.of_class, how.T_SIDE)
+        t += tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
+    q = target_weight(t, weight, 1.0, terms.smoothing, terms.classes)
+    return tl.where(ok, q, 0.0) if MASKED else q
 
 
 @triton.jit
@@ -182,26 +195,21 @@ def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.const
     ok = (c < classes) & program.here[None, None, :]
     x_of_rows = at_rows(x, program)[None, None, :]
     z = load_logits(x_of_rows + place_of(c, x.of_class, how.X_SIDE), ok, terms.cap, how, MASKED, POLICY)
-    if not how.MASS:
-        return Tile(c, ok, z, tl.zeros((1, 1, 1), how.A))
-    weight, t = 1.0, 0.0
-    if how.WEIGHTED:
-        weight = tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
-    if how.SOFT:
-        place = at_rows(target, program)[None, None, :] + place_of(c, target.of_class, how.T_SIDE)
-        t = tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
-    q = target_weight(t, weight, 1.0, terms.smoothing, terms.classes) + tl.zeros(ok.shape, how.A)
-    return Tile(c, ok, z, tl.where(ok, q, 0.0) if MASKED else q)
+    q = tl.zeros(ok.shape, how.A)
+    if how.MASS:
+        q += target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
+    return Tile(c, ok, z, q)
 
 
 @triton.jit
 def at_label(values, of_label, tile, program, start, how: tl.constexpr):
     """`of_label` in the label's place. For one row it is looked for in the tile that has it, and in no other."""
     if how.R > 1:
-        return tl.where(tile.c == program.label[None, None, :], of_label, values)
-    place = tl.sum(program.label, 0) - start
-    if (place >= 0) & (place < how.T * how.W):
         values = tl.where(tile.c == program.label[None, None, :], of_label, values)
+    else:
+        place = tl.sum(program.label, 0) - start
+        if (place >= 0) & (place < how.T * how.W):
+            values = tl.where(tile.c == program.label[None, None, :], of_label, values)
     return values
 
 
@@ -222,8 +230,10 @@ def own_of(x, w, program, shape, terms, how: tl.constexpr):
 @triton.jit
 def no_sums(how: tl.constexpr):
     """The sums of lines of no classes, (T, R). In place of the peak they have the largest logit so far."""
-    nothing = tl.zeros((how.T, how.R), how.A)
-    return Sums(nothing - INFINITY, nothing, 0.0, 0.0, nothing, nothing)
+    T: tl.constexpr = how.T
+    R: tl.constexpr = how.R
+    nothing = tl.zeros((T, R), how.A)
+    return Sums(nothing - INFINITY, nothing, nothing, nothing, nothing, nothing)
 
 
 @triton.jit
@@ -337,7 +347,8 @@ def slopes_of(sums, program, upstream, terms, how: tl.constexpr):
 @triton.jit
 def gradient_of(tile, e, slopes, program, start, terms, how: tl.constexpr):
     """The gradient of a tile's logits, e their exponentials."""
-    g = class_grad(e, slopes.of_target[None, None, :] * tile.q, slopes.factor[None, None, :])
+    q = slopes.of_target[None, None, :] * tile.q if how.MASS else 0.0
+    g = class_grad(e, q, slopes.factor[None, None, :])
     if how.CAPPED:
         g *= softcap_slope(tile.z * (1.0 / terms.cap), 1.0)
     return at_label(g, slopes.of_label[None, None, :], tile, program, start, how)

@@ -1,4 +1,4 @@
-"""Tensors on a GPU, which plain operations compute: values, derivatives, errors, memory and what is built on them."""
+"""Tensors on a GPU, which kernels of its own or plain operations compute: values, derivatives, errors, memory and what is built on them."""
 
 import contextlib
 import json
@@ -21,6 +21,13 @@ from crossent.tools.bench.memory import extra_peak
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 DEVICE = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def labels_are_checked_at_once(monkeypatch):
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+
+
 DOUBLE = torch.float64
 LOSSES = ["cross_entropy", "nll_loss"]
 
@@ -127,6 +134,25 @@ def test_bad_label_of_the_head():
     teacher = crossent.SparseTarget(torch.full((2, 4, 1), 50, device=DEVICE), torch.ones(2, 4, 1, device=DEVICE))
     with pytest.raises(IndexError, match="Class 50 at position"):
         crossent.linear_cross_entropy(hidden, weight, teacher)
+
+
+def test_bad_labels_are_told_later(monkeypatch):
+    """Nothing waits for the device in a step; the error comes at the latest when the device has got there."""
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "later")
+    x, labels = logits_there(8, 19, dtype=torch.float32), labels_there(8)
+    labels[3] = 19
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = crossent.cross_entropy(x, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.cuda.synchronize()
+    with pytest.raises(IndexError) as error:
+        loss.backward()
+    assert_tells(error, 19, [3], 19)
+    loss.backward()
+    assert loss.isnan() and x.grad.isfinite().all() and not x.grad[3].any() and x.grad[4].any()
 
 
 @pytest.mark.parametrize("elsewhere", ["input", "target", "weight", "sample_weight"])
@@ -547,7 +573,10 @@ def test_plan():
     }  # fmt: skip
     for function, call in calls.items():
         planned = crossent.plan(function, *call)
-        assert planned.path == "plain operations" and "on cuda:0 has no kernel" in str(planned)
+        if function is crossent.cross_entropy:
+            assert planned.path == "kernels in two stages"
+        else:
+            assert planned.path == "plain operations" and "on cuda:0 has no kernel" in str(planned)
     for function in (crossent.softmax, crossent.log_softmax):
         assert crossent.plan(function, x, 1).path == "PyTorch's own"
 

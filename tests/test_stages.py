@@ -150,7 +150,11 @@ SHARDS = {"even": [0, 5, 10], "uneven": [0, 1, 2, 9, 10], "with empty ones": [0,
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_shards_of_the_classes(kernels, shards, options, dtype):
     """The sums of shards, put together, are those of all classes: each shard finishes with its part of the gradient."""
-    (lib, device, asarray), edges = KERNELS[kernels], SHARDS[shards]
+    check_shards(KERNELS[kernels], SHARDS[shards], options, dtype)
+
+
+def check_shards(kernels, edges, options, dtype="float32"):
+    lib, device, asarray = kernels
     logits, target, keywords = make((13, 10), None, **OPTIONS[options])
     soft, logits = target.ndim == 2, quantise(logits, dtype)
     if not soft and not keywords.get("label_smoothing"):

@@ -1,11 +1,15 @@
 """The GPU's kernels of a cross entropy, which Triton's interpreter runs on the CPU."""
 
+from itertools import product
+
 import pytest
 import torch
-from harness import check, on_triton, on_triton_at_once
+from harness import check, on_triton, on_triton_at_once, triton_kernels
 from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, make
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
+from crossent.frontends.torch.arrays import TORCH
 
 pytest.importorskip("triton")
 
@@ -153,3 +157,77 @@ def test_a_second_backward_pass():
         (first,) = torch.autograd.grad(loss, x, torch.tensor(3.0), retain_graph=True)
         (second,) = torch.autograd.grad(loss, x, torch.tensor(3.0))
     torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+class _NothingIsRead(TorchDispatchMode):
+    """Raises where the host would have to wait for a device: numbers that are read, shapes that depend on data."""
+
+    FORBIDDEN = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in self.FORBIDDEN, f"{function} waits for the device"
+        if function.overloadpacket.__name__ == "index":
+            assert all(at is None or at.dtype is not torch.bool for at in args[1]), f"{function} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def nothing_is_read(as_on_a_gpu, monkeypatch):
+    from crossent.frontends.torch import modes, nodes
+
+    for module in (modes, nodes):  # a mode must not change which way a call takes
+        monkeypatch.setattr(module, "dispatch_modes", lambda: 0)
+    monkeypatch.setattr(as_on_a_gpu._Late, "look", lambda self: None)  # it reads the host's memory
+    return _NothingIsRead()
+
+
+@pytest.mark.parametrize("way", [on_triton, on_triton_at_once])
+@pytest.mark.parametrize(
+    ("kind", "reduction"),
+    [
+        ("denominator", "mean"),
+        *product(["plain", "everything", "soft", "bad label", "in place"], ["mean", "sum", "none"]),
+    ],
+)
+def test_nothing_is_read(way, reduction, kind, nothing_is_read):
+    x, y = logits(5, 7), torch.tensor([0, 6, 3, -100, 9 if kind == "bad label" else 2])
+    options = {
+        "everything": {
+            "weight": torch.rand(7), "sample_weight": torch.rand(5), "label_smoothing": 0.1, "softcap": 5.0,
+            "z_loss": 0.01,
+        },
+        "denominator": {"denominator": torch.tensor(3.0)},
+        "in place": {"inplace_backward": True},
+    }.get(kind, {})  # fmt: skip
+    if kind == "soft":
+        y = torch.softmax(logits(5, 7, seed=1).detach(), 1).requires_grad_()
+    if kind == "in place":
+        x = x * 1.0
+    leaves = [leaf for leaf in (x, y) if leaf.requires_grad]
+    with way(), nothing_is_read:
+        loss = crossent.cross_entropy(x, y, reduction=reduction, **options)
+        torch.autograd.grad(loss, leaves, torch.full_like(loss, 0.5))
+
+
+def test_what_is_read_is_noticed(nothing_is_read, monkeypatch):
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+    with on_triton(), nothing_is_read, pytest.raises(AssertionError, match="waits for the device"):
+        crossent.cross_entropy(logits(5, 7), torch.tensor([0, 6, 3, -100, 2]))
+
+
+@pytest.mark.parametrize("way", [on_triton, on_triton_at_once])
+def test_in_place(way):
+    leaf, y = logits(5, 7), torch.tensor([0, 6, 3, -100, 2])
+    expected, x = torch.autograd.grad(crossent.cross_entropy(leaf, y), leaf)[0], leaf * 1.0
+    with way():
+        (gradient,) = torch.autograd.grad(crossent.cross_entropy(x, y, inplace_backward=True), x)
+    assert gradient.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", ["mean", "everything", "soft, everything", "class weights none"])
+def test_shards(options):
+    """As `test_stages.test_shards_of_the_classes`, of which shards may have no classes."""
+    from test_stages import check_shards
+
+    check_shards((TORCH, triton_kernels().TritonKernels(lambda device: 2), torch.as_tensor), [0, 0, 4, 10], options)

@@ -80,6 +80,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
         in_place = call.in_place and wanted[0] and not overlaps(input)
         if in_place:
             input.data_ptr()  # gives a copy-on-write tensor memory of its own
+        tensors = input.detach(), *tensors[1:]  # the gradient may be a view of it, which must not be one of the input
         rows, dloss = _rows_of(tensors, call), in_memory(dloss)
         found = _stages.gradients(
             TORCH, _kernels_of(tensors), rows, ctx.finished, dloss, tensors, wanted[1], over_logits=in_place

@@ -1,4 +1,4 @@
-"""Tensors on a GPU, which kernels of its own or plain operations compute: values, derivatives, errors, memory and what is built on them."""
+"""Tensors on a GPU: values, derivatives, errors, memory and what is built on them."""
 
 import contextlib
 import json

@@ -231,3 +231,27 @@ def test_shards(options):
     from test_stages import check_shards
 
     check_shards((TORCH, triton_kernels().TritonKernels(lambda device: 2), torch.as_tensor), [0, 0, 4, 10], options)
+
+
+@pytest.mark.parametrize("kind", ["mean", "everything", "soft", "everything none"])
+def test_compiled(kind, monkeypatch):
+    """The operators that a graph has are the kernels' too."""
+    kernels, calls = triton_kernels().TritonKernels, []
+    for name in ("forward", "gradients"):
+        method = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *given, _do=method: calls.append(_do.__name__) or _do(*given))
+    values, target, options = make((5, 7), None, **OPTIONS[kind])
+    options = {key: torch.as_tensor(value) if hasattr(value, "shape") else value for key, value in options.items()}
+    x, y = torch.as_tensor(values, dtype=torch.float32).requires_grad_(), torch.as_tensor(target)
+    y = y.float().requires_grad_() if y.is_floating_point() else y
+    leaves = [leaf for leaf in (x, y) if leaf.requires_grad]
+    step = torch.compile(lambda x, y: crossent.cross_entropy(x, y, **options), fullgraph=True, backend="aot_eager")
+    loss = crossent.cross_entropy(x, y, **options)
+    expected = torch.autograd.grad(loss, leaves, torch.ones_like(loss))
+    with on_triton():
+        found = step(x, y)
+        gradients = torch.autograd.grad(found, leaves, torch.ones_like(found))
+    assert calls == ["forward", "gradients"]
+    torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

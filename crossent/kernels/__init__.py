@@ -144,6 +144,14 @@ class LossKernels:
         """
         return None
 
+    def packed(self, rows: Rows, sums: Sums) -> Any:
+        """The sums of rows, of `sums` or `forward`, as one array (6, number of rows): so they pass through graphs."""
+        raise NotImplementedError
+
+    def unpacked(self, rows: Rows, packed: Any) -> Sums:
+        """The inverse."""
+        raise NotImplementedError
+
     def multiply(self, gradient: Any, by: Any) -> None:
         """Multiply what `at_once` made by an array of one number, in its place."""
         raise NotImplementedError

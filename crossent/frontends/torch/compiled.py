@@ -16,10 +16,11 @@ from crossent._call import Call
 from crossent._options import HeadOptions, LossOptions, loss_options
 from crossent.frontends._heads import finished, losses_of
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
-from crossent.frontends.torch import decompositions, head, modes, nodes
+from crossent.frontends.torch import decompositions, head, modes, nodes, staged
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import compute_dtype
 from crossent.frontends.torch.operators import carried, define, ops, schema
+from crossent.kernels import Sums
 
 _LOSS, _HEAD = carried(LossOptions), carried(HeadOptions)
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight"
@@ -62,6 +63,8 @@ def call_of_head(tensors, classes, *values):
 
 def _stats_shape(input, target, picks, dim):
     """The shape of what kernels keep for contiguous rows. If it does not fit the plan, they keep nothing."""
+    if staged.is_staged(input):
+        return len(Sums._fields), input.numel() // max(1, input.shape[dim])
     count = (3 if target.dtype.is_floating_point else 2) if input.stride(dim) == 1 and not picks else 0
     return count, input.numel() // input.shape[dim]
 
@@ -72,6 +75,8 @@ def _fitting(problem, stats):
 
 def _loss(input, target, weight, sample_weight, picks, dim, *values):
     call = call_of_loss(input, picks, dim, *values)
+    if staged.is_staged(input):
+        return staged.loss_and_sums((input, target, weight, sample_weight), call)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=call.out_dtype)
     value, scale = problem.forward(None, _fitting(problem, stats))
@@ -89,8 +94,12 @@ def _fake_loss(input, target, weight, sample_weight, picks, dim, reduction, *val
 
 
 def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
-    options = call_of_loss(input, picks, dim, *values).options
-    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, options, picks)
+    call = call_of_loss(input, picks, dim, *values)
+    if staged.is_staged(input):
+        tensors = input, target, weight, sample_weight
+        dx, dtarget = staged.gradients_of_sums(tensors, call, stats, scale, dloss, want_target)
+        return dx, target.new_empty(0) if dtarget is None else dtarget
+    problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
     upstream = nodes.upstream(dloss, float(scale), input)
     dx = TORCH.empty(problem.layout, input)
     if picks:
@@ -125,14 +134,20 @@ def _differentiate_loss(ctx, dloss, *_):
 
 
 _LOSS_RESULTS = "(Tensor, Tensor, Tensor)"
-define("loss", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss)
-define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss)  # without a derivative
+_EVERYWHERE = "CPU", "CUDA"
+define(
+    "loss", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss,
+    on=_EVERYWHERE,
+)  # fmt: skip
+# without a derivative
+define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, on=_EVERYWHERE)
 define(
     "loss_backward",
     f"Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS}",
     "(Tensor, Tensor)",
     _loss_backward,
     _fake_loss_backward,
+    on=_EVERYWHERE,
 )
 
 

@@ -86,9 +86,9 @@ def may_take_over(input):
     return not (compiling() and isinstance(input, torch.Tensor))
 
 
-def is_operator(input):
-    """Whether a compiled call becomes an operator: on the CPU, except in transforms, which cannot transform it."""
-    return compiling() and input.device.type == "cpu" and not transforms()
+def is_operator(input, devices=("cpu",)):
+    """Whether a compiled call becomes an operator: on these devices, but not in transforms, which cannot transform it."""
+    return compiling() and input.device.type in devices and not transforms()
 
 
 class IsTracedError(Exception):

@@ -13,12 +13,13 @@ ops = torch.ops.crossent
 _STRIDES_KEPT = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 
-def define(name, arguments, results, kernel, fake, backward=None, setup=None):
-    """An operator that runs `kernel` on CPUs. `fake` makes its results without their values. If there is a `backward`,
-    it is the operator's derivative, from what `setup` keeps.
+def define(name, arguments, results, kernel, fake, backward=None, setup=None, on=("CPU",)):
+    """An operator that runs `kernel` on CPUs, or on these devices. `fake` makes its results without their values. If
+    there is a `backward`, it is the operator's derivative, from what `setup` keeps.
     """
     library.define(f"{name}({arguments}) -> {results}", tags=(_STRIDES_KEPT,))
-    library.impl(name, kernel, "CPU")
+    for device in on:
+        library.impl(name, kernel, device)
     torch.library.register_fake(f"crossent::{name}", fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(f"crossent::{name}", backward, setup_context=setup, lib=library)

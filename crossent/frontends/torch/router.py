@@ -56,7 +56,7 @@ from crossent.frontends.torch.modes import (
     transforms,
 )
 from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_of
-from crossent.frontends.torch.staged import has_stages
+from crossent.frontends.torch.staged import GPUS_HAVE_KERNELS, has_stages
 
 _BY_POSITION = "input", "linear_weight", "target"
 
@@ -66,7 +66,8 @@ def way_of(tensors, by_weights=False, in_stages=False):
     `in_stages`: it is a loss that a device's kernels may make in two stages.
     """
     if compiling():
-        return OPERATOR if is_operator(tensors[0]) and not by_weights else PLAIN
+        devices = ("cpu", "cuda") if in_stages and GPUS_HAVE_KERNELS else ("cpu",)
+        return OPERATOR if is_operator(tensors[0], devices) and not by_weights else PLAIN
     if by_weights:
         return PLAIN
     if ordinary(*tensors):

@@ -23,24 +23,30 @@ KERNELS_OF: dict[str, Any] = {"cpu": CpuKernels(TORCH)}  # device type -> its `L
 PLAIN_KERNELS = PlainKernels(namespace, COMPUTE, namespace.freeze)  # for devices without
 
 
-def kernels_on(device_type):
-    """The kernels of a type of device, or None."""
-    if device_type == "cuda" and device_type not in KERNELS_OF:
-        KERNELS_OF[device_type] = _triton_kernels()
-    return KERNELS_OF.get(device_type)
-
-
-def _triton_kernels():
-    """Those for GPUs, if the Triton that came with PyTorch is one that they are tested with."""
-    if find_spec("triton") is None or _version_of("triton") < (3, 6):
-        return None
-    from crossent.kernels.triton.launches import TritonKernels
-
-    return TritonKernels()
+def _has_triton():
+    """Whether there is a Triton that the kernels for GPUs are tested with."""
+    for_gpus = torch.version.cuda or torch.version.hip
+    return bool(for_gpus) and find_spec("triton") is not None and _version_of("triton") >= (3, 6)
 
 
 def _version_of(package):
     return tuple(int(number) for number in version(package).split(".")[:2])
+
+
+GPUS_HAVE_KERNELS = _has_triton()
+
+
+def kernels_on(device_type):
+    """The kernels of a type of device, or None."""
+    if device_type == "cuda" and device_type not in KERNELS_OF:
+        KERNELS_OF[device_type] = _triton_kernels() if GPUS_HAVE_KERNELS else None
+    return KERNELS_OF.get(device_type)
+
+
+def _triton_kernels():
+    from crossent.kernels.triton.launches import TritonKernels
+
+    return TritonKernels()
 
 
 def has_stages(tensors):
@@ -148,6 +154,29 @@ def differentiable_loss(tensors, call):
     elif call.options.reduction == "mean":
         total = total / (weights if call.divisor is None else call.divisor)
     return total.to(call.out_dtype)
+
+
+# What the operators are made of, see `compiled`.
+
+
+def is_staged(input):
+    """Whether an operator makes the loss in two stages."""
+    return not input.is_cpu or modes.forced is STAGES
+
+
+def loss_and_sums(tensors, call):
+    """The loss, its sums packed, and the scale as a tensor of float64."""
+    finished = _finished(tensors, call, late.refuse)
+    sums = _kernels_of(tensors).packed(_rows_of(tensors, call), finished.sums)
+    scale = torch.zeros((), dtype=torch.float64, device=tensors[0].device) + finished.scale
+    return finished.loss.to(call.out_dtype), sums, scale
+
+
+def gradients_of_sums(tensors, call, sums, scale, dloss, want_target):
+    late.look()
+    kernels, rows = _kernels_of(tensors), _rows_of(tensors, call)
+    finished = _stages.Finished(None, kernels.unpacked(rows, sums), scale)
+    return _stages.gradients(TORCH, kernels, rows, finished, dloss, tensors, want_target)
 
 
 def losses_of_shard(logits, labels, soft, weight, keep, axis, call):

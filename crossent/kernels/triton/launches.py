@@ -205,6 +205,12 @@ class TritonKernels(LossKernels):
         count, block = gradient.numel(), 4096
         kernels.multiplied[(triton.cdiv(count, block),)](gradient, by, count, How(arithmetic), BLOCK=block)
 
+    def packed(self, rows, sums):
+        return sums.stacked
+
+    def unpacked(self, rows, packed):
+        return _views(rows, packed)
+
     def _scale(self, launch, divisor):
         """What the losses are multiplied by in their mean, before they are known; where kernels find it."""
         if divisor is not None:

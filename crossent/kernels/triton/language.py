@@ -37,6 +37,19 @@ def exp(x):
 
 
 @triton.jit
+def relative_to(peak):
+    """The numbers a, b and c for which exp(z - peak) is exp2(z * a + b) * c, for z up to the peak: one instruction
+    before the exponential. The rounding of b is the same for all z, and c undoes it.
+
+    Where peak * LOG2_E would be infinite, another z is so far from the peak that any a makes a 0 of it.
+    """
+    half_range: tl.constexpr = 2.0**1022 if peak.dtype == tl.float64 else 2.0**126
+    a = tl.where(tl.abs(peak) < half_range, tl.full(peak.shape, LOG2_E, peak.dtype), 2.0**-20)
+    b = -(peak * a)
+    return a, b, tl.exp2(-tl.fma(peak, a, b))
+
+
+@triton.jit
 def finite(x):
     """0 for the maximum of numbers that are all -inf."""
     return tl.where(x == -INFINITY, 0.0, x)
@@ -57,11 +70,13 @@ def log1p(x):
 
 
 @triton.jit
-def tanh(x, NARROW: tl.constexpr):
-    """`NARROW`: of logits of 16 bits, which have no digits that this would lose near 0."""
+def tanh(x, by, NARROW: tl.constexpr):
+    """tanh(x * by). `NARROW`: of logits of 16 bits, which have no digits that this would lose near 0."""
     if NARROW:
-        y = 1.0 - 2.0 / (1.0 + exp(2.0 * x))
+        root = tl.rsqrt(1.0 + tl.exp2(x * (by * (2.0 * LOG2_E))))  # a division would take five instructions
+        y = tl.fma(-2.0 * root, root, tl.full(root.shape, 1.0, root.dtype))
     else:
+        x *= by
         a = tl.abs(x)
         e = exp(-2.0 * a)
         y = (1.0 - e) / (1.0 + e)

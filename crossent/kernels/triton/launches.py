@@ -176,8 +176,7 @@ class TritonKernels(LossKernels):
         kernels.gradients_of_rows[(launch.outer * blocks * tiles,)](
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
             bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, tiles,
-            launch.shape(blocks), launch.settings, how, MASKED=cut.R > 1 or launch.classes % cut.classes > 0,
-            num_warps=cut.warps,
+            launch.shape(blocks), launch.settings, how, num_warps=cut.warps,
         )  # fmt: skip
         return dx, dtarget
 

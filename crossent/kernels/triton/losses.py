@@ -11,22 +11,26 @@ import triton
 import triton.language as tl
 
 from crossent.kernels import Sums
-from crossent.kernels.triton.language import INFINITY, exp, finite, number, target_grad
+from crossent.kernels.triton.language import INFINITY, exp, finite, number, relative_to, target_grad
 from crossent.kernels.triton.rows import (
     added,
     at_rows,
+    by_exponentials,
+    exponentials,
     gradient_of,
     joined,
     load_tile,
     losses_of,
     no_sums,
     own_of,
+    past,
     place_of,
     rows_beside,
     rows_of_block,
     slopes_of,
     sums_of_tile,
     terms_of,
+    tiles_of,
     without_ignored,
 )
 
@@ -50,17 +54,16 @@ class Totals(NamedTuple):
 
 @triton.jit
 def _sums_by_line(x, target, w, program, lo, hi, shape, terms, how: tl.constexpr):
-    """The sums of lines over the classes lo to hi. Of one row only the last tile is masked."""
-    BLOCK: tl.constexpr = how.T * how.W
-    sums, whole = no_sums(how), lo
-    if how.R == 1:
-        whole = lo + (hi - lo) // BLOCK * BLOCK
-    for start in range(lo, whole, BLOCK):
-        tile = load_tile(x, target, w, program, start, hi, shape, terms, how, False, "evict_last")
-        sums = added(sums, tile, program, start, how)
-    for start in range(whole, hi, BLOCK):
-        tile = load_tile(x, target, w, program, start, hi, shape, terms, how, True, "evict_last")
-        sums = added(sums, tile, program, start, how)
+    """The sums of lines over the classes lo to hi."""
+    sums = no_sums(how)
+    plain, at = tiles_of(program, lo, hi, how)
+    for start in range(lo, plain, how.T * how.W):
+        tile = load_tile(x, target, w, program, past(start, at, how), hi, shape, terms, how, False, "evict_last")
+        sums = added(sums, tile, program, terms, how, False)
+    for start in range(plain, hi, how.T * how.W):
+        where = tl.where(start == plain, at, start)
+        tile = load_tile(x, target, w, program, where, hi, shape, terms, how, True, "evict_last")
+        sums = added(sums, tile, program, terms, how, True)
     return sums
 
 
@@ -105,10 +108,10 @@ def sums_of_rows(x, target, w, samples, sums, parts, span, shape, settings, how:
     lo = part * span
     hi = _read_to(tl.minimum(lo + span, shape.classes), program, how)
     if how.LOOP:
-        found = joined(_sums_by_line(x, target, w, program, lo, hi, shape, terms, how), own, own_weight, how)
+        found = joined(_sums_by_line(x, target, w, program, lo, hi, shape, terms, how), own, own_weight, terms, how)
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_last")
-        found, _ = sums_of_tile(tile, program, own, own_weight, how)
+        found, _, _ = sums_of_tile(tile, program, own, own_weight, terms, how)
     _store_sums(without_ignored(found, program), sums + part.to(tl.int64) * 6 * shape.rows, program, shape.rows)
 
 
@@ -210,8 +213,8 @@ def _put_zeros(dx, program, start, shape, how: tl.constexpr):
 
 
 @triton.jit
-def _put_gradient(dx, tile, e, slopes, program, start, terms, how: tl.constexpr, MASKED: tl.constexpr):
-    g = gradient_of(tile, e, slopes, program, start, terms, how)
+def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.constexpr):
+    g = gradient_of(tile, e, slopes, program, how, MASKED)
     if how.R > 1 or how.SOFT:
         g = tl.where(program.counts[None, None, :], g, 0.0)
     g = g.to(dx.at.dtype.element_ty)
@@ -225,7 +228,8 @@ def _put_gradient(dx, tile, e, slopes, program, start, terms, how: tl.constexpr,
 @triton.jit
 def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how: tl.constexpr):
     weight = tl.load(w + tile.c, mask=tile.c < shape.classes, other=0.0).to(how.A) if how.WEIGHTED else 1.0
-    relative, by = tile.z - peak[None, None, :], slopes.of_target[None, None, :]
+    z = tile.z * terms.cap if how.CAPPED else tile.z
+    relative, by = z - peak[None, None, :], slopes.of_target[None, None, :]
     d = target_grad(slopes.cost[None, None, :], relative, weight, by, terms.smoothing)
     d = tl.where(program.counts[None, None, :], d, 0.0).to(dtarget.at.dtype.element_ty)
     place = at_rows(dtarget, program)[None, None, :] + place_of(tile.c, dtarget.of_class, how.DT_SIDE)
@@ -233,10 +237,21 @@ def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, 
 
 
 @triton.jit
+def _put_gradients(x, target, w, dx, dtarget, program, start, hi, peak, relative, slopes, shape, terms,
+                   how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Read a tile and store its gradients."""
+    tile = load_tile(x, target, w, program, start, hi, shape, terms, how, MASKED, "evict_first")
+    _put_gradient(dx, tile, exponentials(tile.z, relative, terms, how), slopes, program, how, MASKED)
+    if dtarget is not None:
+        _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how)
+
+
+@triton.jit
 def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, shape, settings,
-                      how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+                      how: tl.constexpr):  # fmt: skip
     """The second stage, for a tile: the gradients of by * scale * upstream * losses. dx may be x."""
-    start, block = tl.program_id(0) % tiles * (how.T * how.W), tl.program_id(0) // tiles
+    BLOCK: tl.constexpr = how.T * how.W
+    start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     if how.R == 1 and dtarget is None:
         if tl.sum(program.counts.to(tl.int32), 0) == 0:
@@ -246,12 +261,18 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
     if scale is not None:
         above *= tl.load(scale).to(how.A)
     found = _load_sums(sums, program, shape.rows)
-    slopes = slopes_of(found, program, above, terms, how)
-    tile = load_tile(x, target, w, program, start, shape.classes, shape, terms, how, MASKED, "evict_first")
-    e = exp(tile.z - found.peak[None, None, :])
-    _put_gradient(dx, tile, e, slopes, program, start, terms, how, MASKED)
-    if dtarget is not None:
-        _put_target_gradient(dtarget, w, tile, found.peak, slopes, program, shape, terms, how)
+    relative = relative_to(found.peak)
+    slopes = by_exponentials(slopes_of(found, program, above, terms, how), relative[2])
+    plain = False
+    if how.R == 1:
+        label = tl.sum(program.label, 0)
+        plain = ((label < start) | (label >= start + BLOCK)) & (start + BLOCK <= shape.classes)
+    if plain:
+        _put_gradients(x, target, w, dx, dtarget, program, start, shape.classes, found.peak, relative, slopes, shape,
+                       terms, how, False)  # fmt: skip
+    else:
+        _put_gradients(x, target, w, dx, dtarget, program, start, shape.classes, found.peak, relative, slopes, shape,
+                       terms, how, True)  # fmt: skip
 
 
 @triton.jit
@@ -263,31 +284,30 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, sh
     program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
     upstream, hi = tl.load(scale).to(how.A), _read_to(shape.classes, program, how)
-    BLOCK: tl.constexpr = how.T * how.W
     if how.LOOP:
-        found = joined(_sums_by_line(x, target, w, program, 0, hi, shape, terms, how), own, own_weight, how)
+        found = joined(_sums_by_line(x, target, w, program, 0, hi, shape, terms, how), own, own_weight, terms, how)
         found = without_ignored(found, program)
-        slopes, whole = slopes_of(found, program, upstream, terms, how), 0
-        if how.R == 1:
-            whole = hi // BLOCK * BLOCK
-        for start in range(0, whole, BLOCK):
-            tile = load_tile(x, target, w, program, start, hi, shape, terms, how, False, "evict_first")
-            e = exp(tile.z - found.peak[None, None, :])
-            _put_gradient(dx, tile, e, slopes, program, start, terms, how, False)
-        for start in range(whole, hi, BLOCK):
-            tile = load_tile(x, target, w, program, start, hi, shape, terms, how, True, "evict_first")
-            e = exp(tile.z - found.peak[None, None, :])
-            _put_gradient(dx, tile, e, slopes, program, start, terms, how, True)
-        for start in range(hi, shape.classes, BLOCK):
+        relative = relative_to(found.peak)
+        slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), relative[2])
+        plain, at = tiles_of(program, 0, hi, how)
+        for start in range(0, plain, how.T * how.W):
+            _put_gradients(x, target, w, dx, None, program, past(start, at, how), hi, found.peak, relative, slopes,
+                           shape, terms, how, False)  # fmt: skip
+        for start in range(plain, hi, how.T * how.W):
+            where = tl.where(start == plain, at, start)
+            _put_gradients(x, target, w, dx, None, program, where, hi, found.peak, relative, slopes, shape, terms, how,
+                           True)  # fmt: skip
+        for start in range(hi, shape.classes, how.T * how.W):
             _put_zeros(dx, program, start, shape, how)
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_first")
-        found, e = sums_of_tile(tile, program, own, own_weight, how)
+        found, e, by = sums_of_tile(tile, program, own, own_weight, terms, how)
         found = without_ignored(found, program)
         if how.R == 1:
             if hi == 0:
                 _put_zeros(dx, program, 0, shape, how)
-        _put_gradient(dx, tile, e, slopes_of(found, program, upstream, terms, how), program, 0, terms, how, True)
+        slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), by)
+        _put_gradient(dx, tile, e, slopes, program, how, True)
     _store_sums(found, sums, program, shape.rows)
     _finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, how)
 

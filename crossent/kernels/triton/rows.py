@@ -8,6 +8,7 @@ import triton.language as tl
 from crossent.kernels import Sums
 from crossent.kernels.triton.language import (
     INFINITY,
+    LOG2_E,
     class_grad,
     exp,
     finite,
@@ -16,6 +17,7 @@ from crossent.kernels.triton.language import (
     log1p,
     lse_slope,
     number,
+    relative_to,
     row_loss,
     softcap_slope,
     tanh,
@@ -75,12 +77,15 @@ class Settings(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The floats of the settings and the number of all classes, in the type of the arithmetic."""
+    """The floats of the settings and the number of all classes, in the type of the arithmetic; `unit` is in what q is
+    given: for labels and capped logits, whose sums cannot overflow, what smoothing gives a class of weight 1.
+    """
 
     smoothing: Any
     classes: Any
     cap: Any
     z_loss: Any
+    unit: Any
 
 
 class Program(NamedTuple):
@@ -99,7 +104,9 @@ class Program(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The numbers of a tile's classes, (T, W, 1); which of them there are, their logits, q for rows that count 1."""
+    """The numbers of a tile's classes, (T, W, 1); which of them there are, their logits, in units of the softcap if
+    there is one, and q for rows that count 1, in units of `Terms.unit`.
+    """
 
     c: Any
     ok: Any
@@ -109,12 +116,11 @@ class Tile(NamedTuple):
 
 @triton.jit
 def terms_of(settings, how: tl.constexpr):
-    return Terms(
-        number(settings.smoothing, how.A),
-        tl.cast(settings.all_classes, how.A),
-        number(settings.cap, how.A),
-        number(settings.z_loss, how.A),
-    )
+    smoothing, classes = number(settings.smoothing, how.A), tl.cast(settings.all_classes, how.A)
+    unit = tl.full((), 1.0, how.A)
+    if how.CAPPED and not how.SOFT:
+        unit = target_weight(0.0, 1.0, 1.0, smoothing, classes)
+    return Terms(smoothing, classes, number(settings.cap, how.A), number(settings.z_loss, how.A), unit)
 
 
 @triton.jit
@@ -160,13 +166,14 @@ def place_of(c, stride, SIDE_BY_SIDE: tl.constexpr):
 
 @triton.jit
 def capped(x, cap, how: tl.constexpr):
+    """In units of the softcap, if there is one."""
     z = x.to(how.A)
-    return cap * tanh(z * (1.0 / cap), x.dtype.primitive_bitwidth == 16) if how.CAPPED else z
+    return tanh(z, 1.0 / cap, x.dtype.primitive_bitwidth == 16) if how.CAPPED else z
 
 
 @triton.jit
 def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
-    """The logits after the softcap, -inf where there are none."""
+    """The `capped` logits, -inf where there are none."""
     if MASKED:
         z = tl.where(ok, capped(tl.load(x, mask=ok, other=0.0, eviction_policy=POLICY), cap, how), -INFINITY)
     else:
@@ -176,14 +183,16 @@ def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.
 
 @triton.jit
 def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
-    """q of classes for rows that count 1, without the label's own part."""
-    weight, t = tl.full(ok.shape, 1.0, how.A), tl.zeros(ok.shape, how.A)
+    """q of classes for rows that count 1, without the label's own part, in units of `Terms.unit`."""
+    q = tl.full(ok.shape, 1.0, how.A)
     if how.WEIGHTED:
-        weight *= tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
+        q *= tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
     if how.SOFT:
         place = at_rows(target, program)[None, None, :] + place_of(c, target.of_class, how.T_SIDE)
-        t += tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
-    q = target_weight(t, weight, 1.0, terms.smoothing, terms.classes)
+        t = tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
+        q = target_weight(t, q, 1.0, terms.smoothing, terms.classes)
+    elif not how.CAPPED:
+        q = target_weight(0.0, q, 1.0, terms.smoothing, terms.classes)
     return tl.where(ok, q, 0.0) if MASKED else q
 
 
@@ -195,22 +204,39 @@ def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.const
     ok = (c < classes) & program.here[None, None, :]
     x_of_rows = at_rows(x, program)[None, None, :]
     z = load_logits(x_of_rows + place_of(c, x.of_class, how.X_SIDE), ok, terms.cap, how, MASKED, POLICY)
-    q = tl.zeros(ok.shape, how.A)
     if how.MASS:
-        q += target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
+        q = target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
+    else:
+        q = tl.zeros(ok.shape, how.A)
     return Tile(c, ok, z, q)
 
 
 @triton.jit
-def at_label(values, of_label, tile, program, start, how: tl.constexpr):
-    """`of_label` in the label's place. For one row it is looked for in the tile that has it, and in no other."""
-    if how.R > 1:
-        values = tl.where(tile.c == program.label[None, None, :], of_label, values)
-    else:
-        place = tl.sum(program.label, 0) - start
-        if (place >= 0) & (place < how.T * how.W):
-            values = tl.where(tile.c == program.label[None, None, :], of_label, values)
-    return values
+def at_label(values, of_label, tile, program):
+    """`of_label` in the label's place."""
+    return tl.where(tile.c == program.label[None, None, :], of_label, values)
+
+
+@triton.jit
+def tiles_of(program, lo, hi, how: tl.constexpr):
+    """How far the whole tiles of a row go, from lo on, that are not the label's; and where that one begins.
+
+    They lie around that one, see `past`. It comes after them, and then the last tile if it is not whole. So nothing is
+    masked, and no label looked for, in any other. Of several rows every tile may have a label.
+    """
+    BLOCK: tl.constexpr = how.T * how.W
+    plain, at = lo, lo
+    if how.R == 1:
+        whole, label = lo + (hi - lo) // BLOCK * BLOCK, tl.sum(program.label, 0)
+        at = tl.where((label >= lo) & (label < whole), lo + (label - lo) // BLOCK * BLOCK, whole)
+        plain = tl.where(at < whole, whole - BLOCK, whole)
+    return plain, at
+
+
+@triton.jit
+def past(start, at, how: tl.constexpr):
+    """Where the tile is that does without the one at `at`."""
+    return tl.where(start < at, start, start + how.T * how.W)
 
 
 @triton.jit
@@ -222,59 +248,99 @@ def own_of(x, w, program, shape, terms, how: tl.constexpr):
         here = (label >= 0) & (label < shape.classes)
         place = at_rows(x, program) + place_of(label, x.of_class, how.X_SIDE)
         own = load_logits(place, here, terms.cap, how, True, "")
+        if how.CAPPED:
+            own *= terms.cap
         if how.WEIGHTED:
             own_weight = tl.load(w + label, mask=here, other=0.0).to(how.A)
     return own, own_weight
 
 
 @triton.jit
+def lowest(how: tl.constexpr):
+    """Where the largest logit starts from, in the units of `Tile`: a finite number, so that no difference is one of
+    infinite numbers.
+    """
+    return -1.0 if how.CAPPED else -1.7976931348623157e308 if how.A == tl.float64 else -3.4028234663852886e38
+
+
+@triton.jit
 def no_sums(how: tl.constexpr):
-    """The sums of lines of no classes, (T, R). In place of the peak they have the largest logit so far."""
+    """The sums of lines of no classes, (T, R). Their peaks are the largest logits so far, in the units of `Tile`. With
+    a softcap dot is that with the logits themselves, and `own` is what is taken off in the exponent of 2.
+    """
     T: tl.constexpr = how.T
     R: tl.constexpr = how.R
     nothing = tl.zeros((T, R), how.A)
-    return Sums(nothing - INFINITY, nothing, nothing, nothing, nothing, nothing)
+    return Sums(nothing + lowest(how), nothing, nothing, nothing, nothing, nothing)
 
 
 @triton.jit
-def added(sums, tile, program, start, how: tl.constexpr):
-    """The sums of lines with those of a tile: every line has its own, so that no thread waits for another."""
-    top = tl.maximum(sums.peak, tl.max(tile.z, 1))
-    peak = finite(top)
-    of_others = at_label(tile.z, -INFINITY, tile, program, start, how)
-    others = sums.others * exp(sums.peak - peak) + tl.sum(exp(of_others - peak[:, None, :]), 1)
-    mass, dot = sums.mass, sums.dot
+def added(sums, tile, program, terms, how: tl.constexpr, MASKED: tl.constexpr):
+    """The sums of lines with those of a tile: every line has its own, so that no thread waits for another. A tile that
+    is not MASKED has no label.
+    """
+    peak = tl.maximum(sums.peak, tl.max(tile.z, 1))
+    of_others = at_label(tile.z, -INFINITY, tile, program) if MASKED else tile.z
+    others, base, mass, dot = sums.others, sums.own, sums.mass, sums.dot
+    if how.CAPPED:  # no product can be infinite here: it takes one instruction with the sum
+        a = tl.zeros_like(peak) + LOG2_E * terms.cap
+        base = tl.fma(peak, a, tl.zeros_like(peak))  # rounded, which a product would not be once it is joined to a sum
+        power = tl.fma(of_others, tl.zeros_like(of_others) + a[:, None, :], tl.zeros_like(of_others) - base[:, None, :])
+        others = others * tl.exp2(sums.own - base) + tl.sum(tl.exp2(power), 1)
+    else:
+        others = others * exp(sums.peak - peak) + tl.sum(exp(of_others - peak[:, None, :]), 1)
     if how.MASS:
-        dot += mass * (finite(sums.peak) - peak)
-        dot += tl.sum(tl.where(tile.q == 0.0, 0.0, tile.q * (tile.z - peak[:, None, :])), 1)
+        z = tile.z
+        if not how.CAPPED:
+            z -= peak[:, None, :]
+            dot += tl.where(mass == 0.0, 0.0, mass * (sums.peak - peak))
+        part = tile.q * z
+        if MASKED or not how.CAPPED:  # where z may be -inf
+            part = tl.where(tile.q == 0.0, 0.0, part)
+        dot += tl.sum(part, 1)
         mass += tl.sum(tile.q, 1)
-    return Sums(top, others, sums.own, sums.own_weight, mass, dot)
+    return Sums(peak, others, base, sums.own_weight, mass, dot)
 
 
 @triton.jit
-def joined(sums, own, own_weight, how: tl.constexpr):
+def joined(sums, own, own_weight, terms, how: tl.constexpr):
     """The sums of rows, (R,), from those of their lines."""
-    peak = finite(tl.max(sums.peak, 0))
-    others = tl.sum(sums.others * exp(sums.peak - peak[None, :]), 0)
-    mass, dot = tl.zeros_like(peak), tl.zeros_like(peak)
-    if how.MASS:
-        mass = tl.sum(sums.mass, 0)
-        dot = tl.sum(sums.dot + sums.mass * (finite(sums.peak) - peak[None, :]), 0)
-    return Sums(peak, others, own, own_weight, mass, dot)
+    peak = tl.max(sums.peak, 0)
+    others, mass, dot = sums.others, tl.sum(sums.mass, 0), sums.dot
+    if how.CAPPED:
+        base = tl.max(sums.own, 0)
+        others = tl.sum(others * tl.exp2(sums.own - base[None, :]), 0)
+        peak *= terms.cap
+        others *= tl.exp2(-tl.fma(peak, tl.zeros_like(peak) + LOG2_E, -base))
+        dot = tl.sum(dot, 0) * terms.cap - mass * peak
+    else:
+        others = tl.sum(others * exp(sums.peak - peak[None, :]), 0)
+        dot = tl.sum(tl.where(sums.mass == 0.0, 0.0, dot + sums.mass * (sums.peak - peak[None, :])), 0)
+        peak = tl.where((peak == lowest(how)) & (others == 0.0), 0.0, peak)
+    return Sums(peak, others, own, own_weight, terms.unit * mass, terms.unit * dot)
 
 
 @triton.jit
-def sums_of_tile(tile, program, own, own_weight, how: tl.constexpr):
-    """The sums of rows that are one tile, and its exponentials."""
+def exponentials(z, relative, terms, how: tl.constexpr):
+    """Of a tile's logits, by the first two numbers of `relative_to`."""
+    a = relative[0] * terms.cap if how.CAPPED else relative[0]
+    nothing = tl.zeros(z.shape, z.dtype)
+    return tl.exp2(tl.fma(z, nothing + a[None, None, :], nothing + relative[1][None, None, :]))
+
+
+@triton.jit
+def sums_of_tile(tile, program, own, own_weight, terms, how: tl.constexpr):
+    """The sums of rows that are one tile, its `exponentials`, and what to multiply these by."""
     peak = finite(tl.max(tl.max(tile.z, 1), 0))
-    relative = tile.z - peak[None, None, :]
-    e = exp(relative)
-    others = tl.sum(tl.sum(tl.where(tile.c == program.label[None, None, :], 0.0, e), 1), 0)
+    unit = terms.cap if how.CAPPED else tl.full((), 1.0, how.A)
+    relative = relative_to(peak * unit)
+    e = exponentials(tile.z, relative, terms, how)
+    others = relative[2] * tl.sum(tl.sum(at_label(e, 0.0, tile, program), 1), 0)
     mass, dot = tl.zeros_like(peak), tl.zeros_like(peak)
     if how.MASS:
-        mass = tl.sum(tl.sum(tile.q, 1), 0)
-        dot = tl.sum(tl.sum(tl.where(tile.q == 0.0, 0.0, tile.q * relative), 1), 0)
-    return Sums(peak, others, own, own_weight, mass, dot), e
+        part = tl.where(tile.q == 0.0, 0.0, tile.q * (tile.z - peak[None, None, :]))
+        mass, dot = terms.unit * tl.sum(tl.sum(tile.q, 1), 0), (terms.unit * unit) * tl.sum(tl.sum(part, 1), 0)
+    return Sums(peak * unit, others, own, own_weight, mass, dot), e, relative[2]
 
 
 @triton.jit
@@ -337,7 +403,7 @@ def slopes_of(sums, program, upstream, terms, how: tl.constexpr):
     if how.CAPPED:
         of_label *= softcap_slope(sums.own / terms.cap, 1.0)
     return Slopes(
-        tl.where(counts, upstream * keep, 0.0),
+        tl.where(counts, upstream * keep, 0.0) * terms.unit,
         tl.where(counts, upstream * slope / total, 0.0),
         tl.where(counts, of_label, 0.0),
         log_total + terms.z_loss * lse * lse,
@@ -345,10 +411,15 @@ def slopes_of(sums, program, upstream, terms, how: tl.constexpr):
 
 
 @triton.jit
-def gradient_of(tile, e, slopes, program, start, terms, how: tl.constexpr):
-    """The gradient of a tile's logits, e their exponentials."""
-    q = slopes.of_target[None, None, :] * tile.q if how.MASS else 0.0
-    g = class_grad(e, q, slopes.factor[None, None, :])
+def gradient_of(tile, e, slopes, program, how: tl.constexpr, MASKED: tl.constexpr):
+    """The gradient of a tile's logits, e their exponentials. A tile that is not MASKED has no label."""
+    g = class_grad(e, slopes.of_target[None, None, :] * tile.q, slopes.factor[None, None, :])
     if how.CAPPED:
-        g *= softcap_slope(tile.z * (1.0 / terms.cap), 1.0)
-    return at_label(g, slopes.of_label[None, None, :], tile, program, start, how)
+        g *= softcap_slope(tile.z, 1.0)
+    return at_label(g, slopes.of_label[None, None, :], tile, program) if MASKED else g
+
+
+@triton.jit
+def by_exponentials(slopes, by):
+    """For exponentials that have to be multiplied by a number."""
+    return Slopes(slopes.of_target, slopes.factor * by, slopes.of_label, slopes.cost)

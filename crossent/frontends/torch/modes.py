@@ -87,7 +87,7 @@ def may_take_over(input):
 
 
 def is_operator(input, devices=("cpu",)):
-    """Whether a compiled call becomes an operator: on these devices, but not in transforms, which cannot transform it."""
+    """Whether a compiled call becomes an operator, on these devices. In transforms it does not: they cannot see in."""
     return compiling() and input.device.type in devices and not transforms()
 
 

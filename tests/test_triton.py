@@ -255,3 +255,14 @@ def test_compiled(kind, monkeypatch):
     torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_plan():
+    x, y = logits(5, 7), torch.tensor([0, 6, 3, -100, 2])
+    with on_triton():
+        assert "the sums of the rows are made first" in str(crossent.plan(crossent.cross_entropy, x, y))
+    with on_triton_at_once():
+        planned = crossent.plan(crossent.cross_entropy, x, y)
+        assert planned.path == "kernels in two stages" and "the logits are read once" in str(planned)
+        for options in ({"reduction": "none"}, {"inplace_backward": True}):
+            assert "the logits are read once" not in str(crossent.plan(crossent.cross_entropy, x, y, **options))

@@ -40,11 +40,14 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, of_gradient=
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
 
 
-def of_stages(lib, name, input, target, dim):
+def of_stages(lib, name, input, target, dim, at_once=False):
+    """`at_once` says that the forward pass makes the gradient."""
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, True)
     arithmetic = compute_storage(lib.storage(input))
     rows = math.prod(input.shape) // max(1, input.shape[axis])
     reasons = ("the sums of the rows are made first, then the loss and the gradient of them",)
+    if at_once:
+        reasons = ("the logits are read once: the loss and its gradient are made in the forward pass",)
     return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=reasons)
 
 

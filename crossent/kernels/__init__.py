@@ -138,11 +138,15 @@ class LossKernels:
         sums = self.sums(rows)
         return sums, self.losses(rows, sums, dtype)
 
-    def at_once(self, rows: Rows, mean: bool, divisor: Any, dtype: Any) -> tuple[Sums, Outcome, Any] | None:
+    def is_best_at_once(self, logits: Any) -> bool:
+        """Whether to ask for `at_once` where the loss is one number: that reads the logits once, and not twice."""
+        return False
+
+    def at_once(self, rows: Rows, mean: bool, divisor: Any, dtype: Any) -> tuple[Sums, Outcome, Any]:
         """As `forward`, and the gradient by the logits of the sum of the losses, or of the `mean`. `divisor` is the
-        caller's or None. Nothing where two passes are as good.
+        caller's or None.
         """
-        return None
+        raise NotImplementedError
 
     def packed(self, rows: Rows, sums: Sums) -> Any:
         """The sums of rows, of `sums` or `forward`, as one array (6, number of rows): so they pass through graphs."""

@@ -7,7 +7,7 @@ from crossent._call import Call
 from crossent._plan import KERNELS, NATIVE, PLAIN, STAGES
 from crossent.frontends import _plans
 from crossent.frontends._problem import compute_storage
-from crossent.frontends.torch import dtypes, head, modes, softmax
+from crossent.frontends.torch import dtypes, head, modes, softmax, staged
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.checks import is_distributed
 from crossent.frontends.torch.modes import transformed
@@ -49,10 +49,9 @@ def plan(name, arguments, options, how):
     divisor = divisor_of(options, a["denominator"], input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     if way_of(tensors, by_weights, in_stages=name == "cross_entropy") is STAGES:
-        return _plans.of_stages(TORCH, name, input, target, a["dim"])
+        return _of_stages(name, a, options)
     out_of_kernels = _out_of_kernels(tensors, by_weights)
-    in_place = a.get("inplace_backward", False)
-    wanted = input.requires_grad and torch.is_grad_enabled()
+    in_place, wanted = a.get("inplace_backward", False), input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
     of_gradient = []
     if may_wait and _best_at_once(name, input, target, a["dim"], options):
@@ -60,6 +59,16 @@ def plan(name, arguments, options, how):
     if in_place:
         of_gradient.append("the gradient is written over input")
     return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, of_gradient)
+
+
+def _of_stages(name, a, options):
+    input, target, in_place = a["input"], a["target"], a.get("inplace_backward", False)
+    at_once = (
+        torch.is_grad_enabled()
+        and input.requires_grad
+        and staged.is_made_at_once(input, options, in_place, target.requires_grad)
+    )
+    return _plans.of_stages(TORCH, name, input, target, a["dim"], at_once)
 
 
 def _best_at_once(name, input, target, dim, options):

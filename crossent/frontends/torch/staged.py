@@ -49,6 +49,13 @@ def _triton_kernels():
     return TritonKernels()
 
 
+def is_made_at_once(input, options, in_place, of_target):
+    """Whether the forward pass of a loss makes the gradient, which then waits for the backward pass."""
+    may_wait = options.reduction != "none" and not (in_place or of_target or packs_what_is_saved())
+    kernels = kernels_on(input.device.type)
+    return may_wait and kernels is not None and kernels.is_best_at_once(input)
+
+
 def has_stages(tensors):
     """Whether a device's kernels may read these tensors, and no transform is active."""
     if modes.forced not in (None, STAGES) or modes.is_traced() or modes.transformed():
@@ -63,11 +70,10 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
-        ctx.made, ctx.finished = None, None
-        if call.shard is None and call.options.reduction != "none" and not (call.in_place or ctx.needs_input_grad[1]):
+        if call.shard is None and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
             ctx.made, ctx.finished = _made_at_once(tensors, call)
-        if ctx.finished is None:
-            ctx.finished = _finished(tensors, call, late.refuse)
+        else:
+            ctx.made, ctx.finished = None, _finished(tensors, call, late.refuse)
         ctx.save_for_backward(*tensors)
         ctx.call = call
         return ctx.finished.loss.to(call.out_dtype)
@@ -111,14 +117,9 @@ def _finished(tensors, call, refuse):
 
 
 def _made_at_once(tensors, call):
-    """The gradient for an upstream gradient of 1, and the `Finished` loss; two times None if two passes are as good."""
-    if packs_what_is_saved():
-        return None, None
-    rows = _rows_of(tensors, call)
-    made = _kernels_of(tensors).at_once(rows, call.options.reduction == "mean", call.divisor, call.out_dtype)
-    if made is None:
-        return None, None
-    sums, outcome, gradient = made
+    """The gradient for an upstream gradient of 1, and the `Finished` loss."""
+    rows, mean = _rows_of(tensors, call), call.options.reduction == "mean"
+    sums, outcome, gradient = _kernels_of(tensors).at_once(rows, mean, call.divisor, call.out_dtype)
     return gradient.reshape(tensors[0].shape), _stages.reduced(
         TORCH, rows, sums, outcome, call, tensors[1], late.refuse
     )

@@ -180,13 +180,13 @@ class TritonKernels(LossKernels):
         )  # fmt: skip
         return dx, dtarget
 
+    def is_best_at_once(self, logits):
+        dense = torch.empty_like(logits, device="meta").stride() == logits.stride()  # as `multiply` takes it
+        return dense and logits.numel() * logits.element_size() >= max(1, self.once_from)
+
     def at_once(self, rows, mean, divisor, dtype):
         launch, x = _Launch(rows), rows.logits
-        dx = torch.empty_like(x)
-        dense = dx.stride() == x.stride()  # as `multiply` takes it
-        if x.numel() * x.element_size() < self.once_from or not (dense and launch.classes and launch.count):
-            return None
-        cut = launch.cut()
+        dx, cut = torch.empty_like(x), launch.cut()
         blocks = launch.blocks(cut)
         programs = launch.outer * blocks
         scale = self._scale(launch, divisor) if mean else torch.ones((), dtype=launch.dtype, device=x.device)

@@ -39,12 +39,13 @@ def exp(x):
 @triton.jit
 def relative_to(peak):
     """The numbers a, b and c for which exp(z - peak) is exp2(z * a + b) * c, for z up to the peak: one instruction
-    before the exponential. The rounding of b is the same for all z, and c undoes it.
+    before the exponential. The rounding of b is the same for all z, and c undoes it: both are within 2**32 of 1.
 
-    Where peak * LOG2_E would be infinite, another z is so far from the peak that any a makes a 0 of it.
+    Above the limit numbers are 64 or more apart, so that exp2 makes as good a 0 of another z as exp, and with a = 1
+    nothing is rounded.
     """
-    half_range: tl.constexpr = 2.0**1022 if peak.dtype == tl.float64 else 2.0**126
-    a = tl.where(tl.abs(peak) < half_range, tl.full(peak.shape, LOG2_E, peak.dtype), 2.0**-20)
+    limit: tl.constexpr = 2.0**58 if peak.dtype == tl.float64 else 2.0**29
+    a = tl.where(tl.abs(peak) < limit, tl.full(peak.shape, LOG2_E, peak.dtype), 1.0)
     b = -(peak * a)
     return a, b, tl.exp2(-tl.fma(peak, a, b))
 

@@ -66,6 +66,12 @@ def side_by_side(array):
     return array.shape[1] <= 1 or array.stride(1) == 1
 
 
+def run(device, kernel, programs, *arguments, **options):
+    """Launch a kernel on the device that has its arguments, whichever is the current one."""
+    with torch.cuda.device(device if device.type == "cuda" else -1):  # -1: none
+        kernel[(programs,)](*arguments, **options)
+
+
 class _Launch:
     """Rows as the kernels are told of them. A row axis of length 1 is turned inside out, so that the rows of the other
     one share programs.
@@ -173,7 +179,8 @@ class TritonKernels(LossKernels):
         tiles, blocks = triton.cdiv(launch.classes, cut.classes), launch.blocks(cut)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
         how = launch.cut_how(cut, DX_SIDE=side_by_side(dx), DT_SIDE=want_target and side_by_side(dtarget))
-        kernels.gradients_of_rows[(launch.outer * blocks * tiles,)](
+        run(
+            launch.device, kernels.gradients_of_rows, launch.outer * blocks * tiles,
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
             bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, tiles,
             launch.shape(blocks), launch.settings, how, num_warps=cut.warps,
@@ -192,7 +199,8 @@ class TritonKernels(LossKernels):
         scale = self._scale(launch, divisor) if mean else torch.ones((), dtype=launch.dtype, device=x.device)
         totals = launch.totals(programs, dtype or launch.dtype)
         sums, losses = launch.new(6, launch.count), launch.new(launch.count, dtype=dtype)
-        kernels.at_once[(programs,)](
+        run(
+            launch.device, kernels.at_once, programs,
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
             programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, DX_SIDE=launch.how.X_SIDE),
             num_warps=cut.warps,
@@ -202,7 +210,8 @@ class TritonKernels(LossKernels):
     def multiply(self, gradient, by):
         arithmetic, _ = TYPES.get(gradient.dtype, USUAL)
         count, block = gradient.numel(), 4096
-        kernels.multiplied[(triton.cdiv(count, block),)](gradient, by, count, How(arithmetic), BLOCK=block)
+        programs = triton.cdiv(count, block)
+        run(gradient.device, kernels.multiplied, programs, gradient, by, count, How(arithmetic), BLOCK=block)
 
     def packed(self, rows, sums):
         return sums.stacked
@@ -216,7 +225,8 @@ class TritonKernels(LossKernels):
             return 1.0 / (torch.zeros((), dtype=torch.float64, device=launch.device) + divisor)
         programs = triton.cdiv(launch.count, ROWS)
         totals = launch.totals(programs, launch.dtype)
-        kernels.weights_of_rows[(programs,)](
+        run(
+            launch.device, kernels.weights_of_rows, programs,
             launch.target, launch.rows.weight, launch.samples, totals, programs, launch.shape(), launch.settings,
             launch.how, BLOCK=ROWS,
         )  # fmt: skip
@@ -234,7 +244,8 @@ class TritonKernels(LossKernels):
             parts = triton.cdiv(launch.classes, span)
         found = launch.new(parts, 6, launch.count)
         if launch.count:
-            kernels.sums_of_rows[(programs * parts,)](
+            run(
+                launch.device, kernels.sums_of_rows, programs * parts,
                 launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found, parts, span,
                 launch.shape(launch.blocks(cut)), launch.settings, launch.cut_how(cut), num_warps=cut.warps,
             )  # fmt: skip
@@ -252,7 +263,8 @@ class TritonKernels(LossKernels):
         return launch.outcome(losses, totals)
 
     def _second_stage(self, launch, sums, parts, merged, losses, totals, programs):
-        kernels.losses_of_rows[(programs,)](
+        run(
+            launch.device, kernels.losses_of_rows, programs,
             launch.target, launch.samples, sums, parts, merged, losses, totals, programs, launch.shape(),
             launch.settings, launch.how, BLOCK=ROWS,
         )  # fmt: skip

@@ -77,7 +77,7 @@ def _read_to(hi, program, how: tl.constexpr):
 
 @triton.jit
 def _store_sums(sums, into, program, rows):
-    at = into + program.row
+    at, rows = into + program.row, tl.cast(rows, tl.int64)
     tl.store(at, sums.peak, mask=program.here)
     tl.store(at + rows, sums.others, mask=program.here)
     tl.store(at + 2 * rows, sums.own, mask=program.here)
@@ -88,7 +88,7 @@ def _store_sums(sums, into, program, rows):
 
 @triton.jit
 def _load_sums(sums, program, rows):
-    at, here = sums + program.row, program.here
+    at, here, rows = sums + program.row, program.here, tl.cast(rows, tl.int64)
     return Sums(
         tl.load(at, mask=here, other=0.0),
         tl.load(at + rows, mask=here, other=1.0),
@@ -112,7 +112,12 @@ def sums_of_rows(x, target, w, samples, sums, parts, span, shape, settings, how:
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_last")
         found, _, _ = sums_of_tile(tile, program, own, own_weight, terms, how)
-    _store_sums(without_ignored(found, program), sums + part.to(tl.int64) * 6 * shape.rows, program, shape.rows)
+    _store_sums(
+        without_ignored(found, program),
+        sums + part.to(tl.int64) * 6 * tl.cast(shape.rows, tl.int64),
+        program,
+        shape.rows,
+    )
 
 
 @triton.jit
@@ -121,15 +126,15 @@ def _merged(sums, parts, program, rows):
 
     The label's logit and class weight are the same in all parts.
     """
-    first = _load_sums(sums, program, rows)
+    first, of_part = _load_sums(sums, program, rows), tl.cast(rows, tl.int64) * 6
     top = first.own
     for part in range(parts):
-        found = _load_sums(sums + part * 6 * rows, program, rows)
+        found = _load_sums(sums + part * of_part, program, rows)
         top = tl.maximum(top, tl.where(found.others == 0.0, -INFINITY, found.peak))
     top = finite(top)
     others, mass, dot = tl.zeros_like(top), tl.zeros_like(top), tl.zeros_like(top)
     for part in range(parts):
-        found = _load_sums(sums + part * 6 * rows, program, rows)
+        found = _load_sums(sums + part * of_part, program, rows)
         others += tl.where(found.others == 0.0, 0.0, found.others * exp(found.peak - top))
         dot += found.dot + found.mass * (found.peak - top)
         mass += found.mass

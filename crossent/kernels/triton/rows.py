@@ -141,7 +141,8 @@ def read_rows(outer, inner, row, here, target, samples, settings, how: tl.conste
 @triton.jit
 def rows_of_block(block, target, samples, shape, settings, how: tl.constexpr):
     """The `Program` of a block of R rows."""
-    outer, inner = (block // shape.blocks).to(tl.int64), block % shape.blocks * how.R + tl.arange(0, how.R)
+    outer = (block // shape.blocks).to(tl.int64)
+    inner = (block % shape.blocks).to(tl.int64) * how.R + tl.arange(0, how.R)
     return read_rows(outer, inner, outer * shape.inner + inner, inner < shape.inner, target, samples, settings, how)
 
 

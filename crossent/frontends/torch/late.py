@@ -7,6 +7,7 @@ Every later loss on a device, and every backward pass, looks at what has arrived
 
 import os
 from collections import deque
+from threading import Lock
 
 import torch
 
@@ -27,32 +28,39 @@ def is_captured(tensor):
 
 
 class _Late:
-    """What is on the way: a number that the device writes, and the error that it may turn into."""
+    """What is on the way: a number that the device writes, and the error that it may turn into. Backward passes run in
+    threads of their own.
+    """
 
     def __init__(self):
-        self.free, self.waiting, self.recorded = [], deque(), []
+        self.free, self.waiting, self.recorded, self.lock = [], deque(), [], Lock()
 
     def watch(self, bad, error):
-        if not self.free:
-            block = torch.empty(_SLOTS, dtype=torch.float64, pin_memory=bad.is_cuda)
-            self.free.extend(block.unbind())
-        slot = self.free.pop().fill_(_ON_THE_WAY)
-        slot.copy_(bad, non_blocking=True)
-        (self.recorded if is_captured(bad) else self.waiting).append((slot, error))
+        captured = is_captured(bad)
+        with self.lock:
+            if len(self.free) < _SLOTS // 2 and not captured:  # while a graph is captured no such memory can be had
+                block = torch.empty(_SLOTS, dtype=torch.float64, pin_memory=bad.is_cuda)
+                self.free.extend(block.unbind())
+            slot = self.free.pop().fill_(_ON_THE_WAY)
+            slot.copy_(bad, non_blocking=True)
+            (self.recorded if captured else self.waiting).append((slot, error))
 
     def look(self):
         """Raise the first error that has arrived. A captured graph's number may arrive again and again."""
-        while self.waiting and self.waiting[0][0].item() != _ON_THE_WAY:
-            slot, error = self.waiting.popleft()
-            row = slot.item()
-            self.free.append(slot)
-            if row >= 0:
-                raise error(int(row))
-        for slot, error in self.recorded:
-            row = slot.item()
-            if row >= 0:
-                slot.fill_(_ON_THE_WAY)
-                raise error(int(row))
+        if not (self.waiting or self.recorded):
+            return
+        with self.lock:
+            while self.waiting and self.waiting[0][0].item() != _ON_THE_WAY:
+                slot, error = self.waiting.popleft()
+                row = slot.item()
+                self.free.append(slot)
+                if row >= 0:
+                    raise error(int(row))
+            for slot, error in self.recorded:
+                row = slot.item()
+                if row >= 0:
+                    slot.fill_(_ON_THE_WAY)
+                    raise error(int(row))
 
 
 _late = _Late()

@@ -130,9 +130,10 @@ def process(rank: int, meeting: str, name: str, rounds: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)
     rows = measure(SPREAD[name], init_device_mesh("cpu", (PROCESSES,)), rounds)
-    distributed.destroy_process_group()
     if rank == 0:
         print("\n" + json.dumps(rows), flush=True)
+    distributed.barrier()  # gloo may abort a process whose group goes away while the other still uses it
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -266,3 +266,16 @@ def test_plan():
         assert planned.path == "kernels in two stages" and "the logits are read once" in str(planned)
         for options in ({"reduction": "none"}, {"inplace_backward": True}):
             assert "the logits are read once" not in str(crossent.plan(crossent.cross_entropy, x, y, **options))
+
+
+@pytest.mark.parametrize("way", [on_triton, on_triton_at_once])
+def test_scaled_gradients_of_float16(way):
+    """What a GradScaler is for: gradients too small for float16 are scaled before they are rounded."""
+    x, y = logits(4, 9, dtype=torch.float16), torch.tensor([0, 8, 1, 2])
+    exact = x.detach().double().requires_grad_()
+    scale = torch.tensor(2.0**-14, dtype=torch.float64)
+    (torch.nn.functional.cross_entropy(exact, y) * scale).backward()
+    with way():
+        loss = crossent.cross_entropy(x, y, denominator=4 * 2.0**28, loss_dtype="float32")
+        loss.backward(torch.tensor(2.0**14))
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-3, atol=2.0**-24)

@@ -188,6 +188,8 @@ class TritonKernels(LossKernels):
         return dx, dtarget
 
     def is_best_at_once(self, logits):
+        if logits.dtype is torch.float16:  # what its numbers cannot hold yet, an upstream gradient may scale up
+            return False
         dense = torch.empty_like(logits, device="meta").stride() == logits.stride()  # as `multiply` takes it
         return dense and logits.numel() * logits.element_size() >= max(1, self.once_from)
 

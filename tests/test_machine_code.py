@@ -1,0 +1,102 @@
+"""The machine code of the GPU's kernels, made with no GPU: what a number costs, and what must not be there."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parent / "machine_code.py"
+
+triton = pytest.importorskip("triton", minversion="3.6")
+# Others make other code, which is for their makers to count.
+counted = pytest.mark.skipif(triton.__version__[:4] != "3.7.", reason="instructions are counted with Triton 3.7")
+
+HERE = ["sm_90", "gfx942"]
+ALL = "label_smoothing, softcap, z_loss, weight, sample_weight"
+
+
+@functools.cache
+def kernels(target):
+    """What `machine_code.described` says of each kernel, made in a process without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment.setdefault("TRITON_CACHE_DIR", str(TOOL.parents[1] / ".pytest_cache" / "triton"))
+    done = subprocess.run([sys.executable, TOOL, target, "json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def kernel(target, call, name):
+    (found,) = [one for one in kernels(target) if (one["call"], one["kernel"]) == (call, name)]
+    return found
+
+
+def class_loops(target, call, name, stores):
+    """The two loops over the classes, with stores those of the gradient; first that without labels and masks."""
+    found = [loop for loop in kernel(target, call, name)["loops"] if loop["usual"]["exponentials"] >= 8]
+    found = [loop for loop in found if bool(loop["usual"]["stores"]) == stores]
+    assert len(found) == 2
+    return sorted(found, key=lambda loop: loop["usual"]["all"])
+
+
+LOOPS = {
+    "evaluation": ("evaluation, 1024 x 128256, bfloat16", "sums_of_rows", False),
+    "step, sums": ("step, 1024 x 128256, bfloat16", "at_once", False),
+    "step, gradient": ("step, 1024 x 128256, bfloat16", "at_once", True),
+    "all options, sums": (f"step, 1024 x 128256, bfloat16, {ALL}", "at_once", False),
+    "all options, gradient": (f"step, 1024 x 128256, bfloat16, {ALL}", "at_once", True),
+}
+# Instructions a number on sm_90, at most.
+INSTRUCTIONS = {
+    "evaluation": 8, "step, sums": 8, "step, gradient": 7, "all options, sums": 16, "all options, gradient": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_nothing_is_spilled(target):
+    """But for what rows that fill all registers may put aside."""
+    for found in kernels(target):
+        assert found["spilled"] <= (32 if "32768" in found["call"] else 0), found
+        assert found["spilled"] or not found["counts"]["local"]
+
+
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_over_classes(name, target):
+    """They load and store 128 bits at a time, and no thread waits for another."""
+    for loop in class_loops(target, *LOOPS[name]):
+        assert loop["usual"]["loads"].keys() == {"16"} and loop["usual"]["stores"].keys() <= {"16"}
+        assert loop["all"]["barriers"] == loop["all"]["shuffles"] == loop["all"]["local"] == 0
+
+
+@counted
+@pytest.mark.parametrize("name", LOOPS)
+def test_instructions_a_number(name):
+    call, *_ = LOOPS[name]
+    usual = class_loops("sm_90", *LOOPS[name])[0]["usual"]
+    numbers = usual["loads"]["16"] * 16 / (6 if ALL in call else 2)  # beside a bfloat16 its weight, of float32
+    assert numbers == 32 and usual["exponentials"] >= numbers
+    assert usual["all"] / numbers <= INSTRUCTIONS[name]
+
+
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize(
+    ("call", "name", "stores"),
+    [
+        ("step, 4096 x 32768, bfloat16", "at_once", 4),
+        ("step, 4096 x 32768, float32", "at_once", 8),
+        ("step, 512 x 16384, bfloat16", "sums_of_rows", 0),
+        ("step, 512 x 16384, bfloat16", "gradients_of_rows", 4),
+        ("step, 16 x 19 x 256 x 256, float32", "at_once", 8),
+    ],
+)
+def test_tiles_that_are_read_once(call, name, stores, target):
+    """A thread's numbers, 32 in most, come and go 128 bits at a time; on AMD's processors a program has twice as many
+    threads.
+    """
+    found = kernel(target, call, name)["counts"]
+    halves = 2 if target.startswith("gfx") else 1
+    assert found["loads"].get("16", 0) >= stores / halves and found["stores"].get("16", 0) >= stores / halves

@@ -115,6 +115,21 @@ CALLS = [
 ]
 
 
+def calls_in(dtype):
+    """Of every kind, in a dtype."""
+    shapes = [
+        (1024, 128256),
+        (4096, 32768),
+        (16384, 100),
+        (64, 128256),
+        (512, 16384),
+        (16, 19, 256, 256),
+        (2, 3000, 999),
+    ]
+    of_shapes = [Call(shape, dtype, options) for shape in shapes for options in ({}, ALL)]
+    return [*of_shapes, Call((1000, 50257), dtype), Call((512, 16384), dtype, {"label_smoothing": 0.1}, "evaluation")]
+
+
 def kernels_of(calls, target):
     """For each kernel of the calls: the call, its name and its `Code`."""
     found = {}
@@ -266,8 +281,9 @@ def show(call, name, code, with_text):
 
 if __name__ == "__main__":
     target, *words = sys.argv[1:]
-    if words == ["json"]:
-        print(json.dumps([described(*kernel) for kernel in kernels_of(CALLS, target)]))
+    if words[:1] == ["json"]:
+        calls = [call for dtype in words[1:] for call in calls_in(dtype)] or CALLS
+        print(json.dumps([described(*kernel) for kernel in kernels_of(calls, target)]))
     else:
         for kernel in kernels_of([call for call in CALLS if all(word in call.name for word in words)], target):
             show(*kernel, with_text=words)

@@ -16,15 +16,18 @@ triton = pytest.importorskip("triton", minversion="3.6")
 counted = pytest.mark.skipif(triton.__version__[:4] != "3.7.", reason="instructions are counted with Triton 3.7")
 
 HERE = ["sm_90", "gfx942"]
+EVERYWHERE = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 ALL = "label_smoothing, softcap, z_loss, weight, sample_weight"
 
 
 @functools.cache
-def kernels(target):
+def kernels(target, *dtypes):
     """What `machine_code.described` says of each kernel, made in a process without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_CACHE_DIR", str(TOOL.parents[1] / ".pytest_cache" / "triton"))
-    done = subprocess.run([sys.executable, TOOL, target, "json"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, TOOL, target, "json", *dtypes], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -55,6 +58,7 @@ INSTRUCTIONS = {
 }  # fmt: skip
 
 
+@counted
 @pytest.mark.parametrize("target", HERE)
 def test_nothing_is_spilled(target):
     """But for what rows that fill all registers may put aside."""
@@ -100,3 +104,18 @@ def test_tiles_that_are_read_once(call, name, stores, target):
     found = kernel(target, call, name)["counts"]
     halves = 2 if target.startswith("gfx") else 1
     assert found["loads"].get("16", 0) >= stores / halves and found["stores"].get("16", 0) >= stores / halves
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("target", EVERYWHERE)
+def test_every_device(target, dtype):
+    """All compiles, and accesses are wide where classes or rows lie side by side by sixteens."""
+    found = kernels(target, dtype)
+    assert {"at_once", "sums_of_rows", "losses_of_rows", "gradients_of_rows", "weights_of_rows", "multiplied"} <= {
+        one["kernel"] for one in found
+    }
+    for one in found:
+        uneven = "50257" in one["call"] or "999" in one["call"]
+        if one["kernel"] in ("at_once", "sums_of_rows", "gradients_of_rows") and not uneven:
+            assert one["counts"]["loads"].get("16"), one

@@ -24,3 +24,16 @@ class Call:
     shape: Any = None
     classes: Any = None
     shard: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class Spread:
+    """What a caller says of arrays that have one process's classes: which `group` of processes has the others', and the
+    number of the first of its own, None if all have as many.
+
+    `answered` says that this process has taken part in what the others send in this call.
+    """
+
+    group: Any
+    first_class: Any
+    answered: bool = False

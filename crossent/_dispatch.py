@@ -3,6 +3,7 @@
 from typing import Any
 
 from crossent import _kept, _options
+from crossent._call import Spread
 
 
 def _numpy():
@@ -68,7 +69,7 @@ def spread(kind, group, first_class):
         raise TypeError(f"group must not be given for arrays that are no tensors of PyTorch, got {kind.__name__}")
     if group is None:
         raise ValueError(f"first_class must not be given without group, got {first_class!r}")
-    return group, first_class
+    return Spread(group, first_class)
 
 
 def define_operators():

@@ -137,7 +137,7 @@ def _counted(labels, ignore_index, weight, sample_weight):
     labels = labels.long()  # uint8 counts 156 as -100
     keep = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)
     if sample_weight is not None:
-        keep = of_rows.spread(sample_weight, labels.shape).double()
+        keep = of_rows.samples_of_rows(sample_weight, labels.shape).double()
     keep = torch.where(labels == ignore_index, 0.0, keep)
     if weight is not None:
         if weight.ndim != 1:

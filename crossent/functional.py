@@ -430,7 +430,7 @@ def linear_cross_entropy(
     how = head_options(shift, chunk_bytes, filter_eps, options)
     arguments = input, linear_weight, target, linear_bias, weight, sample_weight, denominator, loss, how
     if group is not None or first_class is not None:
-        arguments = *arguments, _dispatch.spread(type(input), group, first_class)
+        return frontend.spread_linear_cross_entropy(*arguments, _dispatch.spread(type(input), group, first_class))
     return frontend.linear_cross_entropy(*arguments)
 
 
@@ -511,7 +511,8 @@ def linear_token_stats(
     how = head_options(shift, chunk_bytes, exact=True)
     arguments = input, linear_weight, target, linear_bias, options, how
     if group is not None or first_class is not None:
-        arguments = *arguments, _dispatch.spread(type(input), group, first_class)
+        spread = _dispatch.spread(type(input), group, first_class)
+        return TokenStats(*frontend.spread_linear_token_stats(*arguments, spread))
     return TokenStats(*frontend.linear_token_stats(*arguments))
 
 

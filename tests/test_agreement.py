@@ -52,8 +52,8 @@ def every_error_in_one_process(mesh):
 @CASES.add
 def labels_that_are_spread(mesh):
     labels = DTensor.from_local(ONE_LABEL, mesh, [Shard(0)])
-    with pytest.raises(TypeError, match="rank 0: labels must be this process's own, got a DTensor: give labels.to_loc"):
-        ours.denominator(labels)
+    with pytest.raises(TypeError, match="^labels must be this process's own, got a DTensor: give labels.to_loc"):
+        ours.denominator(labels)  # which all have to raise alike
 
 
 @CASES.add

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import Cases, failures_of, of_gradient
+from processes import ONE_GRAPH, Cases, collectives, failures_of, of_gradient
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel
@@ -353,6 +353,83 @@ def a_bad_label_in_one_process(mesh):
             call()
 
 
+LOSSES_OF_ROWS = {
+    "cross_entropy": lambda given: crossent.cross_entropy(given["logits"], given["labels"], reduction="none"),
+    "with weights": lambda given: crossent.cross_entropy(
+        given["logits"], given["labels"], given["weight"], sample_weight=given["sample_weight"], reduction="none"
+    ),
+    "nll_loss": lambda given: crossent.nll_loss(given["logits"], given["labels"], reduction="none"),
+    "head": lambda given: crossent.linear_cross_entropy(
+        given["hidden"], given["matrix"], given["labels"], reduction="none"
+    ),
+    "prediction_stats": lambda given: crossent.prediction_stats(given["logits"], given["labels"]),
+    "linear_token_stats": lambda given: crossent.linear_token_stats(given["hidden"], given["matrix"], given["labels"]),
+    "module": lambda given: nn.CrossEntropyLoss(reduction="none")(given["logits"], given["labels"]),
+}  # fmt: skip
+
+
+def rows_spread(mesh, labels):
+    found = tensors() | {"labels": labels}
+    return {
+        name: spread(mesh, value, *([Replicate()] * (mesh.ndim - 1)), Shard(0))
+        if name in ("logits", "labels", "hidden", "sample_weight")
+        else value
+        for name, value in found.items()
+    }
+
+
+@CASES.add
+def a_bad_label_among_losses_of_rows(mesh):
+    """Raises in all though nothing is summed, and they go on together."""
+    good = rows_spread(mesh, tensors()["labels"])
+    wrong = tensors()["labels"]
+    wrong[-1] = 99
+    bad = rows_spread(mesh, wrong)
+    for name, call in LOSSES_OF_ROWS.items():
+        with pytest.raises(IndexError, match=f"rank {PROCESSES - 1}: Target 99 at position 2 is out of bounds"):
+            call(bad)
+        found = call(good)
+        first = found[0] if isinstance(found, tuple) else found
+        close(first[:2], torch.zeros(2)), name
+    grid = init_device_mesh("cpu", (1, PROCESSES))
+    with pytest.raises(IndexError, match=f"rank {PROCESSES - 1}: Target 99 at position 2"):
+        LOSSES_OF_ROWS["head"](rows_spread(grid, wrong))
+
+
+@CASES.add
+def what_losses_of_rows_send(mesh):
+    """One number, if rows are spread over more than one process and nothing else is summed over them."""
+    for name, call in LOSSES_OF_ROWS.items():
+        with collectives() as sent:
+            call(rows_spread(mesh, tensors()["labels"]))
+        assert [(kind, shape) for kind, shape in sent if kind == "all_reduce"] == [("all_reduce", [])], (name, sent)
+        alone = {key: whole(value) for key, value in rows_spread(mesh, tensors()["labels"]).items()}
+        alone = {key: spread(mesh, value, Replicate()) for key, value in alone.items()}
+        with collectives() as sent:
+            call(alone)
+        assert not sent, (name, sent)
+    given = rows_spread(mesh, tensors()["labels"])
+    for reduction, count in (("sum", 1), ("mean", 2)):
+        with collectives() as sent:
+            crossent.cross_entropy(given["logits"], given["labels"], reduction=reduction)
+        assert sent == [("all_reduce", [])] * count
+
+
+@CASES.add
+def in_a_graph(mesh):
+    """Losses of rows send nothing."""
+    if not ONE_GRAPH:
+        return
+    given = rows_spread(mesh, tensors()["labels"])
+    compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="aot_eager")
+    exact = exact_loss(tensors()["logits"].double(), tensors()["labels"], reduction="none")
+    for _ in range(2):
+        with collectives() as sent:
+            found = compiled(given["logits"], given["labels"], reduction="none")
+        close(found, exact)
+    assert not sent
+
+
 @CASES.add
 def plans(mesh):
     found = tensors(rows=8)
@@ -370,6 +447,19 @@ def plans(mesh):
         planned = crossent.plan(*call)
         assert planned.path == "kernels", call
         assert planned.reasons[0] == "every process computes the rows that it has"
+    said = "its rows are spread over 2 processes, which send "
+    error = said + "8 bytes, by which an error in one is raised in all"
+    for call, reduction, sent in (
+        (crossent.cross_entropy, "none", error),
+        (crossent.nll_loss, "none", error),
+        (crossent.cross_entropy, "sum", said + "8 bytes, of which the loss is the sum"),
+        (crossent.cross_entropy, "mean", said + "16 bytes, whose sums are the loss and what it is divided by"),
+    ):
+        assert crossent.plan(call, logits, labels, reduction=reduction).reasons[1] == sent
+    assert crossent.plan(crossent.prediction_stats, logits, labels).reasons[1] == error
+    assert crossent.plan(crossent.linear_token_stats, hidden, found["matrix"], labels).reasons[1] == error
+    alike = spread(mesh, found["logits"], Replicate())
+    assert not any("send" in one for one in crossent.plan(crossent.prediction_stats, alike, labels).reasons)
     classes = spread(mesh, found["logits"], Shard(1))
     planned = crossent.plan(crossent.cross_entropy, classes, labels, found["weight"])
     assert planned.path == "kernels in two stages"

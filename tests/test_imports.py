@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "crossent._kept": (),
     "crossent._public": (),
     # The latter inside functions, as test_import_loads_no_array_library shows.
-    "crossent._dispatch": ("crossent._kept", "crossent._options", "crossent.frontends"),
+    "crossent._dispatch": ("crossent._call", "crossent._kept", "crossent._options", "crossent.frontends"),
     "crossent._rows": ("crossent._kept", "crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head_filter": (),
     "crossent._head": (

@@ -1,5 +1,7 @@
 """Losses of plain tensors, of whose classes each of 2 or 3 processes has a part, beside the reference."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -102,18 +104,18 @@ def in_a_graph(mesh):
 def what_is_sent(mesh):
     """The count of the classes is sent with the sums; where they begin, before them."""
     x, labels = torch.randn(6, 4, requires_grad=True), torch.arange(6) % 4
-    sums = ("all_gather_into_tensor", [1, 3 * 6 + 1])
+    sums = ("all_gather_into_tensor", [1, 3 * 6 + 2])
     with collectives() as sent:
         crossent.cross_entropy(x, labels, group=mesh).backward()
     assert sent == [sums]
     with collectives() as sent:
         crossent.cross_entropy(x, labels, group=mesh, first_class=4 * mesh.get_local_rank()).backward()
-    assert sent == [("all_gather_into_tensor", [1, 2]), ("all_gather_into_tensor", [1, 3, 6, 1])]
+    assert sent == [("all_gather_into_tensor", [1, 6]), ("all_gather_into_tensor", [1, 3, 6, 1])]
     hidden, matrix = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     with collectives() as sent:
         crossent.linear_cross_entropy(hidden, matrix, labels, group=mesh).backward()
     gathered = "all_gather_into_tensor"
-    assert sent == [(gathered, [1, 1]), (gathered, [1, 3, 6, 1]), ("all_reduce", [6, 5])]
+    assert sent == [(gathered, [1, 6]), (gathered, [1, 3, 6, 1]), ("all_reduce", [6, 5])]
 
 
 @CASES.add
@@ -241,6 +243,107 @@ def refusals(mesh):
     sparse = crossent.SparseTarget(torch.full((4, 1), last), torch.ones(4, 1))
     with pytest.raises(IndexError, match=f"Class {last} at position .* is out of bounds"):
         crossent.linear_cross_entropy(x, torch.zeros(5, 5), sparse, group=group)
+
+
+X, LABELS = torch.linspace(-2, 2, 24).reshape(6, 4), torch.arange(6)
+HIDDEN, MATRIX = torch.linspace(-1, 1, 18).reshape(6, 3), torch.linspace(-2, 1, 12).reshape(4, 3)
+SPARSE = crossent.SparseTarget(LABELS[:, None], torch.ones(6, 1))
+OF_LOSS = {"input": X, "target": LABELS, "weight": torch.ones(4)}
+OF_HEAD = {"input": HIDDEN, "linear_weight": MATRIX, "target": LABELS, "linear_bias": torch.zeros(4)}
+BAD = LABELS.index_fill(0, torch.tensor(2), 99)
+WRONG_TARGETS = [  # what one process gives, while the others give what is right, and what all have to say
+    ({"target": BAD}, IndexError, "Target 99 at position 2 is out of bounds: .* 0 and "),
+    ({"target": LABELS - 1}, IndexError, "Target -1 at position 0 is out of bounds: .* 0 and "),
+    ({"target": LABELS[:5]}, ValueError, "target has the wrong shape"),
+    ({"target": LABELS.float()}, TypeError, "target holds labels, which must be integers, got torch.float32"),
+    ({"target": LABELS.tolist()}, TypeError, "target must be a tensor like input, got list"),
+    ({"target": LABELS.to("meta")}, ValueError, "target must be on the device of input, cpu, got meta"),
+]
+WRONG_OF_LOSS = [
+    *WRONG_TARGETS,
+    ({"weight": torch.ones(5)}, ValueError, r"weight must have one entry for each of the 4 classes, got shape \(5,\)"),
+    ({"weight": torch.ones(4).long()}, TypeError, "weight must be float16, bfloat16, float32 or float64, got"),
+    ({"sample_weight": torch.ones(5)}, ValueError, r"sample_weight of shape \(5,\) does not broadcast"),
+    ({"denominator": torch.ones(1)}, ValueError, "denominator must be a number or a 0-dimensional array, got 1 axes"),
+    ({"input": X.long()}, TypeError, "input must be float16, bfloat16, float32 or float64, got torch.int64"),
+]
+WRONG_OF_TOKENS = [
+    *WRONG_TARGETS,
+    ({"linear_weight": MATRIX[:, :2]}, ValueError, "input and linear_weight must have as many features"),
+    ({"linear_weight": MATRIX.double()}, TypeError, "linear_weight must have the dtype of input"),
+    ({"linear_bias": torch.zeros(5)}, ValueError, r"linear_bias must have shape \(4,\), got \(5,\)"),
+]
+WRONG_OF_HEAD = [
+    *WRONG_OF_TOKENS,
+    ({"weight": torch.ones(5)}, ValueError, "weight must have one entry for each of the 4 classes"),
+    ({"sample_weight": torch.ones(5)}, ValueError, r"sample_weight of shape \(5,\) does not broadcast"),
+]
+
+
+def raised_in_all(mesh, function, right, wrong):
+    for number, (given, kind, message) in enumerate(wrong):
+        bad = number % mesh.size()
+        for begins in (None, 4 * mesh.get_local_rank()):
+            said, arguments = {"group": mesh.get_group(), "first_class": begins}, right
+            if mesh.get_rank() == bad:
+                arguments = right | given
+            with pytest.raises(kind, match=f"^rank {bad}: .*{message}") as found:
+                function(**arguments, **said)
+            assert not getattr(found.value, "__notes__", []), found.value.__notes__
+            with pytest.raises(kind, match=f"^{message}"):  # what all have is told by itself
+                function(**right | given, **said)
+            assert function(**right, **said) is not None  # and all go on together
+
+
+@CASES.add
+def errors_of_one_process(mesh):
+    raised_in_all(mesh, crossent.cross_entropy, OF_LOSS, WRONG_OF_LOSS)
+    raised_in_all(mesh, crossent.linear_cross_entropy, OF_HEAD, WRONG_OF_HEAD)
+    raised_in_all(mesh, crossent.linear_token_stats, OF_HEAD, WRONG_OF_TOKENS)
+    wrong = crossent.SparseTarget(BAD[:, None], torch.ones(6, 1)), crossent.SparseTarget(LABELS, torch.ones(6))
+    messages = (
+        (IndexError, "Class 99 at position .2, 0. of a SparseTarget"),
+        (ValueError, "a SparseTarget's classes and"),
+    )
+    sparse = [({"target": target}, *message) for target, message in zip(wrong, messages)]
+    raised_in_all(mesh, crossent.linear_cross_entropy, OF_HEAD | {"target": SPARSE}, sparse)
+    soft = {"input": X, "target": torch.rand(6, 4)}
+    wrong = [({"target": torch.rand(6, 5)}, ValueError, "target has the wrong shape")]
+    raised_in_all(mesh, crossent.cross_entropy, soft, wrong)
+
+
+@CASES.add
+def ignored_labels_are_no_error(mesh):
+    """Also where they are lower or higher than any class, or count nothing."""
+    samples = torch.tensor([1.0, 0, 1, 1, 1, 1])
+    labels = torch.tensor([0, 99, -7, 3, 2, 1])
+    options = {"ignore_index": -7, "sample_weight": samples}
+    for begins in (None, 4 * mesh.get_local_rank()):
+        said = {"group": mesh.get_group(), "first_class": begins} | options
+        assert crossent.cross_entropy(X, labels, **said).isfinite()
+        assert crossent.linear_cross_entropy(HIDDEN, MATRIX, labels, **said).isfinite()
+
+
+@CASES.add
+def other_rows_in_one_process(mesh):
+    """A head tells how many targets count before it sends sums; with `first_class` the losses do too."""
+    rank, group = mesh.get_local_rank(), mesh.get_group()
+    fewer = LABELS.index_fill(0, torch.tensor(2), -100) if rank == 1 else LABELS
+    counts = [6, 5, 6][: mesh.size()]
+    said = "targets, weights and options must be alike in all processes of group, got "
+    with pytest.raises(ValueError, match=re.escape(f"{said}{counts} targets that count, and {[3] * mesh.size()}")):
+        crossent.linear_cross_entropy(HIDDEN, MATRIX, fewer, group=group)
+    with pytest.raises(ValueError, match=re.escape(f"{said}{counts} targets that count, and {[5] * mesh.size()}")):
+        crossent.linear_token_stats(HIDDEN, MATRIX, fewer, group=group, first_class=4 * rank)
+    smoothing, numbers = 0.1 * (rank == 1), [3, 5, 3][: mesh.size()]
+    with pytest.raises(ValueError, match=re.escape(f"{said}{[6] * mesh.size()} targets that count, and {numbers}")):
+        crossent.cross_entropy(X, LABELS, label_smoothing=smoothing, group=group, first_class=4 * rank)
+    with pytest.raises(ValueError, match="first_class must be given in all processes of group, or in none"):
+        crossent.linear_cross_entropy(HIDDEN, MATRIX, LABELS, group=group, first_class=4 * rank if rank else None)
+    weight = torch.ones(4) if rank == 1 else None  # 4 numbers of 3 rows are as much as 3 of 4
+    rows = slice(3 if rank == 1 else 4)
+    with pytest.raises(ValueError, match=re.escape(f"{said}{[3, 4, 3][: mesh.size()]} numbers to send for each row")):
+        crossent.cross_entropy(X[rows], LABELS[rows], weight, group=group)
 
 
 @CASES.add

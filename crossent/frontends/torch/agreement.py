@@ -28,19 +28,25 @@ def together(part, reduce, groups, device):
         value, error = torch.full((), math.nan, dtype=torch.float64, device=device), own
     whole = reduce(value)
     if math.isnan(whole.detach().item()):
-        _raise_together(error, groups)
+        raise_together(error, groups)
     return whole
 
 
-def _raise_together(error, groups):
-    """`error` is that of this process, or None."""
-    told = {} if error is None else {distributed.get_rank(): _kind_and_message(error)}
+def raise_together(error, groups):
+    """All processes of the groups tell one another what they have to raise: this one `error`, or None.
+
+    What all have alike is raised as it is; nothing, if none has anything.
+    """
+    told = {distributed.get_rank(): None if error is None else _kind_and_message(error)}
     for group in groups:
         found = [{} for _ in range(distributed.get_world_size(group))]
         distributed.all_gather_object(found, told, group=group)
         told = {rank: one for some in found for rank, one in some.items()}
+    if error is not None and len(set(told.values())) == 1:
+        raise error
+    told = [(rank, *one) for rank, one in sorted(told.items()) if one is not None]
     if told:
-        first, *others = (kind(f"rank {rank}: {message}") for rank, (kind, message) in sorted(told.items()))
+        first, *others = (kind(f"rank {rank}: {message}") for rank, kind, message in told)
         for other in others:
             first.add_note(str(other))
         raise first from error

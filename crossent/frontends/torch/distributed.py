@@ -9,6 +9,7 @@ Where a loss's classes are spread, each process makes the sums of its own. These
 finishes with the sums over all classes, put together in the processes' order: so all have the same bits.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -49,9 +50,15 @@ class _Parts:
         self.class_dim = spread[0] if spread else class_dim
         others = [Replicate() if dim == self.class_dim else p for dim, p in enumerate(self.of_input)]
         self.of_rows = [Shard(p.dim - (p.dim > axis)) if type(p) is Shard else p for p in others]
-        self.of_sums = [Partial() if type(p) is Shard else p for p in others]
+        along = [type(p) is Shard and self.mesh.size(dim) > 1 for dim, p in enumerate(others)]
+        self.of_sums = [Partial() if is_spread else Replicate() for is_spread in along]
         self.of_classes = [Shard(0) if dim == self.class_dim else Replicate() for dim in range(self.mesh.ndim)]
         self.replicated = [Replicate()] * self.mesh.ndim
+
+    @property
+    def processes_of_rows(self):
+        """Over how many processes the rows are spread."""
+        return math.prod(self.mesh.size(dim) for dim, p in enumerate(self.of_sums) if p.is_partial())
 
     def shard(self, classes):
         """Which classes this process has."""
@@ -136,10 +143,28 @@ class _Parts:
             parts = DTensor.from_local(value, self.mesh, placements, run_check=False)
             return self._moved(parts, self.replicated).to_local()
 
-        device = self.whole.device
-        if concrete(self.whole.detach().to_local()) is None:  # nothing can be read
+        if not self._can_read():
             return reduce(part())
-        return together(part, reduce, [self.mesh.get_group(dim) for dim in range(self.mesh.ndim)], device)
+        return together(part, reduce, [self.mesh.get_group(dim) for dim in range(self.mesh.ndim)], self.whole.device)
+
+    def _can_read(self):
+        return concrete(self.whole.detach().to_local()) is not None
+
+    def in_all(self, compute):
+        """What `compute()` makes of this process's rows. What it raises is raised in all processes that have others:
+        they send one number, if they send nothing else. In a graph nothing can be heard, and nothing is sent.
+        """
+        found = []
+
+        def part():
+            found.append(compute())
+            return torch.zeros((), dtype=torch.float64, device=self.whole.device)
+
+        if self._can_read():
+            self._sum(part)
+        else:
+            part()
+        return found[0]
 
     def loss(self, compute, options, dtype, shape, by_class=False):
         """The losses of rows, or the sum of all processes' losses, rounded once. `by_class` says that a row's loss is
@@ -148,7 +173,8 @@ class _Parts:
         over_classes = {self.class_dim: Partial()} if by_class else {}
         if options.reduction == "none":
             of_rows = [over_classes.get(dim, p) for dim, p in enumerate(self.of_rows)]
-            return self._moved(self._of_shape(compute(options), of_rows, shape), self.of_rows)
+            losses = self.in_all(lambda: compute(options))
+            return self._moved(self._of_shape(losses, of_rows, shape), self.of_rows)
         wide = options.changed(loss_dtype="float64")
         of_sums = [over_classes.get(dim, p) for dim, p in enumerate(self.of_sums)]
         return self._spread(self._sum(lambda: compute(wide), of_sums).to(dtype))
@@ -217,11 +243,13 @@ def loss(function, name, tensors, denominator, dim, options, in_place):
 
 def prediction_stats(function, input, target, dim, options):
     parts, shape, (x, target, *_) = parts_of_loss(input, target, None, None, dim, False)
-    if parts.class_dim is None:
-        found = function(x, target, dim, options)
-    else:
-        found = plain.prediction_stats(x.detach(), target, dim, options, parts.shard(input.shape[parts.axis]))
-    return tuple(parts.rows(value, shape) for value in found)
+
+    def compute():
+        if parts.class_dim is None:
+            return function(x, target, dim, options)
+        return plain.prediction_stats(x.detach(), target, dim, options, parts.shard(input.shape[parts.axis]))
+
+    return tuple(parts.rows(value, shape) for value in parts.in_all(compute))
 
 
 def parts_of_softmax(x, axis, planned=False):
@@ -314,5 +342,5 @@ def linear_cross_entropy(function, tensors, denominator, options, how):
 def linear_token_stats(function, tensors, options, how):
     parts, shape, tensors = parts_of_head((*tensors, None, None), how)
     shard = None if parts.class_dim is None else parts.shard(shape.classes)
-    found = function(*tensors[:4], options, how, shard)
+    found = parts.in_all(lambda: function(*tensors[:4], options, how, shard))
     return tuple(parts.rows(value, shape.losses(how.shift)) for value in found)

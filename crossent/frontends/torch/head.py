@@ -14,7 +14,7 @@ from crossent.frontends.torch.products import products_for
 from crossent.kernels import plain as formulas
 
 
-def _checked(input, target, weight, sample_weight, call):
+def checked(input, target, weight, sample_weight, call):
     """Labels, class weights and how much each target counts, all with one axis for the rows."""
     shape, dim = call.shape, len(call.shape.leading)
     logits = input.new_empty(()).expand(shape.logits)  # their shape without their memory
@@ -35,7 +35,7 @@ def _shifted(sample_weight, call, device):
     if not shift:
         return sample_weight
     belongs = (torch.arange(shape.leading[-1], device=device) >= shift).to(torch.float32)
-    return belongs if sample_weight is None else belongs * labels.spread(sample_weight, shape.targets)
+    return belongs if sample_weight is None else belongs * labels.samples_of_rows(sample_weight, shape.targets)
 
 
 def check_classes(classes, count):
@@ -259,7 +259,7 @@ def composite(tensors, call, **how_chunked):
     """The loss in plain operations, which PyTorch differentiates itself: in chunks, except for function transforms."""
     input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     shape = call.shape
-    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
+    labels, weight, keep = checked(input, target, weight, sample_weight, call)
     counts = (keep != 0).reshape(shape.rows, shape.places).any(1)
     x = input.reshape(shape.rows, shape.features).roll(call.how.shift, 0)
     x = torch.where(counts.unsqueeze(1), x, 0.0)  # nan times a gradient of 0 is nan
@@ -288,7 +288,7 @@ def composite(tensors, call, **how_chunked):
 def counts(tensors, call):
     """What each target adds to the mean's divisor."""
     input, _, _, target, weight, sample_weight = tensors
-    labels, weight, keep = _checked(input, target, weight, sample_weight, call)
+    labels, weight, keep = checked(input, target, weight, sample_weight, call)
     if call.shard is not None and weight is not None and not call.shape.soft:
         return call.shard.row_weights(labels, weight, keep)
     return formulas.row_weights(xp, labels, call.shape.soft, weight, keep)
@@ -337,7 +337,7 @@ class _TokenStats(torch.autograd.Function):
 def composite_token_rows(tensors, call, **how_chunked):
     input, linear_weight, linear_bias, target = tensors
     shape = call.shape
-    labels, _, keep = _checked(input, target, None, None, call)
+    labels, _, keep = checked(input, target, None, None, call)
     x = torch.where((keep != 0).unsqueeze(1), input.reshape(shape.rows, shape.features).roll(call.how.shift, 0), 0.0)
     x, linear_weight, linear_bias = _computable(x, linear_weight, linear_bias, False)
 

@@ -10,7 +10,7 @@ from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.modes import compiling, dispatch_modes, is_traced, numbers, tracer, untraced
 
 
-def spread(sample_weight, row_shape):
+def samples_of_rows(sample_weight, row_shape):
     """The sample weights, broadcast to the rows."""
     if is_traced():
         with untraced():

@@ -8,7 +8,7 @@ from crossent import _rows
 from crossent.frontends.torch import namespace as xp
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import COMPUTE, INTEGERS, STORAGES, compute_dtype
-from crossent.frontends.torch.labels import concrete, outside, refuse_bad_labels, spread
+from crossent.frontends.torch.labels import concrete, outside, refuse_bad_labels, samples_of_rows
 from crossent.frontends.torch.modes import compiling, grad_enabled, is_plain, numbers, tracer, untraced
 from crossent.kernels import plain as formulas
 
@@ -30,7 +30,7 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
     row_shape = input.shape[:axis] + input.shape[axis + 1 :]
     keep = torch.ones(row_shape, dtype=dtype, device=input.device)
     if sample_weight is not None:
-        keep = spread(sample_weight, row_shape).to(dtype)
+        keep = samples_of_rows(sample_weight, row_shape).to(dtype)
     if weight is not None:
         if numbers(weight.shape) != (shape[axis],):
             raise _rows.weight_error(weight.shape, shape[axis])

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from crossent import _rows
-from crossent._call import Call
+from crossent._call import Call, Spread
 from crossent._options import number
 from crossent._plan import KERNELS, OPERATOR, PLAIN, STAGES
 from crossent._public import named
@@ -156,16 +156,15 @@ def _distributed():
     return distributed
 
 
-def _shard_of(spread, input, here, at_once=False):
-    """The `ClassShard` of a process that has the classes `here`."""
-    from crossent.frontends.torch import shards
+def _spread_calls():
+    from crossent.frontends.torch import spread_calls
 
-    return shards.shard_of(spread, here, input.device, at_once)
+    return spread_calls
 
 
 def _said_of(spread):
     """A caller's arguments about classes that are spread."""
-    return {"group": spread[0], "first_class": spread[1]} if isinstance(spread, tuple) else {}
+    return {"group": spread.group, "first_class": spread.first_class} if isinstance(spread, Spread) else {}
 
 
 def _refuse_group(spread):
@@ -177,8 +176,8 @@ _TENSORS_OF_A_LOSS = "input", "target", "weight", "sample_weight"
 
 
 def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
-    """Of input, target, weight and sample_weight. `spread` says which classes these have, as `shards.shard_of` has it;
-    None if they have all.
+    """Of input, target, weight and sample_weight. `spread` says which classes these have, a `Spread` of the caller's or
+    a `ClassShard`; None if they have all.
     """
     if has_torch_function((*given, denominator)) and may_take_over(given[0]):
         others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place} | _said_of(spread)
@@ -195,7 +194,7 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
         tensors = input, target, weight, sample_weight
     divisor = None if denominator is None else divisor_of(options, denominator, input)
     full = options.loss_dtype is None and input.dtype in number_at
-    shard = None if spread is None else _shard_of(spread, input, input.shape[_rows.class_axis(input.ndim, dim)])
+    shard = None if spread is None else _spread_calls().shard_of_loss(spread, tensors, dim, options)
     dtype = input.dtype if full else result_dtype(input, options)
     call = Call(options, dim, picks, divisor, dtype, in_place, shard=shard)
     weighs = not weight is sample_weight is divisor is None
@@ -215,7 +214,11 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
 
 
 cross_entropy = fast_first(partial(_loss, "cross_entropy"))
-spread_cross_entropy = partial(_loss, "cross_entropy")
+
+
+def spread_cross_entropy(*arguments):
+    """Of plain tensors with one process's classes; the last argument is a `Spread`."""
+    return _spread_calls().cross_entropy(partial(_loss, "cross_entropy"), *arguments)
 
 
 def nll_loss(input, target, weight, sample_weight, denominator, dim, options):
@@ -342,11 +345,11 @@ def linear_cross_entropy(
     if how.given is not None:
         check_sums(how.given, input.dtype)
     divisor = None if denominator is None else divisor_of(options, denominator, input)
-    shard = None if spread is None else _shard_of(spread, input, len(linear_weight), at_once=True)
-    if shard is not None:
-        input, classes, probs = head.of_shard(
-            input, classes, probs, shard, len(linear_weight), isinstance(spread, tuple)
-        )
+    shard = None
+    if spread is not None:
+        tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
+        shard = _spread_calls().shard_of_head(spread, tensors, classes, options, how)
+        input, classes, probs = head.of_shard(input, classes, probs, shard, len(linear_weight), shard is not spread)
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
@@ -381,9 +384,11 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
         tensors = input, linear_weight, target, linear_bias
         return _distributed().linear_token_stats(linear_token_stats, tensors, options, how)
     input, linear_weight, linear_bias = as_linear_takes_them(input, linear_weight, linear_bias)
-    shard = None if spread is None else _shard_of(spread, input, len(linear_weight), at_once=True)
-    if shard is not None:
-        input, *_ = head.of_shard(input, None, target, shard, len(linear_weight), isinstance(spread, tuple))
+    shard = None
+    if spread is not None:
+        tensors = input, linear_weight, linear_bias, target, None, None
+        shard = _spread_calls().shard_of_head(spread, tensors, None, options, how, tokens=True)
+        input, *_ = head.of_shard(input, None, target, shard, len(linear_weight), shard is not spread)
     tensors = input, linear_weight, linear_bias, target
     call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)
@@ -393,6 +398,16 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
 
         return compiled.tokens(tensors, call)
     return (head.tokens_by_kernels if way is KERNELS else head.composite_tokens)(tensors, call)
+
+
+def spread_linear_cross_entropy(*arguments):
+    """As `spread_cross_entropy`."""
+    return _spread_calls().of_head(linear_cross_entropy, *arguments)
+
+
+def spread_linear_token_stats(*arguments):
+    """As `spread_cross_entropy`."""
+    return _spread_calls().of_head(linear_token_stats, *arguments)
 
 
 def value_and_grad(function, input, args, kwargs):

@@ -1,18 +1,25 @@
 """Classes that are spread over processes: which of them this one has, and what it hears of the others."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
 from torch.distributed import ProcessGroup, _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
+from crossent._call import Spread
 from crossent._options import integer
 from crossent.frontends.torch import namespace
+from crossent.frontends.torch.agreement import raise_together
 from crossent.frontends.torch.labels import concrete, outside
 from crossent.frontends.torch.modes import compiling, dispatch_modes
 from crossent.kernels import plain as formulas
+
+_WORDS = 2
+_UNSAID = -(2**63)
+_UNLIKE = "targets, weights and options must be alike in all processes of group, got "
 
 # Until PyTorch 2.12 they have other names.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
@@ -25,7 +32,7 @@ class ClassShard:
     many, and the `smallest`.
 
     `group` are the `processes`, as functional collectives take it, and `rank` is this one's number among them.
-    `assumed` says how many classes each of them has, if that is still to be seen.
+    `assumed` says how many classes each of them has, if that is still to be seen; `call` is then what the caller said.
     """
 
     group: Any
@@ -36,6 +43,7 @@ class ClassShard:
     largest: int
     smallest: int
     assumed: int | None = None
+    call: Spread | None = None
 
     def gathered(self, mine):
         """The tensors of all processes, in their order, along a new first axis.
@@ -43,26 +51,39 @@ class ClassShard:
         What every process makes of them must be the same. Then so are their gradients, of which each process takes its
         own part: the backward pass sends nothing.
         """
-        return self._checked(_Gathered.apply(self._with_count(mine), self), mine.shape)
+        return self._checked(_linear(_Gathered, self._with_words(mine), self), mine)
 
-    def _with_count(self, mine):
-        """What is sent of a tensor; with the number of classes, if it is still to be seen that all have as many."""
-        return mine if self.assumed is None else torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed)])
+    def _with_words(self, mine):
+        """What is sent of a tensor; with `_WORDS` numbers, if it is still to be seen that all have as many classes and
+        send as many numbers for each row.
+        """
+        if self.assumed is None:
+            return mine
+        if self.call is not None:
+            self.call.answered = True
+        return torch.cat([mine.reshape(-1), mine.new_full((1,), self.assumed), mine.new_full((1,), len(mine))])
 
-    def _checked(self, parts, shape):
-        """The tensors of all, after a check of the numbers that `_with_count` has added."""
+    def _checked(self, parts, mine):
+        """The tensors of all, after a check of the numbers that `_with_words` has added to `mine`."""
         if self.assumed is None:
             return parts
-        counts = parts[:, -1].detach()
-        agree, known = counts == counts[self.rank], concrete(counts)
+        words = parts[:, -_WORDS:].detach()
+        known = concrete(words)
         if known is None:  # nan is heard by all
-            parts = torch.where(agree.all(), parts, torch.nan)
-        elif not agree.all():
-            raise ValueError(
-                f"first_class must be given where the processes of group have different numbers of classes, got "
-                f"{[int(count) for count in known]}"
-            )
-        return parts[:, :-1].reshape(len(parts), *shape)
+            parts = torch.where((words == words[self.rank]).all(), parts, torch.nan)
+        else:
+            self.refuse_others(known, len(mine))
+        return parts[:, :-_WORDS].reshape(len(parts), *mine.shape)
+
+    def refuse_others(self, words, numbers, error=None):
+        """Refuse what does not fit together; `error` is what this process has to raise, if anything."""
+        if bool((words == words.new_tensor([self.assumed, numbers])).all()):
+            return
+        classes, of_rows = words.reshape(-1, _WORDS).T.tolist()
+        _refuse_other_classes(classes)
+        if any(math.isnan(one) for one in of_rows):
+            raise_together(error, [self.group])
+        raise ValueError(f"{_UNLIKE}{[int(one) for one in of_rows]} numbers to send for each row")
 
     def _stacked(self, sums):
         given = [one for one in sums if one is not None]
@@ -80,10 +101,10 @@ class ClassShard:
     def sent(self, sums):
         """As `merged`, for what is not differentiated, but nothing is waited for until the result is called."""
         mine = self._stacked(sums)
-        received = _sent(self._with_count(mine), self)
+        received = _sent(self._with_words(mine), self)
 
         def merged():
-            return formulas.merged(namespace, _unstacked(self._checked(received(), mine.shape), sums))
+            return formulas.merged(namespace, _unstacked(self._checked(received(), mine), sums))
 
         return merged
 
@@ -93,7 +114,7 @@ class ClassShard:
 
     def with_sum_of_gradients(self, tensor):
         """A tensor that is the same in all processes; each makes a part of its gradient."""
-        return _WithSumOfGradients.apply(tensor, self) if tensor.requires_grad else tensor
+        return _linear(_WithSumOfGradients, tensor, self) if tensor.requires_grad else tensor
 
     def own_labels(self, labels, ignore_index, here):
         """The labels as numbers of the classes that are `here`; -1, which is to be ignored, for all others."""
@@ -144,10 +165,17 @@ def _sent(mine, shard):
     return received
 
 
-class _Gathered(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """A linear function of a tensor and a shard, for function transforms too."""
+
     @staticmethod
-    def forward(ctx, mine, shard):
-        ctx.shard = shard
+    def setup_context(ctx, inputs, output):
+        _, ctx.shard = inputs
+
+
+class _Gathered(_Linear):
+    @staticmethod
+    def forward(mine, shard):
         return _sent(mine, shard)()
 
     @staticmethod
@@ -158,42 +186,75 @@ class _Gathered(torch.autograd.Function):
                 "the gradient of a loss cannot be differentiated where a process has no classes: spread them over "
                 "fewer processes"
             )
-        return _Own.apply(above, ctx.shard), None
+        return _linear(_Own, above, ctx.shard), None
+
+    @staticmethod
+    def vmap(info, in_dims, mine, shard):
+        return _linear(_Gathered, mine.movedim(in_dims[0], 0), shard), 1
 
 
-class _Own(torch.autograd.Function):
+class _Own(_Linear):
     """This process's part of what is the same in all of them."""
 
     @staticmethod
-    def forward(ctx, parts, shard):
-        ctx.shard = shard
+    def forward(parts, shard):
         return parts[shard.rank].clone()
 
     @staticmethod
     def backward(ctx, above):
-        return _Gathered.apply(above, ctx.shard), None
+        return _linear(_Gathered, above, ctx.shard), None
 
-
-class _WithSumOfGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, shard):
-        ctx.shard = shard
+    def vmap(info, in_dims, parts, shard):
+        return _linear(_Own, parts.movedim(in_dims[0], 1), shard), 0
+
+
+class _WithSumOfGradients(_Linear):
+    @staticmethod
+    def forward(tensor, shard):
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx, above):
-        return _Sum.apply(above, ctx.shard), None
+        return _linear(_Sum, above, ctx.shard), None
 
-
-class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, part, shard):
-        ctx.shard = shard
+    def vmap(info, in_dims, tensor, shard):
+        return _linear(_WithSumOfGradients, tensor, shard), in_dims[0]
+
+
+class _Sum(_Linear):
+    @staticmethod
+    def forward(part, shard):
         return collectives.wait_tensor(collectives.all_reduce(part.contiguous(), "sum", shard.group))
 
     @staticmethod
     def backward(ctx, above):
-        return _WithSumOfGradients.apply(above, ctx.shard), None
+        return _linear(_WithSumOfGradients, above, ctx.shard), None
+
+    @staticmethod
+    def vmap(info, in_dims, part, shard):
+        return _linear(_Sum, part, shard), in_dims[0]
+
+
+def _with_jvp(function):
+    """The function with its derivative in forward mode, which is itself; the compiler takes none that has one."""
+
+    def jvp(ctx, tangent, _):
+        return found.apply(tangent, ctx.shard)
+
+    found = type(function)(function.__name__, (function,), {"jvp": staticmethod(jvp)})
+    return found
+
+
+_IN_FORWARD_MODE = {function: _with_jvp(function) for function in (_Gathered, _Own, _WithSumOfGradients, _Sum)}
+
+
+def _linear(function, tensor, shard):
+    return (function if compiling() else _IN_FORWARD_MODE[function]).apply(tensor, shard)
+
+
+ANY_NUMBER = 2**63 - 1  # of classes: how many the others have is not known before something is sent
 
 
 def planned_shard(group, here):
@@ -206,34 +267,105 @@ def planned_shard(group, here):
     return ClassShard(group, processes, rank, rank * here, processes * here, here, here, assumed=here)
 
 
-def shard_of(spread, here, device, at_once=False):
-    """The `ClassShard` of a process with the classes that are `here`. `spread` is one, or what a caller says of it: the
-    group, and the number of its first class or None.
-
-    Where the processes' classes begin is sent if it is given. Else it is seen with the sums whether all have as many;
-    or `at_once`, where that would be too late: how many rows make a chunk depends on it.
+class Opening(NamedTuple):
+    """What a process tells the others before it sends sums, where all must know it: the number of its first class, or
+    `_UNSAID`; how many it has; how many targets count, how many numbers it will send for each, and the lowest and the
+    highest label or class among them.
     """
-    if isinstance(spread, ClassShard):
-        return spread
-    group, first_class = spread
-    shard = planned_shard(group, here)
-    if first_class is not None:
-        return _shard_from(shard, integer("first_class", first_class), here, device)
-    if not at_once or compiling():  # a graph cannot depend on what is heard
+
+    first: int
+    here: int
+    targets: int
+    numbers: int
+    lowest: int
+    highest: int
+
+
+_FAILED = Opening(_UNSAID, -1, 0, 0, 0, 0)
+
+
+def shard_of(spread, here, device, check, at_once=False):
+    """The `ClassShard` of a process with the classes that are `here`, where `spread` is what its caller says of them.
+
+    The processes tell one another where their classes begin if that is given. Else it is seen with the sums whether all
+    have as many; or `at_once`, where that would be too late: how many rows make a chunk depends on it. Then
+    `check(shard)` makes this process's checks, and returns all but the first two fields of its `Opening`. As long as
+    the shard's number of classes is not known, and `ANY_NUMBER`, it leaves labels alone that are too low.
+    """
+    shard, first = planned_shard(spread.group, here), _UNSAID
+    if spread.first_class is not None:
+        first = integer("first_class", spread.first_class)
+    elif compiling():  # a graph cannot depend on what is heard
         return shard
-    shard.gathered(torch.zeros(0, device=device))
-    return replace(shard, assumed=None)
+    elif not at_once or dispatch_modes():
+        return replace(shard, call=spread)
+    shard = replace(shard, classes=ANY_NUMBER, assumed=None)
+    return _opened(shard, Opening(first, here, *check(shard)), check, spread, device)
 
 
-def _shard_from(shard, first_class, here, device):
-    """The shard whose classes begin at this number, once all have said where theirs do."""
-    shard = replace(shard, assumed=None)
-    parts = shard.gathered(torch.tensor([first_class, here], device=device)).tolist()
-    end = 0
-    for first, count in sorted(parts):
-        if first != end:
-            said = ", ".join(f"{count} from {first} on" for first, count in parts)
-            raise ValueError(f"first_class must leave no class out and have none twice, got {said}")
-        end += count
-    counts = [count for _, count in parts]
-    return replace(shard, first=first_class, classes=end, largest=max(counts), smallest=min(counts))
+def _opened(shard, mine, check, spread, device):
+    spread.answered = True
+    parts = _told(mine, shard, device)
+    if any(part.here < 0 for part in parts):
+        raise_together(None, [shard.group])
+    shard = _fitting(shard, mine, parts)
+    if not all(part.lowest >= 0 and part.highest < shard.classes for part in parts):
+        raise_together(_error_of(check, shard), [shard.group])
+    return shard
+
+
+def _told(mine, shard, device):
+    return [Opening(*part) for part in _sent(torch.tensor(mine, device=device), shard)().tolist()]
+
+
+def _error_of(check, shard):
+    try:
+        check(shard)
+    except Exception as error:
+        return error
+    return None
+
+
+def _fitting(shard, mine, parts):
+    """The shard, once all have said what they have."""
+    counts = [part.here for part in parts]
+    unsaid = [part.first == _UNSAID for part in parts]
+    if any(unsaid) and not all(unsaid):
+        raise ValueError("first_class must be given in all processes of group, or in none")
+    if all(unsaid):
+        _refuse_other_classes(counts)
+        shard = replace(shard, classes=sum(counts))
+    else:
+        end = 0
+        for part in sorted(parts):
+            if part.first != end:
+                said = ", ".join(f"{part.here} from {part.first} on" for part in parts)
+                raise ValueError(f"first_class must leave no class out and have none twice, got {said}")
+            end += part.here
+        shard = replace(shard, first=mine.first, classes=end, largest=max(counts), smallest=min(counts))
+    if len({(part.targets, part.numbers) for part in parts}) > 1:
+        said = [part.targets for part in parts], [part.numbers for part in parts]
+        raise ValueError(f"{_UNLIKE}{said[0]} targets that count, and {said[1]} numbers to send for each")
+    return shard
+
+
+def _refuse_other_classes(counts):
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"first_class must be given where the processes of group have different numbers of classes, got "
+            f"{[int(count) for count in counts]}"
+        )
+
+
+def answer(error, shard, sums, device):
+    """Raise in all processes an error that this one has before it has sent anything. It takes part in what the others
+    send first: something like the `sums`, a tensor, or an `Opening` if these are None.
+    """
+    if sums is None:
+        _told(_FAILED, shard, device)
+    else:
+        # The number of classes is right; if others have other numbers of them, it is that which all raise.
+        words = sums.new_tensor([shard.assumed, torch.nan])
+        parts = _sent(torch.cat([torch.full_like(sums, torch.nan).reshape(-1), words]), shard)()
+        shard.refuse_others(parts[:, -_WORDS:], 0, error)
+    raise_together(error, [shard.group])

@@ -10,12 +10,11 @@ from crossent.frontends import _plans
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.distributed import parts_of_head, parts_of_loss, parts_of_softmax
 from crossent.frontends.torch.dtypes import compute_dtype
-from crossent.frontends.torch.shards import planned_shard
-from crossent.kernels import TokenSums
+from crossent.frontends.torch.shards import ANY_NUMBER, planned_shard
+from crossent.frontends.torch.spread_calls import NUMBERS_OF_TOKENS, numbers_of_loss
 
 _OF_LOSS = "input", "target", "weight", "sample_weight"
 _OF_HEAD = "input", "linear_weight", "target", "linear_bias", "weight", "sample_weight"
-_ANY_NUMBER = 2**63 - 1  # of classes: how many the others have is not known before something is sent
 
 
 def of_dtensors(plan, name, arguments, options, how):
@@ -37,11 +36,24 @@ def of_dtensors(plan, name, arguments, options, how):
     a = a | {name: tensor for name, tensor in part.items() if name in a}
     if isinstance(a.get("denominator"), DTensor):
         a["denominator"] = 1.0
-    reasons = ["every process computes the rows that it has"]
+    reasons = ["every process computes the rows that it has", *_of_rows(parts, name, a, options)]
     if parts.class_dim is not None:
         return _of_shard(plan, name, a, parts.shard(classes), options, how, reasons)
     found = plan(name, a, options, how)
     return replace(found, reasons=(*reasons, *found.reasons))
+
+
+def _of_rows(parts, name, a, options):
+    """What is sent because rows are spread."""
+    if parts.processes_of_rows == 1 or name.endswith("softmax"):
+        return ()
+    if options.reduction == "none":
+        sent = "8 bytes, by which an error in one is raised in all"
+    elif options.reduction == "sum" or a["denominator"] is not None:
+        sent = "8 bytes, of which the loss is the sum"
+    else:
+        sent = "16 bytes, whose sums are the loss and what it is divided by"
+    return (f"its rows are spread over {parts.processes_of_rows} processes, which send {sent}",)
 
 
 def of_group(plan, name, arguments, options, how):
@@ -51,7 +63,7 @@ def of_group(plan, name, arguments, options, how):
     shard = planned_shard(arguments["group"], here)
     if a["first_class"] is not None:
         reasons.append("the processes send where their classes begin, since first_class is given")
-        shard = replace(shard, classes=_ANY_NUMBER)
+        shard = replace(shard, classes=ANY_NUMBER)
     return _of_shard(plan, name, a, shard, options, how, reasons)
 
 
@@ -73,9 +85,10 @@ def _of_shard(plan, name, a, shard, options, how, reasons):
         found = plan(name, a, options, how)
     else:
         if name == "linear_token_stats":
-            reasons.append(sent(1 + len(TokenSums._fields), "in two parts"))
+            reasons.append(sent(NUMBERS_OF_TOKENS, "in two parts"))
         else:
-            reasons.append(sent(_numbers_sent(a["target"], a["weight"], options), "once"))
+            soft = isinstance(a["target"], _rows.SparseTarget) or a["target"].is_floating_point()
+            reasons.append(sent(numbers_of_loss(soft, a["weight"], options), "once"))
         if how is None:
             found = _plans.of_stages(TORCH, name, input, a["target"], a["dim"])
         else:
@@ -83,12 +96,6 @@ def _of_shard(plan, name, a, shard, options, how, reasons):
             target = _own_target(a["target"], shard, a["linear_weight"].shape[0])
             found = plan(name, a | {"shard": shard, "target": target}, options, how)
     return replace(found, reasons=(*reasons, *found.reasons))
-
-
-def _numbers_sent(target, weight, options):
-    """How many numbers a row are sent for a loss."""
-    soft = isinstance(target, _rows.SparseTarget) or target.is_floating_point()
-    return 3 + (weight is not None and not soft) + 2 * (soft or options.label_smoothing > 0.0)
 
 
 def _own_target(target, shard, here):

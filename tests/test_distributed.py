@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import ONE_GRAPH, Cases, collectives, failures_of, of_gradient
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel
@@ -353,6 +354,8 @@ def a_bad_label_in_one_process(mesh):
             call()
 
 
+HEAD = {"hidden": Replicate(), "matrix": Shard(0)}
+REFUSED = "torch.func and forward mode take no DTensors: differentiate them by torch.autograd, or"
 LOSSES_OF_ROWS = {
     "cross_entropy": lambda given: crossent.cross_entropy(given["logits"], given["labels"], reduction="none"),
     "with weights": lambda given: crossent.cross_entropy(
@@ -428,6 +431,41 @@ def in_a_graph(mesh):
             found = compiled(given["logits"], given["labels"], reduction="none")
         close(found, exact)
     assert not sent
+
+
+@CASES.add
+def transforms(mesh):
+    """torch.func and forward mode have softmaxes of DTensors; losses of them are refused."""
+    found, labels = tensors(), tensors()["labels"]
+    logits, above = found["logits"].double(), found["probabilities"].double()
+    hidden, matrix = (spread(mesh, found[name].double(), placed) for name, placed in HEAD.items())
+    samples = found["sample_weight"].double()
+    for placement in (Shard(0), Shard(1), Replicate()):
+        x, d = spread(mesh, logits, placement), spread(mesh, above, placement)
+        both = torch.stack([x, d])
+        for name in ("softmax", "log_softmax"):
+            ours, exact = getattr(crossent, name), getattr(F, name)
+            gradient = torch.func.grad(lambda z: (exact(z, 1) * above).sum())(logits)  # noqa: B023
+            close(torch.func.grad(lambda z: (ours(z, 1) * d).sum())(x), gradient, 1e-12)  # noqa: B023
+            mapped = torch.vmap(lambda z: ours(z, 1))(both)  # noqa: B023
+            close(mapped, torch.stack([exact(logits, 1), exact(above, 1)]), 1e-12)
+        for call in (
+            lambda z: crossent.cross_entropy(z, labels),
+            lambda z: crossent.nll_loss(z, labels),
+            lambda z: crossent.prediction_stats(z, labels).logprob.sum(),
+        ):
+            for transform, given in ((torch.func.grad, x), (torch.vmap, both)):
+                with pytest.raises(TypeError, match=REFUSED):
+                    transform(call)(given)
+        with pytest.raises(TypeError, match=REFUSED):
+            torch.func.grad(lambda s: crossent.cross_entropy(x, labels, sample_weight=s).to_local())(samples)  # noqa: B023
+        with pytest.raises(TypeError, match=REFUSED), forward_ad.dual_level():
+            crossent.cross_entropy(x, labels, sample_weight=forward_ad.make_dual(samples, samples))
+        with forward_ad.dual_level():
+            close(crossent.cross_entropy(x, labels), exact_loss(logits, labels), 1e-12)
+    for function in (crossent.linear_cross_entropy, lambda *call: crossent.linear_token_stats(*call).lse.sum()):
+        with pytest.raises(TypeError, match=REFUSED):
+            torch.func.grad(lambda z: function(z, matrix, labels))(hidden)  # noqa: B023
 
 
 @CASES.add

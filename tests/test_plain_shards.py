@@ -1,6 +1,8 @@
 """Losses of plain tensors, of whose classes each of 2 or 3 processes has a part, beside the reference."""
 
+import datetime
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from processes import ONE_GRAPH, Cases, collectives, in_processes
 from test_contract import OPTIONS, class_axis, make
 from test_sharded_classes import HEADS, SHAPES, head_case, hessian_product
 from torch import distributed
+from torch.autograd import forward_ad
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import crossent
@@ -310,6 +313,8 @@ def errors_of_one_process(mesh):
     soft = {"input": X, "target": torch.rand(6, 4)}
     wrong = [({"target": torch.rand(6, 5)}, ValueError, "target has the wrong shape")]
     raised_in_all(mesh, crossent.cross_entropy, soft, wrong)
+    nothing = {"input": X[:0], "target": LABELS[:0], "weight": torch.ones(4)}
+    raised_in_all(mesh, crossent.cross_entropy, nothing, [({"weight": torch.ones(5)}, ValueError, "weight must have")])
 
 
 @CASES.add
@@ -346,6 +351,104 @@ def other_rows_in_one_process(mesh):
         crossent.cross_entropy(X[rows], LABELS[rows], weight, group=group)
 
 
+def functions(mesh, first_class):
+    """For a loss, a head and the statistics of rows: of this process, and of the whole in float64; the whole's tensors;
+    and the axis of the classes of each, None where it has none.
+    """
+    said = {"group": mesh.get_group(), "first_class": first_class}
+    generator = torch.Generator().manual_seed(0)
+    sizes = (6, 12), (6, 3), (12, 3), (12,)
+    logits, hidden, matrix, weight = (torch.randn(size, generator=generator).double() for size in sizes)
+    labels = torch.tensor([3, -100, 0, 11, 7, 7])
+
+    def exact(logits, weight):
+        kept = torch.where(labels == -100, 0.0, weight[labels.clamp(0)])
+        nll = -logits.log_softmax(1).gather(1, labels.clamp(0)[:, None])[:, 0]
+        return (kept * nll).sum() / kept.sum()
+
+    def exact_entropy(hidden, matrix):
+        logp = (hidden @ matrix.T).log_softmax(1)
+        return torch.where(labels == -100, 0.0, -(logp.exp() * logp).sum(1)).sum()
+
+    def entropy(hidden, matrix):
+        return crossent.linear_token_stats(hidden, matrix, labels, **said).entropy.sum()
+
+    return (
+        (lambda x, w: crossent.cross_entropy(x, labels, w, **said), exact, (logits, weight.exp()), (1, 0)),
+        (
+            lambda h, m: crossent.linear_cross_entropy(h, m, labels, **said),
+            lambda h, m: exact(h @ m.T, torch.ones(12).double()),
+            (hidden, matrix),
+            (None, 0),
+        ),
+        (entropy, exact_entropy, (hidden, matrix), (None, 0)),
+    )
+
+
+def in_transforms(mesh, ours, exact, tensors, axes, even):
+    def cut(of):
+        return tuple(t if axis is None else own(mesh, t, axis, even)[0] for t, axis in zip(of, axes))
+
+    def same(found, wanted, batch=0):
+        for one, whole_one, axis in zip(found, wanted, axes):
+            one = one.detach() if axis is None else whole(mesh, one, axis + batch, whole_one)
+            torch.testing.assert_close(one, whole_one.detach())
+
+    def slope_of(function, of, directions):
+        return torch.func.jvp(torch.func.grad(function, (0, 1)), of, directions)[1]
+
+    directions = tuple(tensor.flip(0) for tensor in tensors)
+    parts, along = cut(tensors), cut(directions)
+    exact_gradient = torch.func.grad(exact, (0, 1))(*tensors)
+    if mesh.size() == 3 and not even:  # the last has no classes
+        with pytest.raises(RuntimeError, match="where a process has no classes, nor made by torch.func: spread them"):
+            torch.func.grad(ours, (0, 1))(*parts)
+    else:
+        same(torch.func.grad(ours, (0, 1))(*parts), exact_gradient)
+        _, pullback = torch.func.vjp(ours, *parts)
+        same(pullback(torch.ones(()).double()), exact_gradient)
+    value, slope = torch.func.jvp(exact, tensors, directions)
+    torch.testing.assert_close(torch.func.jvp(ours, parts, along), (value, slope))
+    with forward_ad.dual_level():
+        found = ours(*(forward_ad.make_dual(part, one) for part, one in zip(parts, along)))
+        found = tuple(forward_ad.unpack_dual(found))
+    torch.testing.assert_close(found, (value, slope))
+    if mesh.size() == 2:
+        of_parts, of_whole = (tuple(torch.stack([t, 2 * t, t + 1]) for t in of) for of in (parts, tensors))
+        torch.testing.assert_close(torch.vmap(ours)(*of_parts), torch.vmap(exact)(*of_whole))
+        gradients = torch.vmap(torch.func.grad(ours, (0, 1)))(*of_parts)
+        same(gradients, torch.vmap(torch.func.grad(exact, (0, 1)))(*of_whole), batch=1)
+        same(slope_of(ours, parts, along), slope_of(exact, tensors, directions))
+        leaves = tuple(part.clone().requires_grad_() for part in parts)
+        loss, above = ours(*leaves), torch.tensor([1.0, 2]).double()
+        if axes[0] is None:  # whose gradient is sent
+            with pytest.raises(RuntimeError, match="is_grads_batched must not be given where classes"):
+                torch.autograd.grad(loss, leaves, above, is_grads_batched=True)
+        else:
+            batched = torch.autograd.grad(loss, leaves, above, is_grads_batched=True)
+            same([gradient[1] for gradient in batched], [2 * gradient for gradient in exact_gradient])
+
+
+@CASES.add
+def function_transforms(mesh):
+    """torch.func's grad, jvp, vmap and what is made of them, and forward mode, beside the whole in float64."""
+    _, first = own(mesh, torch.zeros(12), 0)
+    for first_class in (None, first):
+        for case in functions(mesh, first_class):
+            in_transforms(mesh, *case, even=first_class is None)
+
+
+@CASES.add
+def errors_of_one_process_in_transforms(mesh):
+    labels = BAD if mesh.get_rank() == 1 else LABELS
+    with pytest.raises(IndexError, match="^rank 1: Target 99 at position 2"):
+        torch.func.grad(lambda x: crossent.cross_entropy(x, labels, group=mesh))(X)
+    with pytest.raises(IndexError, match="^rank 1: Target 99 at position 2"):
+        torch.vmap(lambda x: crossent.cross_entropy(x, labels, group=mesh))(torch.stack([X, X]))
+    with pytest.raises(IndexError, match="^rank 1: Target 99 at position 2"):
+        torch.func.jvp(lambda h: crossent.linear_cross_entropy(h, MATRIX, labels, group=mesh), (HIDDEN,), (HIDDEN,))
+
+
 @CASES.add
 def plans(mesh):
     x, labels = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
@@ -357,3 +460,22 @@ def plans(mesh):
 
 
 failures, test_processes = in_processes(__name__, CASES, [2, 3])
+
+
+def unlike(rank, folder, kind):
+    """One of two processes, which have other rows or another dtype; it tells if it gets a number."""
+    timeout = datetime.timedelta(seconds=20)
+    meeting = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": 2}
+    distributed.init_process_group("gloo", **meeting, timeout=timeout)
+    x, labels = (X[: 6 - rank], LABELS[: 6 - rank]) if kind == "rows" else (X.double() if rank else X, LABELS)
+    Path(folder, "called").touch()
+    crossent.cross_entropy(x, labels, group=distributed.group.WORLD)
+    Path(folder, "number").touch()
+
+
+@pytest.mark.parametrize("kind", ["rows", pytest.param("dtype", marks=pytest.mark.soak)])
+def test_what_is_of_another_size_gives_no_number(kind, tmp_path):
+    """An error of PyTorch, or gloo ends the process."""
+    with pytest.raises(Exception, match=r"terminated with|[Gg]loo|first_class must be given"):
+        torch.multiprocessing.spawn(unlike, args=(tmp_path, kind), nprocs=2)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "meeting"] == ["called"]

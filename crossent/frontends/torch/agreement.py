@@ -6,6 +6,8 @@ import torch
 from torch import distributed
 from torch.utils.checkpoint import _StopRecomputationError
 
+from crossent.frontends.torch.modes import outside_transforms
+
 KINDS = (IndexError, TypeError, ValueError)
 
 
@@ -40,13 +42,14 @@ def raise_together(error, groups):
     told = {distributed.get_rank(): None if error is None else _kind_and_message(error)}
     for group in groups:
         found = [{} for _ in range(distributed.get_world_size(group))]
-        distributed.all_gather_object(found, told, group=group)
+        with outside_transforms():
+            distributed.all_gather_object(found, told, group=group)
         told = {rank: one for some in found for rank, one in some.items()}
     if error is not None and len(set(told.values())) == 1:
         raise error
-    told = [(rank, *one) for rank, one in sorted(told.items()) if one is not None]
-    if told:
-        first, *others = (kind(f"rank {rank}: {message}") for rank, kind, message in told)
+    errors = [one[0](f"rank {rank}: {one[1]}") for rank, one in sorted(told.items()) if one is not None]
+    if errors:
+        first, *others = errors
         for other in others:
             first.add_note(str(other))
         raise first from error

@@ -3,9 +3,10 @@
 import sys
 
 import torch
+from torch.autograd import forward_ad
 
 from crossent.frontends.torch.dtypes import ORDINARY, STRIDED, Tensor
-from crossent.frontends.torch.modes import compiling
+from crossent.frontends.torch.modes import compiling, transforms, unwrapped
 
 REQUIRED = ("input", "target", "linear_weight")
 _NO_OPERATIONS = getattr(torch.Tensor, "__torch_dispatch__")  # noqa: B009 - type checkers do not know it
@@ -41,9 +42,28 @@ def is_distributed(tensor):
 
 def check_distributed(name, tensor, input):
     if is_distributed(tensor) and not is_distributed(input):
+        refuse_wrapped(input)
         learned = name.startswith("linear_")  # whose full_tensor() gets the gradient of this process's rows alone
         how = "give fully_shard the module that makes the loss" if learned else "take the full_tensor() of this"
         raise TypeError(f"{name} must be a plain tensor like input, got a DTensor: distribute input as well, or {how}")
+
+
+def refuse_transforms(tensor):
+    """Refuse derivatives that DTensors have not; function transforms wrap them in what looks like plain tensors."""
+    if not transforms():
+        is_plain = forward_ad._current_level < 0 or is_distributed(tensor)  # which cannot be made dual
+        if is_plain or forward_ad.unpack_dual(tensor).tangent is None:
+            return
+    raise TypeError(
+        "torch.func and forward mode take no DTensors: differentiate them by torch.autograd, or give plain tensors, "
+        "with group= where their classes are spread"
+    )
+
+
+def refuse_wrapped(input):
+    """Refuse a DTensor inside a function transform."""
+    if transforms() and is_distributed(unwrapped(input)):
+        refuse_transforms(input)
 
 
 def device_error(name, tensor, device):

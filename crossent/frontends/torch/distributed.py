@@ -19,6 +19,7 @@ from crossent import _rows
 from crossent._call import Call
 from crossent.frontends.torch import dtypes, head, namespace as xp, plain, spread_softmax
 from crossent.frontends.torch.agreement import together
+from crossent.frontends.torch.checks import refuse_transforms
 from crossent.frontends.torch.labels import concrete
 from crossent.frontends.torch.shards import ClassShard
 from crossent.kernels import plain as formulas
@@ -74,6 +75,7 @@ class _Parts:
         return DTensor.from_local(tensor, self.mesh, self.replicated, run_check=False)
 
     def _part(self, tensor, placements, grad_placements=None):
+        refuse_transforms(tensor)
         if not isinstance(tensor, DTensor) and placements == self.replicated == (grad_placements or placements):
             return tensor.resolve_neg()
         tensor = self._spread(tensor)

@@ -1,13 +1,12 @@
 """Labels and weights of rows, looked at outside of the kernels."""
 
 import torch
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._subclasses.fake_tensor import is_fake
 
 from crossent import _rows
 from crossent.frontends._problem import broadcast_samples
 from crossent.frontends.torch.arrays import TORCH
-from crossent.frontends.torch.modes import compiling, dispatch_modes, is_traced, numbers, tracer, untraced
+from crossent.frontends.torch.modes import compiling, dispatch_modes, is_traced, numbers, tracer, untraced, unwrapped
 
 
 def samples_of_rows(sample_weight, row_shape):
@@ -37,7 +36,6 @@ def concrete(tensor):
     """The tensor of values inside function transforms. None if it has no values, or they must not be waited for."""
     if compiling() or tracer() is not None or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
-    while _functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
+    tensor = unwrapped(tensor)
     fake = tensor.is_meta or is_fake(tensor)
     return None if fake or dispatch_modes() else tensor.detach()

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch._C import _autograd
+from torch._C import _autograd, _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
 from crossent._options import tell_of_tracing
@@ -79,6 +79,22 @@ def is_plain():
 
 def transformed():
     return transforms() or forward_ad._current_level >= 0 or dispatch_modes() or forced is PLAIN
+
+
+def unwrapped(tensor):
+    """The tensor inside function transforms."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def outside_transforms():
+    """Function transforms see nothing of what is done here, and change none of its tensors."""
+    if not transforms():
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
 
 
 def may_take_over(input):

@@ -7,6 +7,7 @@ import torch
 from crossent import _rows
 from crossent.frontends.torch import namespace as xp
 from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.checks import refuse_wrapped
 from crossent.frontends.torch.dtypes import COMPUTE, INTEGERS, STORAGES, compute_dtype
 from crossent.frontends.torch.labels import concrete, outside, refuse_bad_labels, samples_of_rows
 from crossent.frontends.torch.modes import compiling, grad_enabled, is_plain, numbers, tracer, untraced
@@ -18,6 +19,7 @@ def checked_rows(input, target, weight, sample_weight, dim, options, soft_allowe
 
     Labels are of `all_classes`, if the input does not have them all.
     """
+    refuse_wrapped(input)
     shape, target_shape = input.shape, target.shape
     if tracer() is not None:
         shape, target_shape = numbers(shape), numbers(target_shape)

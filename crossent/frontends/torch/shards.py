@@ -14,7 +14,7 @@ from crossent._options import integer
 from crossent.frontends.torch import namespace
 from crossent.frontends.torch.agreement import raise_together
 from crossent.frontends.torch.labels import concrete, outside
-from crossent.frontends.torch.modes import compiling, dispatch_modes
+from crossent.frontends.torch.modes import compiling, dispatch_modes, outside_transforms
 from crossent.kernels import plain as formulas
 
 _WORDS = 2
@@ -85,9 +85,13 @@ class ClassShard:
             raise_together(error, [self.group])
         raise ValueError(f"{_UNLIKE}{[int(one) for one in of_rows]} numbers to send for each row")
 
+    def dtype_of(self, dtype):
+        """In which dtype sums are sent that have this one: numbers of classes are exact in it."""
+        return torch.float64 if self.classes > 2**24 else dtype
+
     def _stacked(self, sums):
         given = [one for one in sums if one is not None]
-        dtype = torch.float64 if self.classes > 2**24 else given[0].dtype  # for the numbers of classes
+        dtype = self.dtype_of(given[0].dtype)
         return torch.stack([one.to(dtype) for one in given])
 
     def parts_of(self, sums):
@@ -149,6 +153,7 @@ def _unstacked(parts, sums):
 
 def _sent(mine, shard):
     """Send a tensor; what is returned waits for those of all processes."""
+    _refuse_batched(mine)
     mine, group = mine.unsqueeze(0).contiguous(), shard.group
     if compiling() or dispatch_modes():
         parts = _all_gather(mine, 0, group)
@@ -163,6 +168,14 @@ def _sent(mine, shard):
         return parts
 
     return received
+
+
+def _refuse_batched(tensor):
+    """Refuse what the older vmap makes, which sends nothing and tells nobody."""
+    if not compiling() and not torch._C._has_storage(tensor):
+        raise RuntimeError(
+            "is_grads_batched must not be given where classes are spread over a group: take torch.func.vmap"
+        )
 
 
 class _Linear(torch.autograd.Function):
@@ -183,8 +196,8 @@ class _Gathered(_Linear):
         if not ctx.shard.smallest and torch.is_grad_enabled():
             # It would differentiate by other steps than the others, and what each of them sends must come in one order.
             raise RuntimeError(
-                "the gradient of a loss cannot be differentiated where a process has no classes: spread them over "
-                "fewer processes"
+                "the gradient of a loss cannot be differentiated where a process has no classes, nor made by "
+                "torch.func: spread them over fewer processes"
             )
         return _linear(_Own, above, ctx.shard), None
 
@@ -226,6 +239,7 @@ class _WithSumOfGradients(_Linear):
 class _Sum(_Linear):
     @staticmethod
     def forward(part, shard):
+        _refuse_batched(part)
         return collectives.wait_tensor(collectives.all_reduce(part.contiguous(), "sum", shard.group))
 
     @staticmethod
@@ -315,7 +329,8 @@ def _opened(shard, mine, check, spread, device):
 
 
 def _told(mine, shard, device):
-    return [Opening(*part) for part in _sent(torch.tensor(mine, device=device), shard)().tolist()]
+    with outside_transforms():
+        return [Opening(*part) for part in _sent(torch.tensor(mine, device=device), shard)().tolist()]
 
 
 def _error_of(check, shard):
@@ -359,13 +374,15 @@ def _refuse_other_classes(counts):
 
 def answer(error, shard, sums, device):
     """Raise in all processes an error that this one has before it has sent anything. It takes part in what the others
-    send first: something like the `sums`, a tensor, or an `Opening` if these are None.
+    send first: numbers like the `sums`, of each call that a transform makes of one, or an `Opening` if these are
+    None.
     """
     if sums is None:
         _told(_FAILED, shard, device)
     else:
         # The number of classes is right; if others have other numbers of them, it is that which all raise.
-        words = sums.new_tensor([shard.assumed, torch.nan])
-        parts = _sent(torch.cat([torch.full_like(sums, torch.nan).reshape(-1), words]), shard)()
-        shard.refuse_others(parts[:, -_WORDS:], 0, error)
+        with outside_transforms():
+            words = sums.new_tensor([shard.assumed, torch.nan]).expand(*sums.shape[:-1], _WORDS)
+            parts = _sent(torch.cat([torch.full_like(sums, torch.nan), words], -1), shard)()
+            shard.refuse_others(parts[..., -_WORDS:], 0, error)
     raise_together(error, [shard.group])

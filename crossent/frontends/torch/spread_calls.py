@@ -21,8 +21,9 @@ from crossent.kernels import TokenSums
 
 def cross_entropy(function, tensors, denominator, dim, options, in_place, spread):
     """The router's `function`, of the classes of this process."""
+    input, target, weight, _ = tensors
     call = partial(function, tensors, denominator, dim, options, in_place, spread)
-    return _in_all(call, tensors[0], spread, lambda: _sums_like(*tensors[:3], dim, options))
+    return _in_all(call, input, spread, lambda: _sums_like(input, target, weight, dim, options))
 
 
 def of_head(function, *arguments):
@@ -53,6 +54,7 @@ def _answer(error, input, spread, like):
     try:
         here, sums = like()
         shard, device = shards.planned_shard(spread.group, here), input.device
+        sums = None if sums is None else sums.to(shard.dtype_of(sums.dtype))
     except Exception:  # so little is right that nobody can tell what the others send
         return
     shards.answer(error, shard, None if spread.first_class is not None else sums, device)
@@ -63,9 +65,9 @@ def _sums_like(input, target, weight, dim, options):
     rows = math.prod(input.shape[:axis] + input.shape[axis + 1 :])
     soft = isinstance(target, torch.Tensor) and target.ndim == input.ndim
     dtype = compute_dtype((common_dtype(input, target) if soft else None) or input.dtype)
-    batch = concrete(input).numel() // max(1, input.numel())  # of a function transform
-    numbers = numbers_of_loss(soft, weight, options)
-    return input.shape[axis], torch.empty(batch * rows * numbers, dtype=dtype, device=input.device)
+    calls = max(1, concrete(input).numel() // max(1, input.numel()))  # that a function transform makes of one
+    sums = calls, rows * numbers_of_loss(soft, weight, options)
+    return input.shape[axis], torch.empty(sums, dtype=dtype, device=input.device)
 
 
 def numbers_of_loss(soft, weight, options):

@@ -23,6 +23,8 @@ class Head:
     `target` holds the probabilities and `classes` their classes. `kept` are the numbers of the targets that count, a
     slice if all do; target number i belongs to row i - shift. The gradients are multiplied by `scale`. Where the
     classes are spread over processes, `weight` and what every class has one of are those of this process's `shard`.
+
+    Sums and `scale` are numbers on the CPU, and arrays without axes on a device, from which nothing is read.
     """
 
     products: Any
@@ -38,14 +40,17 @@ class Head:
     options: Any
     how: Any
     shard: Any = None
-    scale: float = 1.0
+    scale: Any = 1.0
     logit_bytes: int = field(init=False)
+    at_once: int = field(init=False)
     _count: int = field(init=False)
     _buffer: Any = field(default=None, init=False)
     _dense: Any = field(default=None, init=False)
 
     def __post_init__(self):
         self.logit_bytes = self.products.logits_dtype.itemsize
+        # How many chunks there are at a time, if gradients or losses are made of more than one.
+        self.at_once = 1 if self.shard is None else 2
         self._count = self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
 
     def loss(self, wanted):
@@ -54,15 +59,15 @@ class Head:
         if any(wanted):
             return self._differentiate(wanted, options, None)
         total = 0.0
-        for _, _, _, problem in self._problems(wanted, options):
+        for _, _, _, problem in self._problems(self.chunk(wanted, self.at_once)[0], options):
             total += problem.forward(None)[0]
-        return total, self._new_gradients(wanted)
+        return total, [None] * 4
 
     def losses(self):
         """The loss of every target, 0 for targets that do not count."""
         losses, options = self.products.zeros(self.shape.targets), self.options.by_row
         flat = losses.reshape(self.shape.rows, *self.shape.out)
-        for targets, _, _, problem in self._problems((), options):
+        for targets, _, _, problem in self._problems(self.chunk((), self.at_once)[0], options):
             flat[targets] = problem.forward(None)[0]
         return losses
 
@@ -73,7 +78,7 @@ class Head:
     def tokens(self):
         """Logprob, lse, entropy and rank of every row's label; for ignored rows 0 and rank -1."""
         whole = self.products.token_results(self.shape.rows)
-        for targets in self._chunks(()):
+        for targets in self._chunks(self.chunk((), beside=self.products.beside_tokens)[0]):
             results = [array[targets] for array in whole]
             self.products.tokens(self._logits(targets)[1], self.target[targets], self.options, results, self.shard)
             for array, some in zip(whole, results):
@@ -82,43 +87,43 @@ class Head:
 
     def token_gradients(self, wanted, results, upstream):
         """The gradients, given the upstream gradients of logprob, lse and entropy, each an array or None."""
-        gradients = self._new_gradients(wanted)
-        for targets in self._chunks(()):
+        rows, _ = self.chunk((), beside=self.products.beside_tokens)
+        gradients = self._new_gradients(wanted, rows)
+        for targets in self._chunks(rows):
             x, logits = self._logits(targets)
             some, above = ([None if a is None else a[targets] for a in arrays] for arrays in (results, upstream))
             self.products.token_gradient(logits, self.target[targets], self.options, some, above, self.shard)
             self._add_products(gradients, targets, x, logits)
         return gradients
 
-    def chunk(self, wanted, at_once=1):
+    def chunk(self, wanted, at_once=1, beside=0):
         """The rows in a chunk, and the bytes of logits and of other arrays as large as these, if there are `at_once`
-        chunks at a time.
+        chunks at a time. Whatever else the kernels hold are `beside` bytes a logit.
         """
         logit = self.logit_bytes
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
-        a_row = max(1, arrays * logit * self._classes_at_most())
-        rows = self.how.chunk_rows or max(1, self.how.chunk_bytes // a_row)
+        # The most that a process has, so that all of them cut the rows alike: they wait for each other in every chunk.
+        classes = len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
+        a_row = max(1, (arrays * logit + beside) * classes)
+        rows, size, whole = self.how.chunk_rows, self.how.chunk_bytes, self._count * a_row
+        if size is None:
+            size = whole if whole <= self.products.one_chunk_up_to else self.products.chunk_bytes
+        rows = rows or max(1, size // a_row)
         if rows >= self._count:
-            return self._count, self._count * a_row
+            return self._count, whole
         if not self.how.chunk_rows:
             rows, multiple = max(1, rows // at_once), self.products.rows_at_once
             if rows > multiple:
                 rows -= rows % multiple
+                if self.products.evenly:  # as many chunks, none of them much smaller than the others
+                    rows = -(-self._count // -(-self._count // rows))
+                    rows += -rows % multiple
         return rows, at_once * rows * a_row
 
-    @property
-    def at_once(self):
-        """How many chunks there are at a time, if gradients or losses are made of more than one."""
-        return 1 if self.shard is None else 2
-
-    def _classes_at_most(self):
-        """Of all processes, so that all cut the rows alike: they wait for each other in every chunk."""
-        return len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
-
-    def _chunks(self, wanted, at_once=1):
-        """The targets of each chunk, one chunk after the other."""
-        step, count = max(1, self.chunk(wanted, at_once)[0]), self._count
+    def _chunks(self, rows, at_once=1):
+        """The targets of each chunk of so many rows, one chunk after the other."""
+        step, count = max(1, rows), self._count
         places = range(min(at_once, -(-count // step)))
         buffers = cycle([self._new_buffer(step) for _ in places])
         dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in places])
@@ -128,14 +133,14 @@ class Head:
             yield slice(lo, hi) if isinstance(self.kept, slice) else self.kept[lo:hi]
         self._buffer = self._dense = None
 
-    def _problems(self, wanted, options):
+    def _problems(self, rows, options):
         """Each chunk's targets, their rows and logits, and the kernels' problem of them.
 
         Where classes are spread the next chunk's logits are made before one is handed out: meanwhile the processes hear
         of each other's sums.
         """
         waiting, at_once = deque(), self.at_once
-        for targets in self._chunks(wanted, at_once):
+        for targets in self._chunks(rows, at_once):
             x, logits = self._logits(targets)
             waiting.append((targets, x, logits, self._problem(targets, logits, options)))
             if len(waiting) == at_once:
@@ -143,14 +148,12 @@ class Head:
         yield from waiting
 
     def _new_buffer(self, rows):
-        """Memory for logits, in which rows begin at cache lines. The number of lines between them is odd: rows that
-        are a multiple of a page apart would share few places in the cache. With an even number, logits of 8,192 classes
-        take a third longer (`crossent bench --head 96x256x8192`).
-        """
-        classes = len(self.weight)
-        line = 64 // self.logit_bytes
+        """Memory for logits, in which rows begin at lines."""
+        classes, line = len(self.weight), self.products.line // self.logit_bytes
         lines = -(-classes // line)
-        buffer = self.products.lib.pooled((rows, (lines | 1) * line), self.products.logits_dtype)
+        if self.products.odd:
+            lines |= 1
+        buffer = self.products.lib.pooled((rows, lines * line), self.products.logits_dtype)
         buffer[:, classes:] = 0  # a library's product may read whole lines; 0 times a nan there is nan
         return buffer[:, :classes]
 
@@ -170,12 +173,12 @@ class Head:
             target = self.products.dense(self.classes[targets], target, self._dense[: len(logits)])
         return self.products.problem(by_class, target, self.class_weight, samples, options, self.shard)
 
-    def _new_gradients(self, wanted):
-        """Those of x, weight and bias are sums, which may have more bits than their arrays."""
-        dx, dweight, dbias, dtarget = wanted or (False,) * 4
+    def _new_gradients(self, wanted, rows):
+        """Those of x, weight and bias are sums, which may have more bits than their arrays; of chunks of `rows`."""
+        dx, dweight, dbias, dtarget = wanted
         return [
-            self._new_by_row(self.x, self.products.dtype) if dx else None,
-            self.products.zeros(self.weight.shape) if dweight else None,
+            self._new_by_row(self.x, self.products.input_dtype) if dx else None,
+            self.products.new_sum(self.weight.shape, -(-self._count // max(1, rows))) if dweight else None,
             self.products.zeros(self.bias.shape) if dbias else None,
             self._new_by_row(self.target, self.target.dtype) if dtarget else None,
         ]
@@ -189,10 +192,11 @@ class Head:
 
     def _differentiate(self, wanted, options, upstream):
         """The sum of the losses of all chunks, None for those of rows, and the gradients."""
-        gradients, total = self._new_gradients(wanted), None if options.reduction == "none" else 0.0
-        for targets, x, logits, problem in self._problems(wanted, options):
+        rows, _ = self.chunk(wanted, self.at_once)
+        gradients, total = self._new_gradients(wanted, rows), None if options.reduction == "none" else 0.0
+        for targets, x, logits, problem in self._problems(rows, options):
             dloss = None if upstream is None else upstream[targets]
-            if self.how.filter_eps and self._filters(dloss):
+            if self.how.filter_eps and self.products.filters and self._filters(dloss):
                 dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
             else:
                 dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
@@ -245,7 +249,7 @@ class Head:
         if dx is not None:
             dx[rows] = products.to_input(dlogits, self.weight)
         if dweight is not None:
-            products.to_weight(dweight, dlogits, x)
+            products.to_weight(dweight, dlogits, x, begins=isinstance(rows, slice) and not rows.start)
 
 
 def _multiply(arrays, factors):

@@ -107,22 +107,25 @@ def _wide_float(name, dtype):
     return found
 
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**26  # of logits, on the CPU
 
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What the fused head needs to know beyond its loss: how it goes about it, and which target belongs to a row."""
+    """What the fused head needs to know beyond its loss: how it goes about it, and which target belongs to a row.
+
+    `chunk_bytes` is None for what is usual where the head is computed.
+    """
 
     shift: int = 0
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int | None = None
     chunk_rows: int | None = None
     filter_eps: float = 0.0
     exact: bool = False
     given: Any = field(default=None, metadata=_NOT_CARRIED)
 
 
-def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None, exact=False):
+def head_options(shift=0, chunk_bytes=None, filter_eps=0.0, options=None, exact=False):
     """Validated; `options` is a torch.nn.LinearCrossEntropyOptions, of which an explicit chunk size counts, and whether
     it wants logits that are `exact`, of 32 bits whatever that costs.
     """
@@ -140,7 +143,9 @@ def head_options(shift=0, chunk_bytes=CHUNK_BYTES, filter_eps=0.0, options=None,
         chunk_rows = whole_number("options.batch_chunk_size", chunk_rows, 1)
     sums = getattr(options, "acc_dtype", None)
     exact = exact or getattr(options, "acc_policy", None) == "accurate" or getattr(sums, "itemsize", 0) > 2
-    shift, chunk_bytes = whole_number("shift", shift, 0), whole_number("chunk_bytes", chunk_bytes, 1)
+    shift = whole_number("shift", shift, 0)
+    if chunk_bytes is not None:
+        chunk_bytes = whole_number("chunk_bytes", chunk_bytes, 1)
     found = HeadOptions(shift, chunk_bytes, chunk_rows, filter_eps, exact, options)
     if options is not None or is_traced() or len(_usual_heads) >= _MADE_AT_MOST:
         return found

@@ -275,13 +275,19 @@ def dtype_error(name, dtype):
     return TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}")
 
 
+def place_of(number, shape):
+    """The indices of an array's element that has this number."""
+    place = []
+    for size in reversed(shape):
+        number, index = divmod(number, size)
+        place.insert(0, index)
+    return tuple(place)
+
+
 def label_error(label, row, row_shape, classes, ignore_index):
     """IndexError for the label of row number `row`."""
-    position = []
-    for size in reversed(row_shape):
-        row, index = divmod(row, size)
-        position.insert(0, index)
-    where = f" at position {tuple(position) if len(position) != 1 else position[0]}" if position else ""
+    position = place_of(row, row_shape)
+    where = f" at position {position if len(position) != 1 else position[0]}" if position else ""
     return IndexError(
         f"Target {label}{where} is out of bounds: labels must be between 0 and {classes - 1}, "
         f"or {ignore_index} to be ignored"

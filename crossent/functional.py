@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from crossent import _dispatch
 from crossent._dispatch import frontend_of
-from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options, of_arguments
+from crossent._options import Reduction, head_options, loss_options, of_arguments
 from crossent._plan import Plan as Plan
 from crossent._public import public
 from crossent._rows import SparseTarget as SparseTarget
@@ -345,7 +345,7 @@ def linear_cross_entropy(
     denominator: Any = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     filter_eps: float = 0.0,
     loss_dtype: Any = None,
     group: Any = None,
@@ -377,7 +377,10 @@ def linear_cross_entropy(
         shift: the target of a row is that of `shift` rows later along the last axis before the features: with 1 a
             causal model's hidden states and its input tokens go in as they are. The first `shift` targets count for
             nothing, and reduction "none" gives the losses of the others.
-        chunk_bytes: the memory for a chunk of logits, 64 MB unless given. More pays where only few rows fit.
+        chunk_bytes: the memory for a chunk of logits. On the CPU it is 64 MB unless given, and more pays where only few
+            rows fit. On a GPU all rows are one chunk if that takes a sixteenth of its memory at most, and else it is 2
+            GB, or a sixteenth of the memory where that is less: with fewer rows at a time more of the time goes into
+            adding up the weight's gradient.
         filter_eps: leave out of the gradients' products, for each chunk, every class for which the derivatives of the
             rows' losses by its logit have a root mean square of at most this; 0 leaves out nothing. What is left out is
             replaced by its projection on the span of its sums over up to 8 parts of the vocabulary (Halko, Martinsson
@@ -385,13 +388,14 @@ def linear_cross_entropy(
             the error of the derivatives by the logits of a chunk's n rows has at most the Frobenius norm
             filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a mean), and for a trained
             language model is far smaller. The loss and the bias's gradient stay exact. Beside the chunk it takes up to
-            ten numbers a class.
+            ten numbers a class. On other devices than the CPU no class is left out: how many are is not waited for, and
+            with a fixed number of them the error would have no bound.
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss`, `loss_dtype`, `group`
     and `first_class` are those of `crossent.cross_entropy`. Where classes are spread over a group, linear_weight and
     linear_bias have this process's. The gradients of `input` and of a SparseTarget's probabilities, which are the same
-    in all processes, are complete in each: sums that are sent once. Rows that count for nothing take no part in the
-    products, and may hold nan.
+    in all processes, are complete in each: sums that are sent once. Rows that count for nothing may hold nan. On the
+    CPU they take no part in the products; on a GPU they do as zeros, since how many there are is not waited for.
 
     All of it is computed in float32, for float64 in float64. Of bfloat16, a processor that multiplies it in pairs
     (AVX-512 BF16) gives logits in float32, whose gradient is rounded once, for its two products. Where logits of 16
@@ -465,7 +469,7 @@ def linear_token_stats(
     ignore_index: int = -100,
     shift: int = 0,
     softcap: float | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     group: Any = None,
     first_class: int | None = None,
 ) -> TokenStats:

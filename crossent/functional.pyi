@@ -9,7 +9,7 @@ from torch import Tensor, dtype as TorchDType
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from crossent._options import CHUNK_BYTES as CHUNK_BYTES, Reduction as Reduction
+from crossent._options import Reduction as Reduction
 from crossent._plan import Plan as Plan
 from crossent._rows import SparseTarget as SparseTarget
 
@@ -193,7 +193,7 @@ def linear_cross_entropy(
     denominator: _Divisor | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     filter_eps: float = 0.0,
     loss_dtype: DTypeLike | None = None,
     group: None = None,
@@ -216,7 +216,7 @@ def linear_cross_entropy(
     denominator: None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     filter_eps: float = 0.0,
     loss_dtype: DTypeLike | None = None,
     group: None = None,
@@ -239,7 +239,7 @@ def linear_cross_entropy(
     denominator: float | Tensor | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     filter_eps: float = 0.0,
     loss_dtype: TorchDType | str | None = None,
     group: ProcessGroup | DeviceMesh | None = None,
@@ -262,7 +262,7 @@ def linear_token_stats(
     ignore_index: int = -100,
     shift: int = 0,
     softcap: float | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     group: None = None,
     first_class: None = None,
 ) -> TokenStats: ...
@@ -276,7 +276,7 @@ def linear_token_stats(
     ignore_index: int = -100,
     shift: int = 0,
     softcap: float | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     group: ProcessGroup | DeviceMesh | None = None,
     first_class: int | None = None,
 ) -> TokenStats: ...

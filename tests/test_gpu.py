@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import TORCH_DTYPES, check, class_axis
+from harness import TORCH_DTYPES, Chunks, check, class_axis
 from test_autograd import NAMES, arguments, fresh_compiler, labels_of, logits_of
 from test_contract import NLL_OPTIONS, OPTION_SHAPES, OPTIONS, SHAPES, identify, log_probabilities, make
 from test_errors import assert_tells
@@ -483,6 +483,33 @@ def test_token_stats_are_those_of_the_cpu(shift):
     assert_same(results(there), results(case), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("options", HEADS)
+def test_a_step_of_the_head_waits_for_nothing(options):
+    """With every option; and the gradient of the weight is the same bits every time."""
+    case = {key: on_gpu(value) for key, value in head_case(**HEADS[options]).items()}
+    case["options"], found = Chunks(batch_chunk_size=3), []
+    head_results(case)  # libraries are loaded and kernels compiled
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += [head_results(case) for _ in range(2)]
+        crossent.linear_token_stats(logits_there(6, 7), logits_there(50, 7), labels_there(6)).logprob.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("adds", [False, True])
+def test_products_of_16_bits_are_added_in_float32(adds, dtype):
+    from crossent.frontends.torch.device_products import multiply
+
+    a, b = logits_there(64, 500, dtype=dtype).detach(), logits_there(500, 96, dtype=dtype, seed=1).detach()
+    total = logits_there(64, 96, dtype=torch.float32, seed=2).detach()
+    exact = a.double() @ b.double() + (total.double() if adds else 0)
+    torch.testing.assert_close(multiply(a, b, total, adds).double(), exact, rtol=1e-5, atol=1e-4)
+
+
 def errors(ours, exact):
     """Root mean squares, in proportion."""
     pairs = zip(ours, exact, strict=True)
@@ -573,7 +600,7 @@ def test_plan():
     }  # fmt: skip
     for function, call in calls.items():
         planned = crossent.plan(function, *call)
-        if function is crossent.cross_entropy:
+        if function in (crossent.cross_entropy, crossent.linear_cross_entropy, crossent.linear_token_stats):
             assert planned.path == "kernels in two stages"
         else:
             assert planned.path == "plain operations" and "on cuda:0 has no kernel" in str(planned)
@@ -588,7 +615,8 @@ def test_explain(function):
     call = (x, weight, labels) if function is crossent.linear_cross_entropy else (x, labels)
     expected = crossent.explain(*call, function=function)
     ours = crossent.explain(*map(on_gpu, call), function=function)
-    assert ours.plan.path == "plain operations" and all(check.passed for check in ours.checks)
+    on_gpu_by = "plain operations" if function is crossent.nll_loss else "kernels in two stages"
+    assert ours.plan.path == on_gpu_by and all(check.passed for check in ours.checks)
     np.testing.assert_allclose(ours.losses, expected.losses, rtol=1e-12)
     assert [finding.sentence for finding in ours.findings] == [finding.sentence for finding in expected.findings]
 

@@ -16,6 +16,7 @@ PACKAGE = Path(crossent.__file__).parent
 
 PUBLIC = ("crossent", "crossent.functional", "crossent.nn")
 HELPERS = (
+    "crossent.frontends._chunks",
     "crossent.frontends._cpu",
     "crossent.frontends._heads",
     "crossent.frontends._memory",
@@ -61,13 +62,15 @@ MAY_IMPORT = {
     "crossent.frontends._heads": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._memory": ("numpy",),
     "crossent.frontends._plans": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
-    "crossent.frontends._cpu": (*BELOW_FRONTENDS, "crossent.frontends._problem", "crossent.frontends._stages"),
+    "crossent.frontends._chunks": (*BELOW_FRONTENDS, "crossent.frontends._problem", "crossent.frontends._stages"),
+    "crossent.frontends._cpu": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._stages": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends._products": (
         *BELOW_FRONTENDS,
         "crossent.frontends._problem",
         "numpy",
+        "crossent.frontends._chunks",
         "crossent.frontends._cpu",
         "crossent.frontends._tokens",
     ),
@@ -164,7 +167,7 @@ MAY_IMPORT = {
         "rich",
     ),
     "crossent.explanation": ("crossent.tools.explain",),
-    "crossent.integrations": ("crossent.functional", "crossent.integrations", "torch"),
+    "crossent.integrations": ("crossent._options", "crossent.functional", "crossent.integrations", "torch"),
     "crossent.tools.commands": (
         *PUBLIC,
         "crossent.tools.bench",

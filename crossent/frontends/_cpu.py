@@ -1,10 +1,6 @@
 """The two stages of `crossent.kernels` on a CPU, for arrays of any library that knows their addresses."""
 
-from functools import cached_property
-
 from crossent import _rows
-from crossent._call import Call
-from crossent.frontends import _stages
 from crossent.frontends._problem import compute_storage
 from crossent.kernels import LossKernels, Outcome, Sums, has_mass, has_own_weight
 from crossent.kernels.cpu import kernels
@@ -106,34 +102,3 @@ def _side_by_side(lib, logits, unread=False):
         logits = lib.contiguous(logits.swapaxes(1, 2)).swapaxes(1, 2)
     outer_stride, inner_stride = max(1, shape[1]) * shape[2], max(1, shape[1])
     return logits, _rows.layout_of(shape, (outer_stride, 1, inner_stride), 1)
-
-
-class ShardProblem:
-    """As `_problem.Problem`, for logits of the classes of one shard along axis 1; `tensors` are logits, target, class
-    weights and sample weights. The sums of rows are sent at once, and merged with those of the other shards when they
-    are needed.
-    """
-
-    def __init__(self, lib, shard, tensors, options):
-        self.lib, self.kernels, self.tensors, self.call = lib, CpuKernels(lib), tensors, Call(options, 1)
-        self.x, *_ = tensors
-        self.rows = _stages.rows_of(lib, tensors, self.call, shard.first, shard.classes)
-        self.merged = shard.sent(self.kernels.sums(self.rows))
-
-    @cached_property
-    def finished(self):
-        return _stages.finished(self.lib, self.kernels, self.rows, self.merged(), self.call, self.tensors[1])
-
-    def forward(self, divisor):
-        loss = self.finished.loss
-        return loss if loss.ndim else float(loss), 1.0
-
-    def backward(self, stats, dloss, scale, dx, want_target, with_loss):
-        """The gradient of the logits is written over them, which `dx` are."""
-        upstream = scale if dloss is None else dloss * scale
-        found = _stages.gradients(
-            self.lib, self.kernels, self.rows, self.finished, upstream, self.tensors, want_target, over_logits=True
-        )
-        if self.lib.address(found[0]) != self.lib.address(dx):
-            dx[...] = found[0]
-        return found[1], self.forward(None)[0], None

@@ -4,6 +4,9 @@ Arrays come in one order: input, linear_weight, linear_bias, target, class weigh
 they have the probabilities, and the call has its classes.
 """
 
+from functools import partial
+from typing import Any, NamedTuple
+
 from crossent import _rows
 from crossent._head import Head
 from crossent.frontends._problem import class_weights, sample_weights
@@ -19,12 +22,23 @@ def shape_of(arrays, classes, shift):
 
 
 def check_classes(lib, classes, count):
-    """Check the classes of a sparse target."""
+    """The classes of a sparse target as int64, after a check; and which are bad, where that is told later."""
     wide, _ = lib.labels(classes)  # PyTorch's uint8 counts 300 as 44
     bad = (wide < 0) | (wide >= count)
-    if bad.any():
-        where = tuple(int(i) for i in lib.xp.argwhere(bad)[0])
-        raise _rows.class_error(int(classes[where]), where, count)
+    _refuse(lib, bad, partial(_class_error, lib, classes, count))
+    return wide, bad
+
+
+def _refuse(lib, bad, error):
+    """Raise an error for the first number that is bad; on a device it is told later."""
+    if not lib.reads:
+        lib.tell(bad, error)
+    elif bad.any():
+        raise error(int(lib.xp.argwhere(bad.reshape(-1))[0, 0]))
+
+
+def _class_error(lib, classes, count, number):
+    return _rows.class_error(lib.item(classes, number), _rows.place_of(number, classes.shape), count)
 
 
 def _counts(lib, labels, samples, call):
@@ -42,39 +56,103 @@ def _all_classes(call):
     return call.shape.classes if call.shard is None else call.shard.classes
 
 
-def _check_labels(lib, target, labels, counts, call):
-    bad = ((labels < 0) | (labels >= _all_classes(call))) & counts
-    if bad.any():
-        _refuse_label(lib, target, int(lib.xp.argwhere(bad.reshape(-1))[0, 0]), call)
-
-
-def _refuse_label(lib, target, row, call):
+def _label_error(lib, target, call, row):
     ignore_index = call.options.ignore_index
-    raise _rows.label_error(lib.item(target, row), row, call.shape.targets, _all_classes(call), ignore_index)
+    return _rows.label_error(lib.item(target, row), row, call.shape.targets, _all_classes(call), ignore_index)
 
 
 def _targets(lib, target, samples, call):
-    """int64 labels or probabilities, how much each target counts (None: as a whole), and which count, after a check."""
+    """int64 labels or probabilities, how much each target counts (None: as a whole), which count, and which of them are
+    bad, where that is told later.
+    """
     shape = call.shape
     is_float = lib.storages.get(target.dtype) not in (None, "labels")
     _rows.check_target_dtype(shape.soft, is_float, lib.is_integer(target), target.dtype)
+    given = target
     if shape.soft:
         _rows.check_soft_options(call.options)
     else:
-        given = target
         target, bad = lib.labels(given)
         if bad is not None:
-            _refuse_label(lib, given, bad, call)
+            raise _label_error(lib, given, call, bad)
     if samples is not None:
         samples = sample_weights(lib, samples, shape.targets, lib.dtypes["float64"])
-    counts = _counts(lib, target, samples, call)
+    counts, bad = _counts(lib, target, samples, call), None
     if not shape.soft:
-        _check_labels(lib, target, target, counts, call)
-    return target, None if samples is None else lib.xp.where(counts, samples, 0.0), counts
+        bad = ((target < 0) | (target >= _all_classes(call))) & counts
+        _refuse(lib, bad, partial(_label_error, lib, given, call))
+    return target, None if samples is None else lib.xp.where(counts, samples, 0.0), counts, bad
 
 
 def head_of(arrays, call, products_for):
     """The head of the targets that count, what its gradients are still to be multiplied by, and the divisor."""
+    given, shape = _given(arrays, call, products_for), call.shape
+    lib, x, counted = given.fields["products"].lib, given.fields["x"], given.counts.any(1)
+    everything = not call.how.shift and bool(counted.all())
+    _, scale = _rows.reduced(call.options.reduction, 0.0, given.divisor, None)
+    # float16 has few exponents: its gradients are made for the sum, and divided while they have 32 bits.
+    later = scale if lib.storages.get(x.dtype) == "float16" and bool(counted.any()) else 1.0
+    kept = slice(0, shape.rows) if everything else lib.xp.argwhere(counted)[:, 0]
+    return Head(**given.fields, kept=kept, scale=1.0 if later != 1.0 else scale), later, given.divisor
+
+
+class WholeHead(NamedTuple):
+    """A head of all rows; what its gradients are still to be multiplied by; the divisor; which targets count, and which
+    are bad, (rows, places). The latter is None where no target can be bad.
+    """
+
+    head: Head
+    later: Any
+    divisor: Any
+    counts: Any
+    bad: Any
+
+
+def head_on_device(arrays, call, products_for):
+    """The `WholeHead` on a device from which nothing is read.
+
+    All rows take part in the products, since how many count is not known here: `x` is 0 in the others. It begins with
+    the rows of the first targets, which with a shift are the last ones.
+    """
+    given, shift = _given(arrays, call, products_for), call.how.shift
+    lib, x, counted = given.fields["products"].lib, given.fields["x"], given.counts.any(1)
+    given.fields["x"] = lib.xp.where(counted[:, None], lib.xp.roll(x, shift, 0) if shift else x, 0.0)
+    (_, scale), later = reduced(call.options.reduction, 0.0, given.divisor), 1.0
+    if lib.storages.get(x.dtype) == "float16" and call.options.reduction == "mean":  # as in `head_of`
+        scale, later = 1.0, lib.xp.where(counted.any(), scale, 1.0)
+    head = Head(**given.fields, kept=slice(0, call.shape.rows), scale=scale)
+    return WholeHead(head, later, given.divisor, given.counts, given.bad)
+
+
+def _left_out(lib, target, samples, counts, bad, call):
+    """Target, sample weights and which targets count, without the bad ones. Those that do not count are ignored by
+    their labels, or else by their sample weights.
+    """
+    if bad is not None:
+        counts = counts & ~bad
+    if samples is None and not call.shape.soft:
+        return lib.xp.where(counts, target, call.options.ignore_index), None, counts
+    if samples is not None or bad is not None or call.how.shift:
+        samples = lib.xp.where(counts, 1.0 if samples is None else samples, 0.0)
+    return target, samples, counts
+
+
+def reduced(reduction, losses, divisor):
+    """As `_rows.reduced`, for arrays, which are divided by 0 without an exception as they are."""
+    return (losses / divisor, 1.0 / divisor) if reduction == "mean" else (losses, 1.0)
+
+
+class _Given(NamedTuple):
+    """The fields of a `Head` that a call gives, and beside them what a `WholeHead` has."""
+
+    fields: dict[str, Any]
+    counts: Any
+    divisor: Any
+    bad: Any
+
+
+def _given(arrays, call, products_for):
+    """The `_Given` of a call's arrays, after a check."""
     input, linear_weight, linear_bias, target, weight, samples = arrays
     shape, options = call.shape, call.options
     x = input.reshape(shape.rows, shape.features)
@@ -87,37 +165,37 @@ def head_of(arrays, call, products_for):
     if classes is not None:
         if not lib.is_integer(classes):
             raise TypeError(f"a SparseTarget's classes must be integers, got {classes.dtype}")
-        check_classes(lib, classes, shape.classes)
-        classes, _ = lib.labels(classes.reshape(shape.rows, classes.shape[-1]))
+        classes, bad_classes = check_classes(lib, classes, shape.classes)
+        classes = classes.reshape(shape.rows, classes.shape[-1])
+    if divisor is not None and not lib.reads:
+        divisor = lib.number(divisor)
     if weight is not None:
         weight = class_weights(lib, weight, shape.classes, products.dtype)
-    labels, samples, counts = _targets(lib, target, samples, call)
+    labels, samples, counts, bad = _targets(lib, target, samples, call)
+    if not lib.reads:
+        if classes is not None:
+            bad, classes = bad_classes.any(-1), lib.xp.where(bad_classes.reshape(classes.shape), 0, classes)
+        labels, samples, counts = _left_out(lib, labels, samples, counts, bad, call)
     if divisor is None and options.reduction == "mean":
         keep = counts if samples is None else samples
         keep = keep if weight is None else plain.row_weights(lib.xp, labels, shape.soft, weight, keep)
         divisor = lib.total(keep)
-    counted = counts.reshape(shape.rows, shape.places).any(1)
-    everything = not call.how.shift and bool(counted.all())
-    _, scale = _rows.reduced(options.reduction, 0.0, divisor, None)
-    # float16 has few exponents: its gradients are made for the sum, and divided while they have 32 bits.
-    later = scale if storage == "float16" and bool(counted.any()) else 1.0
-    head = Head(
-        products=products,
-        shape=shape,
-        x=x,
-        weight=matrix,
-        bias=None if linear_bias is None else linear_bias.reshape(-1),
-        target=labels.reshape(shape.rows, *labels.shape[len(shape.leading) :]),
-        classes=classes,
-        class_weight=weight,
-        samples=None if samples is None else samples.reshape(shape.rows, *shape.out),
-        kept=slice(0, shape.rows) if everything else lib.xp.argwhere(counted)[:, 0],
-        options=options,
-        how=call.how,
-        shard=call.shard,
-        scale=1.0 if later != 1.0 else scale,
-    )
-    return head, later, divisor
+    fields = {
+        "products": products,
+        "shape": shape,
+        "x": x,
+        "weight": matrix,
+        "bias": None if linear_bias is None else linear_bias.reshape(-1),
+        "target": labels.reshape(shape.rows, *labels.shape[len(shape.leading) :]),
+        "classes": classes,
+        "class_weight": weight,
+        "samples": None if samples is None else samples.reshape(shape.rows, *shape.out),
+        "options": options,
+        "how": call.how,
+        "shard": call.shard,
+    }
+    by_row = shape.rows, shape.places
+    return _Given(fields, counts.reshape(by_row), divisor, None if bad is None else bad.reshape(by_row))
 
 
 def loss_and_gradients(arrays, wanted, call, products_for):

@@ -100,5 +100,30 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
     return Plan(name, KERNELS, arithmetic, size + beside + copied, rows, chunks, tuple(reasons))
 
 
+def of_head_on_device(name, call, head, wanted, arithmetic):
+    shape, products, tokens = call.shape, head.products, name == "linear_token_stats"
+    beside = products.beside_tokens if tokens else 0
+    at_once = 1 if tokens else head.at_once
+    rows, size = head.chunk(wanted, at_once, beside)
+    chunks = -(-shape.rows // max(1, rows))
+    reasons = ["all rows take part, those that do not count as zeros: how many count is not waited for"]
+    if call.how.chunk_bytes is None and not call.how.chunk_rows:
+        reasons.append(products.why_usual_chunk(chunks))
+    sums = _size(arithmetic) * math.prod(head.weight.shape) if wanted[1] and products.sums_widely(chunks) else 0
+    if sums:
+        reasons.append(f"{sums / 1e6:.1f} MB are float32 sums for the gradient of linear_weight")
+    if head.x.itemsize == 2:
+        reasons.append(products.precision)
+    if call.how.filter_eps:
+        reasons.append("no class is left out: how many have small derivatives is not waited for")
+    if tokens or call.options.reduction == "none":
+        reasons.append("the backward pass makes the logits again: it has to know what comes from above")
+    else:
+        reasons.append("the gradients are made in the forward pass, where somebody wants them")
+    inputs = math.prod(head.x.shape) * (head.x.itemsize + products.input_dtype.itemsize)  # copies
+    numbers = 2 * (len(Sums._fields) + 2) * shape.rows * shape.places * _size(arithmetic)
+    return Plan(name, STAGES, arithmetic, size + sums + inputs + numbers, rows, chunks, tuple(reasons))
+
+
 def _size(storage):
     return 8 if storage == "float64" else 4

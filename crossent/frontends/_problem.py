@@ -39,6 +39,8 @@ class Arrays:
 
     xp: Any
     converted: Any
+    address: Any
+    reads = True  # whether it reads what arrays hold: no device has to be waited for
 
     @classmethod
     def labels(cls, array):
@@ -54,6 +56,10 @@ class Arrays:
     @staticmethod
     def item(array, row):
         return array.reshape(-1)[row].item()
+
+    @classmethod
+    def is_same_memory(cls, array, other):
+        return cls.address(array) == cls.address(other)
 
 
 def numpy_address(array):

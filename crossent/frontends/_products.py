@@ -10,8 +10,10 @@ Beside what `_problem` needs of an array library, `lib` has
 
 import numpy as np
 
+from crossent._options import CHUNK_BYTES
 from crossent.frontends import _tokens
-from crossent.frontends._cpu import ShardProblem
+from crossent.frontends._chunks import StagedChunk
+from crossent.frontends._cpu import CpuKernels
 from crossent.frontends._problem import compute_storage, problem_of
 from crossent.kernels.cpu import kernels
 
@@ -24,17 +26,28 @@ class Products:
 
     precision = "logits and their gradient are float32"  # for arrays of 16 bits, as told by `plan`
     copied_weight = 0  # bytes of a copy of the weight, made if it suits the products better
+    one_chunk_up_to = chunk_bytes = CHUNK_BYTES  # where the caller says nothing
     rows_at_once = 1  # chunks of a multiple of so many rows take less time for each row
+    evenly = False  # whether the rows are cut into chunks of nearly the same size
+    filters = True  # whether classes may be left out of products
+    line = 64  # bytes, with which rows of logits begin
+    # Whether the number of lines between rows is odd: rows that are a multiple of a page apart would share few places
+    # in the cache. With an even number, logits of 8,192 classes take a third longer (`crossent bench --head
+    # 96x256x8192`).
+    odd = True
+    beside_tokens = 0  # bytes a logit beside the chunk, while statistics of tokens are made
 
     def __init__(self, lib, x):
         self.lib, self.storage = lib, compute_storage(lib.storages.get(x.dtype))
-        self.dtype = self.logits_dtype = lib.dtypes[self.storage]
+        self.dtype = self.logits_dtype = self.input_dtype = lib.dtypes[self.storage]
 
-    def zeros(self, shape):
+    def zeros(self, shape, chunks=None):
         """For sums, and for results of which some rows are not written."""
         new = self.lib.pooled(shape, self.dtype)
         new[...] = 0
         return new
+
+    new_sum = zeros  # for the gradient of the weight, to which so many chunks add
 
     def logits(self, x, weight, bias, out):
         """Write x @ weight.T + bias."""
@@ -55,8 +68,8 @@ class Products:
         multiply(self.lib, dlogits, weight, total, b_rows=numbers, padded=True)
         return total
 
-    def to_weight(self, dweight, dlogits, x, numbers=None):
-        """Add dlogits.T @ x to dweight."""
+    def to_weight(self, dweight, dlogits, x, numbers=None, begins=False):
+        """Add dlogits.T @ x to dweight, of `new_sum`; `begins` says that nothing was added yet."""
         multiply(self.lib, dlogits.T, x, dweight, adds=True, c_rows=numbers)
 
     def to_bias(self, dbias, dlogits):
@@ -89,7 +102,8 @@ class Products:
     def problem(self, logits, target, weight, sample_weight, options, shard):
         """The kernels' problem, for classes along axis 1."""
         if shard is not None:
-            return ShardProblem(self.lib, shard, (logits, target, weight, sample_weight), options)
+            tensors = logits, target, weight, sample_weight
+            return StagedChunk(self.lib, CpuKernels(self.lib), tensors, options, shard)
         return problem_of(self.lib, logits, target, weight, sample_weight, 1, options)
 
     def token_results(self, rows):

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from crossent.functional import CHUNK_BYTES, cross_entropy, linear_cross_entropy, nll_loss
+from crossent._options import CHUNK_BYTES
+from crossent.functional import cross_entropy, linear_cross_entropy, nll_loss
 from crossent.integrations._parallel import as_dtensor, is_dtensor
 
 _HALVES = (torch.float16, torch.bfloat16)

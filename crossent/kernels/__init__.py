@@ -138,13 +138,15 @@ class LossKernels:
         sums = self.sums(rows)
         return sums, self.losses(rows, sums, dtype)
 
-    def is_best_at_once(self, logits: Any) -> bool:
+    def is_best_at_once(self, logits: Any, over_logits: bool = False) -> bool:
         """Whether to ask for `at_once` where the loss is one number: that reads the logits once, and not twice."""
         return False
 
-    def at_once(self, rows: Rows, mean: bool, divisor: Any, dtype: Any) -> tuple[Sums, Outcome, Any]:
+    def at_once(
+        self, rows: Rows, mean: bool, divisor: Any, dtype: Any, over_logits: bool = False
+    ) -> tuple[Sums, Outcome, Any]:
         """As `forward`, and the gradient by the logits of the sum of the losses, or of the `mean`. `divisor` is the
-        caller's or None.
+        caller's or None. `over_logits` is as in `gradients`.
         """
         raise NotImplementedError
 
@@ -157,5 +159,5 @@ class LossKernels:
         raise NotImplementedError
 
     def multiply(self, gradient: Any, by: Any) -> None:
-        """Multiply what `at_once` made by an array of one number, in its place."""
-        raise NotImplementedError
+        """Multiply what lies dense in memory, such as `at_once` made, by an array of one number, in its place."""
+        gradient *= by

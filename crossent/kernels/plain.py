@@ -226,6 +226,25 @@ def token_results(xp, own, sums):
     return -nll, sums.peak + log_total, entropy, sums.ahead
 
 
+def token_gradient(xp, logits, label, results, upstream, options):
+    """The derivatives by logits (rows, classes), given logprob, lse and entropy of the rows and the upstream gradients
+    of these, None for those that have none. A label that is not among these classes is any other number.
+    """
+    logprob, lse, entropy = (xp.expand_dims(result, axis=1) for result in results[:3])
+    dlogprob, dlse, dentropy = (0.0 if above is None else xp.expand_dims(above, axis=1) for above in upstream)
+    z = capped(xp, logits, options)
+    p = xp.exp(z - lse)
+    log_p = xp.where(p == 0, 0.0, z - lse)
+    gradient = _rules.token_grad(p, log_p, entropy, dlogprob, dlse, dentropy)
+    # Of the label 1 - p is made by itself, so that it keeps its digits where the row is confident.
+    own_p = xp.exp(logprob)
+    own = _rules.token_grad(own_p, xp.where(own_p == 0, 0.0, logprob), entropy, 0.0, dlse, dentropy)
+    own = own - dlogprob * xp.expm1(logprob)
+    classes = xp.reshape(xp.arange(z.shape[1], device=z.device), (1, z.shape[1]))
+    gradient = xp.where(xp.expand_dims(label, axis=1) == classes, own, gradient)
+    return gradient * _rules.softcap_slope(z, options.softcap) if options.softcap else gradient
+
+
 class PredictionSums(NamedTuple):
     """What the statistics of a row are made of: the largest logit and the number of its class; relative to that logit,
     or to 0 if it is -inf, the sums of the exponentials of all classes but the label and of their squares; and how many

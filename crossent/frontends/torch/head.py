@@ -1,11 +1,14 @@
 """The fused head for PyTorch: by kernels in one autograd node, or in plain operations where that will not do."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from crossent._call import Call
+from crossent._options import CHUNK_BYTES
 from crossent.frontends import _heads
 from crossent.frontends.torch import dtypes, labels, modes, namespace as xp, nodes, plain, staged
 from crossent.frontends.torch.arrays import TORCH
@@ -113,7 +116,7 @@ def gradients_again(tensors, wanted, call, dloss):
     """The gradients, made in backward: those of forward are used up, or it did not know the upstream gradient yet."""
     head, later, _ = head_of(tensors, call)
     if call.options.reduction == "none":
-        return head.gradients(wanted, _upstream(dloss, call, head.x)), later
+        return head.gradients(wanted, upstream_by_row(dloss, call, head.x)), later
     if later == 1.0 or not math.isfinite(dloss):
         head.scale *= float(dloss)
     else:
@@ -121,15 +124,39 @@ def gradients_again(tensors, wanted, call, dloss):
     return head.gradients(wanted, None), later
 
 
+class Way(NamedTuple):
+    """How the nodes of the autograd graph make what they give.
+
+    loss(tensors, wanted, call)                             the loss, its gradients if they are made already, and what
+                                                            else is to be known of these
+    gradients(tensors, wanted, call, dloss, made, rest)     the gradients; `made` is None if they were handed out
+    tokens(tensors, wanted, call)                           the statistics of the labels, by row
+    token_gradients(tensors, wanted, call, results, above)  their gradients, given the statistics by row
+    """
+
+    loss: Callable
+    gradients: Callable
+    tokens: Callable
+    token_gradients: Callable
+
+
+def _gradients_of_loss(tensors, wanted, call, dloss, gradients, factor):
+    if gradients is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
+        gradients, factor = gradients_again(tensors, wanted, call, dloss)
+    else:
+        factor *= float(dloss)
+    return _heads.finished(TORCH, gradients, tensors, factor)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made in forward, and handed out by the first backward; a later one makes them again."""
 
     @staticmethod
-    def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call):
+    def forward(ctx, input, linear_weight, linear_bias, target, weight, sample_weight, call, way):
         tensors = input, linear_weight, linear_bias, target, weight, sample_weight
-        loss, *ctx.made = loss_and_gradients(tensors, ctx.needs_input_grad[:4], call)
+        loss, *ctx.made = way.loss(tensors, ctx.needs_input_grad[:4], call)
         ctx.save_for_backward(*tensors, call.classes)
-        ctx.call = call
+        ctx.call, ctx.way = call, way
         return loss
 
     @staticmethod
@@ -137,16 +164,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *tensors, _ = ctx.saved_tensors  # reading a sparse target's classes checks that they are unchanged
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
         if nodes.needs_composite(dloss):
-            return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None
-        (gradients, factor), ctx.made = ctx.made, (None, None)
-        if gradients is None or not math.isfinite(dloss):  # ignored rows get zeros even for an infinite dloss
-            gradients, factor = gradients_again(tensors, wanted, call, dloss)
-        else:
-            factor *= float(dloss)
-        return *_heads.finished(TORCH, gradients, tensors, factor), None, None, None
+            return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None, None
+        made, ctx.made = ctx.made, (None, None)
+        return *ctx.way.gradients(tensors, wanted, call, dloss, *made), None, None, None, None
 
 
-def _upstream(dloss, call, x):
+def upstream_by_row(dloss, call, x):
     """The upstream gradient of every target, with one axis for the rows."""
     shape, shift = call.shape, call.how.shift
     whole = dloss.new_zeros(shape.targets, dtype=COMPUTE[x.dtype])
@@ -172,7 +195,8 @@ def plain_rows(call, itemsize):
     if _all_at_once():
         return shape.rows
     classes = shape.classes if call.shard is None else call.shard.largest
-    return how.chunk_rows or max(1, how.chunk_bytes // max(1, classes * shape.places * itemsize))
+    chunk_bytes = CHUNK_BYTES if how.chunk_bytes is None else how.chunk_bytes
+    return how.chunk_rows or max(1, chunk_bytes // max(1, classes * shape.places * itemsize))
 
 
 def _gradients(results, tensors, wanted, upstream, create_graph=False):
@@ -300,21 +324,20 @@ def _differentiable_gradients(tensors, wanted, call, dloss):
         return _gradients([loss], tensors, wanted, [dloss], create_graph=True)
 
 
-def by_kernels(tensors, call):
+def by_kernels(tensors, call, way=None):
     input, linear_weight, linear_bias, target = tensors[:4]
-    wanted = input.requires_grad or linear_weight.requires_grad or target.requires_grad
+    wanted, way = input.requires_grad or linear_weight.requires_grad or target.requires_grad, way or ON_HOST
     if torch.is_grad_enabled() and (wanted or (linear_bias is not None and linear_bias.requires_grad)):
-        return _LinearCrossEntropy.apply(*tensors, call)
-    return loss_and_gradients(tensors, (), call)[0]
+        return _LinearCrossEntropy.apply(*tensors, call, way)
+    return way.loss(tensors, (), call)[0]
 
 
 class _TokenStats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, linear_weight, linear_bias, target, call):
-        head, _, _ = head_of((input, linear_weight, linear_bias, target, None, None), call)
-        results = head.tokens()
+    def forward(ctx, input, linear_weight, linear_bias, target, call, way):
+        results = way.tokens((input, linear_weight, linear_bias, target), ctx.needs_input_grad[:3], call)
         ctx.save_for_backward(input, linear_weight, linear_bias, target)
-        ctx.call, ctx.results = call, [result.clone() for result in results]
+        ctx.call, ctx.way, ctx.results = call, way, [result.clone() for result in results]
         ctx.mark_non_differentiable(results[3])
         ctx.set_materialize_grads(False)
         return tuple(_heads.losses_of(result, call) for result in results)
@@ -325,13 +348,23 @@ class _TokenStats(torch.autograd.Function):
         upstream = upstream[:3]
         given = [above for above in upstream if above is not None]
         if not given:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         if any(nodes.needs_composite(above) for above in given):
-            return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None
-        head, _, _ = head_of((*tensors, None, None), call)
-        rows = [None if above is None else _upstream(above, call, head.x) for above in upstream]
-        gradients = head.token_gradients(wanted, ctx.results, rows)
-        return *_heads.finished(TORCH, gradients[:3], tensors, 1.0), None, None
+            return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None, None
+        return *ctx.way.token_gradients(tensors, wanted, call, ctx.results, upstream)[:3], None, None, None
+
+
+def _tokens(tensors, wanted, call):
+    return head_of((*tensors, None, None), call)[0].tokens()
+
+
+def _token_gradients(tensors, wanted, call, results, upstream):
+    head, _, _ = head_of((*tensors, None, None), call)
+    rows = [None if above is None else upstream_by_row(above, call, head.x) for above in upstream]
+    return _heads.finished(TORCH, head.token_gradients(wanted, results, rows), tensors, 1.0)
+
+
+ON_HOST = Way(loss_and_gradients, _gradients_of_loss, _tokens, _token_gradients)
 
 
 def composite_token_rows(tensors, call, **how_chunked):
@@ -358,8 +391,8 @@ def _differentiable_token_gradients(tensors, wanted, call, upstream):
         return _gradients(results, tensors, wanted, upstream, create_graph=True)[:3]
 
 
-def tokens_by_kernels(tensors, call):
+def tokens_by_kernels(tensors, call, way=None):
+    way = way or ON_HOST
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3]):
-        return _TokenStats.apply(*tensors, call)
-    head, _, _ = head_of((*tensors, None, None), call)
-    return tuple(_heads.losses_of(result, call) for result in head.tokens())
+        return _TokenStats.apply(*tensors, call, way)
+    return tuple(_heads.losses_of(result, call) for result in way.tokens(tensors, (), call))

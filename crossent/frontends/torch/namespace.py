@@ -16,6 +16,7 @@ from torch import (
     maximum,
     ones_like,
     reshape,
+    roll,
     squeeze,
     tanh,
     uint64,
@@ -25,8 +26,8 @@ from torch import (
 
 __all__ = [
     "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "float64", "freeze",
-    "full", "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "squeeze", "sum", "take",
-    "take_along_axis", "tanh", "uint64", "where", "zeros_like",
+    "full", "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "roll", "squeeze", "sum",
+    "take", "take_along_axis", "tanh", "uint64", "where", "zeros_like",
 ]  # fmt: skip
 
 arange, astype, max, sum = torch.arange, torch.Tensor.to, torch.amax, torch.sum

@@ -110,14 +110,19 @@ def _of_head(name, a, options, how):
         (input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how, shard=a.get("shard")), classes
     )
     tensors = input, linear_weight, bias, probs, weight, sample_weight
+    grad = torch.is_grad_enabled()
+    wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
+    if way_of(tensors, by_weights, in_stages=True) is STAGES:
+        from crossent.frontends.torch import staged_head
+
+        whole = staged_head.head_of(tensors, call)
+        return _plans.of_head_on_device(name, call, whole.head, wanted, compute_storage(TORCH.storage(input)))
     reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
     if reasons:
         found = None
         head.counts(tensors, call)  # which checks the tensors
     else:
         found, *_ = head.head_of(tensors, call)
-    grad = torch.is_grad_enabled()
-    wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
     # Memory beside the gradients: sums over chunks in more bits, or in plain operations the gradients of one chunk.
     summed = [t for t, want in zip(tensors[1:3], wanted[1:3]) if want and (reasons or t.itemsize == 2)]
     beside = sum(size * t.numel() for t in summed) + (size * input.numel() if reasons else 0)

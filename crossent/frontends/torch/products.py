@@ -62,7 +62,7 @@ class LibraryProducts(Products):
             return torch.mm(dlogits, _dense(weight)).float()
         return torch.mm(_whole_lines(dlogits), weight[numbers]).float()
 
-    def to_weight(self, dweight, dlogits, x, numbers=None):
+    def to_weight(self, dweight, dlogits, x, numbers=None, begins=False):
         if dlogits.dtype is not torch.bfloat16:
             super().to_weight(dweight, dlogits, x, numbers)
         elif numbers is not None:

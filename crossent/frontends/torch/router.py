@@ -63,7 +63,7 @@ _BY_POSITION = "input", "linear_weight", "target"
 
 def way_of(tensors, by_weights=False, in_stages=False):
     """Which way a call takes. `by_weights`: weights or the divisor require a gradient, which no kernel makes.
-    `in_stages`: it is a loss that a device's kernels may make in two stages.
+    `in_stages`: it is a loss, or a head, that a device's kernels may make in two stages.
     """
     if compiling():
         devices = ("cpu", "cuda") if in_stages and GPUS_HAVE_KERNELS else ("cpu",)
@@ -154,6 +154,12 @@ def _distributed():
     from crossent.frontends.torch import distributed
 
     return distributed
+
+
+def _staged_head():
+    from crossent.frontends.torch import staged_head
+
+    return staged_head
 
 
 def _spread_calls():
@@ -353,7 +359,8 @@ def linear_cross_entropy(
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
-    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor))
+    by_weights = weighs and differentiates_weights(weight, sample_weight, divisor)
+    way = way_of(tensors, by_weights, in_stages=not compiling())  # only the CPU has operators of heads
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
@@ -361,6 +368,8 @@ def linear_cross_entropy(
     call = head.call_of(tensors[:4], call, classes)
     if shard is not None:
         call = head.with_divisor(tensors, call)
+    if way is STAGES:
+        return head.by_kernels(tensors, call, _staged_head().ON_DEVICE)
     if way is not KERNELS:
         return head.composite(tensors, call)
     return head.by_kernels(tensors, call if call.divisor is None else _with_number(call))
@@ -392,11 +401,13 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
     tensors = input, linear_weight, linear_bias, target
     call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)
-    way = way_of(tensors)
+    way = way_of(tensors, in_stages=not compiling())
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
         return compiled.tokens(tensors, call)
+    if way is STAGES:
+        return head.tokens_by_kernels(tensors, call, _staged_head().ON_DEVICE)
     return (head.tokens_by_kernels if way is KERNELS else head.composite_tokens)(tensors, call)
 
 

@@ -187,15 +187,18 @@ class TritonKernels(LossKernels):
         )  # fmt: skip
         return dx, dtarget
 
-    def is_best_at_once(self, logits):
+    def is_best_at_once(self, logits, over_logits=False):
+        size = logits.numel() * logits.element_size()
+        if over_logits:
+            return size >= max(1, self.once_from)
         if logits.dtype is torch.float16:  # what its numbers cannot hold yet, an upstream gradient may scale up
             return False
         dense = torch.empty_like(logits, device="meta").stride() == logits.stride()  # as `multiply` takes it
-        return dense and logits.numel() * logits.element_size() >= max(1, self.once_from)
+        return dense and size >= max(1, self.once_from)
 
-    def at_once(self, rows, mean, divisor, dtype):
+    def at_once(self, rows, mean, divisor, dtype, over_logits=False):
         launch, x = _Launch(rows), rows.logits
-        dx, cut = torch.empty_like(x), launch.cut()
+        dx, cut = x if over_logits else torch.empty_like(x), launch.cut()
         blocks = launch.blocks(cut)
         programs = launch.outer * blocks
         scale = self._scale(launch, divisor) if mean else torch.ones((), dtype=launch.dtype, device=x.device)

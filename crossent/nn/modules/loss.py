@@ -7,7 +7,7 @@ import torch.nn.modules.loss as _torch_loss
 from torch import Tensor, dtype as _Dtype
 from torch.nn.modules.linear import Linear
 
-from crossent._options import CHUNK_BYTES, Reduction, head_options, loss_options
+from crossent._options import Reduction, head_options, loss_options
 from crossent.functional import SparseTarget, cross_entropy, linear_cross_entropy, nll_loss
 from crossent.nn._scripting import scripted_as
 
@@ -256,7 +256,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
     shift: int = 0
     softcap: float | None = None
     z_loss: float = 0.0
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int | None = None
     filter_eps: float = 0.0
     loss_dtype: _Dtype | str | None = None
 
@@ -277,7 +277,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
         shift: int = 0,
         softcap: float | None = None,
         z_loss: float = 0.0,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
         filter_eps: float = 0.0,
         loss_dtype: _Dtype | str | None = None,
     ) -> None:

@@ -1,0 +1,99 @@
+"""The fused head on a device, by its kernels in two stages. Nothing is read back."""
+
+import torch
+
+from crossent.frontends import _heads, _stages
+from crossent.frontends.torch import head as heads, late, modes, staged
+from crossent.frontends.torch.device_products import DeviceProducts, memory_of
+from crossent.frontends.torch.dtypes import COMPUTE
+
+
+def head_of(tensors, call, refuse=_stages.at_once):
+    """The `WholeHead`; `refuse` is as in `OnDevice`."""
+    device = tensors[0].device
+    kernels, memory = staged.kernels_on(device.type), memory_of(device)
+
+    def products_for(x, weight, exact):
+        return DeviceProducts(x, kernels, exact, memory, call.shard is not None, refuse)
+
+    return _heads.head_on_device(tensors, call, products_for)
+
+
+def _told(bad, error):
+    """The forward pass has told of it."""
+
+
+def _refuse(wanted):
+    return late.refuse if any(wanted) else late.refuse_outside_training
+
+
+def _loss(tensors, wanted, call):
+    late.look()
+    reduction, made = call.options.reduction, (None, None)
+    with modes.without_autocast(tensors[0].device.type):
+        whole = head_of(tensors, call, _refuse(wanted))
+        head, bad = whole.head, whole.bad
+        if reduction == "none":
+            loss = _heads.losses_of(head.losses(), call)
+            bad = None if bad is None else _heads.losses_of(bad, call)
+        else:
+            total, gradients = head.loss(wanted)
+            loss, _ = _heads.reduced(reduction, head.products.lib.number(total), whole.divisor)
+            made, bad = (gradients, whole), None if bad is None else bad.any()
+    loss = loss if bad is None else torch.where(bad, torch.nan, loss)
+    return loss.to(call.out_dtype), *made
+
+
+def _gradients(tensors, wanted, call, dloss, gradients, whole):
+    late.look()
+    with modes.without_autocast(dloss.device.type):
+        by_row = call.options.reduction == "none"
+        if gradients is None:
+            whole = head_of(tensors, call, _told)
+            upstream = heads.upstream_by_row(dloss, call, whole.head.x) if by_row else None
+            gradients = whole.head.gradients(wanted, upstream)
+        return _finished(gradients, whole, tensors, None if by_row else whole.later * dloss, call)
+
+
+def _finished(gradients, whole, tensors, factor, call):
+    """The gradients, multiplied by the factor if there is one, each in the dtype and shape of its tensor.
+
+    Those of targets that do not count stay 0 whatever the factor is.
+    """
+    counts, shift, kernels = whole.counts, call.how.shift, staged.kernels_on(tensors[0].device.type)
+    masks = counts.any(1, keepdim=True), None, None, counts.reshape(call.shape.rows, 1, *call.shape.out)
+    found = []
+    for gradient, tensor, mask in zip(gradients, tensors, masks):
+        if gradient is None:
+            found.append(None)
+            continue
+        if factor is not None and mask is None and gradient.dtype == tensor.dtype:
+            kernels.multiply(gradient, factor)
+        elif factor is not None:
+            by = factor if mask is None else torch.where(mask, factor, 0.0).to(COMPUTE[tensor.dtype])
+            out = gradient if gradient.dtype == tensor.dtype else torch.empty_like(gradient, dtype=tensor.dtype)
+            gradient = torch.mul(gradient, by, out=out)
+        found.append(gradient.to(tensor.dtype))
+    if shift and found[0] is not None:
+        found[0] = found[0].roll(-shift, 0)
+    return [None if gradient is None else gradient.reshape(tensor.shape) for gradient, tensor in zip(found, tensors)]
+
+
+def _tokens(tensors, wanted, call):
+    late.look()
+    with modes.without_autocast(tensors[0].device.type):
+        whole = head_of((*tensors, None, None), call, _refuse(wanted))
+        *floats, ranks = whole.head.tokens()
+    return *(torch.where(whole.bad[:, 0], torch.nan, some) for some in floats), ranks
+
+
+def _token_gradients(tensors, wanted, call, results, upstream):
+    late.look()
+    with modes.without_autocast(tensors[0].device.type):
+        whole = head_of((*tensors, None, None), call, _told)
+        rows = [None if above is None else heads.upstream_by_row(above, call, whole.head.x) for above in upstream]
+        gradients = whole.head.token_gradients(wanted, results, rows)
+    return _finished(gradients, whole, tensors, None, call)
+
+
+ON_DEVICE = heads.Way(_loss, _gradients, _tokens, _token_gradients)

@@ -1,0 +1,342 @@
+"""The fused head and the statistics of tokens on a device: on CPU tensors, by the contract of kernels in two stages."""
+
+import numpy as np
+import pytest
+import test_head
+import test_head_autograd
+import test_tokens as of_tokens
+import torch
+from harness import Chunks, on_unknown_device
+from test_head import KINDS, OPTIONS, REDUCTIONS, SHAPES, case_of, check
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+
+import crossent
+from crossent.frontends.torch import device_products, labels, late, modes, nodes, staged, staged_head
+from crossent.frontends.torch.device_products import DeviceProducts, multiply
+from crossent.frontends.torch.staged import PLAIN_KERNELS
+
+GB = 2**30
+DEVICES = [(way, dtype) for way in ("unknown device", "dummy device") for dtype in ("bfloat16", "float32", "float64")]
+DEVICES += [("stages", "float32"), ("unknown device", "float16")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("way", "dtype"), DEVICES)
+def test_against_the_reference(way, dtype, kind, option):
+    shapes = SHAPES if kind != "sparse" else ["(N, D)", "(B, T, D)"]
+    for number, shape in enumerate(shapes):
+        reduction = REDUCTIONS[(number + OPTIONS.index(option)) % 3]
+        case = case_of(shape, kind, option, dtype, reduction=reduction)
+        check(way, case, dtype, options=Chunks(batch_chunk_size=3))
+
+
+@pytest.mark.parametrize("way", ["triton", "triton at once"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_kernels_of_gpus(kind, way):
+    """Which Triton's interpreter runs; bfloat16 it cuts off instead of rounding."""
+    pytest.importorskip("triton")
+    for number, (shape, option) in enumerate([("(N, D)", "plain"), ("(B, T, D)", "everything"), ("(N, D)", "bias")]):
+        for dtype in ("float16", "float32"):
+            case = case_of(shape, kind, option, dtype, reduction=REDUCTIONS[(number + KINDS.index(kind)) % 3])
+            check(way, case, dtype, options=Chunks(batch_chunk_size=5))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_chunks_do_not_matter(dtype, kind, reduction):
+    case = case_of((9,), kind, "everything", dtype, classes=37, reduction=reduction)
+    accurate = {"options": Chunks(acc_policy="accurate", batch_chunk_size=4)}
+    for how in [{}, {"options": Chunks(batch_chunk_size=4)}, accurate, {"chunk_bytes": 1}]:
+        check("unknown device", case, dtype, **how)
+
+
+@pytest.mark.parametrize("leading", [(6,), (2, 2, 6)], ids=str)
+@pytest.mark.parametrize("shift", [1, 5, 7])
+def test_shift(shift, leading):
+    for kind, reduction in zip(KINDS, REDUCTIONS):
+        test_head.test_shift("unknown device", shift, leading, reduction, kind)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_targets_that_do_not_count(dtype, reduction):
+    for option in ("plain", "everything"):
+        test_head.test_ignored_rows_may_hold_anything("unknown device", dtype, reduction, option)
+    for how in ("ignored", "weight 0", "no rows", "no rows left by the shift"):
+        test_head.test_nothing_counts("unknown device", dtype, 0.1, reduction, how)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_many_chunks_in_bfloat16(reduction):
+    test_head.test_many_chunks_in_bfloat16("unknown device", reduction)
+
+
+@pytest.fixture
+def on_a_device():
+    with on_unknown_device():
+        yield
+
+
+ON_A_DEVICE = pytest.mark.usefixtures("on_a_device")
+
+
+@ON_A_DEVICE
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_graph(reduction):
+    """Second backward passes, any upstream gradient, derivatives of derivatives, checkpoints and hooks."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        test_head_autograd.test_second_backward(dtype, reduction, 2)
+    for upstream in (0.0, -3.0, float("inf")):
+        test_head_autograd.test_upstream(reduction, upstream)
+    test_head_autograd.test_upstream_of_an_ignored_row_does_not_matter()
+    test_head_autograd.test_create_graph(reduction, 2)
+    test_head_autograd.test_checkpoint(False, reduction)
+    test_head_autograd.test_saved_tensor_hooks(reduction, "sparse")
+
+
+@ON_A_DEVICE
+def test_the_node_is_that_of_the_kernels():
+    x, matrix = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3)
+    labels = torch.tensor([0, 6, -100, 3, 2])
+    assert type(crossent.linear_cross_entropy(x, matrix, labels).grad_fn).__name__ == "_LinearCrossEntropyBackward"
+    assert "TokenStats" in type(crossent.linear_token_stats(x, matrix, labels).logprob.grad_fn).__name__
+
+
+@ON_A_DEVICE
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_tokens(dtype, shift, softcap):
+    of_tokens.check_values_and_gradients(dtype, shift, softcap, 1000)
+
+
+@ON_A_DEVICE
+def test_rows_of_tokens():
+    of_tokens.test_ignored_rows_may_hold_nan()
+    of_tokens.test_func_and_one_result_alone()
+    of_tokens.test_ties_go_by_class_order(40, 3.0)
+    of_tokens.test_confident_rows_keep_their_digits()
+    for gap in (1.0, 20.0, 80.0):
+        of_tokens.test_results_of_confident_rows(gap, plainly=False)
+
+
+@ON_A_DEVICE
+def test_logits_of_minus_infinity_have_no_gradient():
+    weight = torch.tensor([[1.0], [-torch.inf], [0.5]], requires_grad=True)
+    stats = crossent.linear_token_stats(torch.ones(2, 1), weight, torch.tensor([0, 2]))
+    (gradient,) = torch.autograd.grad(sum(value.sum() for value in stats[:3]), weight)
+    assert gradient[1] == 0 and gradient.isfinite().all()
+
+
+# Products and chunks
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_products_that_are_added_in_float32(adds, monkeypatch):
+    """The same numbers, whether PyTorch can add 16 bits to 32 or not."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).bfloat16() for shape in ((7, 40), (40, 5)))
+    before, calls = torch.randn(7, 5, generator=generator), []
+
+    def wide(function):
+        def of_16_bits(*matrices, out_dtype=None, out):
+            assert out_dtype is torch.float32 and matrices[-1].dtype is torch.bfloat16
+            calls.append(function.__name__)
+            return function(*(matrix.float() for matrix in matrices), out=out)
+
+        return of_16_bits
+
+    plainly = multiply(a, b, before.clone(), adds)
+    for name in ("mm", "addmm"):
+        monkeypatch.setattr(torch, name, wide(getattr(torch, name)))
+    monkeypatch.setattr(device_products, "_adds_in_float32", lambda device: True)
+    assert torch.equal(multiply(a, b, before.clone(), adds), plainly) and calls == ["addmm" if adds else "mm"]
+    exact = a.double() @ b.double() + (before.double() if adds else 0)
+    torch.testing.assert_close(plainly.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("memory", "whole", "many"), [(16 * 8, 8, 2), (16, 1, 1), (None, 1 / 16, 1 / 16)])
+def test_usual_chunks(memory, whole, many):
+    """Gigabytes up to which all rows are one chunk, and of a chunk of more rows."""
+    x, memory = torch.zeros(1, 1), None if memory is None else memory * GB
+    products = DeviceProducts(x, PLAIN_KERNELS, False, memory)
+    assert (products.one_chunk_up_to, products.chunk_bytes) == (whole * GB, many * GB)
+    products = DeviceProducts(x, PLAIN_KERNELS, False, memory, spread=True)
+    assert products.one_chunk_up_to == products.chunk_bytes == GB
+
+
+@ON_A_DEVICE
+def test_plan(monkeypatch):
+    """The rows of a chunk, and why; chunks of nearly the same size, so that no small one is left over."""
+    x, matrix = (torch.zeros(rows, 8, dtype=torch.bfloat16, requires_grad=True) for rows in (3000, 1000))
+    call = crossent.linear_cross_entropy, x, matrix, torch.zeros(3000, dtype=torch.int64)
+    sums = "MB are float32 sums for the gradient of linear_weight"
+    for memory, rows, chunks, why in [
+        (16 * 6_000_000, 3000, 1, "all rows are one chunk, which takes no more than a sixteenth of the device's 0.1"),
+        (16 * 5_200_000, 1536, 2, "all rows would take more than a sixteenth of the device's 0.1 GB; a chunk takes"),
+        (None, 3000, 1, "a chunk takes 67.1 MB at most"),
+    ]:
+        monkeypatch.setattr(staged_head, "memory_of", lambda device, memory=memory: memory)
+        planned = crossent.plan(*call)
+        assert planned.path == "kernels in two stages" and (planned.chunk_rows, planned.chunks) == (rows, chunks)
+        assert why in str(planned) and (sums in str(planned)) == (chunks > 1)
+        assert planned.extra_bytes > 2 * rows * 1000 + (4 * matrix.numel() if chunks > 1 else 0)
+        assert "rounded to bfloat16, which the device multiplies" in str(planned)
+    planned = crossent.plan(*call, chunk_bytes=2 * 1000 * 10, filter_eps=0.1)
+    assert planned.chunks == 300 and "at most" not in str(planned) and "no class is left out" in str(planned)
+    tokens = crossent.plan(crossent.linear_token_stats, *call[1:], chunk_bytes=2**20)
+    assert tokens.chunk_rows < 2**20 // (2 * 1000) // 8 and "makes the logits again" in str(tokens)
+
+
+@ON_A_DEVICE
+def test_a_filter_leaves_nothing_out():
+    leaves = [torch.randn(rows, 6, dtype=torch.float64, requires_grad=True) for rows in (20, 200)]
+    losses = [crossent.linear_cross_entropy(*leaves, torch.arange(20), filter_eps=eps) for eps in (0.0, 0.5)]
+    expected, filtered = (torch.autograd.grad(loss, leaves) for loss in losses)
+    assert all(torch.equal(a, b) for a, b in zip(expected, filtered))
+
+
+# Bad labels
+
+
+@pytest.fixture
+def late_errors(monkeypatch):
+    """As if the host had to wait for what is in a tensor."""
+    monkeypatch.setattr(late, "is_late", lambda tensor: True)
+    monkeypatch.setattr(late, "_late", late._Late())
+    with on_unknown_device():
+        yield late._late
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_bad_label_is_told_later(shift, reduction, late_errors):
+    """Its loss is nan and its gradient 0; the other rows have the gradients that they have without it."""
+    x, matrix = (torch.randn(*size, 4, dtype=torch.float64, requires_grad=True) for size in ((2, 5), (7,)))
+    weight, tokens = torch.rand(7), torch.arange(10).reshape(2, 5) % 7
+    options = {"shift": shift, "weight": weight, "reduction": reduction, "options": Chunks(batch_chunk_size=4)}
+    tokens[1, 2] = bad = 2**40
+    loss = crossent.linear_cross_entropy(x, matrix, tokens, **options)
+    if reduction == "none":
+        assert loss.isnan().sum() == 1 and loss[1, 2 - shift].isnan()
+    else:
+        assert loss.isnan()
+    with pytest.raises(IndexError, match=rf"Target {bad} at position \(1, 2\) .* between 0 and 6"):
+        loss.sum().backward()
+    gradients = torch.autograd.grad(loss.sum(), (x, matrix))  # it was told once
+    tokens[1, 2] = -100
+    expected = torch.autograd.grad(crossent.linear_cross_entropy(x, matrix, tokens, **options).sum(), (x, matrix))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected)) and expected[1].count_nonzero()
+
+
+def test_a_bad_class_of_a_sparse_target_is_told_later(late_errors):
+    x, matrix = (torch.randn(size, 4, dtype=torch.float64, requires_grad=True) for size in (5, 7))
+    classes, probs = torch.arange(10).reshape(5, 2) % 7, torch.rand(5, 2, dtype=torch.float64)
+    classes[3, 1] = -2
+    losses = crossent.linear_cross_entropy(x, matrix, crossent.SparseTarget(classes, probs), reduction="none")
+    assert losses.isnan().tolist() == [False, False, False, True, False]
+    with pytest.raises(IndexError, match=r"Class -2 at position \(3, 1\)"):
+        losses.sum().backward()
+    gradient, _ = torch.autograd.grad(losses.sum(), (x, matrix))
+    assert gradient.isfinite().all() and (gradient[3] == 0).all() and gradient[2].count_nonzero()
+
+
+def test_a_bad_label_of_a_token_is_told_later(late_errors):
+    x, matrix = (torch.randn(size, 4, requires_grad=True) for size in (5, 7))
+    stats = crossent.linear_token_stats(x, matrix, torch.tensor([0, 6, 7, -100, 3]))
+    for some in stats[:3]:
+        assert some.isnan().tolist() == [False, False, True, False, False]
+    assert stats.rank[2:4].tolist() == [-1, -1]
+    with pytest.raises(IndexError, match=r"Target 7 at position 2 "):
+        stats.logprob.sum().backward()
+    gradient, of_weight = torch.autograd.grad(stats.logprob.sum(), (x, matrix))
+    assert (gradient[2:4] == 0).all() and of_weight.isfinite().all() and gradient[4].count_nonzero()
+
+
+def test_bad_labels_are_told_at_once_where_nothing_is_differentiated(late_errors):
+    with pytest.raises(IndexError, match="Target 7 at position 1 "):
+        crossent.linear_cross_entropy(torch.zeros(2, 4), torch.zeros(7, 4), torch.tensor([0, 7]))
+    with pytest.raises(IndexError, match="Target 7 at position 1 "):
+        crossent.linear_token_stats(torch.zeros(2, 4), torch.zeros(7, 4), torch.tensor([0, 7]))
+
+
+# Nothing is read back
+
+
+@pytest.fixture
+def without_numbers(monkeypatch):
+    """Tensors hold no numbers, as if the device had not come to them yet: whoever asks for one gets an error."""
+    for where, name, value in [
+        (modes, "dispatch_modes", lambda: 0),
+        (nodes, "needs_composite", lambda gradient: False),
+        (staged, "ORDINARY", (FakeTensor, torch.nn.Parameter)),
+        (late, "look", lambda: None),
+        (late, "refuse", lambda bad, error: None),
+        (late, "refuse_outside_training", lambda bad, error: None),
+        (labels, "concrete", None),
+    ]:
+        monkeypatch.setattr(where, name, value)
+    with on_unknown_device():
+        yield FakeTensorMode()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("option", ["plain", "everything", "shift", "filter"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_read(kind, option, reduction, without_numbers):
+    """In forward, in backward and in a second backward pass, whatever comes from above."""
+    case = case_of((3, 8), kind, option, reduction=reduction)
+    case |= {"shift": {"shift": 2}, "filter": {"filter_eps": 0.1}}.get(option, {})
+
+    def fake(value, dtype=None):
+        """A tensor of the array's shape, or of a number's."""
+        if isinstance(value, crossent.SparseTarget):
+            return crossent.SparseTarget(fake(value.classes), fake(value.probs, dtype))
+        if not isinstance(value, np.ndarray):
+            return value
+        labels = value.dtype.kind == "i"
+        tensor = torch.empty(value.shape, dtype=torch.int64 if labels else dtype or torch.float32)
+        return tensor if dtype is None or labels else tensor.requires_grad_()
+
+    with without_numbers:
+        if "denominator" in case:
+            case["denominator"] = torch.empty(())
+        dtype = [torch.float16, torch.bfloat16, torch.float32][REDUCTIONS.index(reduction) - KINDS.index(kind)]
+        in_dtype = {"x", "matrix", "target", "linear_bias"}
+        given = {name: fake(value, dtype if name in in_dtype else None) for name, value in case.items()}
+        x, matrix, target = (given.pop(name) for name in ("x", "matrix", "target"))
+        leaves = [x, matrix, getattr(target, "probs", target), given.get("linear_bias")]
+        leaves = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        for rows in (24, 13):
+            how = given | {"options": Chunks(batch_chunk_size=rows)}
+            loss = crossent.linear_cross_entropy(x, matrix, target, **how)
+            assert type(loss.grad_fn).__name__ == "_LinearCrossEntropyBackward"
+            for _ in range(2 if rows == 24 else 1):
+                gradients = torch.autograd.grad(loss, leaves, torch.empty_like(loss), retain_graph=True)
+                assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(gradients, leaves))
+        with torch.no_grad():
+            crossent.linear_cross_entropy(x, matrix, target, **how)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_nothing_is_read_of_tokens(shift, without_numbers):
+    with without_numbers:
+        leaves = [torch.empty(size, 6, requires_grad=True) for size in (24, 11)]
+        x, labels = leaves[0].reshape(3, 8, 6), torch.empty(3, 8, dtype=torch.int64)
+        stats = crossent.linear_token_stats(x, leaves[1], labels, shift=shift, chunk_bytes=1000)
+        torch.autograd.grad(stats[:3], leaves, [torch.empty_like(some) for some in stats[:3]])
+
+
+def test_a_number_cannot_be_read(without_numbers):
+    """Else the tests above would show nothing."""
+    with without_numbers, pytest.raises(DataDependentOutputException):
+        float(torch.zeros(()))
+    with without_numbers, pytest.raises(DynamicOutputShapeException):
+        torch.argwhere(torch.zeros(3))

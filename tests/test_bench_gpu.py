@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.gpu.cases import CASES, Case
 from crossent.tools.bench import limits, report as bench_report, rivals, runner, worker as bench_worker
 from crossent.tools.bench.cases import HEAD, case_of
 
+ROOT = Path(__file__).parents[1]
 LOSS = case_of((64, 50), "bfloat16", "cross_entropy", "cpu")
 FUSED = case_of((32, 8, 50), "float32", HEAD, "cpu")
 
@@ -198,6 +200,22 @@ def test_checks_say_what_came_out(source, outcome, failed):
     assert found.get("said") == (["FAILED tests/a.py"] if outcome == "1 failed" else None)
 
 
+@pytest.mark.parametrize("there", [None, "/usr/bin/compute-sanitizer"])
+def test_what_is_checked(there, monkeypatch):
+    """Files that exist, and by pytest's own reading tests that do, the latter under the sanitizer if it is there."""
+    monkeypatch.setattr(program.shutil, "which", lambda name: there)
+    monkeypatch.setattr(program, "check", lambda name, command, seconds, **more: {"name": name, "command": command})
+    tests, accesses = program.checks(program.Clock(8.0))
+    assert [part for part in tests["command"] if part.endswith(".py")] == list(program.TESTS)
+    assert all((ROOT / path).exists() for path in program.TESTS)
+    if not there:
+        assert accesses["outcome"] == "not run: there is no compute-sanitizer"
+        return
+    found = accesses["command"][accesses["command"].index(sys.executable) :]
+    collected = subprocess.run([*found, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    assert collected.returncode == 0 and 5 < collected.stdout.count("test_many_classes") < 50, collected.stdout
+
+
 def test_nothing_is_begun_after_the_time():
     clock = program.Clock(0.0)
     assert clock.left(60) == 0.0 and 0 < program.Clock(1.0).left(10) <= 10 and 50 < program.Clock(1.0).left(90) <= 60
@@ -208,7 +226,8 @@ def test_nothing_is_begun_after_the_time():
 
 
 def test_a_dry_run(tmp_path):
-    """Of a loss and a head, with the kernels of a GPU in their compiler's interpreter where it is installed."""
+    """Of a loss and a head, with the kernels of a GPU in Triton's interpreter."""
+    pytest.importorskip("triton", minversion="3.6")
     chosen = "--case", "32 x 10,", "--case", "head, 8192 x 2048", "--output", str(tmp_path)
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry", *chosen]
     done = subprocess.run(command, capture_output=True, text=True)

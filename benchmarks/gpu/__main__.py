@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,13 +15,16 @@ from rich.console import Console
 
 from benchmarks.gpu import report
 from benchmarks.gpu.cases import CASES
+from crossent.tools.bench.machine import cores
 from crossent.tools.bench.runner import last_line, measured_on
 
 PACKAGES = "torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels"
-TESTS = "tests/test_gpu.py", "tests/test_triton.py"
-SANITIZED = "tests/test_gpu.py", "-k", "test_shapes_and_layouts and contiguous"
+TESTS = "tests/test_gpu_kernels.py", "tests/test_gpu.py"
+SANITIZED = "tests/test_gpu_kernels.py", "-k", "test_many_classes and plain and dtype2"
 # Seconds: of the tests, of a sample of them under the sanitizer, and of a case.
-LIMITS = {"tests": 200, "sanitizer": 90, "case": 60}
+LIMITS = {"tests": 180, "sanitizer": 60, "case": 60}
+PROCESSES = 12  # of the tests at most, which compile kernels for most of their time
+WIDTH = 140  # of the table where there is no terminal
 TRITON_INTERPRETER = {"TRITON_INTERPRET": "1"}
 
 
@@ -66,8 +70,8 @@ def check(name: str, command: list[str], seconds: float, **environment: str) -> 
 
 def checks(clock: Clock) -> list[dict]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
-    present = [path for path in TESTS if Path(path).exists()]
-    found = [check("tests", [*pytest, *present], clock.left(LIMITS["tests"]))]
+    several = ["-n", str(min(PROCESSES, cores()))] if find_spec("xdist") else []
+    found = [check("tests", [*pytest, *several, *TESTS], clock.left(LIMITS["tests"]))]
     sanitizer = shutil.which("compute-sanitizer")
     if not sanitizer:
         return [
@@ -115,6 +119,8 @@ def run(chosen: argparse.Namespace, console: Console) -> dict:
 
 def main(given: list[str] | None = None) -> int:
     chosen, console = arguments(given), Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     if not torch.cuda.is_available() and not chosen.dry:
         console.print("skipped: there is no GPU")
         return 0

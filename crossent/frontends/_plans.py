@@ -51,6 +51,11 @@ def of_stages(lib, name, input, target, dim, at_once=False):
     return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=reasons)
 
 
+def on_device(lib, name, input, reason):
+    """By a device's kernels, which need no memory beside the results."""
+    return Plan(name, KERNELS, compute_storage(lib.storage(input)), 0, reasons=(reason,))
+
+
 def of_prediction(lib, name, input, target, dim, out_of_kernels):
     shape, strides = tuple(input.shape), tuple(lib.strides(input))
     axis, _ = _rows.target_kind(shape, tuple(target.shape), dim, False)

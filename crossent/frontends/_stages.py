@@ -32,7 +32,7 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     """The rows of input, target, weight and sample_weight. All checks of their types and shapes are made here."""
     input, target, weight, sample_weight = tensors
     shape, storage = tuple(input.shape), lib.storage(input)
-    axis, soft = _rows.target_kind(shape, tuple(target.shape), call.dim, True)
+    axis, soft = _rows.target_kind(shape, tuple(target.shape), call.dim, not call.picks)
     if storage is None:
         raise _rows.dtype_error("input", input.dtype)
     _rows.check_target_dtype(soft, lib.storage(target) is not None, lib.is_integer(target), target.dtype)
@@ -102,6 +102,13 @@ def reduced(lib, rows, sums, outcome, call, labels, refuse=at_once):
         return Finished(outcome.mean, sums, outcome.scale)
     divisor = weights if call.divisor is None else call.divisor
     return Finished(total / divisor, sums, 1.0 / (lib.xp.zeros_like(weights) + divisor))
+
+
+def predictions(lib, kernels, rows, call, labels, refuse=at_once):
+    """What metrics need of every row; the rest is as in `loss`."""
+    found, bad = kernels.predictions(rows)
+    refuse(bad, partial(_label_error, lib, labels, rows.all_classes, call.options))
+    return tuple(lib.xp.reshape(one, labels.shape) for one in found)
 
 
 def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, over_logits=False):

@@ -113,7 +113,20 @@ class Outcome(NamedTuple):
 
 
 class LossKernels:
-    """What a device has to offer: the three functions of the two stages. The others have a default, in these terms."""
+    """What a device has to offer: the three functions of the two stages. The others have a default, in these terms.
+    What is None is computed in plain operations.
+
+    picked              the `LossKernels` of log-probabilities, of which the label's alone is read; their sums are None
+    softmax             of an array, an axis and whether the logarithm is wanted: the result, in the array's dtype
+    softmax_gradient    of a result, the upstream gradient, the axis and whether it is the logarithm
+    predictions         of `Rows`: log-probability and rank of the label, prediction, confidence and Brier score, arrays
+                        (outer, inner), and the number of the first row with a bad label as in an `Outcome`
+    """
+
+    picked: Any = None
+    softmax: Any = None
+    softmax_gradient: Any = None
+    predictions: Any = None
 
     def sums(self, rows: Rows) -> Sums:
         """The first stage."""

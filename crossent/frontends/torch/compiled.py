@@ -63,8 +63,8 @@ def call_of_head(tensors, classes, *values):
 
 def _stats_shape(input, target, picks, dim):
     """The shape of what kernels keep for contiguous rows. If it does not fit the plan, they keep nothing."""
-    if staged.is_staged(input):
-        return len(Sums._fields), input.numel() // max(1, input.shape[dim])
+    if staged.is_staged(input, picks):
+        return 0 if picks else len(Sums._fields), input.numel() // max(1, input.shape[dim])
     count = (3 if target.dtype.is_floating_point else 2) if input.stride(dim) == 1 and not picks else 0
     return count, input.numel() // input.shape[dim]
 
@@ -75,7 +75,7 @@ def _fitting(problem, stats):
 
 def _loss(input, target, weight, sample_weight, picks, dim, *values):
     call = call_of_loss(input, picks, dim, *values)
-    if staged.is_staged(input):
+    if staged.is_staged(input, picks):
         return staged.loss_and_sums((input, target, weight, sample_weight), call)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
     stats = torch.empty(_stats_shape(input, target, picks, dim), dtype=call.out_dtype)
@@ -95,7 +95,7 @@ def _fake_loss(input, target, weight, sample_weight, picks, dim, reduction, *val
 
 def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, want_target, picks, dim, *values):
     call = call_of_loss(input, picks, dim, *values)
-    if staged.is_staged(input):
+    if staged.is_staged(input, picks):
         tensors = input, target, weight, sample_weight
         dx, dtarget = staged.gradients_of_sums(tensors, call, stats, scale, dloss, want_target)
         return dx, target.new_empty(0) if dtarget is None else dtarget
@@ -179,7 +179,9 @@ def loss(tensors, call):
 
 
 def _softmax(x, axis, log):
-    return _as_announced(softmax_forward(TORCH, x, axis, log), x)
+    kernels = staged.softmax_kernels(x)
+    out = softmax_forward(TORCH, x, axis, log) if kernels is None else kernels.softmax(x, axis, log)
+    return _as_announced(out, x)
 
 
 def _fake_softmax(x, axis, log):
@@ -187,7 +189,10 @@ def _fake_softmax(x, axis, log):
 
 
 def _softmax_backward(dout, out, axis, log):
-    return _as_announced(softmax_backward(TORCH, out, dout.to(out.dtype), axis, log), out)
+    kernels, dout = staged.softmax_kernels(out), dout.to(out.dtype)
+    if kernels is None:
+        return _as_announced(softmax_backward(TORCH, out, dout, axis, log), out)
+    return _as_announced(kernels.softmax_gradient(out, dout, axis, log), out)
 
 
 def _fake_softmax_backward(dout, out, axis, log):
@@ -205,11 +210,11 @@ def _differentiate_softmax(ctx, dout):
 
 softmax = define(
     "softmax", "Tensor x, int axis, bool log", "Tensor", _softmax, _fake_softmax, _differentiate_softmax,
-    _keep_for_softmax,
+    _keep_for_softmax, on=_EVERYWHERE,
 )  # fmt: skip
 define(
     "softmax_backward", "Tensor dout, Tensor out, int axis, bool log", "Tensor", _softmax_backward,
-    _fake_softmax_backward,
+    _fake_softmax_backward, on=_EVERYWHERE,
 )  # fmt: skip
 
 

@@ -97,6 +97,11 @@ def outside_transforms():
     return temporarily_clear_interpreter_stack()
 
 
+def constrained():
+    """Whether a call is transformed, or only one way is open to it."""
+    return transforms() or forward_ad._current_level >= 0 or dispatch_modes() or forced is not None
+
+
 def may_take_over(input):
     """Whether a type's `__torch_function__` gets the call; torch.compile gives it the operations inside the call."""
     return not (compiling() and isinstance(input, torch.Tensor))

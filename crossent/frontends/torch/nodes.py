@@ -46,7 +46,7 @@ def needs_composite(gradient):
 def in_memory(gradient):
     """The gradient as kernels read it: PyTorch stores some imaginary parts negated, and some zeros not at all."""
     if gradient.is_neg() or gradient._is_zerotensor():
-        return torch.zeros(gradient.shape, dtype=gradient.dtype) + gradient
+        return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device) + gradient
     return gradient
 
 

@@ -20,6 +20,7 @@ from crossent.frontends.torch.router import (
     ordinary,
     way_of,
 )
+from crossent.frontends.torch.staged import has_picked, has_predictions, has_stages
 from crossent.kernels.cpu.kernels import best_at_once
 
 
@@ -37,18 +38,23 @@ def plan(name, arguments, options, how):
         return _of_softmax(name, a["input"], a["dim"], a["dtype"])
     if name == "prediction_stats":
         input, target = checked(input=a["input"], target=a["target"])
+        if way_of((input, target), in_stages=has_predictions) is STAGES:
+            return _plans.on_device(TORCH, name, input, "all statistics of a row are made in one launch")
         reasons = _out_of_kernels((input, target), False)
         return _plans.of_prediction(TORCH, name, input, target, a["dim"], reasons)
     if a.get("group") is not None:
         return _spread().of_group(plan, name, a, options, how)
     if how is not None:
         return _of_head(name, a, options, how)
-    tensors = input, target, weight, sample_weight = checked(
-        **{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")}
+    tensors = input, target, weight, sample_weight = tuple(
+        checked(**{argument: a[argument] for argument in ("input", "target", "weight", "sample_weight")})
     )
     divisor = divisor_of(options, a["denominator"], input)
     by_weights = differentiates_weights(weight, sample_weight, divisor)
-    if way_of(tensors, by_weights, in_stages=name == "cross_entropy") is STAGES:
+    picks = name == "nll_loss"
+    if way_of(tensors, by_weights, in_stages=has_picked if picks else has_stages) is STAGES:
+        if picks:
+            return _plans.on_device(TORCH, name, input, "one number of each row is read")
         return _of_stages(name, a, options)
     out_of_kernels = _out_of_kernels(tensors, by_weights)
     in_place, wanted = a.get("inplace_backward", False), input.requires_grad and torch.is_grad_enabled()
@@ -85,7 +91,12 @@ def _of_softmax(name, input, dim, dtype):
     (input,) = checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.planned_softmax_axis(x.ndim, dim)
+    kernels, used = softmax.kernels_of(x)
+    if used and x.ndim:
+        return _plans.on_device(TORCH, name, x, "a launch each way")
     reasons = _out_of_kernels((input,), False)
+    if kernels is not None:
+        reasons = (f"a launch from Python takes longer than it saves of {x.numel() * x.itemsize:,} bytes",)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"
         return _plans.of_softmax(TORCH, name, x, PLAIN if plain else NATIVE, reasons)
@@ -112,7 +123,7 @@ def _of_head(name, a, options, how):
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     grad = torch.is_grad_enabled()
     wanted = [t is not None and t.requires_grad and grad for t in tensors[:4]]
-    if way_of(tensors, by_weights, in_stages=True) is STAGES:
+    if way_of(tensors, by_weights, in_stages=has_stages) is STAGES:
         from crossent.frontends.torch import staged_head
 
         whole = staged_head.head_of(tensors, call)

@@ -46,24 +46,25 @@ from crossent.frontends.torch.modes import (
     IsTracedError,
     autocasts,
     compiling,
+    constrained,
     dispatch_modes,
     function_modes,
     grad_enabled,
     is_operator,
     may_take_over,
     tracer,
-    transformed,
     transforms,
 )
-from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_of
-from crossent.frontends.torch.staged import GPUS_HAVE_KERNELS, has_stages
+from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_elsewhere, softmax_of
+from crossent.frontends.torch.staged import GPUS_HAVE_KERNELS, has_picked, has_predictions, has_stages
 
 _BY_POSITION = "input", "linear_weight", "target"
 
 
-def way_of(tensors, by_weights=False, in_stages=False):
+def way_of(tensors, by_weights=False, in_stages=None):
     """Which way a call takes. `by_weights`: weights or the divisor require a gradient, which no kernel makes.
-    `in_stages`: it is a loss, or a head, that a device's kernels may make in two stages.
+    `in_stages(tensors)` says whether a device's kernels may take the call, as `has_stages` does of cross entropy and of
+    a head.
     """
     if compiling():
         devices = ("cpu", "cuda") if in_stages and GPUS_HAVE_KERNELS else ("cpu",)
@@ -72,7 +73,7 @@ def way_of(tensors, by_weights=False, in_stages=False):
         return PLAIN
     if ordinary(*tensors):
         return KERNELS
-    return STAGES if in_stages and has_stages(tensors) else PLAIN
+    return STAGES if in_stages and in_stages(tensors) else PLAIN
 
 
 def ordinary(*tensors):
@@ -207,7 +208,7 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
     by_weights = weighs and differentiates_weights(weight, sample_weight, divisor)
     if shard is not None:
         return staged.loss(tensors, call, by_weights)
-    way = way_of(tensors, by_weights, in_stages=not picks)
+    way = way_of(tensors, by_weights, in_stages=has_picked if picks else has_stages)
     if way is KERNELS:
         return nodes.loss(tensors, call if divisor is None else _with_number(call))
     if way is PLAIN:
@@ -239,8 +240,11 @@ def prediction_stats(input, target, dim, options):
     if type(input) not in ORDINARY and is_distributed(input):
         return _distributed().prediction_stats(prediction_stats, input, target, dim, options)
     input = input.detach()
-    if way_of((input, target)) is KERNELS:
+    way = way_of((input, target), in_stages=has_predictions)
+    if way is KERNELS:
         return _problem.prediction_stats(TORCH, input, target, dim, options)
+    if way is STAGES:
+        return staged.prediction_stats(input, target, dim, options)
     return plain.prediction_stats(input, target, dim, options)
 
 
@@ -255,7 +259,7 @@ def softmax(input, dim, dtype, log, stacklevel):
         and not compiling()
         and not input.is_neg()
         and not function_modes()
-        and not transformed()
+        and not constrained()
     )
     if quick:
         try:
@@ -293,7 +297,7 @@ def softmax(input, dim, dtype, log, stacklevel):
     if compiling():
         return compiled_softmax(x, axis, log)
     if way_of((x,)) is not KERNELS:
-        return plain.softmax(x, axis, log)
+        return softmax_elsewhere(x, axis, log)
     ready = ready_softmax(TORCH, x.shape, strides(x), x.dtype, axis, log)
     return apply_softmax(x, ready) if x.requires_grad and grad_enabled() else softmax_of(x, ready)
 
@@ -360,7 +364,8 @@ def linear_cross_entropy(
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
     by_weights = weighs and differentiates_weights(weight, sample_weight, divisor)
-    way = way_of(tensors, by_weights, in_stages=not compiling())  # only the CPU has operators of heads
+    in_stages = None if compiling() else has_stages  # only the CPU has operators of heads
+    way = way_of(tensors, by_weights, in_stages)
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
@@ -401,7 +406,7 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
     tensors = input, linear_weight, linear_bias, target
     call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)
-    way = way_of(tensors, in_stages=not compiling())
+    way = way_of(tensors, in_stages=None if compiling() else has_stages)
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 

@@ -1,4 +1,4 @@
-"""Cross entropy by a device's two stages: which devices have them, and the node of the autograd graph."""
+"""Losses by a device's kernels: which devices have them, and the node of the autograd graph."""
 
 import math
 from importlib.metadata import version
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from crossent._call import Call
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
@@ -44,9 +45,9 @@ def kernels_on(device_type):
 
 
 def _triton_kernels():
-    from crossent.kernels.triton.launches import TritonKernels
+    from crossent.kernels.triton.device import DeviceKernels
 
-    return TritonKernels()
+    return DeviceKernels()
 
 
 def is_made_at_once(input, options, in_place, of_target):
@@ -66,11 +67,22 @@ def has_stages(tensors):
     )
 
 
+def has_picked(tensors):
+    """As `has_stages`, of nll_loss."""
+    return has_stages(tensors) and kernels_on(tensors[0].device.type).picked is not None
+
+
+def has_predictions(tensors):
+    """As `has_stages`, of prediction_stats."""
+    return has_stages(tensors) and kernels_on(tensors[0].device.type).predictions is not None
+
+
 class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
-        if call.shard is None and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
+        may_be_made = call.shard is None and not call.picks
+        if may_be_made and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
             ctx.made, ctx.finished = _made_at_once(tensors, call)
         else:
             ctx.made, ctx.finished = None, _finished(tensors, call, late.refuse)
@@ -87,7 +99,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
         late.look()
         input, made, ctx.made = tensors[0], ctx.made, None
         if made is not None:
-            _kernels_of(tensors).multiply(made, in_memory(dloss))
+            _kernels_of(tensors, call).multiply(made, in_memory(dloss))
             return made, None, None, None, None
         in_place = call.in_place and wanted[0] and not overlaps(input)
         if in_place:
@@ -95,15 +107,16 @@ class _StagedCrossEntropy(torch.autograd.Function):
         tensors = input.detach(), *tensors[1:]  # the gradient may be a view of it, which must not be one of the input
         rows, dloss = _rows_of(tensors, call), in_memory(dloss)
         found = _stages.gradients(
-            TORCH, _kernels_of(tensors), rows, ctx.finished, dloss, tensors, wanted[1], over_logits=in_place
+            TORCH, _kernels_of(tensors, call), rows, ctx.finished, dloss, tensors, wanted[1], over_logits=in_place
         )
         if in_place and found[0].data_ptr() == input.data_ptr():
             torch.autograd.graph.increment_version(input)
         return *found, None, None, None
 
 
-def _kernels_of(tensors):
-    return kernels_on(tensors[0].device.type) or PLAIN_KERNELS
+def _kernels_of(tensors, call):
+    kernels = kernels_on(tensors[0].device.type) or PLAIN_KERNELS
+    return kernels.picked if call.picks else kernels
 
 
 def _rows_of(tensors, call):
@@ -113,13 +126,13 @@ def _rows_of(tensors, call):
 
 def _finished(tensors, call, refuse):
     rows, merge = _rows_of(tensors, call), None if call.shard is None else call.shard.merged
-    return _stages.loss(TORCH, _kernels_of(tensors), rows, call, tensors[1], merge, refuse)
+    return _stages.loss(TORCH, _kernels_of(tensors, call), rows, call, tensors[1], merge, refuse)
 
 
 def _made_at_once(tensors, call):
     """The gradient for an upstream gradient of 1, and the `Finished` loss."""
     rows, mean = _rows_of(tensors, call), call.options.reduction == "mean"
-    sums, outcome, gradient = _kernels_of(tensors).at_once(rows, mean, call.divisor, call.out_dtype)
+    sums, outcome, gradient = _kernels_of(tensors, call).at_once(rows, mean, call.divisor, call.out_dtype)
     return gradient.reshape(tensors[0].shape), _stages.reduced(
         TORCH, rows, sums, outcome, call, tensors[1], late.refuse
     )
@@ -142,6 +155,13 @@ def loss(tensors, call, by_weights=False):
     return _finished(tensors, call, late.refuse_outside_training).loss.to(call.out_dtype)
 
 
+def prediction_stats(input, target, dim, options):
+    late.look()
+    tensors, call = (input, target, None, None), Call(options, dim, picks=True)
+    rows, kernels = _rows_of(tensors, call), kernels_on(input.device.type)
+    return _stages.predictions(TORCH, kernels, rows, call, target, late.refuse_outside_training)
+
+
 def differentiable_loss(tensors, call):
     """The loss of one process's classes in plain operations, which PyTorch differentiates itself."""
     input, target, weight, sample_weight = tensors
@@ -160,22 +180,28 @@ def differentiable_loss(tensors, call):
 # What the operators are made of, see `compiled`.
 
 
-def is_staged(input):
-    """Whether an operator makes the loss in two stages."""
-    return not input.is_cpu or modes.forced is STAGES
+def is_staged(input, picks=False):
+    """Whether an operator makes the loss by the kernels of `KERNELS_OF`."""
+    return not input.is_cpu or (modes.forced is STAGES and (not picks or KERNELS_OF["cpu"].picked is not None))
+
+
+def softmax_kernels(x):
+    """The kernels by which an operator makes softmax, or None on the CPU."""
+    kernels = kernels_on(x.device.type) if is_staged(x) else None
+    return kernels if kernels is not None and kernels.softmax is not None else None
 
 
 def loss_and_sums(tensors, call):
     """The loss, its sums packed, and the scale as a tensor of float64."""
     finished = _finished(tensors, call, late.refuse)
-    sums = _kernels_of(tensors).packed(_rows_of(tensors, call), finished.sums)
+    sums = _kernels_of(tensors, call).packed(_rows_of(tensors, call), finished.sums)
     scale = torch.zeros((), dtype=torch.float64, device=tensors[0].device) + finished.scale
     return finished.loss.to(call.out_dtype), sums, scale
 
 
 def gradients_of_sums(tensors, call, sums, scale, dloss, want_target):
     late.look()
-    kernels, rows = _kernels_of(tensors), _rows_of(tensors, call)
+    kernels, rows = _kernels_of(tensors, call), _rows_of(tensors, call)
     finished = _stages.Finished(None, kernels.unpacked(rows, sums), scale)
     return _stages.gradients(TORCH, kernels, rows, finished, dloss, tensors, want_target)
 

@@ -11,6 +11,7 @@ def _rule(function):
     return function if triton.knobs.runtime.interpret else triton.jit(function)
 
 
+brier = _rule(_rules.brier)
 class_grad = _rule(_rules.class_grad)
 label_grad = _rule(_rules.label_grad)
 label_weight = _rule(_rules.label_weight)
@@ -48,6 +49,35 @@ def relative_to(peak):
     a = tl.where(tl.abs(peak) < limit, tl.full(peak.shape, LOG2_E, peak.dtype), 1.0)
     b = -(peak * a)
     return a, b, tl.exp2(-tl.fma(peak, a, b))
+
+
+@triton.jit
+def kept_exp(x, NARROW: tl.constexpr):
+    """`exp` of numbers of at most 0 with all digits of small results too, if they are not for a result of 16 bits.
+
+    x is taken apart into n * log(2), whose exponential is a power of 2, and the rest, of which nothing is lost.
+    """
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    if NARROW:
+        return exp(x)
+    x = tl.where(x < -150.0, -150.0, x)  # whose exponential is 0; -inf has no rest
+    n = x * LOG2_E + 12582912.0  # from 2**23 on there are whole numbers alone
+    n -= 12582912.0
+    return exp((x - n * 0.693145751953125) - n * 1.428606765330187e-06) * tl.exp2(n)
+
+
+@triton.jit
+def expm1(x):
+    """For x from -0.34 to 0, by its series."""
+    if x.dtype == tl.float64:
+        series = 1.0
+        for k in tl.static_range(15, 1, -1):
+            series = 1.0 + x * (1.0 / k) * series
+        return x * series
+    series = 1 / 40320 + x * (1 / 362880)
+    series = 1 / 120 + x * (1 / 720 + x * (1 / 5040 + x * series))
+    return x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * series))))
 
 
 @triton.jit

@@ -44,7 +44,7 @@ class Cut:
         return self.T * self.W
 
 
-def _power(n):
+def power(n):
     return triton.next_power_of_2(max(1, n))
 
 
@@ -52,14 +52,14 @@ def _power(n):
 def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
     """The cut of rows of so many classes, of which at most so many are in a tile."""
     if side_by_side and classes <= SHORT:
-        return Cut(1, _power(classes), ROWS // _power(classes), False, 4)
+        return Cut(1, power(classes), ROWS // power(classes), False, 4)
     if side_by_side:
         loop = classes > at_most
-        tile, line = min(8192, at_most) if loop else _power(classes), 16 // itemsize
+        tile, line = min(8192, at_most) if loop else power(classes), 16 // itemsize
         return Cut(tile // line, line, 1, loop, min(32, max(4, tile // 1024)))
     if classes <= min(1024, at_most):
-        return Cut(1, _power(classes), min(512, max(16, 4096 // _power(classes))), False, 4)
-    return Cut(1, 32, 128, True, 4)
+        return Cut(1, power(classes), min(512, max(16, 4096 // power(classes))), False, 4)
+    return Cut(1, 8, 128 * (16 // itemsize), True, 4)
 
 
 def side_by_side(array):
@@ -72,7 +72,7 @@ def run(device, kernel, programs, *arguments, **options):
         kernel[(programs,)](*arguments, **options)
 
 
-class _Launch:
+class Launch:
     """Rows as the kernels are told of them. A row axis of length 1 is turned inside out, so that the rows of the other
     one share programs.
     """
@@ -152,25 +152,25 @@ class TritonKernels(LossKernels):
         self.processors, self.once_from = processors, once_from
 
     def sums(self, rows):
-        launch = _Launch(rows)
+        launch = Launch(rows)
         found, parts = self._sums(launch)
         if parts > 1:
             found = self._merged(launch, found, parts)
         return _views(rows, found.view(6, launch.count))
 
     def forward(self, rows, dtype=None):
-        launch = _Launch(rows)
+        launch = Launch(rows)
         found, parts = self._sums(launch)
         merged = launch.new(6, launch.count) if parts > 1 else None
         outcome = self._losses(launch, found, parts, merged, dtype)
         return _views(rows, (found if merged is None else merged).view(6, launch.count)), outcome
 
     def losses(self, rows, sums, dtype=None):
-        launch = _Launch(rows)
+        launch = Launch(rows)
         return self._losses(launch, _stacked(launch, sums), 1, None, dtype)
 
     def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
-        launch, x, target = _Launch(rows), rows.logits, rows.target
+        launch, x, target = Launch(rows), rows.logits, rows.target
         dx = x if over_logits else torch.empty_like(x)
         dtarget = torch.empty_like(target) if want_target else None
         if not (launch.count and launch.classes):
@@ -197,7 +197,7 @@ class TritonKernels(LossKernels):
         return dense and size >= max(1, self.once_from)
 
     def at_once(self, rows, mean, divisor, dtype, over_logits=False):
-        launch, x = _Launch(rows), rows.logits
+        launch, x = Launch(rows), rows.logits
         dx, cut = x if over_logits else torch.empty_like(x), launch.cut()
         blocks = launch.blocks(cut)
         programs = launch.outer * blocks

@@ -173,7 +173,7 @@ def _total(totals, programs, loss, weight, bad_row, how: tl.constexpr):
 
 
 @triton.jit
-def _finish(losses, totals, programs, program, loss, own_weight, how: tl.constexpr):
+def finish(losses, totals, programs, program, loss, own_weight, how: tl.constexpr):
     """Store the losses of a program's rows, and total them. A bad label makes its row's loss nan, and has no weight."""
     loss = tl.where(program.bad, float("nan"), tl.where(program.counts, loss, 0.0))
     weight = tl.where(program.counts, program.keep if how.SOFT else program.keep * own_weight, 0.0)
@@ -193,7 +193,7 @@ def losses_of_rows(target, samples, sums, parts, merged, losses, totals, program
         _store_sums(found, merged, program, shape.rows)
     if losses is not None:
         loss = losses_of(found, program.keep, terms, how)
-        _finish(losses, totals, programs, program, loss, found.own_weight, how)
+        finish(losses, totals, programs, program, loss, found.own_weight, how)
 
 
 @triton.jit
@@ -314,7 +314,7 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, sh
         slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), by)
         _put_gradient(dx, tile, e, slopes, program, how, True)
     _store_sums(found, sums, program, shape.rows)
-    _finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, how)
+    finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, how)
 
 
 @triton.jit

@@ -366,16 +366,21 @@ def masses_of(sums, keep, terms, how: tl.constexpr):
 
 
 @triton.jit
+def nll_of(own, own_exp, others):
+    """The negative log-probability of labels; `own` is their logit less the peak, `own_exp` its exponential."""
+    confident = others <= own_exp
+    share = tl.where(confident, others, 0.0) / tl.where(confident, own_exp, 1.0)
+    return tl.where(confident, log1p(share), tl.log(others + own_exp) - own)
+
+
+@triton.jit
 def losses_of(sums, keep, terms, how: tl.constexpr):
     """The losses of rows, in any number for those that do not count."""
     label_mass, mass = masses_of(sums, keep, terms, how)
     own = sums.own - sums.peak
     own_exp = exp(own)
     log_total = tl.log(sums.others + own_exp)
-    confident = sums.others <= own_exp
-    share = tl.where(confident, sums.others, 0.0) / tl.where(confident, own_exp, 1.0)
-    nll = tl.where(confident, log1p(share), log_total - own)
-    nll = tl.where(label_mass == 0.0, 0.0, nll)
+    nll = tl.where(label_mass == 0.0, 0.0, nll_of(own, own_exp, sums.others))
     return row_loss(nll, label_mass, log_total, mass, keep * sums.dot, sums.peak + log_total, terms.z_loss)
 
 

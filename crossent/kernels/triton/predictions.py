@@ -1,0 +1,142 @@
+"""The kernel of prediction_stats: `crossent.kernels.plain.prediction_stats` in one pass over the logits.
+
+Arguments are as in `losses`.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from crossent.kernels.triton.language import INFINITY, brier, finite, kept_exp
+from crossent.kernels.triton.rows import at_label, at_rows, load_tile, nll_of, own_of, place_of, rows_of_block, terms_of
+from crossent.kernels.triton.softmax import array_of, shape_of
+
+NO_CLASS, NO_ROW = tl.constexpr(2**31 - 1), tl.constexpr(2**62)
+
+
+class Results(NamedTuple):
+    """Where they go."""
+
+    logprob: Any
+    rank: Any
+    prediction: Any
+    confidence: Any
+    brier: Any
+
+
+class Sums(NamedTuple):
+    """The sums of lines (T, R) over all classes but the label, or of rows, (R,).
+
+    top         the largest logit
+    first       of a line where the tile starts in which it had that logit for the first time; of a row the first class
+                of the first line that has it
+    others      the sum of exp(z - top) or, for a row, of exp(z - peak)
+    squares     the sum of the squares of these
+    ahead       how many classes are ahead of the label
+    """
+
+    top: Any
+    first: Any
+    others: Any
+    squares: Any
+    ahead: Any
+
+
+@triton.jit
+def _others_of(tile, own, program, start, how: tl.constexpr):
+    """The logits of a tile without the label's, and how many of each line are ahead of it. Of one row the tile's place
+    is compared with the label's, and the numbers of classes only in the tile that has it.
+    """
+    z, own, earlier = tile.z, own[None, None, :], tile.c < program.label[None, None, :]
+    if how.R > 1:
+        z = at_label(z, -INFINITY, tile, program)
+        ahead = tl.sum(((z > own) | ((z == own) & earlier)).to(tl.int32), 1)
+    else:
+        BLOCK: tl.constexpr = how.T * how.W
+        place = tl.sum(program.label, 0) - start
+        ahead = tl.sum(((z > own) | ((z == own) & (place >= BLOCK))).to(tl.int32), 1)
+        if (place >= 0) & (place < BLOCK):
+            ahead += tl.sum(((z == own) & earlier).to(tl.int32), 1)
+            z = at_label(z, -INFINITY, tile, program)
+    return z, ahead
+
+
+@triton.jit
+def _added(sums, tile, own, program, start, how: tl.constexpr, NARROW: tl.constexpr):
+    """The sums of lines with those of a tile."""
+    z, ahead = _others_of(tile, own, program, start, how)
+    top = tl.maximum(sums.top, tl.max(z, 1))
+    peak = finite(top)
+    e, factor = kept_exp(z - peak[:, None, :], NARROW), kept_exp(sums.top - peak, NARROW)
+    return Sums(
+        top,
+        tl.where(top > sums.top, start, sums.first),
+        sums.others * factor + tl.sum(e, 1),
+        sums.squares * (factor * factor) + tl.sum(e * e, 1),
+        sums.ahead + ahead,
+    )
+
+
+@triton.jit
+def _joined(sums, peak, how: tl.constexpr, NARROW: tl.constexpr):
+    """The sums of rows, given their peaks, from those of their lines."""
+    top = tl.max(sums.top, 0)
+    line = tl.where(sums.top == top[None, :], sums.first + tl.arange(0, how.T)[:, None] * how.W, NO_CLASS)
+    factor = kept_exp(sums.top - peak[None, :], NARROW)
+    others, squares = tl.sum(sums.others * factor, 0), tl.sum(sums.squares * factor * factor, 0)
+    return Sums(top, tl.min(line, 0), others, squares, tl.sum(sums.ahead, 0))
+
+
+@triton.jit
+def _prediction(x, sums, own, program, shape, how: tl.constexpr):
+    """The first class with the largest logit: the label, or one of a line that is read again. Any class beside nan."""
+    c = sums.first[None, :] + tl.arange(0, how.W)[:, None]
+    ok, label = (program.here & (sums.first < shape.classes))[None, :] & (c < shape.classes), program.label
+    z = tl.load(at_rows(x, program)[None, :] + place_of(c, x.of_class, how.X_SIDE), mask=ok, other=0.0).to(how.A)
+    found = tl.min(tl.where(ok & (z == sums.top[None, :]) & (c != label[None, :]), c, NO_CLASS), 0)
+    found = tl.where(own > sums.top, label, tl.where(own == sums.top, tl.minimum(found, label), found))
+    return tl.minimum(found, shape.classes - 1)
+
+
+@triton.jit
+def _store(into, values, of_bad, ignored, program):
+    values = tl.where(program.bad, of_bad, tl.where(program.counts, values, ignored))
+    tl.store(into + program.row, values.to(into.dtype.element_ty), mask=program.here)
+
+
+@triton.jit
+def statistics_of_rows(x, target, results, bad_row, shape, settings, how: tl.constexpr, MASKED: tl.constexpr,
+                       UNITS: tl.constexpr):  # fmt: skip
+    shape, x = shape_of(shape, UNITS), array_of(x, 2, UNITS)
+    terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
+    NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
+    own, _ = own_of(x, None, program, shape, terms, how)
+    BLOCK: tl.constexpr = how.T * how.W
+    nothing = tl.full((how.T, how.R), 0.0, how.A)
+    none = nothing.to(tl.int32)
+    sums = Sums(nothing - INFINITY, none, nothing, nothing, none)
+    if how.LOOP:
+        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
+        for LAST in tl.static_range(2):  # of one row only the last tile is masked
+            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+                tile = load_tile(
+                    x, target, None, program, start, shape.classes, shape, terms, how, LAST == 1, "evict_first"
+                )
+                sums = _added(sums, tile, own, program, start, how, NARROW)
+    else:
+        tile = load_tile(x, target, None, program, 0, shape.classes, shape, terms, how, MASKED, "evict_first")
+        sums = _added(sums, tile, own, program, 0, how, NARROW)
+    peak = finite(tl.maximum(tl.max(sums.top, 0), own))
+    sums = _joined(sums, peak, how, NARROW)
+    own_exp = kept_exp(own - peak, NARROW)
+    total = sums.others + own_exp
+    confidence = kept_exp(tl.maximum(sums.top, own) - peak, NARROW) / total
+    _store(results.logprob, -nll_of(own - peak, own_exp, sums.others), float("nan"), 0.0, program)
+    _store(results.rank, sums.ahead, -1, -1, program)
+    _store(results.prediction, _prediction(x, sums, own, program, shape, how), -1, -1, program)
+    _store(results.confidence, confidence, float("nan"), 0.0, program)
+    _store(results.brier, brier(sums.others, sums.squares, total), float("nan"), 0.0, program)
+    first_bad = tl.min(tl.where(program.bad, program.row, NO_ROW), 0)
+    if first_bad != NO_ROW:  # -1 is the largest number without a sign
+        tl.atomic_min(bad_row.to(tl.pointer_type(tl.uint64)), first_bad.to(tl.uint64))

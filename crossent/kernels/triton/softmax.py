@@ -1,0 +1,205 @@
+"""The kernels of softmax and log_softmax. A program has a tile of R slices, as those of a loss have tiles of rows.
+
+What they compute is in `crossent.kernels.plain`: `slice_sums`, `softmax_of`, `log_softmax_of`, `log_softmax_grad_of`.
+Everything is relative to the largest entry of a slice, whose exponential 1 is not in the sum of the others: so the
+log-probability of a nearly certain class keeps its digits. A slice with nan or +inf, or of -inf alone, becomes nan.
+
+Arguments are as in `losses`. Where slices take several tiles, of one slice only the last tile is masked (LAST).
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from crossent.kernels.plain import SliceSums
+from crossent.kernels.triton.language import INFINITY, exp, expm1, finite, kept_exp, log1p
+from crossent.kernels.triton.rows import Array, Shape, at_rows, place_of
+
+NEARLY_CERTAIN = tl.constexpr(-0.34)  # a log-probability, as in `crossent.kernels.plain.log_softmax_grad_of`
+
+
+class Slices(NamedTuple):
+    """Those of a program, arrays (R,): outer and inner place, and whether there is such a slice."""
+
+    outer: Any
+    inner: Any
+    here: Any
+
+
+@triton.jit
+def shape_of(shape, UNITS: tl.constexpr):
+    """The shape that came in units, see `slices.in_units`."""
+    return Shape(shape.classes * UNITS[0], shape.inner * UNITS[1], shape.blocks, shape.rows)
+
+
+@triton.jit
+def array_of(array, AT: tl.constexpr, UNITS: tl.constexpr):
+    """The array whose strides came in units, from `AT` on among the `UNITS`."""
+    strides = array.outer * UNITS[AT], array.of_class * UNITS[AT + 1], array.inner * UNITS[AT + 2]
+    return Array(array.at, strides[0], strides[1], strides[2])
+
+
+@triton.jit
+def classes_from(start, how: tl.constexpr):
+    """The numbers of a tile's classes, (T, W, 1)."""
+    return start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+
+
+@triton.jit
+def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, MASKED: tl.constexpr):
+    values = values.to(array.at.dtype.element_ty)
+    place = at_rows(array, rows)[None, None, :] + place_of(c, array.of_class, SIDE)
+    if MASKED:
+        tl.store(place, values, mask=ok, cache_modifier=".cs")
+    else:
+        tl.store(place, values, cache_modifier=".cs")
+
+
+@triton.jit
+def _slices_of(shape, how: tl.constexpr):
+    outer, block = (tl.program_id(0) // shape.blocks).to(tl.int64), tl.program_id(0) % shape.blocks
+    inner = block.to(tl.int64) * how.R + tl.arange(0, how.R)
+    return Slices(outer, inner, inner < shape.inner)
+
+
+@triton.jit
+def _load(array, slices, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
+    """A tile's entries; 0 where there are none."""
+    place = at_rows(array, slices)[None, None, :] + place_of(c, array.of_class, SIDE)
+    if MASKED:
+        return tl.load(place, mask=ok, other=0.0, eviction_policy=POLICY).to(how.A)
+    return tl.load(place, eviction_policy=POLICY).to(how.A)
+
+
+@triton.jit
+def _load_logits(x, slices, c, ok, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
+    """-inf where there are none."""
+    z = _load(x, slices, c, ok, how.X_SIDE, how, MASKED, POLICY)
+    return tl.where(ok, z, -INFINITY) if MASKED else z
+
+
+# Forward
+
+
+@triton.jit
+def _added(sums, z, NARROW: tl.constexpr):
+    """The sums of each line of a tile's slices, (T, R), with a tile's entries added."""
+    top = tl.maximum(sums.peak, tl.max(z, 1))
+    peak, higher = finite(top), top > sums.peak
+    z -= peak[:, None, :]
+    largest = z == 0.0
+    e = tl.where(largest, 0.0, kept_exp(z, NARROW))
+    others = tl.where(higher, (sums.others + sums.count) * kept_exp(sums.peak - peak, NARROW), sums.others)
+    count = tl.where(higher, 0.0, sums.count) + tl.sum(tl.where(largest, 1.0, 0.0), 1)
+    return SliceSums(top, count, others + tl.sum(e, 1))
+
+
+@triton.jit
+def _joined(sums, NARROW: tl.constexpr):
+    """The sums of whole slices, (R,), from those of their lines."""
+    peak = tl.max(sums.peak, 0)
+    largest, distance = sums.peak == peak[None, :], sums.peak - finite(peak)[None, :]
+    others = tl.where(largest, sums.others, (sums.others + sums.count) * kept_exp(distance, NARROW))
+    return SliceSums(peak, tl.sum(tl.where(largest, sums.count, 0.0), 0), tl.sum(others, 0))
+
+
+@triton.jit
+def _sums_in_a_loop(x, slices, shape, whole, how: tl.constexpr, NARROW: tl.constexpr):
+    """No thread waits for another before the end."""
+    nothing = tl.full((how.T, how.R), 0.0, how.A)
+    sums = SliceSums(nothing - INFINITY, nothing, nothing)
+    for LAST in tl.static_range(2):
+        for start in range(whole if LAST else 0, shape.classes if LAST else whole, how.T * how.W):
+            c = classes_from(start, how)
+            ok = (c < shape.classes) & slices.here[None, None, :]
+            sums = _added(sums, _load_logits(x, slices, c, ok, how, LAST == 1, "evict_last"), NARROW)
+    return _joined(sums, NARROW)
+
+
+@triton.jit
+def _results(z, e, sums, LOG: tl.constexpr):
+    """Of entries less the peak and their exponentials."""
+    rest = (sums.others + (sums.count - 1.0))[None, None, :]
+    if LOG:
+        few = rest <= 1.0
+        return z - tl.where(few, log1p(tl.where(few, rest, 1.0)), tl.log(1.0 + rest))
+    return e * (1.0 / (1.0 + rest))
+
+
+@triton.jit
+def forward(x, out, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr):
+    """The logits are read once, in a loop twice, the second time from the cache for the most part. DX_SIDE is out's."""
+    NARROW: tl.constexpr = out.at.dtype.element_ty.primitive_bitwidth == 16
+    shape, x, out = shape_of(shape, UNITS), array_of(x, 2, UNITS), array_of(out, 5, UNITS)
+    BLOCK: tl.constexpr = how.T * how.W
+    slices = _slices_of(shape, how)
+    if how.LOOP:
+        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
+        sums = _sums_in_a_loop(x, slices, shape, whole, how, NARROW)
+        for LAST in tl.static_range(2):
+            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+                c = classes_from(start, how)
+                ok = (c < shape.classes) & slices.here[None, None, :]
+                z = _load_logits(x, slices, c, ok, how, LAST == 1, "evict_first") - sums.peak[None, None, :]
+                results = _results(z, z if LOG else kept_exp(z, NARROW), sums, LOG)
+                store_tile(out, results, slices, c, ok, how.DX_SIDE, LAST == 1)
+    else:
+        c = classes_from(0, how)
+        ok = (c < shape.classes) & slices.here[None, None, :]
+        z = _load_logits(x, slices, c, ok, how, MASKED, "evict_first")
+        peak = tl.max(tl.max(z, 1), 0)
+        z -= peak[None, None, :]
+        e, largest = kept_exp(z, NARROW), z == 0.0
+        others = tl.sum(tl.sum(tl.where(largest, 0.0, e), 1), 0)
+        sums = SliceSums(peak, tl.sum(tl.sum(tl.where(largest, 1.0, 0.0), 1), 0), others)
+        store_tile(out, _results(z, e, sums, LOG), slices, c, ok, how.DX_SIDE, MASKED)
+
+
+# Backward
+
+
+@triton.jit
+def _load_both(out, dout, slices, c, ok, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
+    y = _load(out, slices, c, ok, how.X_SIDE, how, MASKED, POLICY)
+    return y, _load(dout, slices, c, ok, how.T_SIDE, how, MASKED, POLICY)
+
+
+@triton.jit
+def _derivatives(y, g, total, LOG: tl.constexpr):
+    """Of results y, upstream gradients g, and the slices' sums of g or, without LOG, of y * g."""
+    total = total[None, None, :]
+    if LOG:
+        return tl.where(y > NEARLY_CERTAIN, (g - total) - expm1(y) * total, g - exp(y) * total)
+    return y * (g - total)
+
+
+@triton.jit
+def backward(out, dout, dx, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr):
+    """X_SIDE is out's, T_SIDE dout's."""
+    shape, out = shape_of(shape, UNITS), array_of(out, 2, UNITS)
+    dout, dx = array_of(dout, 5, UNITS), array_of(dx, 8, UNITS)
+    BLOCK: tl.constexpr = how.T * how.W
+    slices = _slices_of(shape, how)
+    if how.LOOP:
+        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
+        totals = tl.full((how.T, how.R), 0.0, how.A)
+        for LAST in tl.static_range(2):
+            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+                c = classes_from(start, how)
+                ok = (c < shape.classes) & slices.here[None, None, :]
+                y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_last")
+                totals += tl.sum(g if LOG else y * g, 1)
+        total = tl.sum(totals, 0)
+        for LAST in tl.static_range(2):
+            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+                c = classes_from(start, how)
+                ok = (c < shape.classes) & slices.here[None, None, :]
+                y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_first")
+                store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, LAST == 1)
+    else:
+        c = classes_from(0, how)
+        ok = (c < shape.classes) & slices.here[None, None, :]
+        y, g = _load_both(out, dout, slices, c, ok, how, MASKED, "evict_first")
+        total = tl.sum(tl.sum(g if LOG else y * g, 1), 0)
+        store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, MASKED)

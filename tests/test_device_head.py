@@ -135,6 +135,36 @@ def test_logits_of_minus_infinity_have_no_gradient():
     assert gradient[1] == 0 and gradient.isfinite().all()
 
 
+@ON_A_DEVICE
+def test_no_copy_of_the_input_waits_for_the_backward_pass():
+    x, matrix = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    loss = crossent.linear_cross_entropy(x, matrix, torch.tensor([0, 6, -100, 3, 2]))
+    assert loss.grad_fn.made[1].head is None
+
+
+@ON_A_DEVICE
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compiled(reduction, monkeypatch):
+    """A graph has operators of the same kernels."""
+    x, matrix = (torch.randn(*size, 4, requires_grad=True) for size in ((2, 5), (7,)))
+    labels, made = torch.arange(10).reshape(2, 5) % 7, []
+
+    def step(x, matrix):
+        loss = crossent.linear_cross_entropy(x, matrix, labels, shift=1, reduction=reduction)
+        stats = crossent.linear_token_stats(x, matrix, labels, shift=1)
+        return loss.square().sum() + (stats.logprob * stats.entropy).sum()
+
+    expected = step(x, matrix)
+    expected = expected, *torch.autograd.grad(expected, (x, matrix))
+    head_of = staged_head.head_of
+    monkeypatch.setattr(staged_head, "head_of", lambda *given: made.append(1) or head_of(*given))
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(x, matrix)
+    found = found, *torch.autograd.grad(found, (x, matrix))
+    assert len(made) == (4 if reduction == "none" else 3)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
 # Products and chunks
 
 

@@ -101,7 +101,7 @@ class WholeHead(NamedTuple):
     are bad, (rows, places). The latter is None where no target can be bad.
     """
 
-    head: Head
+    head: Any
     later: Any
     divisor: Any
     counts: Any

@@ -16,7 +16,7 @@ from crossent._call import Call
 from crossent._options import HeadOptions, LossOptions, loss_options
 from crossent.frontends._heads import finished, losses_of
 from crossent.frontends._problem import problem_of, softmax_backward, softmax_forward
-from crossent.frontends.torch import decompositions, head, modes, nodes, staged
+from crossent.frontends.torch import decompositions, head, modes, nodes, staged, staged_head
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.dtypes import compute_dtype
 from crossent.frontends.torch.operators import carried, define, ops, schema
@@ -235,6 +235,9 @@ def _fake_gradients(tensors, wanted):
 def _head(input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     call = call_of_head(tensors[:4], classes, *values)
+    if staged.is_staged(input):
+        value, gradients = staged_head.loss_and_gradients(tensors, wanted, call)
+        return value.clone(), *(input.new_empty(0) if gradient is None else gradient for gradient in gradients)
     value, gradients, factor = head.loss_and_gradients(tensors, wanted, call)
     return value.clone(), *_tensors_of(gradients or [None] * 4, factor, tensors)
 
@@ -252,6 +255,9 @@ def _fake_head(input, linear_weight, linear_bias, target, weight, sample_weight,
 def _head_backward(dloss, input, linear_weight, linear_bias, target, weight, sample_weight, classes, wanted, *values):
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     call = call_of_head(tensors[:4], classes, *values)
+    if staged.is_staged(input):
+        gradients = staged_head.ON_DEVICE.gradients(tensors, wanted, call, dloss, None, None)
+        return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return tuple(_tensors_of(*head.gradients_again(tensors, wanted, call, dloss), tensors))
 
 
@@ -274,11 +280,11 @@ def _differentiate_head(ctx, dloss, *_):
 
 _HEAD_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
 _HEAD_ARGUMENTS = f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}"
-define("head", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head)
-define("head_alone", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head)
+define("head", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head, on=_EVERYWHERE)
+define("head_alone", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, on=_EVERYWHERE)
 define(
     "head_backward", f"Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)",
-    _head_backward, _fake_head_backward,
+    _head_backward, _fake_head_backward, on=_EVERYWHERE,
 )  # fmt: skip
 
 
@@ -321,7 +327,11 @@ def _token_head(tensors, values):
 
 
 def _tokens(input, linear_weight, linear_bias, target, *values):
-    results = _token_head((input, linear_weight, linear_bias, target), values).tokens()
+    tensors = input, linear_weight, linear_bias, target
+    if staged.is_staged(input):
+        results = staged_head.ON_DEVICE.tokens(tensors, (True,), call_of_head(tensors, None, *values))
+    else:
+        results = _token_head(tensors, values).tokens()
     return tuple(result.clone() for result in results)  # the results lie in one tensor
 
 
@@ -333,6 +343,10 @@ def _fake_tokens(input, *_):
 def _tokens_backward(upstream, results, input, linear_weight, linear_bias, target, wanted, *values):
     tensors = input, linear_weight, linear_bias, target
     upstream = [above.contiguous() for above in upstream]
+    if staged.is_staged(input):
+        call = call_of_head(tensors, None, *values)
+        found = staged_head.token_gradients_of_rows(tensors, (*wanted, False), call, results, upstream)
+        return tuple(input.new_empty(0) if gradient is None else gradient for gradient in found[:3])
     gradients = _token_head(tensors, values).token_gradients((*wanted, False), results, upstream)
     return tuple(_tensors_of(gradients[:3], 1.0, tensors))
 
@@ -355,7 +369,7 @@ def _differentiate_tokens(ctx, *upstream):
 
 define(
     "tokens", f"{_TOKEN_INPUTS}, {_TOKEN_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)", _tokens, _fake_tokens,
-    _differentiate_tokens, _keep_for_tokens,
+    _differentiate_tokens, _keep_for_tokens, on=_EVERYWHERE,
 )  # fmt: skip
 define(
     "tokens_backward",
@@ -363,6 +377,7 @@ define(
     "(Tensor, Tensor, Tensor)",
     _tokens_backward,
     _fake_tokens_backward,
+    on=_EVERYWHERE,
 )
 
 

@@ -363,9 +363,7 @@ def linear_cross_entropy(
     tensors = input, linear_weight, linear_bias, probs, weight, sample_weight
     call = Call(options, divisor=divisor, out_dtype=out_dtype, how=how, shard=shard)
     weighs = not weight is sample_weight is divisor is None
-    by_weights = weighs and differentiates_weights(weight, sample_weight, divisor)
-    in_stages = None if compiling() else has_stages  # only the CPU has operators of heads
-    way = way_of(tensors, by_weights, in_stages)
+    way = way_of(tensors, weighs and differentiates_weights(weight, sample_weight, divisor), has_stages)
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 
@@ -406,7 +404,7 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
     tensors = input, linear_weight, linear_bias, target
     call = head.call_of(tensors, Call(options, how=how, shard=shard))
     _rows.check_tokens(call.shape)
-    way = way_of(tensors, in_stages=None if compiling() else has_stages)
+    way = way_of(tensors, in_stages=has_stages)
     if way is OPERATOR and shard is None:
         from crossent.frontends.torch import compiled
 

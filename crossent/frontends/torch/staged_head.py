@@ -29,7 +29,7 @@ def _refuse(wanted):
 
 def _loss(tensors, wanted, call):
     late.look()
-    reduction, made = call.options.reduction, (None, None)
+    reduction, gradients = call.options.reduction, None
     with modes.without_autocast(tensors[0].device.type):
         whole = head_of(tensors, call, _refuse(wanted))
         head, bad = whole.head, whole.bad
@@ -39,9 +39,15 @@ def _loss(tensors, wanted, call):
         else:
             total, gradients = head.loss(wanted)
             loss, _ = _heads.reduced(reduction, head.products.lib.number(total), whole.divisor)
-            made, bad = (gradients, whole), None if bad is None else bad.any()
+            bad = None if bad is None else bad.any()
     loss = loss if bad is None else torch.where(bad, torch.nan, loss)
-    return loss.to(call.out_dtype), *made
+    return loss.to(call.out_dtype), gradients, whole._replace(head=None)  # its copy of the input is not kept
+
+
+def loss_and_gradients(tensors, wanted, call):
+    """The loss, and all of its gradients that are wanted; none of them for the losses of rows."""
+    loss, gradients, whole = _loss(tensors, wanted, call)
+    return loss, [None] * 4 if gradients is None else _finished(gradients, whole, tensors, whole.later, call)
 
 
 def _gradients(tensors, wanted, call, dloss, gradients, whole):
@@ -52,11 +58,11 @@ def _gradients(tensors, wanted, call, dloss, gradients, whole):
             whole = head_of(tensors, call, _told)
             upstream = heads.upstream_by_row(dloss, call, whole.head.x) if by_row else None
             gradients = whole.head.gradients(wanted, upstream)
-        return _finished(gradients, whole, tensors, None if by_row else whole.later * dloss, call)
+        return _finished(gradients, whole, tensors, 1.0 if by_row else whole.later * dloss, call)
 
 
 def _finished(gradients, whole, tensors, factor, call):
-    """The gradients, multiplied by the factor if there is one, each in the dtype and shape of its tensor.
+    """The gradients, multiplied by the factor if it is a tensor, each in the dtype and shape of its tensor.
 
     Those of targets that do not count stay 0 whatever the factor is.
     """
@@ -67,9 +73,11 @@ def _finished(gradients, whole, tensors, factor, call):
         if gradient is None:
             found.append(None)
             continue
-        if factor is not None and mask is None and gradient.dtype == tensor.dtype:
+        if not isinstance(factor, torch.Tensor):
+            pass
+        elif mask is None and gradient.dtype == tensor.dtype:
             kernels.multiply(gradient, factor)
-        elif factor is not None:
+        else:
             by = factor if mask is None else torch.where(mask, factor, 0.0).to(COMPUTE[tensor.dtype])
             out = gradient if gradient.dtype == tensor.dtype else torch.empty_like(gradient, dtype=tensor.dtype)
             gradient = torch.mul(gradient, by, out=out)
@@ -88,12 +96,17 @@ def _tokens(tensors, wanted, call):
 
 
 def _token_gradients(tensors, wanted, call, results, upstream):
+    rows = [None if above is None else heads.upstream_by_row(above, call, tensors[0]) for above in upstream]
+    return token_gradients_of_rows(tensors, wanted, call, results, rows)
+
+
+def token_gradients_of_rows(tensors, wanted, call, results, upstream):
+    """The gradients of the tensors; `upstream` has a number for each target, whether it belongs to a row or not."""
     late.look()
     with modes.without_autocast(tensors[0].device.type):
         whole = head_of((*tensors, None, None), call, _told)
-        rows = [None if above is None else heads.upstream_by_row(above, call, whole.head.x) for above in upstream]
-        gradients = whole.head.token_gradients(wanted, results, rows)
-    return _finished(gradients, whole, tensors, None, call)
+        gradients = whole.head.token_gradients(wanted, results, upstream)
+        return _finished(gradients, whole, tensors, 1.0, call)
 
 
 ON_DEVICE = heads.Way(_loss, _gradients, _tokens, _token_gradients)

@@ -21,10 +21,9 @@ from unittest import mock
 
 import networkx
 import torch
-from harness import on_device
+from harness import on_triton
 
 import crossent
-from crossent.kernels.triton.launches import TritonKernels
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "sm_120": ("cuda", 120, 32),
@@ -71,16 +70,18 @@ def compiled_for(target):
 
 
 class Call(NamedTuple):
-    """Of a loss of logits of `shape`; a "step" with its backward pass."""
+    """Of a function of logits of `shape`; a "step" with its backward pass."""
 
     shape: tuple
     dtype: str
     options: dict = {}
     mode: str = "step"
+    function: str = "cross_entropy"
 
     @property
     def name(self):
-        return ", ".join((self.mode, " x ".join(map(str, self.shape)), self.dtype, *self.options))
+        function = () if self.function == "cross_entropy" else (self.function,)
+        return ", ".join((*function, self.mode, " x ".join(map(str, self.shape)), self.dtype, *self.options))
 
     def run(self):
         x = torch.empty(self.shape, dtype=getattr(torch, self.dtype)).requires_grad_(self.mode == "step")
@@ -89,10 +90,11 @@ class Call(NamedTuple):
             if name in options:
                 options[name] = torch.ones(size)
         # Nothing is computed, and memory that kernels would have written must not look like a bad label.
-        with on_device(TritonKernels(lambda device: 132)), mock.patch.object(torch, "empty", _none_is_bad):
-            loss = crossent.cross_entropy(x, labels, **options)
+        softmax = self.function in ("softmax", "log_softmax")
+        with on_triton(processors=lambda device: 132), mock.patch.object(torch, "empty", _none_is_bad):
+            found = getattr(crossent, self.function)(x, 1 if softmax else labels, **options)
             if self.mode == "step":
-                loss.backward()
+                found.backward(torch.empty_like(found))
 
 
 def _none_is_bad(*shape, **options):
@@ -112,6 +114,11 @@ CALLS = [
     Call((4096, 32768), "float32"),
     Call((512, 16384), "bfloat16"),
     Call((16, 19, 256, 256), "float32"),
+    Call((1024, 128256), "bfloat16", function="log_softmax"),
+    Call((4096, 32768), "bfloat16", function="softmax"),
+    Call((8192, 1000), "bfloat16", function="log_softmax"),
+    Call((1024, 128256), "bfloat16", mode="evaluation", function="prediction_stats"),
+    Call((8192, 1000), "float32", function="nll_loss"),
 ]
 
 

@@ -600,12 +600,11 @@ def test_plan():
     }  # fmt: skip
     for function, call in calls.items():
         planned = crossent.plan(function, *call)
-        if function in (crossent.cross_entropy, crossent.linear_cross_entropy, crossent.linear_token_stats):
-            assert planned.path == "kernels in two stages"
-        else:
-            assert planned.path == "plain operations" and "on cuda:0 has no kernel" in str(planned)
+        alone = function in (crossent.nll_loss, crossent.prediction_stats)
+        assert planned.path == ("kernels" if alone else "kernels in two stages")
     for function in (crossent.softmax, crossent.log_softmax):
         assert crossent.plan(function, x, 1).path == "PyTorch's own"
+        assert crossent.plan(function, logits_there(512, 512), 1).path == "kernels"
 
 
 @pytest.mark.parametrize("function", [crossent.cross_entropy, crossent.nll_loss, crossent.linear_cross_entropy])
@@ -615,7 +614,7 @@ def test_explain(function):
     call = (x, weight, labels) if function is crossent.linear_cross_entropy else (x, labels)
     expected = crossent.explain(*call, function=function)
     ours = crossent.explain(*map(on_gpu, call), function=function)
-    on_gpu_by = "plain operations" if function is crossent.nll_loss else "kernels in two stages"
+    on_gpu_by = "kernels" if function is crossent.nll_loss else "kernels in two stages"
     assert ours.plan.path == on_gpu_by and all(check.passed for check in ours.checks)
     np.testing.assert_allclose(ours.losses, expected.losses, rtol=1e-12)
     assert [finding.sentence for finding in ours.findings] == [finding.sentence for finding in expected.findings]

@@ -106,3 +106,25 @@ def test_an_evaluation_of_cross_entropy(as_on_a_gpu):
     with on_triton(), torch.no_grad():
         found = work_of(lambda: crossent.cross_entropy(x, y))
     assert len(found) <= 2, found
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_a_step_of_softmax(name):
+    with on_triton():
+        assert work_of(step(getattr(crossent, name), torch.randn(3, 300), 1)) == ["forward", "backward"]
+
+
+def test_a_step_of_nll_loss(as_on_a_gpu):
+    x, y = torch.randn(3, 300), torch.zeros(3, dtype=torch.int64)
+    with on_triton():
+        assert work_of(step(crossent.nll_loss, x, y)) == ["losses_of_labels", "gradients_of_labels"]
+
+
+def test_statistics_of_predictions(as_on_a_gpu, monkeypatch):
+    """On a GPU many of the numbers in which a bad row is left are made at a time."""
+    from crossent.kernels.triton import labels
+
+    monkeypatch.setattr(labels, "_new_number", functools.cache(labels._new_number))
+    x, y = torch.randn(3, 300), torch.zeros(3, dtype=torch.int64)
+    with on_triton():
+        assert work_of(lambda: crossent.prediction_stats(x, y)) == ["statistics_of_rows"]

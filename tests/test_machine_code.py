@@ -119,3 +119,49 @@ def test_every_device(target, dtype):
         uneven = "50257" in one["call"] or "999" in one["call"]
         if one["kernel"] in ("at_once", "sums_of_rows", "gradients_of_rows") and not uneven:
             assert one["counts"]["loads"].get("16"), one
+
+
+OTHER_LOOPS = {
+    "log_softmax, sums": ("log_softmax, step, 1024 x 128256, bfloat16", "forward", False, 15),
+    "log_softmax, results": ("log_softmax, step, 1024 x 128256, bfloat16", "forward", True, 6),
+    "log_softmax, total": ("log_softmax, step, 1024 x 128256, bfloat16", "backward", False, 4),
+    "log_softmax, gradient": ("log_softmax, step, 1024 x 128256, bfloat16", "backward", True, 21),
+    "prediction_stats": ("prediction_stats, evaluation, 1024 x 128256, bfloat16", "statistics_of_rows", False, 17),
+}  # the last is how many instructions a number takes on sm_90, at most
+
+
+def other_loop(name, target):
+    call, of_kernel, stores, _ = OTHER_LOOPS[name]
+    found = [loop for loop in kernel(target, call, of_kernel)["loops"] if bool(loop["usual"]["stores"]) == stores]
+    return min(found, key=lambda loop: loop["usual"]["all"])
+
+
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("name", OTHER_LOOPS)
+def test_loops_of_other_functions(name, target):
+    loop = other_loop(name, target)
+    assert loop["usual"]["loads"].keys() == {"16"} and loop["usual"]["stores"].keys() <= {"16"}
+    assert loop["all"]["barriers"] == loop["all"]["shuffles"] == loop["all"]["local"] == 0
+
+
+@counted
+@pytest.mark.parametrize("name", OTHER_LOOPS)
+def test_instructions_a_number_of_other_functions(name):
+    usual = other_loop(name, "sm_90")["usual"]
+    arrays = 2 if name == "log_softmax, gradient" else 1
+    assert usual["loads"]["16"] * 8 / arrays == 32 and usual["all"] / 32 <= OTHER_LOOPS[name][-1]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("softmax, step, 4096 x 32768, bfloat16", "forward"),
+        ("log_softmax, step, 8192 x 1000, bfloat16", "forward"),
+        ("log_softmax, step, 8192 x 1000, bfloat16", "backward"),
+        ("nll_loss, step, 8192 x 1000, float32", "gradients_of_labels"),
+    ],
+)
+def test_lines_of_128_bits(call, name):
+    """Also where rows are a multiple of 8, and not of 16."""
+    found = kernel("sm_90", call, name)["counts"]
+    assert found["stores"].keys() == {"16"} and (found["loads"].keys() == {"16"} or name == "gradients_of_labels")

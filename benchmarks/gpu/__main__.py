@@ -19,7 +19,7 @@ from crossent.tools.bench.machine import cores
 from crossent.tools.bench.runner import last_line, measured_on
 
 PACKAGES = "torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels"
-TESTS = "tests/test_gpu_kernels.py", "tests/test_gpu.py"
+TESTS = "tests/test_gpu_kernels.py", "tests/test_gpu_softmax.py", "tests/test_gpu.py"
 SANITIZED = "tests/test_gpu_kernels.py", "-k", "test_many_classes and plain and dtype2"
 # Seconds: of the tests, of a sample of them under the sanitizer, and of a case.
 LIMITS = {"tests": 180, "sanitizer": 60, "case": 60}

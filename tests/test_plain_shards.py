@@ -455,8 +455,11 @@ def plans(mesh):
     said = f"its classes are spread over {mesh.size()} processes, which send 12 bytes a row, once"
     found = crossent.plan(crossent.cross_entropy, x, labels, group=mesh)
     assert found.path == "kernels in two stages" and said in found.reasons
+    first = "each process says first how many classes and targets it has, in 48 bytes"
+    assert first not in found.reasons
+    assert first in crossent.plan(crossent.cross_entropy, x, labels, group=mesh, first_class=0).reasons
     found = crossent.plan(crossent.linear_cross_entropy, x, torch.zeros(5, 5), labels, group=mesh)
-    assert found.path == "kernels" and {said, "the gradient of input is the sum of theirs"} <= set(found.reasons)
+    assert found.path == "kernels" and {first, said, "the gradient of input is the sum of theirs"} <= set(found.reasons)
 
 
 failures, test_processes = in_processes(__name__, CASES, [2, 3])

@@ -116,6 +116,31 @@ def a_bad_label(mesh):
 
 
 @CASES.add
+def a_bad_label_of_some_rows(mesh):
+    """Where rows and classes are spread, those who have the row see it, and all raise it."""
+    if mesh.size() != 4:
+        return
+    grid, labels = init_device_mesh("cpu", (2, 2)), torch.tensor([0, 9, 10, 3])
+    x = distribute_tensor(torch.zeros(4, 10), grid, [Shard(0), Shard(1)])
+    target = distribute_tensor(labels, grid, [Shard(0), Replicate()])
+    hidden = distribute_tensor(torch.zeros(4, 3), grid, [Shard(0), Replicate()])
+    matrix = distribute_tensor(torch.zeros(10, 3), grid, [Replicate(), Shard(0)])
+    calls = [
+        lambda: crossent.linear_token_stats(hidden, matrix, target), lambda: crossent.prediction_stats(x, target),
+    ]  # fmt: skip
+    for reduction in ("none", "sum", "mean"):
+        calls += [
+            lambda by=reduction: crossent.cross_entropy(x, target, reduction=by),
+            lambda by=reduction: crossent.nll_loss(x, target, reduction=by),
+            lambda by=reduction: crossent.linear_cross_entropy(hidden, matrix, target, reduction=by),
+        ]
+    for call in calls:
+        with pytest.raises(IndexError, match="^rank 2: Target 10 at position 0 is out of bounds: .* 0 and 9") as found:
+            call()
+        assert found.value.__notes__ == [f"rank 3: {str(found.value).removeprefix('rank 2: ')}"]
+
+
+@CASES.add
 def softmaxes(mesh):
     """The results stay spread as the logits are, and so do the gradients."""
     generator = torch.Generator().manual_seed(0)

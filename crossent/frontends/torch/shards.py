@@ -295,6 +295,7 @@ class Opening(NamedTuple):
     highest: int
 
 
+BYTES_OF_OPENING = 8 * len(Opening._fields)
 _FAILED = Opening(_UNSAID, -1, 0, 0, 0, 0)
 
 

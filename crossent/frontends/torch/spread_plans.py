@@ -10,7 +10,7 @@ from crossent.frontends import _plans
 from crossent.frontends.torch.arrays import TORCH
 from crossent.frontends.torch.distributed import parts_of_head, parts_of_loss, parts_of_softmax
 from crossent.frontends.torch.dtypes import compute_dtype
-from crossent.frontends.torch.shards import ANY_NUMBER, planned_shard
+from crossent.frontends.torch.shards import ANY_NUMBER, BYTES_OF_OPENING, planned_shard
 from crossent.frontends.torch.spread_calls import NUMBERS_OF_TOKENS, numbers_of_loss
 
 _OF_LOSS = "input", "target", "weight", "sample_weight"
@@ -62,8 +62,9 @@ def of_group(plan, name, arguments, options, how):
     here = len(a["linear_weight"]) if how is not None else input.shape[_rows.class_axis(input.ndim, a["dim"])]
     shard = planned_shard(arguments["group"], here)
     if a["first_class"] is not None:
-        reasons.append("the processes send where their classes begin, since first_class is given")
         shard = replace(shard, classes=ANY_NUMBER)
+    if a["first_class"] is not None or how is not None:
+        reasons.append(f"each process says first how many classes and targets it has, in {BYTES_OF_OPENING} bytes")
     return _of_shard(plan, name, a, shard, options, how, reasons)
 
 

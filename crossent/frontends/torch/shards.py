@@ -72,7 +72,8 @@ class ClassShard:
         if known is None:  # nan is heard by all
             parts = torch.where((words == words[self.rank]).all(), parts, torch.nan)
         else:
-            self.refuse_others(known, len(mine))
+            with outside_transforms():
+                self.refuse_others(known, len(mine))
         return parts[:, :-_WORDS].reshape(len(parts), *mine.shape)
 
     def refuse_others(self, words, numbers, error=None):

@@ -14,7 +14,7 @@ from crossent import _rows
 from crossent._call import Call
 from crossent.frontends.torch import head, plain, shards
 from crossent.frontends.torch.dtypes import INTEGERS, common_dtype, compute_dtype
-from crossent.frontends.torch.labels import concrete
+from crossent.frontends.torch.labels import concrete, outside
 from crossent.frontends.torch.modes import compiling, dispatch_modes
 from crossent.kernels import TokenSums
 
@@ -95,18 +95,21 @@ def shard_of_loss(spread, tensors, dim, options):
         return keep.numel(), numbers_of_loss(soft, weight, options), *_range(None if soft else target, keep)
 
     shard = shards.shard_of(spread, here, input.device, check)
-    if shard.call is not None and input.is_cpu and not _are_classes(target, shard.classes):
+    if shard.call is not None and input.is_cpu and _may_be_bad(target, shard.classes, options.ignore_index):
         check(shard)
     return shard
 
 
-def _are_classes(target, classes):
-    """Whether these are probabilities, or labels none of which is ignored or bad."""
+def _may_be_bad(target, classes, ignore_index):
+    """Whether there are labels that are neither classes nor ignored; their rows may still count nothing."""
     known = concrete(target)
-    if known is None or not known.numel() or known.is_floating_point() or known.dtype not in INTEGERS:
-        return True
+    if known is None or not known.numel() or known.dtype not in INTEGERS:
+        return False
+    known = known.to(torch.int64)
     lowest, highest = known.aminmax()
-    return int(lowest) >= 0 and int(highest) < classes
+    if int(lowest) >= 0 and int(highest) < classes:
+        return False
+    return bool((outside(known, classes) & (known != ignore_index)).any())
 
 
 def shard_of_head(spread, tensors, classes, options, how, tokens=False):

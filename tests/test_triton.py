@@ -1,5 +1,7 @@
 """The GPU's kernels of a cross entropy, which Triton's interpreter runs on the CPU."""
 
+import gc
+import weakref
 from itertools import product
 
 import pytest
@@ -9,7 +11,9 @@ from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, mak
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
-from crossent.frontends.torch.arrays import TORCH
+from crossent._options import loss_options
+from crossent.frontends.torch import compiled, staged
+from crossent.frontends.torch.arrays import TORCH, UNREAD
 
 pytest.importorskip("triton")
 
@@ -279,3 +283,128 @@ def test_scaled_gradients_of_float16(way):
         loss = crossent.cross_entropy(x, y, denominator=4 * 2.0**28, loss_dtype="float32")
         loss.backward(torch.tensor(2.0**14))
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-3, atol=2.0**-24)
+
+
+def test_labels_that_were_overwritten(as_on_a_gpu):
+    """The error names the label that was bad, though its buffer has other labels by now."""
+    x, y = logits(4, 9), torch.tensor([0, 9, 3, 2])
+    with on_triton():
+        loss = crossent.cross_entropy(x, y)
+        y.copy_(torch.tensor([1, 5, 3, 2]))
+        with pytest.raises(IndexError, match="Target 9 at position 1 is out"):
+            loss.backward()
+
+
+def test_nothing_is_kept_of_checked_labels(as_on_a_gpu):
+    """Not in a compiled evaluation either, where errors come late; nor is memory made in inference mode in the way."""
+    x, y = logits(4, 9).detach(), torch.tensor([0, 8, 1, 2])
+    evaluate = torch.compile(crossent.cross_entropy, backend="aot_eager", fullgraph=True)
+    with on_triton(), torch.inference_mode():
+        for _ in range(3):
+            evaluate(x, y)
+        assert len(as_on_a_gpu._late.waiting) == 1
+    with on_triton():
+        crossent.cross_entropy(logits(4, 9), y)
+    with on_triton(), torch.no_grad():
+        evaluate(x, torch.tensor([0, -1, 1, 2]))
+        with pytest.raises(IndexError, match="Target -1 at position 1 is out"):
+            evaluate(x, y)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_losses_are_ordinary_tensors(reduction, dtype):
+    """They can be changed in place, and are gone when nobody has them, without a garbage collection."""
+    x, y = logits(4, 9, dtype=dtype), torch.tensor([0, 8, 1, 2])
+    gc.disable()
+    try:
+        for way in (on_triton, on_triton_at_once):
+            with way():
+                loss = crossent.cross_entropy(x, y, reduction=reduction)
+                node = weakref.ref(loss.grad_fn)
+                loss /= 2
+                loss.sum().backward()
+                del loss
+                assert node() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("upstream", [torch.inf, torch.nan])
+def test_ignored_rows_whatever_comes_from_above(upstream):
+    for way in (on_triton, on_triton_at_once):
+        x, y = logits(4, 9), torch.tensor([0, -100, 3, 2])
+        with way():
+            crossent.cross_entropy(x, y).backward(torch.tensor(upstream))
+        assert not x.grad[1].any() and not x.grad[[0, 2, 3]].isfinite().any()
+
+
+def test_labels_of_64_bits(nothing_is_read):
+    x, y = logits(3, 9), torch.tensor([0, 8, 2**64 - 100], dtype=torch.uint64)
+    with on_triton(), nothing_is_read, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(staged, "_lib_of", lambda tensors: UNREAD)  # as of tensors on a GPU
+        bad, good = crossent.cross_entropy(x, y), crossent.cross_entropy(x[:2], y[:2])
+    assert bad.isnan() and good.isfinite()
+
+
+def test_a_mean_of_64_bits():
+    x, y = logits(1001, 9), torch.arange(1001) % 9
+    for way in (on_triton, on_triton_at_once):
+        with way():
+            mean, total = (crossent.cross_entropy(x, y, reduction=r, loss_dtype="float64") for r in ("mean", "sum"))
+        assert mean.item() == pytest.approx(total.item() / 1001, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make_view", "dim"),
+    [
+        (lambda x: x[:, :-1], -1),
+        (lambda x: x.transpose(0, 1), -1),
+        (lambda x: x.movedim(-1, 0)[:, :, 1:], 0),
+    ],
+)
+def test_views_are_not_copied(make_view, dim, monkeypatch):
+    """Logits of which the last position is left out, and others that a language model has."""
+    base, read, kernels = logits(3, 5, 7).detach(), [], triton_kernels().TritonKernels
+    for name in ("forward", "gradients", "at_once"):
+        method = getattr(kernels, name)
+        monkeypatch.setattr(
+            kernels, name, lambda *given, _do=method, **more: read.append(given[1].logits) or _do(*given, **more)
+        )
+    x = make_view(base).requires_grad_()
+    rows = [size for axis, size in enumerate(x.shape) if axis != dim % 3]
+    for soft in (False, True):
+        y = (
+            torch.softmax(logits(*x.shape, seed=2).detach(), dim)
+            if soft
+            else torch.arange(x.shape[dim % 3])[:1].expand(*rows)
+        )
+        for reduction in ("mean", "none"):
+            exact = x.detach().double().requires_grad_()
+            of_pytorch = torch.nn.functional.cross_entropy(
+                exact.movedim(dim, 1), y.double().movedim(dim, 1) if soft else y, reduction=reduction
+            )
+            upstream = torch.rand(of_pytorch.shape, dtype=torch.float64)
+            (expected,) = torch.autograd.grad(of_pytorch, exact, upstream)
+            for way in (on_triton, on_triton_at_once):
+                with way():
+                    loss = crossent.cross_entropy(x, y, dim=dim, reduction=reduction)
+                    (gradient,) = torch.autograd.grad(loss, x, upstream.float())
+                torch.testing.assert_close(loss.double(), of_pytorch, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
+    assert all(logits.data_ptr() == x.data_ptr() for logits in read) and read
+
+
+@pytest.mark.parametrize("layout", ["transposed", "cut"])
+def test_operators(layout):
+    """PyTorch's own checks of operators: strides, aliases and what `torch.compile` is told."""
+    x = logits(4, 3, 9).detach()
+    x = (x.transpose(0, 1) if layout == "transposed" else x[:, :-1]).requires_grad_()
+    y = torch.zeros(x.shape[:2], dtype=torch.int64)
+    with on_triton():
+        step = torch.compile(lambda x: crossent.cross_entropy(x * 1.0, y, dim=-1), backend="inductor", fullgraph=True)
+        (expected,) = torch.autograd.grad(crossent.cross_entropy(x, y, dim=-1), x)
+        (found,) = torch.autograd.grad(step(x), x)
+        torch.testing.assert_close(found, expected)
+        values = [2, *compiled._values(loss_options(), compiled._LOSS)]
+        torch.library.opcheck(torch.ops.crossent.loss.default, (x, y, None, None, False, *values))

@@ -57,5 +57,5 @@ class StagedChunk:
         return self.lib.xp.reshape(gradient, self.x.shape), None
 
 
-def _told_already(bad, error):
+def _told_already(bad, error, label=None):
     """The labels of all chunks are looked at together."""

@@ -45,7 +45,8 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     else:
         labels, bad_row = lib.labels(target)
         if bad_row is not None:
-            raise _label_error(lib, target, all_classes or classes, call.options, bad_row)
+            read = partial(lib.item, target)
+            raise _label_error(read, tuple(target.shape), all_classes or classes, call.options, bad_row)
         target = labels
     if weight is not None:
         weight = class_weights(lib, weight, classes, dtype)
@@ -63,16 +64,19 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     )
 
 
-def at_once(bad, error):
-    """Raise an error for the row of a bad label, if there is one; this waits for the device."""
+def raise_now(bad, error, label=None):
+    """Raise `error(row)` for the row of a bad label, or `error(row, label)`, if there is one. It waits for the device.
+
+    `bad` and `label` are as in `Outcome`.
+    """
     row = int(bad)
     if row >= 0:
-        raise error(row)
+        raise error(row) if label is None else error(row, int(label))
 
 
-def loss(lib, kernels, rows, call, labels, merge=None, refuse=at_once):
+def loss(lib, kernels, rows, call, labels, merge=None, refuse=raise_now):
     """The `Finished` loss. `labels` is the caller's target; `merge` puts together the sums of all shards. What
-    `refuse(bad, error)` does with the `bad` of an `Outcome` is up to the caller.
+    `refuse` does, in the place of `raise_now`, is up to the caller.
     """
     if merge is not None:
         return finished(lib, kernels, rows, merge(kernels.sums(rows)), call, labels, refuse)
@@ -80,15 +84,17 @@ def loss(lib, kernels, rows, call, labels, merge=None, refuse=at_once):
     return reduced(lib, rows, sums, outcome, call, labels, refuse)
 
 
-def finished(lib, kernels, rows, sums, call, labels, refuse=at_once):
+def finished(lib, kernels, rows, sums, call, labels, refuse=raise_now):
     """The second stage; `sums` are those of all shards."""
     return reduced(lib, rows, sums, kernels.losses(rows, sums, call.out_dtype), call, labels, refuse)
 
 
-def reduced(lib, rows, sums, outcome, call, labels, refuse=at_once):
+def reduced(lib, rows, sums, outcome, call, labels, refuse=raise_now):
     """The `Finished` loss of an `Outcome`."""
     if not rows.soft:
-        refuse(outcome.bad, partial(_label_error, lib, labels, rows.all_classes, call.options))
+        label, shape = outcome.bad_label, tuple(labels.shape)
+        read = partial(lib.item, labels) if label is None else None  # else the labels are not kept for it
+        refuse(outcome.bad, partial(_label_error, read, shape, rows.all_classes, call.options), label)
     total, weights = outcome.totals
     if call.options.reduction == "none":
         shape = labels.shape
@@ -104,10 +110,11 @@ def reduced(lib, rows, sums, outcome, call, labels, refuse=at_once):
     return Finished(total / divisor, sums, 1.0 / (lib.xp.zeros_like(weights) + divisor))
 
 
-def predictions(lib, kernels, rows, call, labels, refuse=at_once):
+def predictions(lib, kernels, rows, call, labels, refuse=raise_now):
     """What metrics need of every row; the rest is as in `loss`."""
     found, bad = kernels.predictions(rows)
-    refuse(bad, partial(_label_error, lib, labels, rows.all_classes, call.options))
+    read = partial(lib.item, labels)
+    refuse(bad, partial(_label_error, read, tuple(labels.shape), rows.all_classes, call.options))
     return tuple(lib.xp.reshape(one, labels.shape) for one in found)
 
 
@@ -120,5 +127,7 @@ def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, o
     return [None if one is None else lib.xp.reshape(one, like.shape) for one, like in zip(found, tensors)]
 
 
-def _label_error(lib, labels, classes, options, row):
-    return _rows.label_error(lib.item(labels, row), row, tuple(labels.shape), classes, options.ignore_index)
+def _label_error(read, shape, classes, options, row, label=None):
+    """`read(row)` is the label, if it is not given."""
+    label = read(row) if label is None else label
+    return _rows.label_error(label, row, shape, classes, options.ignore_index)

@@ -103,6 +103,7 @@ class Outcome(NamedTuple):
     totals          two numbers: the sum of the losses, and that of the weights, by which a mean is divided
     bad             the number of the first row with a bad label, -1 if there is none
     mean, scale     the quotient of the totals and the inverse of the second, where the kernels have made them already
+    bad_label       the bad label, where they have
     """
 
     losses: Any
@@ -110,6 +111,7 @@ class Outcome(NamedTuple):
     bad: Any
     mean: Any = None
     scale: Any = None
+    bad_label: Any = None
 
 
 class LossKernels:

@@ -114,3 +114,15 @@ class TORCH(Arrays):
     @staticmethod
     def add_at(out, classes, probs):
         out.scatter_add_(1, classes, probs.to(out.dtype))
+
+
+class UNREAD(TORCH):
+    """The same of tensors in a device's memory, from which nothing is read."""
+
+    reads = False
+
+    @staticmethod
+    def labels(tensor):
+        """A label of more than 63 bits becomes the largest, which is as bad."""
+        wide = tensor.to(torch.int64)
+        return torch.where(wide < 0, 2**63 - 1, wide) if tensor.dtype is torch.uint64 else wide, None

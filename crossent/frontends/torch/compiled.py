@@ -98,7 +98,7 @@ def _loss_backward(dloss, input, target, weight, sample_weight, stats, scale, wa
     if staged.is_staged(input, picks):
         tensors = input, target, weight, sample_weight
         dx, dtarget = staged.gradients_of_sums(tensors, call, stats, scale, dloss, want_target)
-        return dx, target.new_empty(0) if dtarget is None else dtarget
+        return _as_announced(dx, input), target.new_empty(0) if dtarget is None else _as_announced(dtarget, target)
     problem = problem_of(TORCH, input, target, weight, sample_weight, dim, call.options, picks)
     upstream = nodes.upstream(dloss, float(scale), input)
     dx = TORCH.empty(problem.layout, input)

@@ -6,9 +6,9 @@ import torch
 
 from crossent.frontends._chunks import StagedChunk
 from crossent.frontends._products import Products
-from crossent.frontends._stages import at_once
+from crossent.frontends._stages import raise_now
 from crossent.frontends.torch import tokens
-from crossent.frontends.torch.arrays import TORCH
+from crossent.frontends.torch.arrays import UNREAD
 
 _SHARE_OF_MEMORY = 16
 # Where rows are too many for one chunk, each chunk reads and writes the sums of the weight's gradient in float32. On an
@@ -18,10 +18,8 @@ _BYTES_OF_MANY_CHUNKS = 2**31
 _BYTES_OF_SPREAD_CLASSES = 2**30  # the same in all processes, whatever memory each has
 
 
-class OnDevice(TORCH):
+class OnDevice(UNREAD):
     """A device's tensors; `refuse(bad, error)` is as in `_stages.loss`."""
-
-    reads = False
 
     def __init__(self, device, refuse):
         self.device, self._refuse = device, refuse
@@ -49,12 +47,6 @@ class OnDevice(TORCH):
     def is_same_memory(tensor, other):  # not by addresses, which stand-ins without numbers do not have
         return tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
 
-    @staticmethod
-    def labels(tensor):
-        """A label of more than 63 bits becomes the largest, which is as bad."""
-        wide = tensor.to(torch.int64)
-        return torch.where(wide < 0, 2**63 - 1, wide) if tensor.dtype is torch.uint64 else wide, None
-
 
 class DeviceProducts(Products):
     """Logits are stored like the input, unless they are to be `exact`. `memory` are the device's bytes, None if nobody
@@ -66,7 +58,7 @@ class DeviceProducts(Products):
     evenly = True
     filters = False  # how many classes count is not known before it is read
 
-    def __init__(self, x, kernels, exact, memory=None, spread=False, refuse=at_once):
+    def __init__(self, x, kernels, exact, memory=None, spread=False, refuse=raise_now):
         super().__init__(OnDevice(x.device, refuse), x)
         self.kernels, self.stored, self._memory = kernels, x.dtype, None if spread else memory
         if spread:

@@ -1,18 +1,20 @@
 """Losses by a device's kernels: which devices have them, and the node of the autograd graph."""
 
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from crossent import _rows
 from crossent._call import Call
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
 from crossent.frontends.torch import late, modes, namespace
-from crossent.frontends.torch.arrays import TORCH, overlaps
+from crossent.frontends.torch.arrays import TORCH, UNREAD, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
 from crossent.frontends.torch.modes import applier, compiling, grad_enabled, packs_what_is_saved, transformed
 from crossent.frontends.torch.nodes import in_memory, needs_composite
@@ -83,20 +85,21 @@ class _StagedCrossEntropy(torch.autograd.Function):
         tensors = input, target, weight, sample_weight
         may_be_made = call.shard is None and not call.picks
         if may_be_made and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
-            ctx.made, ctx.finished = _made_at_once(tensors, call)
+            ctx.made, finished = _made_at_once(tensors, call)
         else:
-            ctx.made, ctx.finished = None, _finished(tensors, call, late.refuse)
+            ctx.made, finished = None, _finished(tensors, call, late.refuse)
         ctx.save_for_backward(*tensors)
-        ctx.call = call
-        return ctx.finished.loss.to(call.out_dtype)
+        ctx.call, ctx.finished = call, finished._replace(loss=None)  # the loss holds this node
+        loss = finished.loss.to(call.out_dtype)
+        return loss.clone() if loss._is_view() else loss  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx, dloss):
+        late.look()
         tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad
         if needs_composite(dloss):
             make = differentiable_gradients if call.shard is None else _differentiable_gradients
             return *make(tensors, wanted[:2], call, dloss), None, None, None
-        late.look()
         input, made, ctx.made = tensors[0], ctx.made, None
         if made is not None:
             _kernels_of(tensors, call).multiply(made, in_memory(dloss))
@@ -105,10 +108,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
         if in_place:
             input.data_ptr()  # gives a copy-on-write tensor memory of its own
         tensors = input.detach(), *tensors[1:]  # the gradient may be a view of it, which must not be one of the input
-        rows, dloss = _rows_of(tensors, call), in_memory(dloss)
-        found = _stages.gradients(
-            TORCH, _kernels_of(tensors, call), rows, ctx.finished, dloss, tensors, wanted[1], over_logits=in_place
-        )
+        found = _gradients(tensors, call, ctx.finished, in_memory(dloss), wanted[1], in_place)
         if in_place and found[0].data_ptr() == input.data_ptr():
             torch.autograd.graph.increment_version(input)
         return *found, None, None, None
@@ -119,23 +119,58 @@ def _kernels_of(tensors, call):
     return kernels.picked if call.picks else kernels
 
 
+def _lib_of(tensors):
+    return TORCH if tensors[0].is_cpu else UNREAD
+
+
+def _viewable(tensors, call):
+    """The tensors and the call with the class axis where the logits are (outer, classes, inner) without a copy, if
+    there is such a place: of `logits[:, :-1]` the sequences are the outer rows.
+    """
+    input, target, *weights = tensors
+    if input.ndim < 3:
+        return tensors, call
+    axis = _rows.class_axis(input.ndim, call.dim)
+    layout = _rows.layout_of(tuple(input.shape), input.stride(), axis)
+    if layout is None or layout.split == axis:
+        return tensors, call
+    if target.shape == input.shape:
+        target = target.movedim(axis, layout.split)
+    return (input.movedim(axis, layout.split), target, *weights), replace(call, dim=layout.split)
+
+
 def _rows_of(tensors, call):
     shard = call.shard
-    return _stages.rows_of(TORCH, tensors, call, *(() if shard is None else (shard.first, shard.classes)))
+    return _stages.rows_of(_lib_of(tensors), tensors, call, *(() if shard is None else (shard.first, shard.classes)))
 
 
 def _finished(tensors, call, refuse):
+    tensors, call = _viewable(tensors, call)
     rows, merge = _rows_of(tensors, call), None if call.shard is None else call.shard.merged
-    return _stages.loss(TORCH, _kernels_of(tensors, call), rows, call, tensors[1], merge, refuse)
+    return _stages.loss(_lib_of(tensors), _kernels_of(tensors, call), rows, call, tensors[1], merge, refuse)
 
 
-def _made_at_once(tensors, call):
+def _made_at_once(given, given_call):
     """The gradient for an upstream gradient of 1, and the `Finished` loss."""
-    rows, mean = _rows_of(tensors, call), call.options.reduction == "mean"
+    tensors, call = _viewable(given, given_call)
+    lib, rows, mean = _lib_of(tensors), _rows_of(tensors, call), call.options.reduction == "mean"
     sums, outcome, gradient = _kernels_of(tensors, call).at_once(rows, mean, call.divisor, call.out_dtype)
-    return gradient.reshape(tensors[0].shape), _stages.reduced(
-        TORCH, rows, sums, outcome, call, tensors[1], late.refuse
-    )
+    finished = _stages.reduced(lib, rows, sums, outcome, call, tensors[1], late.refuse)
+    return _as_given(gradient.reshape(tensors[0].shape), given_call, call), finished
+
+
+def _gradients(given, given_call, finished, dloss, want_target, in_place=False):
+    tensors, call = _viewable(given, given_call)
+    rows, kernels = _rows_of(tensors, call), _kernels_of(tensors, call)
+    found = _stages.gradients(_lib_of(tensors), kernels, rows, finished, dloss, tensors, want_target, in_place)
+    return [None if gradient is None else _as_given(gradient, given_call, call) for gradient in found]
+
+
+def _as_given(gradient, given_call, call):
+    """With the class axis where the caller's input has it."""
+    if call is given_call:
+        return gradient
+    return gradient.movedim(call.dim, _rows.class_axis(gradient.ndim, given_call.dim))
 
 
 _apply = applier(_StagedCrossEntropy)
@@ -158,8 +193,9 @@ def loss(tensors, call, by_weights=False):
 def prediction_stats(input, target, dim, options):
     late.look()
     tensors, call = (input, target, None, None), Call(options, dim, picks=True)
+    tensors, call = _viewable(tensors, call)
     rows, kernels = _rows_of(tensors, call), kernels_on(input.device.type)
-    return _stages.predictions(TORCH, kernels, rows, call, target, late.refuse_outside_training)
+    return _stages.predictions(_lib_of(tensors), kernels, rows, call, target, late.refuse_outside_training)
 
 
 def differentiable_loss(tensors, call):
@@ -193,17 +229,18 @@ def softmax_kernels(x):
 
 def loss_and_sums(tensors, call):
     """The loss, its sums packed, and the scale as a tensor of float64."""
-    finished = _finished(tensors, call, late.refuse)
-    sums = _kernels_of(tensors, call).packed(_rows_of(tensors, call), finished.sums)
+    late.look()
+    finished, viewable = _finished(tensors, call, late.refuse), _viewable(tensors, call)
+    sums = _kernels_of(*viewable).packed(_rows_of(*viewable), finished.sums)
     scale = torch.zeros((), dtype=torch.float64, device=tensors[0].device) + finished.scale
     return finished.loss.to(call.out_dtype), sums, scale
 
 
 def gradients_of_sums(tensors, call, sums, scale, dloss, want_target):
     late.look()
-    kernels, rows = _kernels_of(tensors, call), _rows_of(tensors, call)
-    finished = _stages.Finished(None, kernels.unpacked(rows, sums), scale)
-    return _stages.gradients(TORCH, kernels, rows, finished, dloss, tensors, want_target)
+    viewable = _viewable(tensors, call)
+    finished = _stages.Finished(None, _kernels_of(*viewable).unpacked(_rows_of(*viewable), sums), scale)
+    return _gradients(tensors, call, finished, dloss, want_target)
 
 
 def losses_of_shard(logits, labels, soft, weight, keep, axis, call):

@@ -8,7 +8,7 @@ from crossent.frontends.torch.device_products import DeviceProducts, memory_of
 from crossent.frontends.torch.dtypes import COMPUTE
 
 
-def head_of(tensors, call, refuse=_stages.at_once):
+def head_of(tensors, call, refuse=_stages.raise_now):
     """The `WholeHead`; `refuse` is as in `OnDevice`."""
     device = tensors[0].device
     kernels, memory = staged.kernels_on(device.type), memory_of(device)

@@ -28,7 +28,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def number(bits, A: tl.constexpr):
     """A number that the host passes by its 64 bits: as a float it would arrive with 32."""
-    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(A)
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True).to(A)
 
 
 @triton.jit

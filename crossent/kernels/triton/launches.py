@@ -5,7 +5,7 @@ waits for the device.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,6 +19,7 @@ from crossent.kernels.triton.rows import Array, How, Settings, Shape
 
 ROWS = 1024  # in a program of the kernels that read a few numbers for each row
 AT_ONCE = 32768  # classes at most that a program holds in its registers: 32 for each of 1,024 threads
+THREADS = 1024  # of a program at most
 SHORT = 256  # classes at most, side by side, of rows that share a program
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
 USUAL = tl.float32, torch.float32
@@ -49,14 +50,14 @@ def power(n):
 
 
 @cache
-def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
-    """The cut of rows of so many classes, of which at most so many are in a tile."""
+def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE, warp=32):
+    """The cut of rows of so many classes, of which at most so many are in a tile; a warp has so many threads."""
     if side_by_side and classes <= SHORT:
         return Cut(1, power(classes), ROWS // power(classes), False, 4)
     if side_by_side:
         loop = classes > at_most
         tile, line = min(8192, at_most) if loop else power(classes), 16 // itemsize
-        return Cut(tile // line, line, 1, loop, min(32, max(4, tile // 1024)))
+        return Cut(tile // line, line, 1, loop, min(THREADS // warp, max(4, tile // 1024)))
     if classes <= min(1024, at_most):
         return Cut(1, power(classes), min(512, max(16, 4096 // power(classes))), False, 4)
     return Cut(1, 8, 128 * (16 // itemsize), True, 4)
@@ -77,13 +78,15 @@ class Launch:
     one share programs.
     """
 
-    def __init__(self, rows):
+    def __init__(self, rows, warp=32):
         self.rows, self.logits = rows, rows.logits
         self.outer, self.classes, self.inner = rows.logits.shape
         self.turned = self.inner == 1
         if self.turned:
             self.outer, self.inner = 1, self.outer
-        self.count, self.device = self.outer * self.inner, rows.logits.device
+        if self.classes >= 2**31:
+            raise ValueError(f"input must have fewer than 2**31 classes on a GPU, got {self.classes}")
+        self.count, self.device, self.warp = self.outer * self.inner, rows.logits.device, warp
         self.arithmetic, self.dtype = TYPES.get(rows.logits.dtype, USUAL)
         self.target = self.array(rows.target if rows.soft else rows.target.contiguous())
         self.samples = None if rows.sample_weight is None else rows.sample_weight.contiguous()
@@ -117,7 +120,11 @@ class Launch:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
     def cut(self, at_most=AT_ONCE):
-        return cut_of(self.classes, self.logits.element_size(), self.how.X_SIDE, at_most)
+        """Sums over q, and numbers of 64 bits, take twice the registers."""
+        if self.how.MASS or self.logits.element_size() == 8:
+            at_most = min(at_most, AT_ONCE // 2)
+        cut = cut_of(self.classes, self.logits.element_size(), self.how.X_SIDE, at_most, self.warp)
+        return replace(cut, R=min(cut.R, power(self.inner)))
 
     def cut_how(self, cut, **more):
         return self.how._replace(T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP, **more)
@@ -128,14 +135,17 @@ class Launch:
     def shape(self, blocks=1):
         return Shape(self.classes, self.inner, blocks, self.count)
 
-    def totals(self, programs, dtype):
-        numbers, partial = self.new(4, dtype=torch.float64), self.new(3, programs, dtype=torch.float64)
-        return Totals(numbers, self.new(dtype=dtype), partial, counter_on(self.device))
+    def totals(self, programs, dtype, through=None):
+        """`through` is a counter that an earlier kernel makes 0."""
+        numbers, partial = self.new(3, dtype=torch.float64), self.new(3, programs, dtype=torch.float64)
+        bad, through = self.new(2, dtype=torch.int64), counter_on(self.device) if through is None else through
+        return Totals(numbers, self.new(dtype=dtype), bad, partial, through)
 
     def outcome(self, losses, totals):
         losses = losses.view(self.logits.shape[0], self.logits.shape[2])
-        total, weight, scale, bad = totals.numbers.unbind()
-        return Outcome(losses, (total, weight), bad, totals.mean, scale)
+        total, weight, scale = totals.numbers.unbind()
+        bad, label = totals.bad.unbind()
+        return Outcome(losses, (total, weight), bad, totals.mean, scale, None if self.rows.soft else label)
 
 
 @cache
@@ -145,32 +155,33 @@ def processors_of(device):
 
 class TritonKernels(LossKernels):
     """`processors(device)` is how many multiprocessors it has; logits of `once_from` bytes and more are worth reading
-    once, since fewer stay in the cache.
+    once, since fewer stay in the cache; a warp has so many threads.
     """
 
-    def __init__(self, processors=processors_of, once_from=2**25):
-        self.processors, self.once_from = processors, once_from
+    def __init__(self, processors=processors_of, once_from=2**25, warp=64 if torch.version.hip else 32):
+        self.processors, self.once_from, self.warp = processors, once_from, warp
 
     def sums(self, rows):
-        launch = Launch(rows)
+        launch = Launch(rows, self.warp)
         found, parts = self._sums(launch)
         if parts > 1:
             found = self._merged(launch, found, parts)
         return _views(rows, found.view(6, launch.count))
 
     def forward(self, rows, dtype=None):
-        launch = Launch(rows)
-        found, parts = self._sums(launch)
+        launch = Launch(rows, self.warp)
+        through = launch.new(1, dtype=torch.int32) if launch.count else None
+        found, parts = self._sums(launch, through)
         merged = launch.new(6, launch.count) if parts > 1 else None
-        outcome = self._losses(launch, found, parts, merged, dtype)
+        outcome = self._losses(launch, found, parts, merged, dtype, through)
         return _views(rows, (found if merged is None else merged).view(6, launch.count)), outcome
 
     def losses(self, rows, sums, dtype=None):
-        launch = Launch(rows)
+        launch = Launch(rows, self.warp)
         return self._losses(launch, _stacked(launch, sums), 1, None, dtype)
 
     def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
-        launch, x, target = Launch(rows), rows.logits, rows.target
+        launch, x, target = Launch(rows, self.warp), rows.logits, rows.target
         dx = x if over_logits else torch.empty_like(x)
         dtarget = torch.empty_like(target) if want_target else None
         if not (launch.count and launch.classes):
@@ -188,16 +199,12 @@ class TritonKernels(LossKernels):
         return dx, dtarget
 
     def is_best_at_once(self, logits, over_logits=False):
-        size = logits.numel() * logits.element_size()
-        if over_logits:
-            return size >= max(1, self.once_from)
-        if logits.dtype is torch.float16:  # what its numbers cannot hold yet, an upstream gradient may scale up
-            return False
-        dense = torch.empty_like(logits, device="meta").stride() == logits.stride()  # as `multiply` takes it
-        return dense and size >= max(1, self.once_from)
+        # float16: what its numbers cannot hold yet, an upstream gradient may scale up.
+        may_wait = over_logits or logits.dtype is not torch.float16
+        return may_wait and logits.numel() * logits.element_size() >= max(1, self.once_from)
 
     def at_once(self, rows, mean, divisor, dtype, over_logits=False):
-        launch, x = Launch(rows), rows.logits
+        launch, x = Launch(rows, self.warp), rows.logits
         dx, cut = x if over_logits else torch.empty_like(x), launch.cut()
         blocks = launch.blocks(cut)
         programs = launch.outer * blocks
@@ -207,7 +214,7 @@ class TritonKernels(LossKernels):
         run(
             launch.device, kernels.at_once, programs,
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
-            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, DX_SIDE=launch.how.X_SIDE),
+            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, DX_SIDE=side_by_side(dx)),
             num_warps=cut.warps,
         )  # fmt: skip
         return _views(rows, sums), launch.outcome(losses, totals), dx
@@ -237,8 +244,8 @@ class TritonKernels(LossKernels):
         )  # fmt: skip
         return totals.numbers[2]
 
-    def _sums(self, launch):
-        """The sums of each part of the rows' classes, and how many parts there are."""
+    def _sums(self, launch, through=None):
+        """The sums of each part of the rows' classes, and how many parts there are; `through` is made 0."""
         cut, processors = launch.cut(), self.processors(launch.device)
         programs, parts, span = launch.outer * launch.blocks(cut), 1, max(1, launch.classes)
         if programs < processors and launch.classes > 4096:  # few long rows would leave processors without work
@@ -251,7 +258,8 @@ class TritonKernels(LossKernels):
         if launch.count:
             run(
                 launch.device, kernels.sums_of_rows, programs * parts,
-                launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found, parts, span,
+                launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found,
+                through, parts, span,
                 launch.shape(launch.blocks(cut)), launch.settings, launch.cut_how(cut), num_warps=cut.warps,
             )  # fmt: skip
         return found, parts
@@ -261,9 +269,9 @@ class TritonKernels(LossKernels):
         self._second_stage(launch, sums, parts, merged, None, None, max(1, triton.cdiv(launch.count, ROWS)))
         return merged
 
-    def _losses(self, launch, sums, parts, merged, dtype):
+    def _losses(self, launch, sums, parts, merged, dtype, through=None):
         programs, dtype = max(1, triton.cdiv(launch.count, ROWS)), dtype or launch.dtype
-        losses, totals = launch.new(launch.count, dtype=dtype), launch.totals(programs, dtype)
+        losses, totals = launch.new(launch.count, dtype=dtype), launch.totals(programs, dtype, through)
         self._second_stage(launch, sums, parts, merged, losses, totals, programs)
         return launch.outcome(losses, totals)
 
@@ -311,9 +319,12 @@ def counter_on(device):
     """The count of a stream's programs, 0 between launches; a captured graph, which may run beside others, has one of
     its own.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
         return torch.zeros(1, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).stream_id
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        key = device, torch.cuda.current_stream().stream_id
     if key not in _counters:
         _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
     return _counters[key]

@@ -38,13 +38,14 @@ NO_ROW = tl.constexpr(2.0**62)
 
 
 class Totals(NamedTuple):
-    """Where the totals of all rows go: `numbers` of float64 are the sum of the losses, that of the weights, its
-    inverse, and the first row with a bad label or -1; `mean` has the dtype of the loss. `partial` has room for three
-    numbers of each program, `through` counts the programs and is 0 again after the last.
+    """Where the totals of all rows go: `numbers` of float64 are the sum of the losses, that of the weights, and its
+    inverse; `mean` has the dtype of the loss; `bad` are the first row with a bad label or -1, and that label.
+    `partial` has room for three numbers of each program, `through` counts the programs and is 0 again after the last.
     """
 
     numbers: Any
     mean: Any
+    bad: Any
     partial: Any
     through: Any
 
@@ -100,8 +101,12 @@ def _load_sums(sums, program, rows):
 
 
 @triton.jit
-def sums_of_rows(x, target, w, samples, sums, parts, span, shape, settings, how: tl.constexpr):
-    """The first stage, for each of the parts of the classes, `span` of them: sums[part] are its `Sums`."""
+def sums_of_rows(x, target, w, samples, sums, through, parts, span, shape, settings, how: tl.constexpr):
+    """The first stage, for each of the parts of the classes, `span` of them: sums[part] are its `Sums`. `through` is
+    made 0 for what follows.
+    """
+    if through is not None:
+        tl.store(through, 0, mask=tl.program_id(0) == 0)
     part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
@@ -145,7 +150,7 @@ def _merged(sums, parts, program, rows):
 
 
 @triton.jit
-def _total(totals, programs, loss, weight, bad_row, how: tl.constexpr):
+def _total(totals, programs, loss, weight, bad_row, target, how: tl.constexpr):
     """Store what a program's rows add to the totals; the last program adds all up, in the order of their numbers."""
     BLOCK: tl.constexpr = 1024
     at = totals.partial + tl.program_id(0)
@@ -163,24 +168,29 @@ def _total(totals, programs, loss, weight, bad_row, how: tl.constexpr):
             bad_of_some = tl.load(of_all + 2 * programs, mask=there, other=NO_ROW, cache_modifier=".cg")
             first_bad = tl.minimum(first_bad, bad_of_some)
         sum_of_losses, sum_of_weights, bad_of_all = tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
-        mean = (sum_of_losses / sum_of_weights).to(how.A)
+        mean, element = sum_of_losses / sum_of_weights, totals.mean.dtype.element_ty
+        if element.primitive_bitwidth == 16:  # no kernel turns float64 into 16 bits
+            mean = mean.to(tl.float32)
         tl.store(totals.numbers, sum_of_losses)
         tl.store(totals.numbers + 1, sum_of_weights)
         tl.store(totals.numbers + 2, 1.0 / sum_of_weights)
-        tl.store(totals.numbers + 3, tl.where(bad_of_all == NO_ROW, -1.0, bad_of_all))
-        tl.store(totals.mean, mean.to(totals.mean.dtype.element_ty))
+        tl.store(totals.mean, mean.to(element))
+        row = tl.where(bad_of_all == NO_ROW, -1.0, bad_of_all).to(tl.int64)
+        tl.store(totals.bad, row)
+        if not how.SOFT:
+            tl.store(totals.bad + 1, tl.load(target.at + row, mask=row >= 0, other=0))
         tl.store(totals.through, 0)
 
 
 @triton.jit
-def finish(losses, totals, programs, program, loss, own_weight, how: tl.constexpr):
+def finish(losses, totals, programs, program, loss, own_weight, target, how: tl.constexpr):
     """Store the losses of a program's rows, and total them. A bad label makes its row's loss nan, and has no weight."""
     loss = tl.where(program.bad, float("nan"), tl.where(program.counts, loss, 0.0))
     weight = tl.where(program.counts, program.keep if how.SOFT else program.keep * own_weight, 0.0)
     tl.store(losses + program.row, loss.to(losses.dtype.element_ty), mask=program.here)
     bad_row = tl.min(tl.where(program.bad, program.row.to(tl.float64), NO_ROW), 0)
     loss = tl.sum(tl.where(program.here, loss, 0.0).to(tl.float64), 0)
-    _total(totals, programs, loss, tl.sum(weight.to(tl.float64), 0), bad_row, how)
+    _total(totals, programs, loss, tl.sum(weight.to(tl.float64), 0), bad_row, target, how)
 
 
 @triton.jit
@@ -193,7 +203,7 @@ def losses_of_rows(target, samples, sums, parts, merged, losses, totals, program
         _store_sums(found, merged, program, shape.rows)
     if losses is not None:
         loss = losses_of(found, program.keep, terms, how)
-        finish(losses, totals, programs, program, loss, found.own_weight, how)
+        finish(losses, totals, programs, program, loss, found.own_weight, target, how)
 
 
 @triton.jit
@@ -203,7 +213,7 @@ def weights_of_rows(target, w, samples, totals, programs, shape, settings, how: 
     weight = tl.where(program.counts, program.keep, 0.0)
     if how.WEIGHTED and not how.SOFT:
         weight *= tl.load(w + program.label, mask=program.counts, other=0.0).to(how.A)
-    _total(totals, programs, 0.0, tl.sum(weight.to(tl.float64), 0), NO_ROW, how)
+    _total(totals, programs, 0.0, tl.sum(weight.to(tl.float64), 0), NO_ROW, target, how)
 
 
 # Gradients
@@ -314,14 +324,17 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, sh
         slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), by)
         _put_gradient(dx, tile, e, slopes, program, how, True)
     _store_sums(found, sums, program, shape.rows)
-    finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, how)
+    finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, target, how)
 
 
 @triton.jit
 def multiplied(dx, by, count, how: tl.constexpr, BLOCK: tl.constexpr):
-    """Multiply by a number in memory, unless it is 1: all that is left to do for a backward pass."""
+    """Multiply by a number in memory, unless it is 1: all that is left to do for a backward pass. What is 0 stays 0,
+    as in ignored rows, even if the number is infinite.
+    """
     factor = tl.load(by).to(how.A)
     if factor != 1.0:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         d = tl.load(dx + i, mask=i < count, other=0.0).to(how.A)
-        tl.store(dx + i, (d * factor).to(dx.dtype.element_ty), mask=i < count)
+        d = tl.where(d == 0.0, 0.0, d * factor)
+        tl.store(dx + i, d.to(dx.dtype.element_ty), mask=i < count)

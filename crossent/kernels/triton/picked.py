@@ -26,7 +26,7 @@ def losses_of_labels(x, target, w, samples, losses, totals, programs, shape, set
     outer, inner = program.row // shape.inner, program.row % shape.inner
     place = x.at + outer * x.outer + inner * x.inner + place_of(program.label, x.of_class, False)
     log_p = tl.load(place, mask=mass != 0.0, other=0.0).to(how.A)
-    finish(losses, totals, programs, program, tl.where(mass == 0.0, 0.0, -mass * log_p), own_weight, how)
+    finish(losses, totals, programs, program, tl.where(mass == 0.0, 0.0, -mass * log_p), own_weight, target, how)
 
 
 @triton.jit

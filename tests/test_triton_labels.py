@@ -77,9 +77,8 @@ def test_the_way_of_nll_loss():
         assert crossent.plan(crossent.nll_loss, x, y).path == "kernels"
         weight = torch.rand(7, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
         assert crossent.plan(crossent.nll_loss, x, y, weight).path == "plain operations"
-        for options in ({}, {"reduction": "none"}):
-            assert torch.autograd.gradcheck(lambda x, o=options: crossent.nll_loss(x, y, **o), x)
-            assert torch.autograd.gradgradcheck(lambda x, o=options: crossent.nll_loss(x, y, **o), x)
+        assert torch.autograd.gradcheck(lambda x: crossent.nll_loss(x, y, reduction="none"), x)
+        assert torch.autograd.gradgradcheck(lambda x: crossent.nll_loss(x, y), x)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -24,6 +24,8 @@ import torch
 from harness import on_triton
 
 import crossent
+from crossent._options import loss_options
+from crossent.kernels.triton.token_launches import TokenKernels
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "sm_120": ("cuda", 120, 32),
@@ -97,6 +99,17 @@ class Call(NamedTuple):
                 found.backward(torch.empty_like(found))
 
 
+class TokenCall(Call):
+    """Of the statistics of labels, with their backward pass."""
+
+    def run(self):
+        rows, _ = self.shape
+        logits, labels = torch.empty(self.shape, dtype=getattr(torch, self.dtype)), torch.zeros(rows, dtype=torch.int64)
+        results, kernels = [*torch.zeros(3, rows), labels], TokenKernels()
+        kernels.tokens(logits, labels, loss_options(), results)
+        kernels.token_gradient(logits, labels, loss_options(), results, results[:3])
+
+
 def _none_is_bad(*shape, **options):
     return torch.full(*shape, -1, **options)
 
@@ -119,6 +132,7 @@ CALLS = [
     Call((8192, 1000), "bfloat16", function="log_softmax"),
     Call((1024, 128256), "bfloat16", mode="evaluation", function="prediction_stats"),
     Call((8192, 1000), "float32", function="nll_loss"),
+    TokenCall((512, 128256), "bfloat16", mode="tokens"),
 ]
 
 

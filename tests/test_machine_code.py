@@ -106,6 +106,19 @@ def test_tiles_that_are_read_once(call, name, stores, target):
     assert found["loads"].get("16", 0) >= stores / halves and found["stores"].get("16", 0) >= stores / halves
 
 
+@pytest.mark.parametrize("target", HERE)
+def test_statistics_of_tokens(target):
+    """The logits are read once, 128 bits at a time, and no thread waits for another; so is their gradient written."""
+    call = "tokens, 512 x 128256, bfloat16"
+    loops = [one for one in kernel(target, call, "tokens_of_rows")["loops"] if one["usual"]["exponentials"] >= 8]
+    assert loops
+    for loop in loops:
+        assert loop["usual"]["loads"].keys() == {"16"} and not loop["usual"]["stores"]
+        assert loop["all"]["barriers"] == loop["all"]["shuffles"] == loop["all"]["local"] == 0
+    found = kernel(target, call, "token_gradients_of_rows")["counts"]
+    assert found["loads"].get("16") and found["stores"].get("16") and not found["barriers"]
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("target", EVERYWHERE)

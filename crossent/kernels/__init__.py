@@ -123,12 +123,18 @@ class LossKernels:
     softmax_gradient    of a result, the upstream gradient, the axis and whether it is the logarithm
     predictions         of `Rows`: log-probability and rank of the label, prediction, confidence and Brier score, arrays
                         (outer, inner), and the number of the first row with a bad label as in an `Outcome`
+    tokens              of logits (rows, classes) whose classes lie side by side, labels that are good or ignored, the
+                        options, and four arrays to write: logprob, lse, entropy and rank, see `plain.token_stats`
+    token_gradient      of the same, with the arrays filled, and the upstream gradients of the first three or None: the
+                        gradient is written over the logits
     """
 
     picked: Any = None
     softmax: Any = None
     softmax_gradient: Any = None
     predictions: Any = None
+    tokens: Any = None
+    token_gradient: Any = None
 
     def sums(self, rows: Rows) -> Sums:
         """The first stage."""

@@ -15,12 +15,12 @@ _PLAIN_ARRAYS = 8  # arrays as large as the logits that plain operations hold at
 
 def bytes_beside(kernels, dtype):
     """Bytes a logit that these kernels hold beside the logits."""
-    return 0 if hasattr(kernels, "tokens") else _PLAIN_ARRAYS * dtype.itemsize
+    return 0 if kernels.tokens is not None else _PLAIN_ARRAYS * dtype.itemsize
 
 
 def forward(kernels, logits, target, options, results, shard):
     """Write the results."""
-    if shard is None and hasattr(kernels, "tokens"):
+    if shard is None and kernels.tokens is not None:
         kernels.tokens(logits, target, options, results)
         return
     keep = _counts(logits, target, options)
@@ -31,7 +31,7 @@ def forward(kernels, logits, target, options, results, shard):
 
 def backward(kernels, logits, target, options, results, upstream, shard):
     """Write the gradient over the logits."""
-    if shard is None and hasattr(kernels, "token_gradient"):
+    if shard is None and kernels.token_gradient is not None:
         kernels.token_gradient(logits, target, options, results, upstream)
         return
     keep = _counts(logits, target, options)

@@ -3,7 +3,8 @@
 from crossent.kernels.triton.labels import PickedKernels, PredictionKernels
 from crossent.kernels.triton.launches import TritonKernels
 from crossent.kernels.triton.slices import SoftmaxKernels
+from crossent.kernels.triton.token_launches import TokenKernels
 
 
-class DeviceKernels(SoftmaxKernels, PredictionKernels, TritonKernels):
+class DeviceKernels(SoftmaxKernels, PredictionKernels, TokenKernels, TritonKernels):
     picked = PickedKernels()

@@ -13,6 +13,7 @@ def _rule(function):
 
 brier = _rule(_rules.brier)
 class_grad = _rule(_rules.class_grad)
+entropy_of = _rule(_rules.entropy_of)
 label_grad = _rule(_rules.label_grad)
 label_weight = _rule(_rules.label_weight)
 lse_slope = _rule(_rules.lse_slope)
@@ -20,6 +21,7 @@ row_loss = _rule(_rules.row_loss)
 softcap_slope = _rule(_rules.softcap_slope)
 target_grad = _rule(_rules.target_grad)
 target_weight = _rule(_rules.target_weight)
+token_grad = _rule(_rules.token_grad)
 
 INFINITY = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)

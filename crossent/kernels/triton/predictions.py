@@ -44,7 +44,7 @@ class Sums(NamedTuple):
 
 
 @triton.jit
-def _others_of(tile, own, program, start, how: tl.constexpr):
+def others_of(tile, own, program, start, how: tl.constexpr):
     """The logits of a tile without the label's, and how many of each line are ahead of it. Of one row the tile's place
     is compared with the label's, and the numbers of classes only in the tile that has it.
     """
@@ -65,7 +65,7 @@ def _others_of(tile, own, program, start, how: tl.constexpr):
 @triton.jit
 def _added(sums, tile, own, program, start, how: tl.constexpr, NARROW: tl.constexpr):
     """The sums of lines with those of a tile."""
-    z, ahead = _others_of(tile, own, program, start, how)
+    z, ahead = others_of(tile, own, program, start, how)
     top = tl.maximum(sums.top, tl.max(z, 1))
     peak = finite(top)
     e, factor = kept_exp(z - peak[:, None, :], NARROW), kept_exp(sums.top - peak, NARROW)

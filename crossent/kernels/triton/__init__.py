@@ -6,5 +6,5 @@ in which programs run: the same bits come out in every run.
 
 A tile is an array (T, W, R) of the logits of R rows: T * W classes beside each other, of which a thread has the W of
 one line. Rows whose classes lie side by side in memory have tiles of one row; where the rows lie side by side a tile
-has many, and so it has of rows with few classes. All reading is by strides, so that nothing is copied first.
+has many, and so it has of rows with few classes. All reading is by strides.
 """

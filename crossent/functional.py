@@ -246,7 +246,7 @@ def cross_entropy(
         group: PyTorch only: the processes of torch.distributed over which the classes are spread, a process group or a
             DeviceMesh of one axis. `input`, probabilities and class weights then have this process's classes, labels
             count over the classes of all, and targets, sample weights and options are the same in all processes. So
-            is the loss. A gradient has the classes of what it belongs to.
+            is the loss. A gradient has the classes of what it belongs to. What one process has to raise, all raise.
         first_class: the number of this process's first class. None says that all processes have as many classes, in the
             order of their ranks; else the processes send where theirs begin, in each call, before anything else.
 

@@ -318,6 +318,18 @@ def errors_of_one_process(mesh):
 
 
 @CASES.add
+def a_wrong_first_class_in_one_process(mesh):
+    """It is sent first, or what is wrong with it is told in its place."""
+    first = 4 * mesh.get_local_rank()
+    for wrong, kind in ((0.5, TypeError), ("4", TypeError), (2**70, Exception)):
+        for call in (lambda **said: crossent.cross_entropy(X, LABELS, **said),
+                     lambda **said: crossent.linear_cross_entropy(HIDDEN, MATRIX, LABELS, **said)):  # fmt: skip
+            with pytest.raises(kind, match="^rank 1: "):
+                call(group=mesh, first_class=wrong if mesh.get_rank() == 1 else first)
+            assert call(group=mesh, first_class=first).isfinite()
+
+
+@CASES.add
 def ignored_labels_are_no_error(mesh):
     """Also where they are lower or higher than any class, or count nothing."""
     samples = torch.tensor([1.0, 0, 1, 1, 1, 1])

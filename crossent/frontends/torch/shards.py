@@ -320,8 +320,7 @@ def shard_of(spread, here, device, check, at_once=False):
 
 
 def _opened(shard, mine, check, spread, device):
-    spread.answered = True
-    parts = _told(mine, shard, device)
+    parts = _told(mine, shard, device, spread)
     if any(part.here < 0 for part in parts):
         raise_together(None, [shard.group])
     shard = _fitting(shard, mine, parts)
@@ -330,9 +329,11 @@ def _opened(shard, mine, check, spread, device):
     return shard
 
 
-def _told(mine, shard, device):
+def _told(mine, shard, device, spread):
     with outside_transforms():
-        return [Opening(*part) for part in _sent(torch.tensor(mine, device=device), shard)().tolist()]
+        mine = torch.tensor(mine, device=device)  # an error for a number of more than 64 bits
+        spread.answered = True
+        return [Opening(*part) for part in _sent(mine, shard)().tolist()]
 
 
 def _error_of(check, shard):
@@ -374,13 +375,13 @@ def _refuse_other_classes(counts):
         )
 
 
-def answer(error, shard, sums, device):
+def answer(error, spread, shard, sums, device):
     """Raise in all processes an error that this one has before it has sent anything. It takes part in what the others
     send first: numbers like the `sums`, of each call that a transform makes of one, or an `Opening` if these are
     None.
     """
     if sums is None:
-        _told(_FAILED, shard, device)
+        _told(_FAILED, shard, device, spread)
     else:
         # The number of classes is right; if others have other numbers of them, it is that which all raise.
         with outside_transforms():

@@ -57,7 +57,7 @@ def _answer(error, input, spread, like):
         sums = None if sums is None else sums.to(shard.dtype_of(sums.dtype))
     except Exception:  # so little is right that nobody can tell what the others send
         return
-    shards.answer(error, shard, None if spread.first_class is not None else sums, device)
+    shards.answer(error, spread, shard, None if spread.first_class is not None else sums, device)
 
 
 def _sums_like(input, target, weight, dim, options):

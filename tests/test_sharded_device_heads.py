@@ -1,11 +1,16 @@
 """Heads and token statistics of classes that are spread over processes, by the contract of devices."""
 
+from unittest import mock
+
 import torch
 from harness import on_unknown_device
-from processes import Cases, in_processes
+from processes import Cases, collectives, in_processes
 from test_sharded_classes import HEADS, head_of
 from test_sharded_tokens import arrays, check
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import crossent
+from crossent.frontends.torch import labels
 
 CASES = Cases()
 
@@ -17,6 +22,30 @@ def heads(mesh):
             head_of(mesh, name, ([Replicate()], [Shard(0)]))
         head_of(mesh, "everything", ([Shard(0)], [Shard(0)]))
         head_of(mesh, "mean", ([Replicate()], [Shard(0)]), torch.bfloat16, bias=False)
+
+
+@CASES.add
+def plans(mesh):
+    """Nothing is sent for a plan, of class weights either."""
+    x, matrix = (torch.zeros(rows, 6, requires_grad=True) for rows in (8, 12))
+    spread, weight = distribute_tensor(matrix, mesh, [Shard(0)]), torch.rand(12)
+    call = crossent.linear_cross_entropy, distribute_tensor(x, mesh, [Replicate()]), spread, torch.arange(8)
+    with on_unknown_device(), collectives() as sent:
+        planned = crossent.plan(*call, weight=weight)
+    assert planned.path == "kernels in two stages" and not sent
+    assert "a chunk takes 1.1 GB at most, alike in all processes" in str(planned)
+
+
+@CASES.add
+def nothing_is_read(mesh):
+    """The labels are not looked at, to make the mean's divisor of the class weights of all processes either."""
+    x, matrix = (torch.randn(rows, 6, generator=torch.Generator().manual_seed(0)) for rows in (8, 12))
+    spread = distribute_tensor(matrix, mesh, [Shard(0)]).requires_grad_()
+    with on_unknown_device(), mock.patch.object(labels, "refuse_bad_labels", None):
+        crossent.linear_cross_entropy(
+            distribute_tensor(x, mesh, [Replicate()]), spread, torch.arange(8), weight=torch.rand(12)
+        ).backward()
+    assert spread.grad.full_tensor().count_nonzero()
 
 
 @CASES.add

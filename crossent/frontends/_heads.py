@@ -178,7 +178,10 @@ def _given(arrays, call, products_for):
         labels, samples, counts = _left_out(lib, labels, samples, counts, bad, call)
     if divisor is None and options.reduction == "mean":
         keep = counts if samples is None else samples
-        keep = keep if weight is None else plain.row_weights(lib.xp, labels, shape.soft, weight, keep)
+        if call.shard is not None and weight is not None and not shape.soft:
+            keep = call.shard.row_weights(labels, weight, keep)
+        elif weight is not None:
+            keep = plain.row_weights(lib.xp, labels, shape.soft, weight, keep)
         divisor = lib.total(keep)
     fields = {
         "products": products,

@@ -60,7 +60,7 @@ class DeviceProducts(Products):
 
     def __init__(self, x, kernels, exact, memory=None, spread=False, refuse=raise_now):
         super().__init__(OnDevice(x.device, refuse), x)
-        self.kernels, self.stored, self._memory = kernels, x.dtype, None if spread else memory
+        self.kernels, self.stored, self._memory, self._spread = kernels, x.dtype, memory, spread
         if spread:
             self.one_chunk_up_to = self.chunk_bytes = _BYTES_OF_SPREAD_CLASSES
         elif memory is not None:
@@ -76,6 +76,8 @@ class DeviceProducts(Products):
             self.precision = f"logits are float32; their gradient is rounded to {name} for its products"
 
     def why_usual_chunk(self, chunks):
+        if self._spread:
+            return f"a chunk takes {self.chunk_bytes / 1e9:.1f} GB at most, alike in all processes"
         if self._memory is None:
             return f"a chunk takes {self.chunk_bytes / 1e6:.1f} MB at most"
         room = f"a sixteenth of the device's {self._memory / 1e9:.1f} GB"

@@ -117,8 +117,11 @@ def _of_head(name, a, options, how):
     by_weights = differentiates_weights(weight, sample_weight, divisor)
     input, linear_weight, bias = as_linear_takes_them(input, linear_weight, bias)
     check_sums(how.given, input.dtype)
+    shard = a.get("shard")
+    if shard is not None and divisor is None:
+        divisor = 1.0  # that of the processes' class weights would have to be sent
     call = head.call_of(
-        (input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how, shard=a.get("shard")), classes
+        (input, linear_weight, bias, probs), Call(options, divisor=divisor, how=how, shard=shard), classes
     )
     tensors = input, linear_weight, bias, probs, weight, sample_weight
     grad = torch.is_grad_enabled()

@@ -369,10 +369,10 @@ def linear_cross_entropy(
 
         return compiled.head_loss(tensors, call, classes)
     call = head.call_of(tensors[:4], call, classes)
-    if shard is not None:
-        call = head.with_divisor(tensors, call)
     if way is STAGES:
         return head.by_kernels(tensors, call, _staged_head().ON_DEVICE)
+    if shard is not None:
+        call = head.with_divisor(tensors, call)
     if way is not KERNELS:
         return head.composite(tensors, call)
     return head.by_kernels(tensors, call if call.divisor is None else _with_number(call))

@@ -7,6 +7,7 @@ from crossent.kernels import LossKernels
 from crossent.kernels.triton import picked, predictions
 from crossent.kernels.triton.launches import ROWS, Launch, bits, run, side_by_side
 from crossent.kernels.triton.predictions import Results
+from crossent.kernels.triton.rows import Array
 from crossent.kernels.triton.slices import in_units
 
 _NEW_NUMBERS = 256
@@ -14,9 +15,9 @@ _NEW_NUMBERS = 256
 
 def _shape_and_array(launch, array, blocks):
     """Both in units, and the units, see `in_units`."""
-    shape, array = launch.shape(blocks), launch.array(array)
-    (classes, inner, *strides), units = in_units(shape.classes, shape.inner, *array[1:])
-    return shape._replace(classes=classes, inner=inner), array._replace(**dict(zip(array._fields[1:], strides))), units
+    shape, (at, *strides) = launch.shape(blocks), launch.array(array)
+    (classes, inner, *strides), units = in_units(side_by_side(array), shape.classes, shape.inner, *strides)
+    return shape._replace(classes=classes, inner=inner), Array(at, *strides), units
 
 
 class PickedKernels(LossKernels):

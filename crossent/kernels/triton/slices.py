@@ -1,5 +1,8 @@
 """softmax and log_softmax on tensors: how their slices are walked, and the launches."""
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 import triton
 
@@ -14,28 +17,62 @@ class SoftmaxKernels:
 
     def softmax(self, x, axis, log):
         out = torch.empty_like(x)
-        loops = loops_of(axis, x, out)
-        if loops is None:
+        walk = _walk_of((x, out), axis, self.softmax_at_once)
+        if walk is None:
             return self.softmax(x.contiguous(), axis, log)
-        _launch(kernels.forward, (x, out), ("X_SIDE", "DX_SIDE"), axis, loops, self.softmax_at_once, log)
+        _launch(kernels.forward, walk, (x, out), log)
         return out
 
     def softmax_gradient(self, out, dout, axis, log):
         dx = torch.empty_like(out)
-        loops = loops_of(axis, out, dout, dx)
-        if loops is None:
+        walk = _walk_of((out, dout, dx), axis, self.gradient_at_once)
+        if walk is None:
             return self.softmax_gradient(out.contiguous(), dout.contiguous(), axis, log)
-        sides = "X_SIDE", "T_SIDE", "DX_SIDE"
-        _launch(kernels.backward, (out, dout, dx), sides, axis, loops, self.gradient_at_once, log)
+        _launch(kernels.backward, walk, (out, dout, dx), log)
         return dx
 
 
-def loops_of(axis, *arrays):
+class Walk(NamedTuple):
+    """What a launch over the slices of arrays depends on beside the arrays themselves; `strides` are three for each."""
+
+    programs: int
+    strides: list
+    shape: Shape
+    how: How
+    masked: bool
+    units: tuple
+    warps: int
+
+
+_SIDES = {2: ("X_SIDE", "DX_SIDE"), 3: ("X_SIDE", "T_SIDE", "DX_SIDE")}  # of two arrays and of three, see `softmax`
+
+
+def _walk_of(arrays, axis, at_most):
+    """The `Walk`, or None if an array has to be copied first."""
+    like = arrays[0]
+    return _walk(like.shape, tuple(array.stride() for array in arrays), like.dtype, like.element_size(), axis, at_most)
+
+
+@lru_cache(maxsize=1024)
+def _walk(shape, strides, dtype, itemsize, axis, at_most):
+    loops = loops_of(shape, axis, strides)
+    if loops is None:
+        return None
+    (outer, inner, steps), n = loops, shape[axis]
+    side_by_side = dict(zip(_SIDES[len(strides)], (n == 1 or of_class == 1 for _, of_class, _ in steps)))
+    cut, (arithmetic, _) = cut_of(n, itemsize, side_by_side["X_SIDE"], at_most), TYPES.get(dtype, USUAL)
+    slices = min(cut.R, power(inner))
+    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, **side_by_side), triton.cdiv(inner, slices)
+    (classes, rows, *steps), units = in_units(how.X_SIDE, n, inner, *(step for of in steps for step in of))
+    shape_in_units, masked = Shape(classes, rows, blocks, outer * inner), slices > 1 or n % cut.classes > 0
+    return Walk(outer * blocks, steps, shape_in_units, how, masked, units, cut.warps)
+
+
+def loops_of(shape, axis, strides):
     """How many steps an outer and an inner loop over the slices make, and the strides (outer, class, inner) of each
     array; None if a loop over them would need more than two strides in one of the arrays.
     """
-    shape, strides, loops = arrays[0].shape, [array.stride() for array in arrays], []
-    others = [a for a, size in enumerate(shape) if a != axis and size != 1]
+    loops, others = [], [a for a, size in enumerate(shape) if a != axis and size != 1]
     for a in sorted(others, key=strides[0].__getitem__, reverse=True):
         steps = [of[a] for of in strides]
         if loops and loops[-1][1] == [step * shape[a] for step in steps]:
@@ -44,32 +81,28 @@ def loops_of(axis, *arrays):
             loops.append((shape[a], steps))
     if len(loops) > 2:
         return None
-    (outer, first), (inner, second) = [(1, [0] * len(arrays))] * (2 - len(loops)) + loops
+    (outer, first), (inner, second) = [(1, [0] * len(strides))] * (2 - len(loops)) + loops
     return outer, inner, [(o, of[axis], i) for o, of, i in zip(first, strides, second)]
 
 
-def in_units(*numbers):
-    """The numbers by powers of 2, their units, which the kernels are compiled for.
+def in_units(side_by_side, classes, inner, *strides):
+    """The numbers by powers of 2, their units, which the kernels are compiled for. How many rows or slices there are
+    does not matter unless these are what lies side by side.
 
     Of itself Triton looks for multiples of 16 alone, so that of 1,000 numbers it would load one at a time.
     """
-    units = tuple(number & -number if number % 16 else 1 for number in numbers)
-    return [number // unit for number, unit in zip(numbers, units)], units
+    numbers = classes, inner, *strides
+    units = [number & -number if number % 16 else 1 for number in numbers]
+    if side_by_side:
+        units[1] = 1
+    return [number // unit for number, unit in zip(numbers, units)], tuple(units)
 
 
-def _launch(kernel, arrays, sides, axis, loops, at_most, log):
-    outer, inner, strides = loops
-    x, n = arrays[0], arrays[0].shape[axis]
-    if not x.numel():
+def _launch(kernel, walk, arrays, log):
+    if not arrays[0].numel():
         return
-    side_by_side = {side: n == 1 or of_class == 1 for side, (_, of_class, _) in zip(sides, strides)}
-    cut, (arithmetic, _) = cut_of(n, x.element_size(), side_by_side["X_SIDE"], at_most), TYPES.get(x.dtype, USUAL)
-    slices = min(cut.R, power(inner))
-    how = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, **side_by_side)
-    blocks = triton.cdiv(inner, slices)
-    (n_units, inner_units, *steps), units = in_units(n, inner, *(step for of in strides for step in of))
     run(
-        x.device, kernel, outer * blocks, *(Array(array, *steps[3 * i : 3 * i + 3]) for i, array in enumerate(arrays)),
-        Shape(n_units, inner_units, blocks, outer * inner), how, LOG=log,
-        MASKED=slices > 1 or n % cut.classes > 0, UNITS=units, num_warps=cut.warps,
+        arrays[0].device, kernel, walk.programs,
+        *(Array(array, *walk.strides[3 * i : 3 * i + 3]) for i, array in enumerate(arrays)), walk.shape, walk.how,
+        LOG=log, MASKED=walk.masked, UNITS=walk.units, num_warps=walk.warps,
     )  # fmt: skip

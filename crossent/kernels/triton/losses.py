@@ -168,13 +168,14 @@ def _total(totals, programs, loss, weight, bad_row, target, how: tl.constexpr):
             bad_of_some = tl.load(of_all + 2 * programs, mask=there, other=NO_ROW, cache_modifier=".cg")
             first_bad = tl.minimum(first_bad, bad_of_some)
         sum_of_losses, sum_of_weights, bad_of_all = tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
-        mean, element = sum_of_losses / sum_of_weights, totals.mean.dtype.element_ty
-        if element.primitive_bitwidth == 16:  # no kernel turns float64 into 16 bits
+        mean = sum_of_losses / sum_of_weights
+        HALF: tl.constexpr = totals.mean.dtype.element_ty.primitive_bitwidth == 16
+        if HALF:  # no kernel turns float64 into 16 bits
             mean = mean.to(tl.float32)
         tl.store(totals.numbers, sum_of_losses)
         tl.store(totals.numbers + 1, sum_of_weights)
         tl.store(totals.numbers + 2, 1.0 / sum_of_weights)
-        tl.store(totals.mean, mean.to(element))
+        tl.store(totals.mean, mean.to(totals.mean.dtype.element_ty))
         row = tl.where(bad_of_all == NO_ROW, -1.0, bad_of_all).to(tl.int64)
         tl.store(totals.bad, row)
         if not how.SOFT:

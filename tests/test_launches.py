@@ -14,8 +14,8 @@ pytest.importorskip("triton", minversion="3.6")
 # What computes nothing, and what is made of other operations.
 FREE = {
     "alias", "as_strided", "as_strided_", "detach", "detach_", "empty", "empty_like", "empty_strided", "expand",
-    "narrow", "new_empty", "new_empty_strided", "permute", "resize_", "result_type", "select", "slice", "squeeze", "t",
-    "transpose", "unbind", "_unsafe_view", "unsqueeze", "view", "view_as",
+    "narrow", "new_empty", "new_empty_strided", "permute", "resize_", "result_type", "select", "set_", "slice",
+    "squeeze", "t", "transpose", "unbind", "_unsafe_view", "unsqueeze", "view", "view_as",
 }  # fmt: skip
 COMPOSITE = {
     "clone", "contiguous", "cross_entropy_loss", "flatten", "full", "log_softmax", "nll_loss", "nll_loss_nd", "ones",
@@ -57,7 +57,7 @@ def as_on_a_gpu(monkeypatch):
     """
     from crossent.frontends.torch import late
 
-    monkeypatch.setattr(late, "_refuse", lambda bad, error, wait: None)
+    monkeypatch.setattr(late, "_refuse", lambda bad, error, label, wait: None)
     launches = triton_kernels()
     monkeypatch.setattr(launches, "counter_on", functools.cache(launches.counter_on))
 

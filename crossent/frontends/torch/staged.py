@@ -91,7 +91,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.call, ctx.finished = call, finished._replace(loss=None)  # the loss holds this node
         loss = finished.loss.to(call.out_dtype)
-        return loss.clone() if loss._is_view() else loss  # a view could not be changed in place
+        return loss.new_empty(0).set_(loss) if loss._is_view() else loss  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx, dloss):

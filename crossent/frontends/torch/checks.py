@@ -62,7 +62,7 @@ def refuse_transforms(tensor):
 
 def refuse_wrapped(input):
     """Refuse a DTensor inside a function transform."""
-    if transforms() and is_distributed(unwrapped(input)):
+    if not compiling() and transforms() and is_distributed(unwrapped(input)):  # the compiler cannot look inside
         refuse_transforms(input)
 
 

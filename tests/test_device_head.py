@@ -21,8 +21,8 @@ from crossent.frontends.torch.device_products import DeviceProducts, multiply
 from crossent.frontends.torch.staged import PLAIN_KERNELS
 
 GB = 2**30
-DEVICES = [(way, dtype) for way in ("unknown device", "dummy device") for dtype in ("bfloat16", "float32", "float64")]
-DEVICES += [("stages", "float32"), ("unknown device", "float16")]
+DEVICES = [("unknown device", dtype) for dtype in ("float16", "bfloat16", "float32", "float64")]
+DEVICES += [("dummy device", "float32"), ("stages", "float32")]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -64,7 +64,7 @@ def test_shift(shift, leading):
         test_head.test_shift("unknown device", shift, leading, reduction, kind)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_targets_that_do_not_count(dtype, reduction):
     for option in ("plain", "everything"):
@@ -73,9 +73,8 @@ def test_targets_that_do_not_count(dtype, reduction):
         test_head.test_nothing_counts("unknown device", dtype, 0.1, reduction, how)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_many_chunks_in_bfloat16(reduction):
-    test_head.test_many_chunks_in_bfloat16("unknown device", reduction)
+def test_many_chunks_in_bfloat16():
+    test_head.test_many_chunks_in_bfloat16("unknown device", "mean")
 
 
 @pytest.fixture

@@ -443,7 +443,7 @@ def transforms(mesh):
     for placement in (Shard(0), Shard(1), Replicate()):
         x, d = spread(mesh, logits, placement), spread(mesh, above, placement)
         both = torch.stack([x, d])
-        for name in ("softmax", "log_softmax"):
+        for name in ("softmax", "log_softmax") if torch.__version__ >= "2.10" else ():
             ours, exact = getattr(crossent, name), getattr(F, name)
             gradient = torch.func.grad(lambda z: (exact(z, 1) * above).sum())(logits)  # noqa: B023
             close(torch.func.grad(lambda z: (ours(z, 1) * d).sum())(x), gradient, 1e-12)  # noqa: B023

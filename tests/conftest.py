@@ -10,6 +10,17 @@ if not glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+INTERPRETED = "test_triton", "test_launches", "test_device", "test_bench_gpu"
+
+
+def pytest_collection_modifyitems(items):
+    """Beside a GPU kernels are compiled for it, and tests/test_gpu*.py have them run there."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        for item in items:
+            if item.path.name.startswith(INTERPRETED):
+                item.add_marker(pytest.mark.skip(reason="needs Triton's interpreter: TRITON_INTERPRET=1"))
+
+
 def pytest_addoption(parser):
     parser.addoption("--poison", action="store_true", help="fill memory that nobody has written yet with nan")
 

@@ -38,9 +38,9 @@ def waiting_for_nothing():
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     from crossent.frontends.torch import staged
-    from crossent.kernels.triton.launches import TritonKernels
+    from crossent.kernels.triton.device import DeviceKernels
 
-    monkeypatch.setitem(staged.KERNELS_OF, DEVICE, TritonKernels(once_from=WAYS[request.param]))
+    monkeypatch.setitem(staged.KERNELS_OF, DEVICE, DeviceKernels(once_from=WAYS[request.param]))
     return request.param
 
 

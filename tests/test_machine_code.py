@@ -94,16 +94,17 @@ def test_instructions_a_number(name):
         ("step, 4096 x 32768, float32", "at_once", 8),
         ("step, 512 x 16384, bfloat16", "sums_of_rows", 0),
         ("step, 512 x 16384, bfloat16", "gradients_of_rows", 4),
-        ("step, 16 x 19 x 256 x 256, float32", "at_once", 8),
+        ("step, 32768 x 1000, float32", "at_once", 8),
+        ("step, 16 x 19 x 256 x 256, float32", "at_once", 4),
+        ("step, 16 x 150 x 256 x 256, float32", "at_once", 16),
     ],
 )
-def test_tiles_that_are_read_once(call, name, stores, target):
-    """A thread's numbers, 32 in most, come and go 128 bits at a time; on AMD's processors a program has twice as many
-    threads.
-    """
+def test_tiles(call, name, stores, target):
+    """A thread's numbers come and go 128 bits at a time; on AMD's processors a program has twice as many threads."""
     found = kernel(target, call, name)["counts"]
     halves = 2 if target.startswith("gfx") else 1
     assert found["loads"].get("16", 0) >= stores / halves and found["stores"].get("16", 0) >= stores / halves
+    assert found["stores"].get("2" if "bfloat16" in call else "4", 0) <= 10  # of the row
 
 
 @pytest.mark.parametrize("target", HERE)

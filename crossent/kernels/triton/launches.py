@@ -21,6 +21,7 @@ ROWS = 1024  # in a program of the kernels that read a few numbers for each row
 AT_ONCE = 32768  # classes at most that a program holds in its registers: 32 for each of 1,024 threads
 THREADS = 1024  # of a program at most
 SHORT = 256  # classes at most, side by side, of rows that share a program
+FEW = 64  # classes at most, across memory, that stay in the cache while they are read twice
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
 USUAL = tl.float32, torch.float32
 
@@ -51,16 +52,21 @@ def power(n):
 
 @cache
 def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE, warp=32):
-    """The cut of rows of so many classes, of which at most so many are in a tile; a warp has so many threads."""
+    """The cut of rows of so many classes, of which at most so many are in a tile; a warp has so many threads.
+
+    A thread has 32 numbers of a tile, or 64 across memory: what there is to do for each row is done by all its threads.
+    """
+    few = max(1, 128 // warp)
     if side_by_side and classes <= SHORT:
-        return Cut(1, power(classes), ROWS // power(classes), False, 4)
+        return Cut(1, power(classes), 4096 // power(classes), False, few)
     if side_by_side:
         loop = classes > at_most
         tile, line = min(8192, at_most) if loop else power(classes), 16 // itemsize
-        return Cut(tile // line, line, 1, loop, min(THREADS // warp, max(4, tile // 1024)))
+        return Cut(tile // line, line, 1, loop, max(1, min(THREADS, tile // 32) // warp))
     if classes <= min(1024, at_most):
-        return Cut(1, power(classes), min(512, max(16, 4096 // power(classes))), False, 4)
-    return Cut(1, 8, 128 * (16 // itemsize), True, 4)
+        rows = min(512, max(16, 4096 // power(classes)))
+        return Cut(1, power(classes), rows, False, max(1, power(classes) * rows // (64 * warp)))
+    return Cut(1, 8, 128 * (16 // itemsize), True, few)
 
 
 def side_by_side(array):
@@ -120,14 +126,32 @@ class Launch:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
     def cut(self, at_most=AT_ONCE):
-        """Sums over q, and numbers of 64 bits, take twice the registers."""
-        if self.how.MASS or self.logits.element_size() == 8:
+        """`cut_of`, with no more rows than there are beside each other. Few classes across memory are walked in a loop
+        in which each thread has rows of its own, so that no class is padded and no thread waits.
+        """
+        itemsize, side = self.logits.element_size(), self.how.X_SIDE
+        if self.how.MASS or itemsize == 8:  # which take twice the registers
             at_most = min(at_most, AT_ONCE // 2)
-        cut = cut_of(self.classes, self.logits.element_size(), self.how.X_SIDE, at_most, self.warp)
+        cut = cut_of(self.classes, itemsize, side, at_most, self.warp)
+        if not side and self.classes <= FEW:
+            cut = Cut(1, 4, 128 * (16 // itemsize), True, max(1, 128 // self.warp))
         return replace(cut, R=min(cut.R, power(self.inner)))
 
-    def cut_how(self, cut, **more):
-        return self.how._replace(T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP, **more)
+    def cut_how(self, cut, *others, **more):
+        """`others` are arrays beside the logits and probabilities, (outer, classes, inner)."""
+        arrays = self.logits, *(one for one in others if one is not None)
+        line = self.line(arrays if not self.how.SOFT else (*arrays, self.rows.target))
+        return self.how._replace(T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP, LINE=line, **more)
+
+    def line(self, arrays):
+        """`How.LINE`: as many numbers as a thread loads at once, or 1."""
+        line, side = 16 // self.logits.element_size(), self.how.X_SIDE
+        steps = [self.classes if side else self.inner]
+        for _, outer, of_class, inner in map(self.array, arrays):
+            steps += (outer, inner) if side else (outer, of_class)
+            if (of_class if side else inner) != 1:
+                return 1
+        return 1 if any(step % line for step in steps) else line
 
     def blocks(self, cut):
         return triton.cdiv(self.inner, cut.R)
@@ -189,7 +213,8 @@ class TritonKernels(LossKernels):
         cut = launch.cut(at_most=4096)
         tiles, blocks = triton.cdiv(launch.classes, cut.classes), launch.blocks(cut)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-        how = launch.cut_how(cut, DX_SIDE=side_by_side(dx), DT_SIDE=want_target and side_by_side(dtarget))
+        sides = {"DX_SIDE": side_by_side(dx), "DT_SIDE": want_target and side_by_side(dtarget)}
+        how = launch.cut_how(cut, dx, dtarget, **sides)
         run(
             launch.device, kernels.gradients_of_rows, launch.outer * blocks * tiles,
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
@@ -214,7 +239,7 @@ class TritonKernels(LossKernels):
         run(
             launch.device, kernels.at_once, programs,
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
-            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, DX_SIDE=side_by_side(dx)),
+            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, dx, DX_SIDE=side_by_side(dx)),
             num_warps=cut.warps,
         )  # fmt: skip
         return _views(rows, sums), launch.outcome(losses, totals), dx

@@ -14,8 +14,11 @@ from crossent.kernels import Sums
 from crossent.kernels.triton.language import INFINITY, exp, finite, number, relative_to, target_grad
 from crossent.kernels.triton.rows import (
     added,
+    at_classes,
     at_rows,
+    bound,
     by_exponentials,
+    class_step,
     exponentials,
     gradient_of,
     joined,
@@ -224,8 +227,9 @@ def weights_of_rows(target, w, samples, totals, programs, shape, settings, how: 
 def _put_zeros(dx, program, start, shape, how: tl.constexpr):
     """A tile of the gradient of rows that do not count."""
     c = start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
-    place = at_rows(dx, program)[None, None, :] + place_of(c, dx.of_class, how.DX_SIDE)
-    tl.store(place, tl.zeros(c.shape, how.A).to(dx.at.dtype.element_ty), mask=c < shape.classes, cache_modifier=".cs")
+    place = at_classes(dx, program, how)[None, None, :] + place_of(c, class_step(dx, how), how.DX_SIDE)
+    zeros = tl.zeros(c.shape, how.A).to(dx.at.dtype.element_ty)
+    tl.store(place, zeros, mask=c < bound(shape.classes, how), cache_modifier=".cs")
 
 
 @triton.jit
@@ -234,7 +238,7 @@ def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.co
     if how.R > 1 or how.SOFT:
         g = tl.where(program.counts[None, None, :], g, 0.0)
     g = g.to(dx.at.dtype.element_ty)
-    place = at_rows(dx, program)[None, None, :] + place_of(tile.c, dx.of_class, how.DX_SIDE)
+    place = at_classes(dx, program, how)[None, None, :] + place_of(tile.c, class_step(dx, how), how.DX_SIDE)
     if MASKED:
         tl.store(place, g, mask=tile.ok, cache_modifier=".cs")
     else:
@@ -243,12 +247,14 @@ def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.co
 
 @triton.jit
 def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how: tl.constexpr):
-    weight = tl.load(w + tile.c, mask=tile.c < shape.classes, other=0.0).to(how.A) if how.WEIGHTED else 1.0
+    there = tile.c < bound(shape.classes, how)
+    weight = tl.load(w + tile.c, mask=there, other=0.0).to(how.A) if how.WEIGHTED else 1.0
     z = tile.z * terms.cap if how.CAPPED else tile.z
     relative, by = z - peak[None, None, :], slopes.of_target[None, None, :]
     d = target_grad(slopes.cost[None, None, :], relative, weight, by, terms.smoothing)
     d = tl.where(program.counts[None, None, :], d, 0.0).to(dtarget.at.dtype.element_ty)
-    place = at_rows(dtarget, program)[None, None, :] + place_of(tile.c, dtarget.of_class, how.DT_SIDE)
+    of_class = class_step(dtarget, how)
+    place = at_classes(dtarget, program, how)[None, None, :] + place_of(tile.c, of_class, how.DT_SIDE)
     tl.store(place, d, mask=tile.ok, cache_modifier=".cs")
 
 

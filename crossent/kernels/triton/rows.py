@@ -28,7 +28,8 @@ from crossent.kernels.triton.language import (
 class How(NamedTuple):
     """What a kernel is compiled for: the type of the arithmetic; a tile of T lines of W classes of R rows, and whether
     the classes take several; the kinds of target and weights, whether smoothing or probabilities give classes other
-    than the label a mass, and whether there is a softcap; in which arrays the classes lie side by side.
+    than the label a mass, and whether there is a softcap; in which arrays the classes lie side by side; and a number
+    of which the length of what lies side by side in all arrays is a multiple, and every distance between others.
     """
 
     A: Any
@@ -45,6 +46,7 @@ class How(NamedTuple):
     T_SIDE: bool = False
     DX_SIDE: bool = False
     DT_SIDE: bool = False
+    LINE: int = 1
 
 
 class Array(NamedTuple):
@@ -143,7 +145,8 @@ def rows_of_block(block, target, samples, shape, settings, how: tl.constexpr):
     """The `Program` of a block of R rows."""
     outer = (block // shape.blocks).to(tl.int64)
     inner = (block % shape.blocks).to(tl.int64) * how.R + tl.arange(0, how.R)
-    return read_rows(outer, inner, outer * shape.inner + inner, inner < shape.inner, target, samples, settings, how)
+    rows = shape.inner if how.X_SIDE else in_lines(shape.inner, how)
+    return read_rows(outer, inner, outer * shape.inner + inner, inner < rows, target, samples, settings, how)
 
 
 @triton.jit
@@ -157,6 +160,35 @@ def rows_beside(target, samples, shape, settings, how: tl.constexpr, BLOCK: tl.c
 def at_rows(array, program):
     """Pointers to rows, (R,)."""
     return array.at + program.outer * array.outer + program.inner * array.inner
+
+
+@triton.jit
+def in_lines(number, how: tl.constexpr):
+    """The number, of which Triton sees that it is a multiple of LINE: of itself it looks for multiples of 16 alone, so
+    that of 1,000 numbers it would load one at a time.
+    """
+    return number // how.LINE * how.LINE
+
+
+@triton.jit
+def at_classes(array, program, how: tl.constexpr):
+    """As `at_rows`, of an array with classes."""
+    outer, inner = in_lines(array.outer, how), array.inner
+    if how.X_SIDE:
+        inner = in_lines(inner, how)
+    return array.at + program.outer * outer + program.inner * inner
+
+
+@triton.jit
+def class_step(array, how: tl.constexpr):
+    """From a class to the next."""
+    return array.of_class if how.X_SIDE else in_lines(array.of_class, how)
+
+
+@triton.jit
+def bound(classes, how: tl.constexpr):
+    """The number of classes."""
+    return in_lines(classes, how) if how.X_SIDE else classes
 
 
 @triton.jit
@@ -175,8 +207,10 @@ def capped(x, cap, how: tl.constexpr):
 @triton.jit
 def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
     """The `capped` logits, -inf where there are none."""
-    if MASKED:
+    if MASKED and how.CAPPED:
         z = tl.where(ok, capped(tl.load(x, mask=ok, other=0.0, eviction_policy=POLICY), cap, how), -INFINITY)
+    elif MASKED:
+        z = tl.load(x, mask=ok, other=-INFINITY, eviction_policy=POLICY).to(how.A)
     else:
         z = capped(tl.load(x, eviction_policy=POLICY), cap, how)
     return z
@@ -187,9 +221,10 @@ def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, M
     """q of classes for rows that count 1, without the label's own part, in units of `Terms.unit`."""
     q = tl.full(ok.shape, 1.0, how.A)
     if how.WEIGHTED:
-        q *= tl.load(w + c, mask=c < shape.classes, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
+        there = c < bound(shape.classes, how)
+        q *= tl.load(w + c, mask=there, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
     if how.SOFT:
-        place = at_rows(target, program)[None, None, :] + place_of(c, target.of_class, how.T_SIDE)
+        place = at_classes(target, program, how)[None, None, :] + place_of(c, class_step(target, how), how.T_SIDE)
         t = tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
         q = target_weight(t, q, 1.0, terms.smoothing, terms.classes)
     elif not how.CAPPED:
@@ -202,9 +237,9 @@ def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.const
               POLICY: tl.constexpr):  # fmt: skip
     """The `Tile` from the class `start` on; with MASKED without what is not in `classes` or no row."""
     c = start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
-    ok = (c < classes) & program.here[None, None, :]
-    x_of_rows = at_rows(x, program)[None, None, :]
-    z = load_logits(x_of_rows + place_of(c, x.of_class, how.X_SIDE), ok, terms.cap, how, MASKED, POLICY)
+    ok = (c < bound(classes, how)) & program.here[None, None, :]
+    place = at_classes(x, program, how)[None, None, :] + place_of(c, class_step(x, how), how.X_SIDE)
+    z = load_logits(place, ok, terms.cap, how, MASKED, POLICY)
     if how.MASS:
         q = target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
     else:

@@ -227,7 +227,7 @@ def test_nothing_is_begun_after_the_time():
 
 def test_a_dry_run(tmp_path):
     """Of a loss and a head, with the kernels of a GPU in Triton's interpreter."""
-    pytest.importorskip("triton", minversion="3.6")
+    pytest.importorskip("triton", minversion="3.7")
     chosen = "--case", "32 x 10,", "--case", "head, 8192 x 2048", "--output", str(tmp_path)
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry", *chosen]
     done = subprocess.run(command, capture_output=True, text=True)

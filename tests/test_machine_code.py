@@ -11,7 +11,7 @@ import pytest
 
 TOOL = Path(__file__).parent / "machine_code.py"
 
-triton = pytest.importorskip("triton", minversion="3.6")
+triton = pytest.importorskip("triton", minversion="3.7")
 # Others make other code, which is for their makers to count.
 counted = pytest.mark.skipif(triton.__version__[:4] != "3.7.", reason="instructions are counted with Triton 3.7")
 

@@ -408,3 +408,8 @@ def test_operators(layout):
         torch.testing.assert_close(found, expected)
         values = [2, *compiled._values(loss_options(), compiled._LOSS)]
         torch.library.opcheck(torch.ops.crossent.loss.default, (x, y, None, None, False, *values))
+
+
+def test_version():
+    triton = pytest.importorskip("triton")
+    assert staged.version_of_triton() == tuple(map(int, triton.__version__.split(".")[:2]))

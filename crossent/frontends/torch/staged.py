@@ -1,9 +1,10 @@
 """Losses by a device's kernels: which devices have them, and the node of the autograd graph."""
 
 import math
+import re
 from dataclasses import replace
-from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +30,17 @@ PLAIN_KERNELS = PlainKernels(namespace, COMPUTE, namespace.freeze)  # for device
 def _has_triton():
     """Whether there is a Triton that the kernels for GPUs are tested with."""
     for_gpus = torch.version.cuda or torch.version.hip
-    return bool(for_gpus) and find_spec("triton") is not None and _version_of("triton") >= (3, 6)
+    return bool(for_gpus) and version_of_triton() >= (3, 6)
 
 
-def _version_of(package):
-    return tuple(int(number) for number in version(package).split(".")[:2])
+def version_of_triton() -> tuple[int, int]:
+    """The first two numbers, (0, 0) without Triton. It is not imported for that, which takes long, nor looked for among
+    the distributions, where it has a name for each kind of GPU.
+    """
+    spec = find_spec("triton")
+    text = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
+    found = re.search(r"__version__ *= *[\"'](\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 GPUS_HAVE_KERNELS = _has_triton()

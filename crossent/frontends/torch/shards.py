@@ -14,7 +14,7 @@ from crossent._options import integer
 from crossent.frontends.torch import namespace
 from crossent.frontends.torch.agreement import raise_together
 from crossent.frontends.torch.labels import concrete, outside
-from crossent.frontends.torch.modes import compiling, dispatch_modes, outside_transforms
+from crossent.frontends.torch.modes import compiling, dispatch_modes, grad_enabled, outside_transforms, transformed
 from crossent.kernels import plain as formulas
 
 _WORDS = 2
@@ -266,6 +266,8 @@ _IN_FORWARD_MODE = {function: _with_jvp(function) for function in (_Gathered, _O
 
 
 def _linear(function, tensor, shard):
+    if not (compiling() or transformed() or (tensor.requires_grad and grad_enabled())):
+        return function.forward(tensor, shard)  # no node, which would bind its arguments by name
     return (function if compiling() else _IN_FORWARD_MODE[function]).apply(tensor, shard)
 
 

@@ -25,6 +25,8 @@ token_grad = _rule(_rules.token_grad)
 
 INFINITY = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)
+# A log-probability, from which on `expm1` is right; as in `crossent.kernels.plain.log_softmax_grad_of`.
+NEARLY_CERTAIN = tl.constexpr(-0.34)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from crossent.kernels.triton.rows import Array, How, Settings, Shape
 ROWS = 1024  # in a program of the kernels that read a few numbers for each row
 AT_ONCE = 32768  # classes at most that a program holds in its registers: 32 for each of 1,024 threads
 THREADS = 1024  # of a program at most
+WARP = 64 if torch.version.hip else 32  # threads
 SHORT = 256  # classes at most, side by side, of rows that share a program
 FEW = 64  # classes at most, across memory, that stay in the cache while they are read twice
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
@@ -51,21 +52,21 @@ def power(n):
 
 
 @cache
-def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE, warp=32):
-    """The cut of rows of so many classes, of which at most so many are in a tile; a warp has so many threads.
+def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
+    """The cut of rows of so many classes, of which at most so many are in a tile.
 
     A thread has 32 numbers of a tile, or 64 across memory: what there is to do for each row is done by all its threads.
     """
-    few = max(1, 128 // warp)
+    few = max(1, 128 // WARP)
     if side_by_side and classes <= SHORT:
         return Cut(1, power(classes), 4096 // power(classes), False, few)
     if side_by_side:
         loop = classes > at_most
         tile, line = min(8192, at_most) if loop else power(classes), 16 // itemsize
-        return Cut(tile // line, line, 1, loop, max(1, min(THREADS, tile // 32) // warp))
+        return Cut(tile // line, line, 1, loop, max(1, min(THREADS, tile // 32) // WARP))
     if classes <= min(1024, at_most):
         rows = min(512, max(16, 4096 // power(classes)))
-        return Cut(1, power(classes), rows, False, max(1, power(classes) * rows // (64 * warp)))
+        return Cut(1, power(classes), rows, False, max(1, power(classes) * rows // (64 * WARP)))
     return Cut(1, 8, 128 * (16 // itemsize), True, few)
 
 
@@ -84,7 +85,7 @@ class Launch:
     one share programs.
     """
 
-    def __init__(self, rows, warp=32):
+    def __init__(self, rows):
         self.rows, self.logits = rows, rows.logits
         self.outer, self.classes, self.inner = rows.logits.shape
         self.turned = self.inner == 1
@@ -92,7 +93,7 @@ class Launch:
             self.outer, self.inner = 1, self.outer
         if self.classes >= 2**31:
             raise ValueError(f"input must have fewer than 2**31 classes on a GPU, got {self.classes}")
-        self.count, self.device, self.warp = self.outer * self.inner, rows.logits.device, warp
+        self.count, self.device = self.outer * self.inner, rows.logits.device
         self.arithmetic, self.dtype = TYPES.get(rows.logits.dtype, USUAL)
         self.target = self.array(rows.target if rows.soft else rows.target.contiguous())
         self.samples = None if rows.sample_weight is None else rows.sample_weight.contiguous()
@@ -132,9 +133,9 @@ class Launch:
         itemsize, side = self.logits.element_size(), self.how.X_SIDE
         if self.how.MASS or itemsize == 8:  # which take twice the registers
             at_most = min(at_most, AT_ONCE // 2)
-        cut = cut_of(self.classes, itemsize, side, at_most, self.warp)
+        cut = cut_of(self.classes, itemsize, side, at_most)
         if not side and self.classes <= FEW:
-            cut = Cut(1, 4, 128 * (16 // itemsize), True, max(1, 128 // self.warp))
+            cut = Cut(1, 4, 128 * (16 // itemsize), True, max(1, 128 // WARP))
         return replace(cut, R=min(cut.R, power(self.inner)))
 
     def cut_how(self, cut, *others, **more):
@@ -179,21 +180,21 @@ def processors_of(device):
 
 class TritonKernels(LossKernels):
     """`processors(device)` is how many multiprocessors it has; logits of `once_from` bytes and more are worth reading
-    once, since fewer stay in the cache; a warp has so many threads.
+    once, since fewer stay in the cache.
     """
 
-    def __init__(self, processors=processors_of, once_from=2**25, warp=64 if torch.version.hip else 32):
-        self.processors, self.once_from, self.warp = processors, once_from, warp
+    def __init__(self, processors=processors_of, once_from=2**25):
+        self.processors, self.once_from = processors, once_from
 
     def sums(self, rows):
-        launch = Launch(rows, self.warp)
+        launch = Launch(rows)
         found, parts = self._sums(launch)
         if parts > 1:
             found = self._merged(launch, found, parts)
         return _views(rows, found.view(6, launch.count))
 
     def forward(self, rows, dtype=None):
-        launch = Launch(rows, self.warp)
+        launch = Launch(rows)
         through = launch.new(1, dtype=torch.int32) if launch.count else None
         found, parts = self._sums(launch, through)
         merged = launch.new(6, launch.count) if parts > 1 else None
@@ -201,11 +202,11 @@ class TritonKernels(LossKernels):
         return _views(rows, (found if merged is None else merged).view(6, launch.count)), outcome
 
     def losses(self, rows, sums, dtype=None):
-        launch = Launch(rows, self.warp)
+        launch = Launch(rows)
         return self._losses(launch, _stacked(launch, sums), 1, None, dtype)
 
     def gradients(self, rows, sums, upstream, scale, want_target, over_logits):
-        launch, x, target = Launch(rows, self.warp), rows.logits, rows.target
+        launch, x, target = Launch(rows), rows.logits, rows.target
         dx = x if over_logits else torch.empty_like(x)
         dtarget = torch.empty_like(target) if want_target else None
         if not (launch.count and launch.classes):
@@ -229,7 +230,7 @@ class TritonKernels(LossKernels):
         return may_wait and logits.numel() * logits.element_size() >= max(1, self.once_from)
 
     def at_once(self, rows, mean, divisor, dtype, over_logits=False):
-        launch, x = Launch(rows, self.warp), rows.logits
+        launch, x = Launch(rows), rows.logits
         dx, cut = x if over_logits else torch.empty_like(x), launch.cut()
         blocks = launch.blocks(cut)
         programs = launch.outer * blocks

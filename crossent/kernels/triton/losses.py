@@ -19,6 +19,7 @@ from crossent.kernels.triton.rows import (
     bound,
     by_exponentials,
     class_step,
+    classes_from,
     exponentials,
     gradient_of,
     joined,
@@ -31,6 +32,7 @@ from crossent.kernels.triton.rows import (
     rows_beside,
     rows_of_block,
     slopes_of,
+    store,
     sums_of_tile,
     terms_of,
     tiles_of,
@@ -226,7 +228,7 @@ def weights_of_rows(target, w, samples, totals, programs, shape, settings, how: 
 @triton.jit
 def _put_zeros(dx, program, start, shape, how: tl.constexpr):
     """A tile of the gradient of rows that do not count."""
-    c = start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+    c = classes_from(start, how)
     place = at_classes(dx, program, how)[None, None, :] + place_of(c, class_step(dx, how), how.DX_SIDE)
     zeros = tl.zeros(c.shape, how.A).to(dx.at.dtype.element_ty)
     tl.store(place, zeros, mask=c < bound(shape.classes, how), cache_modifier=".cs")
@@ -239,10 +241,7 @@ def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.co
         g = tl.where(program.counts[None, None, :], g, 0.0)
     g = g.to(dx.at.dtype.element_ty)
     place = at_classes(dx, program, how)[None, None, :] + place_of(tile.c, class_step(dx, how), how.DX_SIDE)
-    if MASKED:
-        tl.store(place, g, mask=tile.ok, cache_modifier=".cs")
-    else:
-        tl.store(place, g, cache_modifier=".cs")
+    store(place, g, tile.ok, MASKED)
 
 
 @triton.jit

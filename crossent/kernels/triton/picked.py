@@ -5,8 +5,8 @@ import triton.language as tl
 
 from crossent.kernels.triton.language import label_weight, number
 from crossent.kernels.triton.losses import finish
-from crossent.kernels.triton.rows import at_rows, place_of, rows_beside, rows_of_block
-from crossent.kernels.triton.softmax import array_of, classes_from, shape_of, store_tile
+from crossent.kernels.triton.rows import at_rows, classes_from, place_of, rows_beside, rows_of_block
+from crossent.kernels.triton.softmax import array_of, shape_of, store_tile
 
 
 @triton.jit

@@ -198,6 +198,21 @@ def place_of(c, stride, SIDE_BY_SIDE: tl.constexpr):
 
 
 @triton.jit
+def classes_from(start, how: tl.constexpr):
+    """The numbers of a tile's classes, (T, W, 1)."""
+    return start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+
+
+@triton.jit
+def store(place, values, ok, MASKED: tl.constexpr):
+    """Of results, which the caches need not keep."""
+    if MASKED:
+        tl.store(place, values, mask=ok, cache_modifier=".cs")
+    else:
+        tl.store(place, values, cache_modifier=".cs")
+
+
+@triton.jit
 def capped(x, cap, how: tl.constexpr):
     """In units of the softcap, if there is one."""
     z = x.to(how.A)
@@ -236,7 +251,7 @@ def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, M
 def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.constexpr, MASKED: tl.constexpr,
               POLICY: tl.constexpr):  # fmt: skip
     """The `Tile` from the class `start` on; with MASKED without what is not in `classes` or no row."""
-    c = start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+    c = classes_from(start, how)
     ok = (c < bound(classes, how)) & program.here[None, None, :]
     place = at_classes(x, program, how)[None, None, :] + place_of(c, class_step(x, how), how.X_SIDE)
     z = load_logits(place, ok, terms.cap, how, MASKED, POLICY)

@@ -13,10 +13,8 @@ import triton
 import triton.language as tl
 
 from crossent.kernels.plain import SliceSums
-from crossent.kernels.triton.language import INFINITY, exp, expm1, finite, kept_exp, log1p
-from crossent.kernels.triton.rows import Array, Shape, at_rows, place_of
-
-NEARLY_CERTAIN = tl.constexpr(-0.34)  # a log-probability, as in `crossent.kernels.plain.log_softmax_grad_of`
+from crossent.kernels.triton.language import INFINITY, NEARLY_CERTAIN, exp, expm1, finite, kept_exp, log1p
+from crossent.kernels.triton.rows import Array, Shape, at_rows, classes_from, place_of, store
 
 
 class Slices(NamedTuple):
@@ -41,19 +39,9 @@ def array_of(array, AT: tl.constexpr, UNITS: tl.constexpr):
 
 
 @triton.jit
-def classes_from(start, how: tl.constexpr):
-    """The numbers of a tile's classes, (T, W, 1)."""
-    return start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
-
-
-@triton.jit
 def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, MASKED: tl.constexpr):
-    values = values.to(array.at.dtype.element_ty)
     place = at_rows(array, rows)[None, None, :] + place_of(c, array.of_class, SIDE)
-    if MASKED:
-        tl.store(place, values, mask=ok, cache_modifier=".cs")
-    else:
-        tl.store(place, values, cache_modifier=".cs")
+    store(place, values.to(array.at.dtype.element_ty), ok, MASKED)
 
 
 @triton.jit

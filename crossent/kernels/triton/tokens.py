@@ -11,6 +11,7 @@ import triton.language as tl
 
 from crossent.kernels.triton.language import (
     INFINITY,
+    NEARLY_CERTAIN,
     entropy_of,
     expm1,
     finite,
@@ -19,9 +20,17 @@ from crossent.kernels.triton.language import (
     token_grad,
 )
 from crossent.kernels.triton.predictions import others_of
-from crossent.kernels.triton.rows import Tile, at_label, at_rows, load_tile, nll_of, own_of, rows_of_block, terms_of
-
-NEARLY_CERTAIN = tl.constexpr(-0.34)  # a log-probability, from which on `expm1` is right
+from crossent.kernels.triton.rows import (
+    Tile,
+    at_label,
+    at_rows,
+    load_tile,
+    nll_of,
+    own_of,
+    rows_of_block,
+    store,
+    terms_of,
+)
 
 
 class Results(NamedTuple):
@@ -116,10 +125,7 @@ def _put_gradients(x, program, start, found, above, of_label, shape, terms, how:
         g *= softcap_slope(tile.z * (1.0 / terms.cap), 1.0)
     g = tl.where(program.counts[None, None, :], g, 0.0).to(x.at.dtype.element_ty)
     place = at_rows(x, program)[None, None, :] + tile.c
-    if MASKED:
-        tl.store(place, g, mask=tile.ok, cache_modifier=".cs")
-    else:
-        tl.store(place, g, cache_modifier=".cs")
+    store(place, g, tile.ok, MASKED)
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """A page as headless Chromium sees it, through its DevTools protocol on a pipe."""
 
+import base64
 import functools
 import http.server
 import json
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +32,30 @@ class Page:
     errors: list[str] = field(default_factory=list)  # of the console: scripts, styles, requests that failed
 
     def evaluate(self, expression):
-        """The value of a JavaScript expression."""
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression; of a promise what it resolves to."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description", "no description"))
+        return answer["result"].get("value")
+
+    def screenshot(self, path):
+        """The whole page as a PNG."""
+        picture = self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        Path(path).write_bytes(base64.b64decode(picture))
+
+
+def violations(page):
+    """What axe-core finds wrong with the page as it is shown now: a line for each element that breaks a rule."""
+    page.evaluate(f"{_axe()};0")
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then(found => found.violations)")
+    return [f"{rule['id']}: {node['html'][:200]}: {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+
+
+@functools.cache
+def _axe():
+    package = pytest.importorskip("axe_core_python", reason="no axe-core here: pip install axe-core-python")
+    (script,) = Path(package.__file__).parent.rglob("axe.min.js")
+    return script.read_text(encoding="utf-8")
 
 
 @contextmanager

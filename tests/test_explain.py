@@ -166,36 +166,61 @@ def test_the_pieces_of_the_head_add_up(library, data):
 FIRST, LABELS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0], [5.0, 0.0, 0.0]]), np.array([0, 2, 1, 0])
 EXAMPLE = """\
 cross_entropy: mean 0.8568 over 3 rows of 3 classes, float64
-lse = log sum exp(x)   loss = s (-w[y] log p[y])
+module    crossent.nn.CrossEntropyLoss(weight=weight)(input, target,
+sample_weight=sample_weight)
+function  crossent.cross_entropy(input, target, weight=weight,
+sample_weight=sample_weight)
 
-row 0   label y = 0   lse = 2.4076   w[y] = 1.0000   s = 2.0000   loss = 0.8152
+row 0   label y = 0   loss = 0.8152
   class                        y=0        1        2
   x                         2.0000   1.0000        0
-  p = exp(x) / sum exp(x)   0.6652   0.2447   0.0900
+  e = exp(x - max x)        1.0000   0.3679   0.1353
+  sum e = 1.5032   lse = max x + log sum e = 2.4076
+  p = e / sum e             0.6652   0.2447   0.0900
   log p = x - lse          -0.4076  -1.4076  -2.4076
   -w[y] log p[y]            0.4076
+  w[y] = 1.0000   s = 2.0000   loss = s (-w[y] log p[y]) = 0.8152
+  d = w[y] (p - [c = y])   -0.3348   0.2447   0.0900
+  g = s d / 3.5            -0.1913   0.1398   0.0514
+  one step, x - g: loss = 0.6301
 
-row 1   label y = 2   lse = 3.1698   w[y] = 0.5000   s = 1.0000   loss = 1.0849
+row 1   label y = 2   loss = 1.0849
   class                          0        1      y=2
   x                              0   3.0000   1.0000
-  p = exp(x) / sum exp(x)   0.0420   0.8438   0.1142
+  e = exp(x - max x)        0.0498   1.0000   0.1353
+  sum e = 1.1851   lse = max x + log sum e = 3.1698
+  p = e / sum e             0.0420   0.8438   0.1142
   log p = x - lse          -3.1698  -0.1698  -2.1698
   -w[y] log p[y]                              1.0849
+  w[y] = 0.5000   s = 1.0000   loss = s (-w[y] log p[y]) = 1.0849
+  d = w[y] (p - [c = y])    0.0210   0.4219  -0.4429
+  g = s d / 3.5             0.0060   0.1205  -0.1265
+  one step, x - g: loss = 0.9796
 
-row 2   label y = 1   lse = 2.0986   w[y] = 1.0000   s = 1.0000   loss = 1.0986
+row 2   label y = 1   loss = 1.0986
   class                          0      y=1        2
   x                         1.0000   1.0000   1.0000
-  p = exp(x) / sum exp(x)   0.3333   0.3333   0.3333
+  e = exp(x - max x)        1.0000   1.0000   1.0000
+  sum e = 3.0000   lse = max x + log sum e = 2.0986
+  p = e / sum e             0.3333   0.3333   0.3333
   log p = x - lse          -1.0986  -1.0986  -1.0986
   -w[y] log p[y]                     1.0986
+  w[y] = 1.0000   s = 1.0000   loss = s (-w[y] log p[y]) = 1.0986
+  d = w[y] (p - [c = y])    0.3333  -0.6667   0.3333
+  g = s d / 3.5             0.0952  -0.1905   0.0952
+  one step, x - g: loss = 0.9175
 
-row 3   label y = 0   ignored   lse = 5.0134
+row 3   label y = 0   ignored
   class                          0        1        2
   x                         5.0000        0        0
-  p = exp(x) / sum exp(x)   0.9867   0.0066   0.0066
+  e = exp(x - max x)        1.0000   0.0067   0.0067
+  sum e = 1.0135   lse = max x + log sum e = 5.0134
+  p = e / sum e             0.9867   0.0066   0.0066
   log p = x - lse          -0.0134  -5.0134  -5.0134
 
 mean = sum of the losses / sum of s w[y] = 2.99875 / 3.5 = 0.8568
+Knowing nothing costs log 3 = 1.0986 a row, knowing how often each class occurs
+0.9557; these rows cost 0.8568.
 """
 
 

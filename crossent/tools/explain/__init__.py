@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from crossent import cross_entropy, plan
-from crossent._options import loss_options, of_arguments
+from crossent._options import loss_options, number, of_arguments
 from crossent.tools.arrays import as_numpy, dtype_of
-from crossent.tools.explain.case import Case, bind, detached
-from crossent.tools.explain.checks import checks_of
+from crossent.tools.explain.baselines import baselines
+from crossent.tools.explain.case import Case, bind, detached, total
+from crossent.tools.explain.checks import EPS, checks_of
 from crossent.tools.explain.explanation import (
     Check as Check,
     Explanation as Explanation,
@@ -20,12 +21,17 @@ from crossent.tools.explain.explanation import (
 )
 from crossent.tools.explain.findings import Facts, findings_of
 from crossent.tools.explain.steps import steps_of
+from crossent.tools.explain.styles import styles_of
 from crossent.tools.explain.tally import scan
 from crossent.tools.explain.working import choose, row_of, work
 
 
 def explain(
-    *args: Any, function: Callable[..., Any] = cross_entropy, rows: Iterable[Position] | None = None, **kwargs: Any
+    *args: Any,
+    function: Callable[..., Any] = cross_entropy,
+    rows: Iterable[Position] | None = None,
+    learning_rate: float = 1.0,
+    **kwargs: Any,
 ) -> Explanation:
     """Every step of a call of a loss, with its numbers, and what is worth knowing about it.
 
@@ -39,13 +45,16 @@ def explain(
             tuples with an index for each axis of the labels. None shows all rows if they are at most four, else the
             first with a bad label or a loss that is not finite, the smallest and the largest losses. Of a row at most
             six classes are shown: the label, what is not finite, and the largest.
+        learning_rate: of the step of gradient descent, on the logits themselves, whose effect on each row is shown.
 
     The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
-    the checks compare them with what the function returns. The function is called twice, for its result and for the
+    the checks compare them with what the function returns. They end with the gradient: g is that of the result, or for
+    reduction "none" of the row's loss, at the logits. The function is called twice, for its result and for the
     losses of all rows; beside these, all logits are read once, in blocks. Losses are in nats.
 
-    Returns an `Explanation`: rows, steps, checks, findings, a summary of the losses, and what `crossent.plan` says of
-    the call. It has print(), plot(), to_dict(), to_json() and to_html(), and shows itself in a notebook.
+    Returns an `Explanation`: rows, steps, checks, findings, a summary of the losses, what knowing nothing would cost,
+    the call in both styles, and what `crossent.plan` says of it. It has print(), plot(), to_dict(), to_json() and
+    to_html(), and shows itself in a notebook.
 
     Raises what the function raises for shapes, dtypes and options; but a label that is no class is a finding. TypeError
     for another function; IndexError for rows that are not there. An input without classes is a ValueError.
@@ -56,8 +65,9 @@ def explain(
     >>> import crossent
     >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, -np.inf]])
     >>> found = crossent.explain(logits, np.array([0, 2]))
-    >>> [step.formula for step in found.steps][:4]
-    ['x', 'lse = log sum exp(x)', 'p = exp(x) / sum exp(x)', 'log p = x - lse']
+    >>> steps = {step.name: step for step in found.steps}
+    >>> steps["gradient"].formula, [round(g, 4) for g in steps["gradient"].values[0]]
+    ('g = d / 2', [-0.1674, 0.1224, 0.045])
     >>> for finding in found.findings:
     ...     print(finding.severity, finding.rows, finding.classes, finding.sentence)
     error (1,) (2,) Row 1: the logit of the label's class, 2, is -inf, so that the loss is inf. A mask has
@@ -73,11 +83,13 @@ def explain(
         losses = value
         if options.reduction != "none":
             losses = function(**case.arguments | {"reduction": "none", "denominator": None})
+    rate = number("learning_rate", learning_rate)
     result = None if options.reduction == "none" else float(value)
+    styles = styles_of(function, a, options)
     if mistake is not None:
         a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
     planned = plan(function, **a)
-    return _explanation(case, rows, losses, result, mistake, planned)
+    return _explanation(case, rows, losses, result, mistake, rate, styles=styles, plan=planned)
 
 
 def _called(function, arguments, options):
@@ -93,10 +105,10 @@ def _called(function, arguments, options):
     return Case(function, arguments, options), value, None
 
 
-def _explanation(case, wanted, losses, result, mistake, planned):
+def _explanation(case, wanted, losses, result, mistake, rate, **told):
     dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
     chosen = choose(case, losses, wanted)
-    worked = [work(case, row) for row in chosen]
+    worked = [work(case, row, rate) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
     facts = Facts(case, *scan(case), worked, losses, result, dtype, mistake)
     return Explanation(
@@ -107,12 +119,13 @@ def _explanation(case, wanted, losses, result, mistake, planned):
         reduction=case.options.reduction,
         result=result,
         rows=rows,
-        steps=steps_of(case, rows, worked, losses, result),
+        steps=steps_of(case, rows, worked, losses, result, rate),
         checks=checks_of(facts),
         findings=findings_of(facts),
         summary=_summary(facts),
-        plan=planned,
+        baselines=_baselines(facts),
         losses=losses.reshape(case.row_shape),
+        **told,
     )
 
 
@@ -130,3 +143,10 @@ def _summary(facts):
     if counted and case.labels is not None:
         found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
     return found
+
+
+def _baselines(facts):
+    case, divisor = facts.case, total(facts.case.counts())
+    with np.errstate(all="ignore"):
+        mean = total(facts.losses[case.keep]) / np.float64(divisor)
+        return baselines(case.class_masses(), divisor, float(mean), EPS[facts.dtype])

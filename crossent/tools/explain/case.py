@@ -5,6 +5,7 @@ Rows are numbered in the order of the losses. Nothing here holds more than a blo
 
 import inspect
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
 _BLOCK = 2**18  # numbers: the arrays made of a block stay in a core's cache
 _PRODUCTS = 2**23  # of a head, whose products want many rows
 _CLASSES = 2**12  # of a head's weight, widened at a time
+
+
+def total(array):
+    """Its sum in float64, whatever is in it."""
+    with np.errstate(all="ignore"):
+        return float(array.sum(dtype=np.float64))
 
 
 def bind(function, args, kwargs):
@@ -81,6 +88,8 @@ class Case:
         self.samples: Any = None
         if a["sample_weight"] is not None:
             self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), targets)).reshape(-1)
+        wide = "float64" in (self.dtype, dtype_of(getattr(target, "probs", target)))
+        self.arithmetic = np.float64 if wide else np.float32
         self.labels, self.named, self.bad = None, None, np.zeros(self.rows, bool)
         self.keep = np.ones(self.rows, bool) if self.samples is None else self.samples != 0
         if isinstance(target, SparseTarget):
@@ -210,6 +219,26 @@ class Case:
             if self.labels is not None and self.weight is not None:
                 counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
         return counts
+
+    @cached_property
+    def divisor(self):
+        """What the mean divides by."""
+        given = self.arguments["denominator"]
+        return total(self.counts()) if given is None else float(given)
+
+    def class_masses(self):
+        """What all rows together hold of each class: the sum of s q_c."""
+        keep, smoothing = self.keep.reshape(self.row_shape), self.options.label_smoothing
+        s = np.reshape(np.ones(self.rows) if self.samples is None else self.samples, self.row_shape)
+        if self.named is None:
+            found = np.zeros(self.classes)
+            for b in self.blocks():
+                found += s[b][keep[b]] @ self.given(b)[keep[b]]
+        else:
+            t = self.probs[keep] * s[keep][:, None]
+            found = np.bincount(self.named[keep].reshape(-1).astype(np.intp), t.reshape(-1), self.classes)
+        found = (1.0 - smoothing) * found + smoothing / self.classes * s[keep].sum()
+        return found if self.weight is None else found * self.weight
 
 
 def detached(arguments):

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Check
-from crossent.tools.explain.steps import divisor, total
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float64": 1.7976e308}
@@ -74,7 +74,7 @@ def _reduced(facts):
     magnitude = total(np.abs(losses))
     value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * magnitude
     if case.options.reduction == "mean":
-        by = np.float64(divisor(case))
+        by = np.float64(case.divisor)
         counted = abs(by) if case.arguments["denominator"] is not None else total(np.abs(case.counts()))
         with np.errstate(all="ignore"):  # by 0 too, as arrays divide
             value, allowed = float(value / by), allowed / abs(by)

@@ -88,7 +88,11 @@ class Explanation:
     """What `crossent.explain` found: the steps with their numbers, the checks, the findings and the plan of the call.
 
     `result` is what the function returned, None for reduction "none"; with bad labels, which the function refuses, it
-    is that of the other rows. `losses` are those of all rows, in the shape of the labels.
+    is that of the other rows. `losses` are those of all rows, in the shape of the labels. `styles` say the call as a
+    "module", what it holds and what it is then called with, and as a "function". `baselines` are the mean losses of
+    models that say the same of every row, in nats: "uniform" of equal probabilities, "label_entropy" of each class's
+    share of the targets; "mean" is the loss beside them, "worse_than_uniform" says how it compares. No row, no
+    baselines.
     """
 
     function: str
@@ -102,6 +106,8 @@ class Explanation:
     checks: tuple[Check, ...]
     findings: tuple[Finding, ...]
     summary: dict[str, Any]
+    styles: dict[str, str]
+    baselines: dict[str, Any]
     plan: Plan
     losses: np.ndarray = field(compare=False)
 

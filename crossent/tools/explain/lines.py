@@ -1,5 +1,6 @@
 """An explanation in lines. Each is a list of pieces, a text and its style as rich writes it; the texts say it all."""
 
+import math
 from textwrap import fill
 
 from crossent.tools.explain import words
@@ -15,7 +16,7 @@ def show(explanation, console=None):
     from rich.text import Text
 
     console = console or Console(highlight=False)
-    for line in lines(explanation):
+    for line in lines(explanation, console.width):
         console.print(Text.assemble(*line))
 
 
@@ -28,16 +29,19 @@ def _filled(line):
     return fill(line, _WIDTH, replace_whitespace=False, break_on_hyphens=False)
 
 
-def lines(e):
+def lines(e, width=_WIDTH):
     yield [(words.headline(e), "bold")]
-    yield [("   ".join(words.formulas(e)), "cyan")]
+    for style, call in e.styles.items():
+        yield [(f"{style:<8}", "dim"), (f"  {call}", "cyan")]
     for index in range(len(e.rows)):
         yield []
         yield _title(e, index)
-        yield from _table(e, index)
+        yield from _table(e, index, width)
     yield []
     if (line := words.reduction(e)) is not None:
         yield [(line, "bold")]
+    if (line := words.baselines(e)) is not None:
+        yield [(line, "")]
     if e.summary["rows"] > len(e.rows) or e.reduction == "none":
         yield [(words.summary(e), "")]
     yield []
@@ -68,17 +72,36 @@ def _title(e, index):
     return [*pieces, (f"   ({reason})", "dim")] if reason else pieces
 
 
-def _table(e, index):
+def _table(e, index, width):
+    """The steps of a row, so many classes beside each other; what there is one number of stands below the first."""
     row = e.rows[index]
     hidden = e.classes - len(row.classes)
-    headers = [f"y={c}" if row.picks(c) else str(c) for c in row.classes]
-    styles = ["bold green" if row.picks(c) else "" for c in row.classes]
-    if hidden:
-        headers, styles = [*headers, "others"], [*styles, "dim"]
-    yield _in_columns("  class", headers, headers, "dim", [style or "dim" for style in styles])
-    for _, formula, cells in words.class_lines(e, index):
-        shown = cells if hidden else cells[:-1]
-        yield _in_columns(f"  {formula}", map(words.number, shown), headers, "cyan", styles)
+    headers = [f"y={c}" if row.picks(c) else str(c) for c in row.classes] + ["others"] * bool(hidden)
+    styles = ["bold green" if row.picks(c) else "" for c in row.classes] + ["dim"]
+    room = max(1, (width - _LINE) // (_CELL + 1))
+    columns = math.ceil(len(headers) / math.ceil(len(headers) / room))
+    for lo in range(0, len(headers), columns):
+        some = slice(lo, min(lo + columns, len(headers)))
+        yield _in_columns("  class", headers[some], headers[some], "dim", [style or "dim" for style in styles[some]])
+        for step, formula, cells in words.steps(e, index):
+            if any(cells[some]):
+                if len(formula) > _LINE - 3:
+                    yield [(f"  {formula}", "cyan")]
+                    formula = ""
+                yield _in_columns(f"  {formula}", cells[some], headers[some], "cyan", styles[some])
+            elif step is None and not lo:
+                yield from _packed(formula, width)
+
+
+def _packed(formulas, width):
+    """As many in a line as there is room for."""
+    line = ""
+    for formula in formulas:
+        if line and len(line) + 3 + len(formula) > width:
+            yield [(line, "cyan")]
+            line = ""
+        line += f"   {formula}" if line else f"  {formula}"
+    yield [(line, "cyan")]
 
 
 def _in_columns(name, cells, headers, style, styles):

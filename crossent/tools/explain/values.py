@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from crossent.tools.arrays import as_numpy
+from crossent.tools.explain.case import total
 from crossent.tools.explain.checks import LARGEST
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.steps import divisor, total
 from crossent.tools.explain.tally import ONE_BASED, one_based
 from crossent.tools.explain.words import classes, few, first, in_first, rows
 
@@ -34,7 +34,7 @@ def _one_based(case):
 
 def nothing_counts(facts):
     case = facts.case
-    if case.options.reduction != "mean" or divisor(case) != 0.0:
+    if case.options.reduction != "mean" or case.divisor != 0.0:
         return None
     if case.arguments["denominator"] is not None:
         what, advice = "the denominator is 0", "Give the number of targets that count in the whole batch."
@@ -158,7 +158,7 @@ def overflow(facts):
         return Finding("overflow", "error", sentence, first(case, numbers))
     if result is None or math.isfinite(result) or not np.isfinite(facts.losses).all() or nothing_counts(facts):
         return None
-    if not math.isfinite(divisor(case)):
+    if not math.isfinite(case.divisor):
         return None
     sentence = f"Every loss is finite, but their sum is {total(facts.losses):.4g}: {limit}. "
     return Finding("overflow", "error", f"{sentence}Take the mean, or convert the input to float32.")

@@ -1,6 +1,7 @@
 """Rows, classes and numbers, as sentences and tables have them."""
 
 import math
+from itertools import groupby
 
 _FIRST = 5
 
@@ -83,9 +84,15 @@ def summary(explanation):
     return f"{sentence}."
 
 
-def formulas(explanation):
-    """The formulas of the numbers that a row has one of."""
-    return [step.formula for step in explanation.steps if step.level == "row" and " = " in step.formula]
+def baselines(explanation):
+    """What knowing nothing costs beside the loss; None where no row counts."""
+    b = explanation.baselines
+    if not b:
+        return None
+    named = f"log {explanation.classes} = " if math.isclose(b["uniform"], math.log(explanation.classes)) else ""
+    sentence = f"Knowing nothing costs {named}{number(b['uniform'])} a row, knowing how often each class occurs "
+    sentence += f"{number(b['label_entropy'])}; these rows cost {number(b['mean'])}"
+    return f"{sentence}: worse than knowing nothing." if b["worse_than_uniform"] else f"{sentence}."
 
 
 def title(explanation, index):
@@ -94,19 +101,35 @@ def title(explanation, index):
     parts = [f"row {row.position}"]
     if row.label is not None:
         parts.append(f"label y = {row.label}")
-    if row.state != "counts":
-        parts.append(row.state)
-    for step in explanation.steps:
-        if step.level == "row" and (row.state == "counts" or step.name == "normaliser"):
-            name = step.formula.partition(" = ")[0]
-            parts.append(f"{name} = {number(step.values[index])}")
-    return parts
+    return [*parts, f"loss = {number(row.loss)}" if row.state == "counts" else row.state]
 
 
-def class_lines(explanation, index):
-    """The lines of a row's table: a formula, and a cell for each class and for the others if there are any."""
-    last = next(step for step in explanation.steps if step.name == "loss").formula
-    for step in explanation.steps:
-        if step.level == "class" and (explanation.rows[index].state == "counts" or not step.of_target):
-            formula = last if last == f"loss = {step.formula}" else step.formula
-            yield step, formula, (*step.values[index], step.others[index])
+def steps(explanation, index):
+    """The lines of a row's table: step, formula, and a cell for each class and one for the others.
+
+    What a row has one number of stands between: these have no step and no cells, and formulas with the numbers.
+    """
+    loss = next(step for step in explanation.steps if step.name == "loss")
+    shown = [step for step in explanation.steps if step.level != "call" and _tells(explanation, step, index)]
+    if picked := [step for step in shown if loss.formula == f"loss = {step.formula}"]:
+        shown.remove(loss)
+    for level, some in groupby(shown, key=lambda step: step.level):
+        if level == "row":
+            yield None, [f"{step.formula} = {number(step.values[index])}" for step in some], ()
+            continue
+        for step in some:
+            cells = [_cell(step, value) for value in (*step.values[index], step.others[index])]
+            yield step, loss.formula if step in picked else step.formula, cells
+
+
+def _cell(step, value):
+    return f"{value:g}" if step.name == "digits" and value is not None else number(value)
+
+
+def _tells(explanation, step, index):
+    """Whether a step says something of a row: those of the target where it counts, those of floats where digits die."""
+    if step.of_target and explanation.rows[index].state != "counts":
+        return False
+    if step.name == "digits":
+        return any(value is not None and value < 1.0 for value in step.values[index])
+    return step.name != "unshifted sum" or step.values[index] in (0.0, math.inf)

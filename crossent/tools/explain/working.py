@@ -11,13 +11,14 @@ ROWS = 4
 
 
 @dataclass
-class Worked:
-    """A row with all its classes: x are the logits, z the capped ones, q the target's weights, `cost` what each class
-    adds to the loss, `size` the magnitude of the numbers whose rounding the loss inherits."""
+class Forward:
+    """A row with all its classes: z are the capped logits, e their exponentials relative to the largest, q the target's
+    weights, `cost` what each class adds to the loss, `mass` the sum of q.
+    """
 
-    row: int
-    x: np.ndarray
     z: np.ndarray
+    e: np.ndarray
+    total: float
     lse: float
     p: np.ndarray
     log_p: np.ndarray
@@ -25,42 +26,84 @@ class Worked:
     cost: np.ndarray
     mass: float
     z_term: float
-    sample: float
     loss: float
+
+
+@dataclass
+class Worked(Forward):
+    """And its way down: d is the gradient of the loss of a row that counts once, at z; g that of the result, at x.
+
+    `after` is the loss at x - rate * g. `size` is the magnitude of the numbers whose rounding the loss inherits.
+    `digits` are those that adding e to their sum keeps in the arithmetic of the call, and `unshifted` is there the sum
+    of exp z.
+    """
+
+    row: int
+    x: np.ndarray
+    sample: float
     size: float
+    d: np.ndarray
+    g: np.ndarray
+    after: float
+    digits: np.ndarray
+    unshifted: float
 
 
-def work(case, row):
-    """loss = s sum_c q_c (lse - z_c + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
-    options, sample, x = case.options, case.sample(row), case.row_logits(row)
+def work(case, row, rate=1.0):
+    sample, x, cap = case.sample(row), case.row_logits(row), case.options.softcap
     with np.errstate(all="ignore"):
-        z = x if options.softcap is None else options.softcap * np.tanh(x / options.softcap)
-        lse, distance = _distances(z)
-        q = _target_weights(case, row)
-        cost = _times(q, -z if case.picks else distance)
-        z_term = q.sum() * options.z_loss * lse * lse if options.z_loss else 0.0
-        loss = sample * (cost.sum() + z_term) if sample else 0.0
-        if sample and case.spread and np.isnan(lse):
-            loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
-        finite = z[np.isfinite(z)]
-        mass = np.abs(q).sum() * (1.0 + 2.0 * options.z_loss * abs(lse))
+        f = _forward(case, row, x, sample)
+        finite = f.z[np.isfinite(f.z)]
+        mass = np.abs(f.q).sum() * (1.0 + 2.0 * case.options.z_loss * abs(f.lse))
         size = abs(sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
-    if case.bad[row]:
-        loss = np.nan
+        d = _gradient(case, f) if sample else np.zeros(case.classes)
+        g = sample * d if cap is None else sample * d * (1.0 - (f.z / cap) ** 2)
+        if case.options.reduction == "mean":
+            g = g / np.float64(case.divisor)
+        after = _forward(case, row, x - rate * g, sample).loss
+        narrow = case.arithmetic
+        half = 0.5 * np.spacing(narrow(f.total))
+        digits = np.where(f.z == -np.inf, np.nan, np.maximum(np.log10(f.e / half), 0.0).round(1))
+        unshifted = float(np.exp(f.z.astype(narrow)).sum(dtype=narrow))
     return Worked(
-        row, x, z, float(lse), np.exp(-distance), -distance, q, cost, float(q.sum()), float(z_term), sample,
-        float(loss), size,
-    )  # fmt: skip
+        **vars(f), row=row, x=x, sample=sample, size=size, d=d, g=g, after=after, digits=digits, unshifted=unshifted
+    )
+
+
+def _forward(case, row, x, sample):
+    """loss = s sum_c q_c (lse - z_c + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
+    options = case.options
+    z = x if options.softcap is None else options.softcap * np.tanh(x / options.softcap)
+    e, total, lse, distance = _distances(z)
+    q = _target_weights(case, row)
+    cost = _times(q, -z if case.picks else distance)
+    z_term = q.sum() * options.z_loss * lse * lse if options.z_loss else 0.0
+    loss = sample * (cost.sum() + z_term) if sample else 0.0
+    if case.bad[row] or (sample and case.spread and np.isnan(lse)):
+        loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
+    return Forward(
+        z, e, total, float(lse), np.exp(-distance), -distance, q, cost, float(q.sum()), float(z_term), float(loss)
+    )
 
 
 def _distances(z):
-    """lse, and lse - z as two terms that are not negative, so that no digit cancels: see `crossent.cross_entropy`."""
+    """e, their sum, lse, and lse - z as two terms that are not negative, so that no digit cancels.
+
+    See `crossent.cross_entropy`.
+    """
     top = int(z.argmax())
     peak = z[top] if np.isfinite(z[top]) else np.nan
-    others = np.exp(z - peak)
-    others[top] = 0.0
-    rest = np.log1p(others.sum())
-    return peak + rest, rest + (peak - z)
+    e = np.exp(z - peak)
+    others = float(np.delete(e, top).sum())
+    rest = np.log1p(others)
+    return e, 1.0 + others if np.isfinite(peak) else np.nan, peak + rest, rest + (peak - z)
+
+
+def _gradient(case, f):
+    """d_c = sum(q) (1 + 2 z_loss lse) p_c - q_c, in terms that keep the digits of 1 - p; of log-probabilities -q_c."""
+    if case.picks:
+        return -f.q
+    return (f.mass - f.q) * f.p + f.q * np.expm1(f.log_p) + 2.0 * case.options.z_loss * f.mass * f.lse * f.p
 
 
 def _target_weights(case, row):

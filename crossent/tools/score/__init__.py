@@ -7,7 +7,7 @@ numbers and lists of it, and `partial` keeps it in a file. `show` and `report` s
 together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -81,6 +81,7 @@ def score(
     ignore_index: int = -100,
     top: int = 10,
     empty: bool = False,
+    beside: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda said: None,
     go_on: Callable[[int, int], bool] = lambda done, rows: True,
 ) -> Scored:
@@ -88,12 +89,13 @@ def score(
 
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
     what the numbers are, where the files are not to say so. `top` is how many of the worst rows are kept, `empty` says
-    that there need be no row that counts. `note` is told what was taken for what, before any row counts. `go_on` is
+    that there need be no row that counts. `beside` has what else rows have by its name, "group", as FILE or
+    FILE:COLUMN. `note` is told what was taken for what, before any row counts. `go_on` is
     told after each block how many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose
     message names the file, for whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any
     row counts.
     """
-    pair = pair_of(logits, labels, reading or Reading())
+    pair = pair_of(logits, labels, reading or Reading(), beside)
     asked, said = scale, ""
     if scale is None:
         scale, said = scales.scale_of(pair, ignore_index)
@@ -160,7 +162,8 @@ def _look_along_rows(total: Score, pair: Pair) -> None:
 def _counted(total: Score, pair: Pair, ignore_index: int):
     """Of each block the number of rows up to its end, once it is counted."""
     logits = total._held.scale == scales.LOGITS
-    for start, block, labels in pair.blocks(None if logits else scales.BLOCK):
+    for block in pair.blocks(None if logits else scales.BLOCK):
+        start, labels = block.start, block.labels
 
         def find(row: int, start: int = start) -> tuple[str, Index]:
             path, index = pair.find(start + row)
@@ -169,7 +172,7 @@ def _counted(total: Score, pair: Pair, ignore_index: int):
         flat = labels.reshape(-1)
         _check_labels(pair, flat, flat != ignore_index, start, ignore_index)
         try:
-            total._held.count(block, pair.axis, labels, np.arange(len(labels)), find)
+            total._held.count(block.logits, pair.axis, labels, np.arange(len(labels)), find)
         except TypeError as error:
             raise BadFile(f"{pair.place(start) if len(flat) else pair.logits.path}: {error}") from error
         except ValueError as error:

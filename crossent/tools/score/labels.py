@@ -10,6 +10,7 @@ from crossent.tools.score.readers import BadFile, Rows, printable
 from crossent.tools.score.tables import listed
 
 _TRUTH = {"False": 0, "True": 1, "false": 0, "true": 1}
+_WHOLE = "whole numbers", "whole numbers or words"  # what labels and lengths must be, and groups
 _AS_CLASSES = "false is read as class 0, true as class 1"
 
 
@@ -84,13 +85,40 @@ def _first(labels: Rows) -> str:
     return ""
 
 
-def whole(block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+def others_for(name: str, values: Rows, logits: Rows, axis: int) -> Labels:
+    """How what is beside the labels is read: groups, which may be words, or numbers of bytes or words."""
+    shape, wanted = values.shape[1:], (*logits.shape[1:axis], *logits.shape[axis + 1 :])
+    if shape not in ((), (1,), wanted):
+        fit = " or ".join(dict.fromkeys(map(_shape, ((0,), (0, *wanted)))))
+        raise BadFile(f"{values.path}: {name} must have the shape {fit}, got {values.shape}")
+    if values.kind not in ("iubfSU" if name == "group" else "iuf"):
+        raise BadFile(f"{values.path}: {name} must be {_WHOLE[name == 'group']}")
+
+    def of(block: Any, place: Callable[[int], str]) -> np.ndarray:
+        block = np.asarray(block)
+        block = block[:, 0] if shape == (1,) != wanted else block
+        if values.kind in "SU":
+            return _words(block)
+        numbers = whole(block, place, name) if block.dtype.kind == "f" else block
+        if name != "group" and (numbers < 0).any():
+            row = int(np.argwhere(numbers < 0)[0, 0])
+            raise BadFile(f"{place(row)}: {name} must not be negative, got {numbers[numbers < 0][0]}")
+        return numbers
+
+    return Labels(of)
+
+
+def _words(block: np.ndarray) -> np.ndarray:
+    return np.char.decode(block, "utf-8", "replace") if block.dtype.kind == "S" else block.astype(str)
+
+
+def whole(block: np.ndarray, place: Callable[[int], str], name: str = "labels") -> np.ndarray:
     """Floats without a fraction as integers."""
     block = block.astype(np.float64)
     good = np.isfinite(block) & (block == np.floor(block)) & (np.abs(block) < 2.0**62)
     if not good.all():
         row = int(np.argwhere(~good)[0, 0])
-        raise BadFile(f"{place(row)}: labels must be whole numbers, got {block[~good][0]}")
+        raise BadFile(f"{place(row)}: {name} must be {_WHOLE[name == 'group']}, got {block[~good][0]}")
     return block.astype(np.int64)
 
 
@@ -119,7 +147,7 @@ class _Named:
     header: str
 
     def of(self, block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
-        block = np.char.decode(block, "utf-8", "replace") if block.dtype.kind == "S" else block.astype(str)
+        block = _words(block)
         words, back = np.unique(block, return_inverse=True)
         found = np.array([self.numbers.get(word, -1) for word in words.tolist()], np.int64)
         if (found < 0).any():

@@ -1,6 +1,6 @@
-"""Logits and their labels: the two of them opened by one rule, and side by side in blocks."""
+"""Logits, their labels and what else rows have: all opened by one rule, and side by side in blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,53 @@ import numpy as np
 
 from crossent.tools.arrays import as_numpy, is_numpy, like, moved_axis
 from crossent.tools.score.formats import Stored
-from crossent.tools.score.labels import Labels, is_one_hot, labels_for
+from crossent.tools.score.labels import Labels, is_one_hot, labels_for, others_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
 
 _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
 
 
 @dataclass(frozen=True)
+class Values:
+    """What each row has, and how it is read."""
+
+    rows: Rows
+    reading: Labels
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        start = 0
+        for block in self.rows.blocks():
+            with naming(self.rows.path):
+                found = self.reading.of(block, lambda row, start=start: self.rows.place(start + row))
+            yield found
+            start += len(block)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Logits, the classes last but not reshaped, the number of their first label, their labels, and what else there is
+    by its name."""
+
+    start: int
+    logits: Any
+    labels: np.ndarray
+    beside: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Logits with the classes along `axis`, and labels. `notes` say, a line for each, what was taken for what."""
+    """Logits with the classes along `axis`, and labels. `notes` say, a line for each, what was taken for what.
+
+    `beside` has what else there is for each row or each label: values of the shape of the labels, or of their first
+    axis.
+    """
 
     logits: Rows
     labels: Rows
     axis: int
     reading: Labels
     notes: tuple[str, ...]
+    beside: dict[str, Values]
 
     @property
     def classes(self) -> int:
@@ -44,18 +76,13 @@ class Pair:
         """How many labels there are."""
         return int(np.prod(self.shape, dtype=object))
 
-    def blocks(self, at_once: int | None = None) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Blocks of logits, classes last but not reshaped, with the number of their first label, and their labels."""
-        following, start = self._labels(), 0
-        waiting = next(following)
+    def blocks(self, at_once: int | None = None) -> Iterator[Block]:
+        labels, start = _Following(Values(self.labels, self.reading)), 0
+        beside = {name: _Following(values) for name, values in self.beside.items()}
         for block in self._logits(at_once):
-            parts = [waiting]
-            while sum(map(len, parts)) < len(block):
-                parts.append(next(following))
-            waiting = np.concatenate(parts) if len(parts) > 1 else waiting
-            yield start, block, waiting[: len(block)]
-            start += waiting[: len(block)].size
-            waiting = waiting[len(block) :]
+            found = labels.next(len(block))
+            yield Block(start, block, found, {name: values.next(len(block)) for name, values in beside.items()})
+            start += found.size
 
     def _logits(self, at_once: int | None) -> Iterator[Any]:
         if self.axis:
@@ -67,17 +94,9 @@ class Pair:
         for lo in range(0, len(whole), step) or [0]:
             yield whole[lo : lo + step]
 
-    def _labels(self) -> Iterator[np.ndarray]:
-        start = 0
-        for block in self.labels.blocks():
-            with naming(self.labels.path):
-                found = self.reading.of(block, lambda row, start=start: self.labels.place(start + row))
-            yield found
-            start += len(block)
-
     def targets(self) -> np.ndarray:
         """All labels."""
-        return np.concatenate(list(self._labels()))
+        return np.concatenate(list(Values(self.labels, self.reading).blocks()))
 
     def whole(self) -> tuple[Any, Any, tuple[str, ...]]:
         """Logits and labels in one array each, and the notes. Labels may be probabilities, as they cannot be in blocks.
@@ -113,8 +132,27 @@ class Pair:
         return path, (first, *others) if others else first
 
 
-def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
-    """Both of these files or patterns; without the second the first has the labels as well."""
+class _Following:
+    """As many rows as are asked for, however the file's blocks are cut."""
+
+    def __init__(self, values: Values):
+        self._blocks = values.blocks()
+        self._waiting = next(self._blocks)
+
+    def next(self, rows: int) -> np.ndarray:
+        parts = [self._waiting]
+        while sum(map(len, parts)) < rows:
+            parts.append(next(self._blocks))
+        whole = np.concatenate(parts) if len(parts) > 1 else self._waiting
+        self._waiting = whole[rows:]
+        return whole[:rows]
+
+
+def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[str, str] | None = None) -> Pair:
+    """Both of these files or patterns; without the second the first has the labels as well.
+
+    `beside` names what else rows have, and where: FILE or FILE:COLUMN.
+    """
     here = labels is None or labels == logits
     rows, targets = _both(logits, logits if labels is None else labels, reading, here)
     if here and set(rows.parts) & set(targets.parts):
@@ -125,16 +163,44 @@ def pair_of(logits: str, labels: str | None, reading: Reading) -> Pair:
     axis = _axis(rows, reading.dim)
     if not 0 < rows.shape[axis] <= _CLASSES:
         raise BadFile(f"{first}: logits must have from 1 to {_CLASSES} classes, got {rows.shape}")
-    wanted = len(rows) if axis else rows.shape[1]
-    if wanted != len(targets):
-        raise BadFile(
-            f"{first}: {wanted} rows of logits do not fit the {len(targets)} labels of {targets.path}"
-            f"{_to_blame(rows.shape, len(targets), reading)}"
-        )
+    _check_length(rows, axis, targets, "labels", reading)
     if not here:
         _check_order(rows, targets)
     read = labels_for(rows, targets, axis)
-    return Pair(rows, targets, axis, read, (*_notes(rows, targets, here), *read.notes))
+    notes, others = [*_notes(rows, targets, here), *read.notes], {}
+    for name, said in (beside or {}).items():
+        other = _other(name, said, reading, rows, axis)
+        others[name] = Values(other, others_for(name, other, rows, axis))
+        if other.path not in (first, targets.path):
+            _check_order(rows, other)
+            notes += _notes(other, other, True)
+    return Pair(rows, targets, axis, read, tuple(notes), others)
+
+
+def _other(name: str, said: str, reading: Reading, rows: Rows, axis: int) -> Rows:
+    file, _, column = said.rpartition(":")
+    if not file or Path(said).exists():
+        file, column = said, None
+    reading = replace(reading, key=None, labels_key=column)
+    found = _opened(file, name, reading, False)
+    if isinstance(found, UnclearFile):
+        found = _settled(file, name, reading, False, _count(rows, axis), found)
+    _check_length(rows, axis, found, "values", reading)
+    return found
+
+
+def _count(rows: Rows, axis: int) -> int:
+    """How many rows of labels belong to logits."""
+    return len(rows) if axis else rows.shape[1]
+
+
+def _check_length(rows: Rows, axis: int, others: Rows, what: str, reading: Reading) -> None:
+    wanted = _count(rows, axis)
+    if wanted != len(others):
+        raise BadFile(
+            f"{rows.path}: {wanted} rows of logits do not fit the {len(others)} {what} of {others.path}"
+            f"{_to_blame(rows.shape, len(others), reading)}"
+        )
 
 
 def _notes(rows: Rows, targets: Rows, here: bool) -> list[str]:
@@ -199,30 +265,31 @@ def _axis(rows: Rows, dim: int | None) -> int:
     return axis % axes
 
 
-def _both(logits: str, labels: str, reading: Reading, here: bool) -> tuple[Rows, Rows]:
-    """Where the first line of one may be a header or a row, it is what makes it as long as the other."""
+def _opened(pattern: str, role: str, reading: Reading, here: bool) -> Rows | UnclearFile:
+    try:
+        return rows_of(pattern, role, reading, here)
+    except UnclearFile as error:
+        return error
 
-    def opened(pattern: str, role: str) -> Rows | UnclearFile:
+
+def _settled(pattern: str, role: str, reading: Reading, here: bool, rows: int, unclear: UnclearFile) -> Rows:
+    """Where the first line may be a header or a row, it is what makes a file as long as the other."""
+    for header in (False, True):
         try:
-            return rows_of(pattern, role, reading, here)
-        except UnclearFile as error:
-            return error
+            found = rows_of(pattern, role, replace(reading, header=header), here)
+        except BadFile:
+            continue
+        if len(found) == rows:
+            return found
+    raise unclear
 
-    def settled(pattern: str, role: str, rows: int, unclear: UnclearFile) -> Rows:
-        for header in (False, True):
-            try:
-                found = rows_of(pattern, role, replace(reading, header=header), here)
-            except BadFile:
-                continue
-            if len(found) == rows:
-                return found
-        raise unclear
 
-    one, other = opened(logits, "logits"), opened(labels, "labels")
+def _both(logits: str, labels: str, reading: Reading, here: bool) -> tuple[Rows, Rows]:
+    one, other = _opened(logits, "logits", reading, here), _opened(labels, "labels", reading, here)
     if isinstance(one, UnclearFile):
         if isinstance(other, UnclearFile):
             raise one
-        return settled(logits, "logits", len(other), one), other
+        return _settled(logits, "logits", reading, here, len(other), one), other
     if isinstance(other, UnclearFile):
-        return one, settled(labels, "labels", len(one), other)
+        return one, _settled(labels, "labels", reading, here, len(one), other)
     return one, other

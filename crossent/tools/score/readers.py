@@ -162,7 +162,7 @@ def paths_of(pattern: str) -> list[Path]:
 
 
 def rows_of(pattern: str, role: str, reading: Reading, labels_here: bool = False) -> Rows:
-    """The logits or the labels (the `role`) in a file or in shards, which have to be read alike."""
+    """The logits, the labels or something beside them (the `role`) in a file or in shards, which are read alike."""
     one, *others = (_opened(path, role, reading, labels_here) for path in paths_of(pattern))
     for other in others:
         if other.shape[1:] != one.shape[1:]:
@@ -222,7 +222,9 @@ def _inside(folder: Path) -> str:
     return f": name the files in it, as in '{pattern}'"
 
 
-_KINDS = {"logits": "f", "labels": "iubUS"}
+# What entries may hold that have the logits, the labels, or something beside them.
+_KINDS = {"logits": "f", "labels": "iubUS", "group": "iubUS", "bytes": "iu", "words": "iu"}
+_KNOWN = {"logits": {"logits"}, "labels": LABELS}
 
 
 def _entry(path: Path, entries: dict[str, Stored], role: str, reading: Reading) -> Rows:
@@ -242,18 +244,20 @@ def _meant(entries: dict[str, Stored], role: str) -> str:
     if role == "logits":
         fit = [name for name in fit if len(entries[name].shape) > 1]
     if len(fit) > 1:
-        known = {"logits"} if role == "logits" else LABELS
-        fit = [name for name in fit if name.lower() in known]
+        fit = [name for name in fit if name.lower() in _KNOWN.get(role, {role})]
     if len(fit) != 1:
-        raise ValueError(f"holds {len(entries)} entries, name one of them as its key: {listed(sorted(entries))}")
+        how = "as its key" if role in _KNOWN else "behind a colon, as in FILE:ENTRY"
+        raise ValueError(f"holds {len(entries)} entries, name one of them {how}: {listed(sorted(entries))}")
     return fit[0]
 
 
 def _columns(path: Path, table: Table, role: str, reading: Reading, labels_here: bool) -> Rows:
     if role == "logits":
         found = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
-    else:
+    elif role == "labels":
         found = roles.labels_of(table, reading.labels_key)
+    else:
+        found = roles.other_of(table, reading.labels_key, role)
 
     def stored(columns: tuple[int, ...], words: bool) -> Stored:
         first, *others = columns

@@ -82,6 +82,20 @@ def labels_of(table: Table, key: str | None) -> Chosen:
     raise ValueError(f"holds {len(rest)} columns, name that of the labels with --labels-key: {_names(table, rest)}")
 
 
+def other_of(table: Table, key: str | None, role: str) -> Chosen:
+    """The column of what is beside the labels. Groups are words, whatever they look like."""
+    index, rest = _without_index(table)
+    found = [_named(table, key)] if key is not None else _called(table, rest, frozenset([role]))
+    if len(found or rest) != 1:
+        raise ValueError(
+            f"holds {len(rest)} columns, name one of them behind a colon, as in FILE:COLUMN: {_names(table, rest)}"
+        )
+    (column,) = found or rest
+    ids = _ids(table, index, [i for i in _of_kind(table, rest, "words") if i != column])
+    notes = () if key is not None or len(rest) == 1 else (f"the {role} is in column {table.name(column)}",)
+    return Chosen((column,), role == "group", notes, ids)
+
+
 def _ids(table: Table, index: Sequence[int], words: Sequence[int]) -> int | None:
     return next((i for i in (*index, *words) if i in index or _all_differ(table, i)), None)
 

@@ -23,11 +23,11 @@ BLOCK = 2**21  # numbers in a block of which float64 is made
 def scale_of(pair: Pair, ignore_index: int) -> tuple[Scale, str]:
     """What the numbers are, and what to say of it. All rows that count are looked at until one of them decides."""
     tally = None
-    for _, block, labels in pair.blocks(_FIRST_LOOK):
-        if dtype_of(block) not in EPS:
+    for block in pair.blocks(_FIRST_LOOK):
+        if dtype_of(block.logits) not in EPS:
             return LOGITS, ""  # which are refused
-        tally = tally or Tally(pair.classes, dtype_of(block))
-        add(tally, block, labels.reshape(-1) != ignore_index)
+        tally = tally or Tally(pair.classes, dtype_of(block.logits))
+        add(tally, block.logits, block.labels.reshape(-1) != ignore_index)
         if not tally.holds("nearly probable") and tally.finite:
             return LOGITS, ""
     where = pair.logits.path

@@ -498,19 +498,19 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
 
 def test_parts_of_other_versions(tmp_path, monkeypatch):
     path = tmp_path / "part.npz"
-    monkeypatch.setattr(partial, "VERSION", 2)
+    monkeypatch.setattr(partial, "VERSION", 3)
     score = crossent.Score().update(np.eye(3), np.arange(3))
     score.save(path)
     sent = pickle.dumps(score)
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="pickled by a crossent that writes version 2 .* and this one reads 1: use the"
+        ValueError, match="pickled by a crossent that writes version 3 .* and this one reads 2: use the"
     ):
         pickle.loads(sent)
     with pytest.raises(ValueError) as error:
         crossent.Score.load(path)
     assert str(error.value) == (
-        f"{path}: is of version 2 of the format, and this crossent reads 1: merge it with the crossent that wrote it, "
+        f"{path}: is of version 3 of the format, and this crossent reads 2: merge it with the crossent that wrote it, "
         f"{crossent.__version__}"
     )
 

@@ -27,6 +27,12 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
     partial: Annotated[Path | None, typer.Option(help="Write what --merge takes to this file as well.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Write each row's loss to this .parquet, .csv or .npz too.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,
+    shift: Annotated[int | None, typer.Option(min=0, help="A row's label is that of so many positions later.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if so: 'nll>1.2'; several times.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Files are what --partial wrote: score all rows.")] = False,
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
@@ -41,19 +47,23 @@ def score(
 
     Exit status 0: all is well.
     Exit status 2: the files cannot be scored, or the command line is wrong.
+    Exit status 3: what --fail-if says is so.
     Exit status 130: interrupted, after the score of the rows so far.
     """
     if html:
         require("score --html", "jinja2", "matplotlib")
     from crossent.tools.score.command import run, run_merge
-    from crossent.tools.score.scales import asked
+    from crossent.tools.score.scales import Reading, asked
 
+    shown = {"as_json": as_json, "html": html, "part": partial, "fail_if": fail_if or ()}
     with bad_input():
-        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        if merge and (scale, ignore_index, *vars(reading).values()) != (None,) * 7:
+        reading, scale = asked(
+            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
+        )  # fmt: skip
+        if merge and (scale, ignore_index, shift, rows, reading) != (None, None, None, None, Reading()):
             raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
-    shown = {"as_json": as_json, "html": html, "part": partial}
     if merge:
         raise typer.Exit(run_merge(files, top=top, **shown))
     top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
-    raise typer.Exit(run(files, top=top, reading=reading, scale=scale, ignore_index=ignore_index, **shown))
+    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "shift": shift or 0, "top": top}
+    raise typer.Exit(run(files, rows=rows, **options, **shown))

@@ -7,7 +7,7 @@ numbers and lists of it, and `partial` keeps it in a file. `show` and `report` s
 together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.tally import ENOUGH, ONE_BASED, one_based
 from crossent.tools.score import partial, scales
-from crossent.tools.score.held import Part
+from crossent.tools.score.held import SKIPPED, Options, Part
 from crossent.tools.score.metrics import Metrics
-from crossent.tools.score.pairs import Pair, pair_of
+from crossent.tools.score.pairs import Block, Pair, pair_of
 from crossent.tools.score.readers import BadFile, Reading, paths_of
+from crossent.tools.score.rows import Columns, places, spread
 from crossent.tools.score.running import Score as Score
 from crossent.tools.score.worst import Index, WorstRow, natural
 
@@ -82,6 +83,8 @@ def score(
     top: int = 10,
     empty: bool = False,
     beside: Mapping[str, str] | None = None,
+    shift: int = 0,
+    each: Callable[[Columns], None] | None = None,
     note: Callable[[str], None] = lambda said: None,
     go_on: Callable[[int, int], bool] = lambda done, rows: True,
 ) -> Scored:
@@ -90,28 +93,34 @@ def score(
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
     what the numbers are, where the files are not to say so. `top` is how many of the worst rows are kept, `empty` says
     that there need be no row that counts. `beside` has what else rows have by its name, "group", as FILE or
-    FILE:COLUMN. `note` is told what was taken for what, before any row counts. `go_on` is
-    told after each block how many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose
-    message names the file, for whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any
-    row counts.
+    FILE:COLUMN. `shift` is as in Score, and `each` as in its `update`, with the file as well. `note` is told what was
+    taken for what, before any row counts. `go_on` is told after each block how many rows are done, of how many, and
+    says whether to go on. Raises `BadFile`, whose message names the file, for whatever is wrong with one, and
+    KeyboardInterrupt where it is not to go on before any row counts.
     """
-    pair = pair_of(logits, labels, reading or Reading(), beside)
+    reading = reading or Reading()
+    pair = pair_of(logits, labels, reading, beside)
     asked, said = scale, ""
     if scale is None:
         scale, said = scales.scale_of(pair, ignore_index)
     notes = (*pair.notes, said) if said else pair.notes
     for one in notes:
         note(one)
-    total, done = Score(top=top, ignore_index=ignore_index, scale=scale, names=pair.names), 0
-    _look_along_rows(total, pair)
-    for done in _counted(total, pair, ignore_index):
+    options: dict[str, Any] = {"scale": scale, "names": pair.names, "skip_bad": reading.skip_bad, "shift": shift}
+    total, done = Score(top=top, ignore_index=ignore_index, **options), 0
+    if shift and len(pair.shape) < 2:
+        shape = pair.logits.shape
+        raise BadFile(f"{pair.logits.path}: --shift needs logits of shape (rows, time, classes), got {shape}")
+    if not shift:
+        _look_along_rows(total, pair)
+    for done in _counted(total, pair, each):
         if not go_on(done, pair.rows):
             break
     metrics = total._held.metrics()
     if done < pair.rows and not metrics.rows:
         raise KeyboardInterrupt
     if not metrics.rows and not empty:
-        raise _nothing(logits, done)
+        raise _nothing(logits, total)
     part = Part(logits, logits if labels is None else labels, len(pair.logits.files), notes)
     _name(total, part, scale if metrics.rows else asked)
     return Scored(total, done, pair.rows)
@@ -143,13 +152,17 @@ def merged(files: Sequence[str], *, top: int | None = None, empty: bool = False)
     held.keep(held.options.top if top is None else top)
     metrics = held.metrics()
     if not metrics.rows and not empty:
-        raise _nothing(first, metrics.ignored)
-    rows = metrics.rows + metrics.ignored
+        raise _nothing(first, total)
+    rows = metrics.rows + metrics.ignored + held.skipped.total()
     return Scored(total, rows, rows)
 
 
-def _nothing(files: Any, ignored: int) -> BadFile:
-    return BadFile(f"{files}: nothing to score, {'every label is ignored' if ignored else 'there are no rows'}")
+def _nothing(files: Any, total: Score) -> BadFile:
+    if skipped := total._held.skipped:
+        why = f"every row is ignored or skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
+    else:
+        why = "every label is ignored" if total._held.metrics().ignored else "there are no rows"
+    return BadFile(f"{files}: nothing to score, {why}")
 
 
 def _look_along_rows(total: Score, pair: Pair) -> None:
@@ -159,38 +172,61 @@ def _look_along_rows(total: Score, pair: Pair) -> None:
         total._held.look_along_rows(shape[0], pair.targets())
 
 
-def _counted(total: Score, pair: Pair, ignore_index: int):
+def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None) -> Iterator[int]:
     """Of each block the number of rows up to its end, once it is counted."""
-    logits = total._held.scale == scales.LOGITS
-    for block in pair.blocks(None if logits else scales.BLOCK):
+    held, files = total._held, _Files(pair)
+    for block in pair.blocks(None if held.scale == scales.LOGITS else scales.BLOCK):
         start, labels = block.start, block.labels
 
         def find(row: int, start: int = start) -> tuple[str, Index]:
             path, index = pair.find(start + row)
             return str(path), index if isinstance(index, tuple) else (index,)
 
-        flat = labels.reshape(-1)
-        _check_labels(pair, flat, flat != ignore_index, start, ignore_index)
+        def tell(kept: np.ndarray, columns: Columns, block: Block = block) -> None:
+            beside = {name: spread(values, block.labels.shape)[kept] for name, values in block.beside.items()}
+            each(files.places(block.start + np.flatnonzero(kept)) | columns | beside)
+
+        _check_labels(pair, block, held.options)
         try:
-            total._held.count(block.logits, pair.axis, labels, np.arange(len(labels)), find)
+            held.count(block.logits, pair.axis, labels, np.arange(len(labels)), find, each and tell)
         except TypeError as error:
-            raise BadFile(f"{pair.place(start) if len(flat) else pair.logits.path}: {error}") from error
+            raise BadFile(f"{pair.place(start) if labels.size else pair.logits.path}: {error}") from error
         except ValueError as error:
             raise BadFile(str(error)) from error
-        yield start + len(flat)
+        yield start + labels.size
 
 
-def _check_labels(pair: Pair, labels: np.ndarray, kept: np.ndarray, start: int, ignore_index: int) -> None:
-    where = pair.label_place(start) if len(labels) else pair.labels.path
+class _Files:
+    """Where the rows of a pair are."""
+
+    def __init__(self, pair: Pair):
+        files = pair.logits.files if pair.axis else pair.logits.files[:1]
+        self._shape, self._names = pair.shape, np.array([str(path) for path, _ in files])
+        self._starts = np.cumsum([0, *(stored.shape[0] for _, stored in files[:-1])])
+
+    def places(self, rows: np.ndarray) -> Columns:
+        first, *more = np.unravel_index(rows, self._shape)
+        which = np.searchsorted(self._starts, first, "right") - 1
+        return {"file": self._names[which]} | places(first - self._starts[which], more)
+
+
+def _check_labels(pair: Pair, block: Block, options: Options) -> None:
+    labels, start = block.labels, block.start
     if labels.dtype.kind not in "iu":
+        where = pair.label_place(start) if len(labels) else pair.labels.rows.path
         raise BadFile(f"{where}: labels must be integers, got {labels.dtype}")
-    bad = ((labels < 0) | (labels >= pair.classes)) & kept
+    ignored, bad = options.ignore_index, (labels < 0) | (labels >= pair.classes)
+    if options.skip_bad or not bad.any():
+        return
+    bad &= labels != ignored
+    if options.shift:
+        bad[..., : options.shift] = False  # of which nothing is asked
     if bad.any():
         row = int(bad.argmax())
         targets = pair.targets()
-        targets = targets[targets != ignore_index]
+        targets = targets[targets != ignored]
         advice = f". {ONE_BASED}" if one_based(targets.min(), targets.max(), pair.classes) else ""
         raise BadFile(
-            f"{pair.label_place(start + row)}: label {labels[row]} is out of bounds: labels must be between 0 and "
-            f"{pair.classes - 1}, or {ignore_index} to be ignored{advice}"
+            f"{pair.label_place(start + row)}: label {labels.reshape(-1)[row]} is out of bounds: labels must be "
+            f"between 0 and {pair.classes - 1}, or {ignored} to be ignored{advice}"
         )

@@ -1,5 +1,6 @@
 """All that a Score is made of: what it counts, and what of others fits it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossent import PredictionStats, prediction_stats
-from crossent._options import integer
+from crossent._options import integer, whole_number
 from crossent.tools.arrays import as_numpy, is_numpy, like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import scales
@@ -15,6 +16,9 @@ from crossent.tools.score.inputs import AlongRows, Inputs
 from crossent.tools.score.metrics import Counts, Metrics
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.worst import Index, Worst, shown
+
+# What may be wrong with rows that are skipped.
+SKIPPED = {"labels": "label is no class", "logits": "nan, inf or no number", "scale": "other numbers than said"}
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,25 @@ class Options:
     ignore_index: int
     scale: Scale | None
     names: tuple[str, ...] | None
+    skip_bad: bool = False
+    shift: int = 0
 
     @classmethod
-    def checked(cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None) -> "Options":
-        if integer("top", top) < 0:
-            raise ValueError(f"top must be at least 0, got {top}")
+    def checked(
+        cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None, skip_bad: bool = False,
+        shift: int = 0,
+    ) -> "Options":  # fmt: skip
+        top, shift = whole_number("top", top, 0), whole_number("shift", shift, 0)
         if scale not in scales.SCALES:
             raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
         if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
             raise TypeError(f"names must be a sequence of names, got {names!r}")
         named = None if names is None else tuple(names)
-        return cls(integer("top", top), integer("ignore_index", ignore_index), scale, named)
+        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift)
 
     def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
         """What another one differs in, and the two values."""
-        for what in ("ignore_index", "scale", "top"):
+        for what in ("ignore_index", "scale", "shift", "top"):
             known = what != "scale" or (self.scale and other.scale)
             if known and getattr(self, what) != getattr(other, what):
                 yield what, getattr(self, what), getattr(other, what)
@@ -68,11 +76,15 @@ class Part:
 
 @dataclass
 class Held:
-    """`parts` have names that no others have; `counts` is None before the first row."""
+    """`parts` have names that no others have; `counts` is None before the first row.
+
+    `skipped` has how many rows were left out for what is wrong in their labels, their logits or their scale.
+    """
 
     options: Options
     parts: dict[str, Part] = field(default_factory=dict)
     counts: Counts | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
     worst: Worst = field(init=False)
     inputs: Inputs = field(init=False)
 
@@ -86,31 +98,55 @@ class Held:
 
     def count(
         self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray,
-        find: Callable[[int], tuple[str | None, Index]],
+        find: Callable[[int], tuple[str | None, Index]], each: Callable[[np.ndarray, dict], Any] | None = None,
     ) -> None:  # fmt: skip
-        """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst."""
+        """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst.
+
+        `each` is told which rows count, and columns with what is known of these.
+        """
         classes, ignored = block.shape[-1], self.options.ignore_index
-
-        def place(i: int) -> str:
-            file, index = find(i)
-            return f"row {shown(index)}" if file is None else f"{file}: row {shown(index)}"
-
         self.check_classes(classes)
         given, labels = labels, _signed(labels)
-        flat = labels.reshape(-1)
-        kept = flat != ignored
-        rows = scales.as_logits(block.reshape(-1, classes), self.scale, kept, place)
+        if self.options.shift:
+            given = labels = shifted(labels, self.options.shift, ignored)
+        kept, skipped = labels.reshape(-1) != ignored, Counter[str]()
+
+        def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
+            bad = bad & kept
+            if bad.any() and not self.options.skip_bad:
+                file, index = find(row := int(bad.argmax()))
+                raise why(f"{'' if file is None else f'{file}: '}row {shown(index)}", row)
+            skipped[what] += int(bad.sum())
+            kept[bad] = False
+
+        rows = block.reshape(-1, classes)
+        if self.options.skip_bad and labels.dtype.kind in "iu":
+            leave_out("labels", ((labels < 0) | (labels >= classes)).reshape(-1), ValueError)
+        if self.scale != scales.LOGITS:
+            leave_out("scale", *scales.misfits(rows, self.scale))
+        if self.scale == scales.PROBABILITIES:
+            rows = scales.log_of(rows)
+        if skipped.total():
+            given = labels = np.where(kept.reshape(labels.shape), labels, ignored)
         shaped = rows.reshape(block.shape)
         given = given if is_numpy(shaped) else like(shaped, labels)
         found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
         stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
-        bad = np.isnan(stats.logprob)
-        if bad.any():
-            raise ValueError(f"{place(int(bad.argmax()))}: the logits hold nan or inf, or are all -inf")
+        leave_out("logits", np.isnan(stats.logprob), _not_finite)
+        if skipped.total():
+            labels = np.where(kept.reshape(labels.shape), labels, ignored)
+        flat = labels.reshape(-1)
         self.options, self.counts = replace(self.options, scale=self.scale), self.counts or Counts(classes)
         self.counts.add(flat, stats, kept)
+        self.counts.ignored -= skipped.total()
+        self.skipped += skipped
         self.worst.add(flat, stats, kept, numbers, find)
         self.inputs.add(block, axis, rows, labels, kept, stats.prediction)
+        if each is not None:
+            known = {"label": flat, "prediction": stats.prediction, "rank": stats.rank}
+            known |= {"loss": np.maximum(0.0 - stats.logprob, 0.0)}
+            known |= {"confidence": stats.confidence, "brier": stats.brier}
+            each(kept, {name: column[kept] for name, column in known.items()})
 
     def check_classes(self, classes: int) -> None:
         names, counts = self.options.names, self.counts
@@ -144,6 +180,7 @@ class Held:
         self.inputs.merge(other.inputs)
         self.inputs.scale = self.scale
         self.parts = self.parts | other.parts
+        self.skipped += other.skipped
 
     def keep(self, top: int) -> None:
         """No more than so many of the worst rows."""
@@ -155,6 +192,19 @@ class Held:
 
     def findings(self, metrics: Metrics) -> tuple[Finding, ...]:
         return self.inputs.found(metrics.nll)
+
+
+def _not_finite(place: str, row: int) -> ValueError:
+    return ValueError(f"{place}: the logits hold nan or inf, or are all -inf")
+
+
+def shifted(labels: np.ndarray, shift: int, ignored: int) -> np.ndarray:
+    """Of each row the label of so many later ones along the last axis; the last rows have none."""
+    if labels.ndim < 2:
+        raise ValueError(f"shift needs rows with an axis of time, got labels of shape {labels.shape}")
+    found = np.full_like(labels, ignored)
+    found[..., : max(0, labels.shape[-1] - shift)] = labels[..., shift:]
+    return found
 
 
 def _signed(labels: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from crossent.tools.score.readers import BadFile, Rows, printable
 from crossent.tools.score.tables import listed
 
+Place: TypeAlias = Callable[[int], str]
+NO_LABEL = -(2**63)
 _TRUTH = {"False": 0, "True": 1, "false": 0, "true": 1}
 _WHOLE = "whole numbers", "whole numbers or words"  # what labels and lengths must be, and groups
 _AS_CLASSES = "false is read as class 0, true as class 1"
@@ -18,10 +20,11 @@ _AS_CLASSES = "false is read as class 0, true as class 1"
 class Labels:
     """`of(block, place)` makes integers of a block of labels; `place(i)` names the place of its row `i`.
 
-    `soft` says that they may be probabilities if they are not one-hot.
+    Without `place` what is no label becomes `NO_LABEL`, which is no class; with it that is refused. `soft` says that
+    they may be probabilities if they are not one-hot.
     """
 
-    of: Callable[[Any, Callable[[int], str]], np.ndarray]
+    of: Callable[[Any, Place | None], np.ndarray]
     notes: tuple[str, ...] = ()
     soft: bool = False
 
@@ -43,7 +46,7 @@ def labels_for(logits: Rows, labels: Rows, axis: int) -> Labels:
     number, note = _numbers(logits, labels, classes)
     said = f"{where}: labels of shape {shape} are read as {_shape(wanted)}" if squeezed else ""
 
-    def of(block: Any, place: Callable[[int], str]) -> np.ndarray:
+    def of(block: Any, place: Place | None) -> np.ndarray:
         block = np.asarray(block)
         return number(block[..., 0] if squeezed else block, place)
 
@@ -87,16 +90,16 @@ def _first(labels: Rows) -> str:
 
 def others_for(name: str, values: Rows, logits: Rows, axis: int) -> Labels:
     """How what is beside the labels is read: groups, which may be words, or numbers of bytes or words."""
-    shape, wanted = values.shape[1:], (*logits.shape[1:axis], *logits.shape[axis + 1 :])
-    if shape not in ((), (1,), wanted):
+    shape, (_, *wanted) = values.shape[1:], (*logits.shape[:axis], *logits.shape[axis + 1 :])
+    if shape not in ((), (1,), tuple(wanted)):
         fit = " or ".join(dict.fromkeys(map(_shape, ((0,), (0, *wanted)))))
         raise BadFile(f"{values.path}: {name} must have the shape {fit}, got {values.shape}")
     if values.kind not in ("iubfSU" if name == "group" else "iuf"):
         raise BadFile(f"{values.path}: {name} must be {_WHOLE[name == 'group']}")
 
-    def of(block: Any, place: Callable[[int], str]) -> np.ndarray:
+    def of(block: Any, place: Place | None) -> np.ndarray:
         block = np.asarray(block)
-        block = block[:, 0] if shape == (1,) != wanted else block
+        block = block[:, 0] if shape == (1,) and wanted != [1] else block
         if values.kind in "SU":
             return _words(block)
         numbers = whole(block, place, name) if block.dtype.kind == "f" else block
@@ -112,23 +115,23 @@ def _words(block: np.ndarray) -> np.ndarray:
     return np.char.decode(block, "utf-8", "replace") if block.dtype.kind == "S" else block.astype(str)
 
 
-def whole(block: np.ndarray, place: Callable[[int], str], name: str = "labels") -> np.ndarray:
+def whole(block: np.ndarray, place: Place | None, name: str = "labels") -> np.ndarray:
     """Floats without a fraction as integers."""
     block = block.astype(np.float64)
     good = np.isfinite(block) & (block == np.floor(block)) & (np.abs(block) < 2.0**62)
-    if not good.all():
+    if place is not None and not good.all():
         row = int(np.argwhere(~good)[0, 0])
         raise BadFile(f"{place(row)}: {name} must be {_WHOLE[name == 'group']}, got {block[~good][0]}")
-    return block.astype(np.int64)
+    return np.where(good, block, NO_LABEL).astype(np.int64)
 
 
-def one_hot(block: Any, axis: int, place: Callable[[int], str]) -> np.ndarray:
+def one_hot(block: Any, axis: int, place: Place | None) -> np.ndarray:
     block = np.asarray(block)
     good = _single(block, axis)
-    if not good.all():
+    if place is not None and not good.all():
         row = int(np.argwhere(~good)[0, 0])
         raise BadFile(f"{place(row)}: labels of the shape of the logits must be one-hot, a single 1 among zeros")
-    return block.argmax(axis)
+    return np.where(good, block.argmax(axis), NO_LABEL)
 
 
 def is_one_hot(block: np.ndarray, axis: int) -> bool:
@@ -146,11 +149,11 @@ class _Named:
     numbers: dict[str, int]
     header: str
 
-    def of(self, block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+    def of(self, block: np.ndarray, place: Place | None) -> np.ndarray:
         block = _words(block)
         words, back = np.unique(block, return_inverse=True)
-        found = np.array([self.numbers.get(word, -1) for word in words.tolist()], np.int64)
-        if (found < 0).any():
+        found = np.array([self.numbers.get(word, NO_LABEL) for word in words.tolist()], np.int64)
+        if place is not None and (found < 0).any():
             word = words[found.argmin()]
             row = int(np.argwhere(block == word)[0, 0])
             word = printable(str(word)[:40])
@@ -187,7 +190,7 @@ def _by_number(logits: Rows, labels: Rows) -> Callable | None:
             return None
     order = np.argsort(header)
 
-    def of(block: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+    def of(block: np.ndarray, place: Place | None) -> np.ndarray:
         numbers = whole(block, place) if block.dtype.kind == "f" else block
         at = np.searchsorted(header[order], numbers).clip(max=len(header) - 1)
         return np.where(header[order][at] == numbers, order[at], numbers)

@@ -17,16 +17,18 @@ _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
 
 @dataclass(frozen=True)
 class Values:
-    """What each row has, and how it is read."""
+    """What each row has, and how it is read; what cannot be is refused, or `marked`."""
 
     rows: Rows
     reading: Labels
+    marked: bool = False
 
     def blocks(self) -> Iterator[np.ndarray]:
         start = 0
         for block in self.rows.blocks():
             with naming(self.rows.path):
-                found = self.reading.of(block, lambda row, start=start: self.rows.place(start + row))
+                place = None if self.marked else lambda row, start=start: self.rows.place(start + row)
+                found = self.reading.of(block, place)
             yield found
             start += len(block)
 
@@ -51,9 +53,8 @@ class Pair:
     """
 
     logits: Rows
-    labels: Rows
+    labels: Values
     axis: int
-    reading: Labels
     notes: tuple[str, ...]
     beside: dict[str, Values]
 
@@ -77,7 +78,7 @@ class Pair:
         return int(np.prod(self.shape, dtype=object))
 
     def blocks(self, at_once: int | None = None) -> Iterator[Block]:
-        labels, start = _Following(Values(self.labels, self.reading)), 0
+        labels, start = _Following(self.labels), 0
         beside = {name: _Following(values) for name, values in self.beside.items()}
         for block in self._logits(at_once):
             found = labels.next(len(block))
@@ -96,19 +97,20 @@ class Pair:
 
     def targets(self) -> np.ndarray:
         """All labels."""
-        return np.concatenate(list(Values(self.labels, self.reading).blocks()))
+        return np.concatenate(list(self.labels.blocks()))
 
     def whole(self) -> tuple[Any, Any, tuple[str, ...]]:
         """Logits and labels in one array each, and the notes. Labels may be probabilities, as they cannot be in blocks.
 
         Labels are of the library of the logits.
         """
-        logits, labels, notes = self.logits.whole(), self.labels.whole(), self.notes
-        if self.reading.soft and not is_one_hot(as_numpy(labels), self.axis):
-            notes = tuple(note for note in notes if note not in self.reading.notes)
+        rows, reading = self.labels.rows, self.labels.reading
+        logits, labels, notes = self.logits.whole(), rows.whole(), self.notes
+        if reading.soft and not is_one_hot(as_numpy(labels), self.axis):
+            notes = tuple(note for note in notes if note not in reading.notes)
         else:
-            with naming(self.labels.path):
-                labels = self.reading.of(labels, self.labels.place)
+            with naming(rows.path):
+                labels = reading.of(labels, rows.place)
         if is_numpy(logits):
             return logits, labels if is_numpy(labels) else as_numpy(labels), notes
         if is_numpy(labels):
@@ -123,7 +125,7 @@ class Pair:
         return "{}: row {}".format(*self.find(row))
 
     def label_place(self, row: int) -> str:
-        return "{}: row {}".format(*self._find(row, self.labels))
+        return "{}: row {}".format(*self._find(row, self.labels.rows))
 
     def _find(self, row: int, shards: Rows | None) -> tuple[Path, int | tuple[int, ...]]:
         """Where a label is among these, or in the one file of the logits."""
@@ -166,21 +168,25 @@ def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[s
     _check_length(rows, axis, targets, "labels", reading)
     if not here:
         _check_order(rows, targets)
-    read = labels_for(rows, targets, axis)
-    notes, others = [*_notes(rows, targets, here), *read.notes], {}
+    read = Values(targets, labels_for(rows, targets, axis), reading.skip_bad)
+    notes, others = [*_notes(rows, targets, here), *read.reading.notes], {}
     for name, said in (beside or {}).items():
         other = _other(name, said, reading, rows, axis)
         others[name] = Values(other, others_for(name, other, rows, axis))
         if other.path not in (first, targets.path):
             _check_order(rows, other)
             notes += _notes(other, other, True)
-    return Pair(rows, targets, axis, read, tuple(notes), others)
+    return Pair(rows, read, axis, tuple(notes), others)
+
+
+def file_and_column(said: str) -> tuple[str, str | None]:
+    """Of FILE or FILE:COLUMN."""
+    file, _, column = said.rpartition(":")
+    return (file, column) if file and not Path(said).exists() else (said, None)
 
 
 def _other(name: str, said: str, reading: Reading, rows: Rows, axis: int) -> Rows:
-    file, _, column = said.rpartition(":")
-    if not file or Path(said).exists():
-        file, column = said, None
+    file, column = file_and_column(said)
     reading = replace(reading, key=None, labels_key=column)
     found = _opened(file, name, reading, False)
     if isinstance(found, UnclearFile):

@@ -9,7 +9,8 @@ import numpy as np
 from crossent.tools.score.tables import SAMPLED, Column, Table, number_kind
 
 
-def parquet(path: Path, header: bool | None = None) -> Table:
+def parquet(path: Path, header: bool | None = None, skip_bad: bool = False) -> Table:
+    """With `skip_bad` missing numbers are nan, and missing words are none."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
@@ -24,7 +25,7 @@ def parquet(path: Path, header: bool | None = None) -> Table:
             if len(set(names)) < len(names) or any(schema.names.count(name) > 1 for name in names):
                 raise ValueError("has several columns of one name")
             for some in file.iter_batches(step, columns=names):
-                found = [_words(name, some[name]) if words else _numbers(name, some[name]) for name in names]
+                found = [(_words if words else _numbers)(name, some[name], skip_bad) for name in names]
                 yield found[0] if len(found) == 1 else np.column_stack(found)
             if some is None:
                 yield np.empty((0, len(names)) if len(names) > 1 else 0)
@@ -62,18 +63,18 @@ def _column(field, values) -> Column:
     return Column(field.name, number_kind(numbers), numbers, len(numbers) if types.is_floating(field.type) else 0)
 
 
-def _words(name: str, column) -> np.ndarray:
-    if column.null_count:
+def _words(name: str, column, skip_bad: bool = False) -> np.ndarray:
+    if column.null_count and not skip_bad:
         raise ValueError(f"column {name!r} has missing values")
-    return np.array([str(word) for word in column.to_pylist()], str)
+    return np.array(["" if word is None else str(word) for word in column.to_pylist()], str)
 
 
-def _numbers(name: str, column) -> np.ndarray:
+def _numbers(name: str, column, skip_bad: bool = False) -> np.ndarray:
     from pyarrow import types
 
     lists = _is_list(column.type)
     numbers = column.flatten() if lists else column
-    if column.null_count or numbers.null_count:
+    if (column.null_count and (lists or not skip_bad)) or (numbers.null_count and not skip_bad):
         raise ValueError(f"column {name!r} has missing values")
     if not (types.is_floating(numbers.type) or types.is_integer(numbers.type)):
         raise ValueError(f"column {name!r} holds {column.type}, not numbers")

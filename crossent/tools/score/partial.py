@@ -24,7 +24,7 @@ from crossent.tools import plain_json
 from crossent.tools.explain.tally import EPS, Tally
 from crossent.tools.files import replacing
 from crossent.tools.score.formats import npz
-from crossent.tools.score.held import Held, Options, Part
+from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
 from crossent.tools.score.readers import BadFile, printable
@@ -32,7 +32,7 @@ from crossent.tools.score.scales import LOGITS
 from crossent.tools.score.sums import ExactSums
 from crossent.tools.score.worst import WorstRow
 
-FORMAT, VERSION = "crossent score", 1
+FORMAT, VERSION = "crossent score", 2
 _LONGEST = 2**27  # numbers in an entry; a longer one is taken for damage
 _PLACE = ": place"
 
@@ -107,7 +107,7 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
 
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "crossent": crossent.__version__}
     head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
-    head["worst"] = [asdict(row) for row in held.worst.rows]
+    head |= {"worst": [asdict(row) for row in held.worst.rows], "skipped": dict(held.skipped)}
     entries: dict[str, np.ndarray] = {}
     if held.counts is not None:
         counts = held.counts.settled()
@@ -132,6 +132,7 @@ def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
     parts = {name: _part(**part) for name, part in head["parts"].items()}
     held = Held(options, parts, _counts(head, entries) if "classes" in head else None)
     held.worst.rows = tuple(_row(**row) for row in head["worst"])
+    held.skipped.update({what: _number(head["skipped"][what]) for what in SKIPPED if what in head["skipped"]})
     if held.counts is not None:
         held.check_classes(held.counts.classes)
     if "tally" in head:

@@ -61,7 +61,8 @@ class Reading:
     """What the options say of the files where they do not say it themselves; None leaves it to them.
 
     `key` and `labels_key` name entries or columns, `header` whether the first line of text has names, `columns` those
-    of the classes, and `dim` is the class axis.
+    of the classes, and `dim` is the class axis. With `skip_bad` numbers that cannot be read are nan, and labels that
+    are none are `NO_LABEL`.
     """
 
     key: str | None = None
@@ -69,6 +70,7 @@ class Reading:
     header: bool | None = None
     columns: str | None = None
     dim: int | None = None
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
         if suffix in ARRAYS:
             rows = _entry(path, ARRAYS[suffix](path), role, reading)
         else:
-            rows = _columns(path, TABLES[suffix](path, reading.header), role, reading, labels_here)
+            rows = _columns(path, TABLES[suffix](path, reading.header, reading.skip_bad), role, reading, labels_here)
         _, stored = rows.files[0]
         if not stored.kind:
             next(stored.blocks(1))  # which says why it cannot be read

@@ -1,6 +1,6 @@
 """`crossent.Score`: the metrics of rows that come bit by bit, in one process or in many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from os import PathLike
 from pathlib import Path
@@ -13,7 +13,8 @@ from crossent import plan, prediction_stats
 from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
 from crossent.tools.score import partial, scales
-from crossent.tools.score.held import Held, Options, Part
+from crossent.tools.score.held import SKIPPED, Held, Options, Part
+from crossent.tools.score.rows import places
 from crossent.tools.score.said import result_of
 from crossent.tools.score.worst import Index
 
@@ -42,6 +43,10 @@ class Score:
         ignore_index: the label of rows that do not count.
         scale: what the numbers are: "logits", "probabilities" or "log-probabilities".
         names: of the classes, in their order, where they have some.
+        skip_bad: whether rows that cannot count are left out and counted as `skipped`, instead of refused: those whose
+            label is no class, whose numbers are not what `scale` says, or which hold nan, inf or nothing but -inf.
+        shift: the label of a row is that of `shift` rows later along the last axis of the target, as in
+            `crossent.linear_cross_entropy`; the last `shift` rows are ignored.
 
     A Score holds sums, not rows: a few integers for each class, and how often which class was taken for which. Of rows
     it has the `top` worst ones, and the labels and statistics, without logits, of up to 32,768 that wait to be counted
@@ -73,11 +78,16 @@ class Score:
         ignore_index: int = -100,
         scale: scales.Scale = "logits",
         names: Sequence[str] | None = None,
+        skip_bad: bool = False,
+        shift: int = 0,
     ):
-        self._held = Held(Options.checked(top, ignore_index, scale, names))
+        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift))
         self._own, self._numbered = "", 0
 
-    def update(self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None) -> "Score":
+    def update(
+        self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None,
+        each: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    ) -> "Score":  # fmt: skip
         """Counts rows, and returns the Score itself.
 
         Args:
@@ -88,6 +98,8 @@ class Score:
             dim: the class axis, as in `crossent.cross_entropy`.
             rows: N integers, the numbers of the rows in the data, by which the worst ones can be found again; counted
                 from 0 over the calls where there are none. Scores that are merged should have them.
+            each: is called with what is known of each row that counts: a dict of arrays "row" (for more axes "index_1"
+                and so on as well), "label", "prediction", "rank", "loss", "confidence" and "brier".
 
         Takes the time of `crossent.prediction_stats`, and the memory of a copy of the rows where the numbers of one do
         not lie side by side. Probabilities are made logarithms in float64.
@@ -112,7 +124,11 @@ class Score:
         def find(i: int) -> tuple[None, Index]:
             return None, (int(numbers[i // inner]), *map(int, np.unravel_index(i % inner, others)))
 
-        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find)
+        def tell(kept: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+            first, *more = np.unravel_index(np.flatnonzero(kept), (count, *others))
+            each(places(numbers[first], more) | columns)
+
+        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find, each and tell)
         self._numbered += count
         self._own = self._own or uuid4().hex
         self._held.parts.setdefault(self._own, Part())
@@ -144,6 +160,8 @@ class Score:
 
             nll, perplexity, accuracy, top5, brier, calibration_error    as above
             scored, ignored, impossible                                  numbers of rows; impossible: p_y is 0
+            skipped                                                      rows left out for what is wrong in their
+                                                                         "labels", "logits" or "scale"
             classes                                                      their number
             calibration                                                  of each bin: rows, accuracy, mean confidence
             by_class                                                     of each class: rows, recall, precision, nll,
@@ -156,7 +174,8 @@ class Score:
         numbers. Takes the time of the classes, not of the rows.
         """
         held, metrics = self._held, self._held.metrics()
-        return result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)
+        found = result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)
+        return found | {"skipped": {what: held.skipped[what] for what in SKIPPED}}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes a partial result, which `load` and `crossent score --merge` read: as a whole, or not at all.

@@ -1,5 +1,6 @@
 """What the numbers of a file are: logits, probabilities or log-probabilities. Of the latter two logits are made."""
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -57,25 +58,21 @@ def add(tally: Tally, block: Any, kept: np.ndarray) -> None:
                 tally.add(*sizes(x))
 
 
-def as_logits(block: Any, scale: str, kept: np.ndarray, place: Any) -> Any:
-    """Rows whose softmax is what the block holds, of which those `kept` are looked at; `place(i)` names row `i`."""
-    if scale == LOGITS:
-        return block
-    x = as_numpy(block)
+def misfits(block: Any, scale: str) -> tuple[np.ndarray, Callable[[str, int], ValueError]]:
+    """Which rows of probabilities, or of their logarithms, are none, and the error for one of them and its place."""
     with np.errstate(all="ignore"):
-        _, low, total, lse = sizes(x)
+        _, low, total, lse = sizes(as_numpy(block))
+    good = np.abs(lse) <= _ROUNDED
     if scale == PROBABILITIES:
         good = (low >= 0.0) & (np.abs(total - 1.0) <= _ROUNDED)
-    else:
-        good = np.abs(lse) <= _ROUNDED
-    bad = kept & ~good
-    if bad.any():
-        row = int(bad.argmax())
+
+    def why(place: str, row: int) -> ValueError:
         wrong = f"have the sum {total[row]:.4g} and the smallest is {low[row]:.4g}"
         if scale == LOG_PROBABILITIES:
             wrong = f"have exponentials whose sum is {np.exp(lse[row]):.4g}"
-        raise ValueError(f"{place(row)}: the numbers are no {scale}: they {wrong}")
-    return log_of(block) if scale == PROBABILITIES else block
+        return ValueError(f"{place}: the numbers are no {scale}: they {wrong}")
+
+    return ~good, why
 
 
 def log_of(probabilities: Any) -> np.ndarray:
@@ -86,7 +83,7 @@ def log_of(probabilities: Any) -> np.ndarray:
 
 def asked(
     key: str | None, labels_key: str | None, header: bool | None, columns: str | None, dim: int | None, logits: bool,
-    probabilities: bool, log_probabilities: bool,
+    probabilities: bool, log_probabilities: bool, skip_bad: bool = False,
 ) -> tuple[Reading, Scale | None]:  # fmt: skip
     """What the options of a command ask for."""
     chosen: list[Scale] = [scale for scale, on in zip(SCALES, (logits, probabilities, log_probabilities)) if on]
@@ -94,4 +91,4 @@ def asked(
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     if key is not None and columns is not None:
         raise ValueError("--key and --columns exclude each other: both name the columns of the logits")
-    return Reading(key, labels_key, header, columns, dim), chosen[0] if chosen else None
+    return Reading(key, labels_key, header, columns, dim, skip_bad), chosen[0] if chosen else None

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Scored
+from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.metrics import BINS
 from crossent.tools.score.said import ClassRow, class_rows
 
@@ -33,6 +34,8 @@ def counted(score: Scored) -> str:
     said = f"{m.rows:,} rows of {m.classes:,} classes"
     if m.ignored:
         said += f", {m.ignored:,} ignored"
+    if skipped := score.total._held.skipped:
+        said += f", {skipped.total():,} skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
     if len(score.parts) > 1:
         said += f", in {len(score.parts):,} parts"
     return said if score.complete else f"{said}: the first {score.done:,} of {score.rows:,} rows"

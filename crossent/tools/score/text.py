@@ -18,8 +18,11 @@ _SAMPLED_CELLS = 2**14
 _MARK = b"\xef\xbb\xbf"  # that some programs begin UTF-8 with
 
 
-def text(path: Path, header: bool | None = None) -> Table:
-    """The table of a file; `header` says whether its first line has the names, None lets the file say."""
+def text(path: Path, header: bool | None = None, skip_bad: bool = False) -> Table:
+    """The table of a file; `header` says whether its first line has the names, None lets the file say.
+
+    With `skip_bad` cells that are no numbers are nan, and so is all of a line that has not as many as the first.
+    """
     with _opened(path) as file:
         lines = _lines(file)
         first, second = next(lines, ""), next(lines, "")
@@ -42,7 +45,7 @@ def text(path: Path, header: bool | None = None) -> Table:
     else:
         columns = tuple(column_of("", cells) for cells in zip(names, *sample))
     note = f"the first line ({_shortened(names)}) is taken for its header" if header else ""
-    lines = _Lines(path, between, header, tuple(column.name for column in columns))
+    lines = _Lines(path, between, header, tuple(column.name for column in columns), skip_bad)
     return Table(_count(path) - header, columns, lines.read, header, note=note)
 
 
@@ -153,6 +156,7 @@ class _Lines:
     between: str | None
     header: bool
     names: tuple[str, ...]
+    skip_bad: bool
 
     def read(self, columns: Sequence[int], words: bool, step: int) -> Iterator[np.ndarray]:
         """All rows, of some columns: an axis more where there are several."""
@@ -162,22 +166,28 @@ class _Lines:
             if self.header:
                 next(lines, None)
             while (some := list(islice(lines, step))) or not start:
-                self._check(some, start)
-                block = self._words(some, columns) if words else self._numbers(some, columns, start)
+                if wrong := self._wrong(some, start):
+                    if not self.skip_bad:
+                        raise wrong
+                    block = self._as_they_are(some, columns, words)
+                else:
+                    block = self._words(some, columns) if words else self._numbers(some, columns, start)
                 yield block[:, 0] if len(columns) == 1 else block
                 if not some:
                     return
                 start += len(some)
 
-    def _check(self, lines: list[str], start: int) -> None:
+    def _wrong(self, lines: list[str], start: int) -> ValueError | None:
+        """For the first line that has not as many cells as it should, if there is one."""
         width = len(self.names)
         for row, line in enumerate(lines, start):
             if not line.strip():
-                raise ValueError(f"row {row}: an empty line")
+                return ValueError(f"row {row}: an empty line")
             plain = self.between is not None and '"' not in line
             found = line.count(self.between or "") + 1 if plain else len(_cells(line, self.between))
             if found != width:
-                raise ValueError(f"row {row}: has {found} columns, and the first line has {width}")
+                return ValueError(f"row {row}: has {found} columns, and the first line has {width}")
+        return None
 
     def _words(self, lines: list[str], columns: Sequence[int]) -> np.ndarray:
         cells = [_cells(line, self.between) for line in lines]
@@ -193,8 +203,18 @@ class _Lines:
                 lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
             )
         except ValueError:
+            if self.skip_bad:
+                return self._as_they_are(lines, columns, False)
             self._explain(lines, columns, start)
             raise
+
+    def _as_they_are(self, lines: list[str], columns: Sequence[int], words: bool) -> np.ndarray:
+        """Cell by cell, with nan for what is no number, and no words for what is not there."""
+        whole = [cells if len(cells := _cells(line, self.between)) == len(self.names) else None for line in lines]
+        found = np.array([cells[c] if cells else "" for cells in whole for c in columns], str)
+        if not words:
+            found = np.array([np.nan if kind_of(cell) == "words" else float(cell) for cell in found.tolist()])
+        return found.reshape(len(lines), len(columns))
 
     def _explain(self, lines: list[str], columns: Sequence[int], start: int) -> None:
         """Raise for the first cell that is no number."""

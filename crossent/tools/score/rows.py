@@ -1,0 +1,131 @@
+"""A file with a line for each row that counts, written as rows come: of Parquet, of text, or an archive of arrays."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import numpy as np
+
+from crossent.tools.files import replacing
+
+Columns: TypeAlias = dict[str, np.ndarray]  # of equal length, words or numbers
+_AT_ONCE = 2**16  # rows
+
+
+def places(first: np.ndarray, more: Iterable[np.ndarray]) -> Columns:
+    """Columns with where rows are."""
+    return {"row": first} | {f"index_{i}": index for i, index in enumerate(more, 1)}
+
+
+def spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A value for each label of this shape, in their order, of values for each or for each of their first axis."""
+    values = values.reshape(values.shape + (1,) * (len(shape) - values.ndim))
+    return np.broadcast_to(values, shape).reshape(-1)
+
+
+@contextmanager
+def rows_file(path: Path | None) -> Iterator[Callable[[Columns], None] | None]:
+    """What to give columns to, always the same ones; where something raises there is no file, nor a part of one."""
+    if path is None:
+        yield None
+        return
+    inside = None
+    try:
+        with replacing(path) as part, WRITERS[path.suffix.lower()](part) as put:
+            try:
+                yield put
+            except ValueError as error:
+                inside = error
+                raise
+    except ValueError:
+        if inside is not None:
+            raise inside from None  # which is not about this file
+        raise
+
+
+def check_rows_file(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"--rows must end in one of {', '.join(WRITERS)}, got {path}")
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f"{path}: writing .parquet needs pyarrow: pip install crossent[parquet]")
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    writer = None
+
+    def put(columns: Columns) -> None:
+        nonlocal writer
+        table = pa.table(columns)
+        writer = writer or ParquetWriter(path, table.schema)
+        writer.write_table(table)
+
+    try:
+        yield put
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[Callable[[Columns], None]]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines, named = csv.writer(file, lineterminator="\n"), False
+
+        def put(columns: Columns) -> None:
+            nonlocal named
+            if not named:
+                lines.writerow(columns)
+                named = True
+            # As words floats have the digits that tell them apart, and no more.
+            lines.writerows(zip(*(column.astype(str).tolist() for column in columns.values())))
+
+        yield put
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
+    """Each column waits in a file of its own, since how long it will be stands in front of it; of words the numbers."""
+    with TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+        kinds: dict[str, np.dtype] = {}
+        known: dict[str, dict[str, int]] = {}
+        rows = 0
+
+        def put(columns: Columns) -> None:
+            nonlocal rows
+            for name, column in columns.items():
+                if column.dtype.kind == "U":
+                    numbers = known.setdefault(name, {})
+                    words, back = np.unique(column, return_inverse=True)
+                    column = np.array([numbers.setdefault(word, len(numbers)) for word in words.tolist()], int)[back]
+                kinds[name] = column.dtype
+                with (Path(folder) / name).open("ab") as file:
+                    file.write(column.tobytes())
+            rows = rows + len(column)
+
+        yield put
+        with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, kind in kinds.items():
+                words = np.array(list(known[name]), str) if name in known else None
+                head = {"descr": (kind if words is None else words.dtype).str, "fortran_order": False, "shape": (rows,)}
+                waiting, entry = (Path(folder) / name).open("rb"), archive.open(f"{name}.npy", "w", force_zip64=True)
+                with waiting as file, entry as out:
+                    np.lib.format.write_array_header_2_0(out, head)
+                    if words is None:
+                        shutil.copyfileobj(file, out)
+                    while words is not None and len(some := np.fromfile(file, kind, _AT_ONCE)):
+                        out.write(words[some].tobytes())
+
+
+WRITERS = {".parquet": _parquet, ".csv": _text, ".npz": _archive}

@@ -25,9 +25,11 @@ __all__ = [
     "Explanation",
     "Plan",
     "PredictionStats",
+    "Scaling",
     "Score",
     "SparseTarget",
     "TokenStats",
+    "calibrate",
     "cross_entropy",
     "empty_cache",
     "explain",
@@ -44,7 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from crossent import nn as nn
     from crossent.tools.explain import Explanation as Explanation, explain as explain
-    from crossent.tools.score import Score as Score
+    from crossent.tools.score import Scaling as Scaling, Score as Score, calibrate as calibrate
 else:
 
     def __getattr__(name):
@@ -52,6 +54,6 @@ else:
             return import_module("crossent.nn")
         if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
             return getattr(import_module("crossent.tools.explain"), name)
-        if name == "Score":  # likewise
-            return import_module("crossent.tools.score").Score
+        if name in ("Scaling", "Score", "calibrate"):  # likewise
+            return getattr(import_module("crossent.tools.score"), name)
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

@@ -114,6 +114,7 @@ MAY_IMPORT = {
         "pyarrow",
         "rich",
         "safetensors",
+        "scipy",
         "torch",
     ),
     "crossent.tools.explain": (
@@ -173,8 +174,10 @@ MAY_IMPORT = {
         "crossent.tools.bench",
         "crossent.tools.demo",
         "crossent.tools.explain",
+        "crossent.tools.score.calibration",
         "crossent.tools.score.command",
         "crossent.tools.score.scales",
+        "crossent.tools.score.scaling",
         "crossent.tools.commands",
         "crossent.tools.plan_of_shapes",
         "crossent.tools.output",
@@ -395,7 +398,7 @@ def test_nn_without_torch_says_what_to_install(statement):
     assert "pip install crossent[torch]" in run(textwrap.dedent(WITHOUT_TORCH) + textwrap.dedent(source))
 
 
-@pytest.mark.parametrize("name", ["Score", "explain"])
+@pytest.mark.parametrize("name", ["Score", "calibrate", "explain"])
 def test_tools_are_imported_when_they_are_first_used(name):
     run(
         f"""

@@ -1,6 +1,7 @@
 """The page of `crossent score`: whole or not there, with its plots in it, and on good terms with a browser."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def test_the_page_is_one_file(report):
     assert len(set(outline.ids)) == len(outline.ids)
     referred = {address[1:] for address in outline.addresses if address.startswith("#")}
     assert referred <= set(outline.ids)
+    heard = re.findall(r'<svg role="img" aria-labelledby="([\w-]+)" aria-describedby="([\w-]+)"', text)
+    assert len(heard) == 3 and {name for names in heard for name in names} <= set(outline.ids)
     assert "@import" not in text and "#010203" not in text
 
 
@@ -92,20 +95,47 @@ def test_infinite_losses(tmp_path):
     assert "probability 0" in page(found, 5)
 
 
+def figures(monkeypatch):
+    """Plots as figures, not yet drawn."""
+    monkeypatch.setattr("crossent.tools.score.plots._svg", lambda figure, *_: figure)
+
+
 @pytest.mark.parametrize("bad", [-np.inf, -1e4])
-def test_losses_far_from_the_others_have_one_bar(tmp_path, bad, monkeypatch):
+def test_few_large_losses_do_not_squash_the_others(tmp_path, bad, monkeypatch):
     logits, labels = example()
     logits[[0, 7], labels[[0, 7]]] = bad
-    monkeypatch.setattr("crossent.tools.score.plots._svg", lambda figure, name: figure)
+    figures(monkeypatch)
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)).metrics
     axes = plots.losses(found).axes[0]
-    others = np.delete(-(logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(200), labels], [0, 7])
-    assert others.max() < axes.get_xlim()[1] < 1.3 * others.max()
+    heights = np.array([bar.get_height() for bar in axes.patches])
     said = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert said[0] == f"mean {found.nll:.4g}" and said[1].startswith("2 above ")
-    assert said[1].endswith("2 infinite") == (bad == -np.inf)
-    heights = [bar.get_height() for bar in axes.patches]
-    assert sum(heights) == 200 and heights[-1] == 2
+    assert heights.sum() == 200 and heights[-1] == 2 and f"mean {found.nll:.4g}" in said
+    assert ("2 infinite" in said) == (bad == -np.inf)
+    nll = np.delete(-(logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(200), labels], [0, 7])
+    edges = plots._EDGES[: len(heights)] / 32
+    histogram, _ = np.histogram(nll, edges)
+    assert abs(heights[: len(histogram)] - histogram).sum() <= 4  # next to an edge
+    assert (np.flatnonzero(heights)[:-1] > 0.4 * len(heights)).any()  # half of the width is that of the others
+
+
+def test_every_bin_says_how_many_rows_it_has(tmp_path, monkeypatch):
+    """Those with hardly any height too."""
+    generator = np.random.default_rng(0)
+    logits, labels = 2.0 * generator.standard_normal((3000, 100)), generator.integers(100, size=3000)
+    files = write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)
+    bins = score(*files).metrics.calibration
+    used = np.flatnonzero(bins.rows)
+    assert used[0] == 0 and bins.accuracy[0] < 0.02
+    said = plots.reliability(score(*files).metrics)
+    (told,) = re.findall('<desc id="reliability-desc">(.*?)</desc>', said)
+    for i in used:
+        assert f"above {i / 15:.2f} {bins.rows[i]:,} rows, {bins.accuracy[i]:.1%} right" in told
+    figures(monkeypatch)
+    upper, lower = plots.reliability(score(*files).metrics).axes
+    points = next(line for line in upper.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(points.get_xydata(), np.stack([(used + 0.5) / 15, bins.accuracy[used]], 1))
+    assert [text.get_text() for text in lower.texts] == [f"{n:,}" for n in bins.rows[used]]
+    assert [plots._short(n) for n in (9_999, 10_000, 1_234_567)] == ["9,999", "10k", "1.2M"]
 
 
 def test_names_of_files_are_escaped(tmp_path):
@@ -164,19 +194,23 @@ def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, capsys):
 
 
 @browser.needs_chromium
-@pytest.mark.parametrize(("width", "dark"), [(400, False), (1200, True)])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [420, 1400])
 def test_in_a_browser(report, width, dark):
     path, _ = report
     with browser.opened(path.as_uri(), width, dark) as page:
         assert page.errors == [] and page.requests == [path.as_uri()]
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        edge = "Math.max(...[...document.querySelectorAll('figure, table')].map(s => s.getBoundingClientRect().right))"
+        assert page.evaluate(edge) > 0.95 * width
         sizes = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)")
-        assert len(sizes) == 3 and min(sizes) > 250
+        assert len(sizes) == 3 and min(sizes) > 370
         bars = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.querySelectorAll('path').length)")
         assert min(bars) > 10
         paper, ink = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
         paper, ink = (sum(map(int, colour[4:-1].split(","))) for colour in (paper, ink))
         assert (paper < 200 and ink > 600) if dark else (paper > 700 and ink < 150)
+        assert browser.violations(page) == []
 
 
 @browser.needs_chromium

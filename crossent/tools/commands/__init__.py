@@ -12,6 +12,7 @@ from typing import Annotated
 
 import crossent
 from crossent.tools.commands.bench import bench
+from crossent.tools.commands.calibrate import calibrate
 from crossent.tools.commands.common import ANY, missing, require, typer
 from crossent.tools.commands.demo import demo
 from crossent.tools.commands.explain import explain
@@ -20,7 +21,7 @@ from crossent.tools.commands.score import score
 from crossent.tools.commands.warmup import warmup
 from crossent.tools.output import end, guarded
 
-COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score, warmup)}
+COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score, calibrate, warmup)}
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ def score(
     dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
     ignore_index: Annotated[int | None, typer.Option(help="The label of rows that do not count; else -100.")] = None,
     top: Annotated[int | None, typer.Option(min=0, help="How many of the worst classes and rows; else 10.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="What to divide the logits by.")] = None,
+    scaling: Annotated[Path | None, typer.Option(help="What calibrate --save wrote: logits are scaled so.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
     partial: Annotated[Path | None, typer.Option(help="Write what --merge takes to this file as well.")] = None,
@@ -54,16 +56,19 @@ def score(
         require("score --html", "jinja2", "matplotlib")
     from crossent.tools.score.command import run, run_merge
     from crossent.tools.score.scales import Reading, asked
+    from crossent.tools.score.scaling import asked as scaling_asked
 
     shown = {"as_json": as_json, "html": html, "part": partial, "fail_if": fail_if or ()}
     with bad_input():
+        scaled = scaling_asked(temperature, scaling)
         reading, scale = asked(
             key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
         )  # fmt: skip
-        if merge and (scale, ignore_index, shift, rows, reading) != (None, None, None, None, Reading()):
+        if merge and (scale, scaled, ignore_index, shift, rows, reading) != (*[None] * 5, Reading()):
             raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
     if merge:
         raise typer.Exit(run_merge(files, top=top, **shown))
     top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
     options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "shift": shift or 0, "top": top}
+    options["scaling"] = scaled
     raise typer.Exit(run(files, rows=rows, **options, **shown))

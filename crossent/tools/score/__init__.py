@@ -4,7 +4,7 @@
 rows of them, `labels` and `pairs` put labels beside logits, and `scales` tells logits from probabilities. `running` has
 the `Score`, for which `metrics` counts, in exact `sums`, `worst` keeps rows, `inputs` looks for mistakes, `said` makes
 numbers and lists of it, and `partial` keeps it in a file. `show` and `report` show it, and `command` is all of it
-together.
+together. `scaling` fits temperatures and vectors, and `calibration` is the command that does it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from crossent.tools.score.pairs import Block, Pair, pair_of
 from crossent.tools.score.readers import BadFile, Reading, paths_of
 from crossent.tools.score.rows import Columns, places, spread
 from crossent.tools.score.running import Score as Score
+from crossent.tools.score.scaling import Scaling as Scaling, calibrate as calibrate
 from crossent.tools.score.worst import Index, WorstRow, natural
 
 
@@ -80,6 +81,7 @@ def score(
     reading: Reading | None = None,
     scale: scales.Scale | None = None,
     ignore_index: int = -100,
+    scaling: Scaling | None = None,
     top: int = 10,
     empty: bool = False,
     beside: Mapping[str, str] | None = None,
@@ -91,12 +93,12 @@ def score(
     """Score the files of these names or patterns, in the memory of one block of rows.
 
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
-    what the numbers are, where the files are not to say so. `top` is how many of the worst rows are kept, `empty` says
-    that there need be no row that counts. `beside` has what else rows have by its name, "group", as FILE or
-    FILE:COLUMN. `shift` is as in Score, and `each` as in its `update`, with the file as well. `note` is told what was
-    taken for what, before any row counts. `go_on` is told after each block how many rows are done, of how many, and
-    says whether to go on. Raises `BadFile`, whose message names the file, for whatever is wrong with one, and
-    KeyboardInterrupt where it is not to go on before any row counts.
+    what the numbers are, where the files are not to say so; `scaling` is that of the logits. `top` is how many of the
+    worst rows are kept, `empty` says that there need be no row that counts. `beside` has what else rows have by its
+    name, "group", as FILE or FILE:COLUMN. `shift` is as in Score, and `each` as in its `update`, with the file as well.
+    `note` is told what was taken for what, before any row counts. `go_on` is told after each block how many rows are
+    done, of how many, and says whether to go on. Raises `BadFile`, whose message names the file, for whatever is wrong
+    with one, and KeyboardInterrupt where it is not to go on before any row counts.
     """
     reading = reading or Reading()
     pair = pair_of(logits, labels, reading, beside)
@@ -104,9 +106,12 @@ def score(
     if scale is None:
         scale, said = scales.scale_of(pair, ignore_index)
     notes = (*pair.notes, said) if said else pair.notes
+    if scaling is not None:
+        notes = (*notes, f"the logits are scaled: {scaling.said}")
     for one in notes:
         note(one)
     options: dict[str, Any] = {"scale": scale, "names": pair.names, "skip_bad": reading.skip_bad, "shift": shift}
+    options["scaling"] = scaling
     total, done = Score(top=top, ignore_index=ignore_index, **options), 0
     if shift and len(pair.shape) < 2:
         shape = pair.logits.shape

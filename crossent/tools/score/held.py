@@ -15,6 +15,7 @@ from crossent.tools.score import scales
 from crossent.tools.score.inputs import AlongRows, Inputs
 from crossent.tools.score.metrics import Counts, Metrics
 from crossent.tools.score.scales import Scale
+from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.worst import Index, Worst, shown
 
 # What may be wrong with rows that are skipped.
@@ -31,23 +32,26 @@ class Options:
     names: tuple[str, ...] | None
     skip_bad: bool = False
     shift: int = 0
+    scaling: Scaling | None = None
 
     @classmethod
     def checked(
         cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None, skip_bad: bool = False,
-        shift: int = 0,
+        shift: int = 0, scaling: Scaling | None = None,
     ) -> "Options":  # fmt: skip
         top, shift = whole_number("top", top, 0), whole_number("shift", shift, 0)
         if scale not in scales.SCALES:
             raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
         if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
             raise TypeError(f"names must be a sequence of names, got {names!r}")
+        if not isinstance(scaling, Scaling | None):
+            raise TypeError(f"scaling must be a crossent.Scaling, got {type(scaling).__name__}")
         named = None if names is None else tuple(names)
-        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift)
+        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift, scaling)
 
     def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
         """What another one differs in, and the two values."""
-        for what in ("ignore_index", "scale", "shift", "top"):
+        for what in ("ignore_index", "scale", "scaling", "shift", "top"):
             known = what != "scale" or (self.scale and other.scale)
             if known and getattr(self, what) != getattr(other, what):
                 yield what, getattr(self, what), getattr(other, what)
@@ -128,7 +132,8 @@ class Held:
             rows = scales.log_of(rows)
         if skipped.total():
             given = labels = np.where(kept.reshape(labels.shape), labels, ignored)
-        shaped = rows.reshape(block.shape)
+        scaling = self.options.scaling
+        shaped = (rows if scaling is None else scaling(rows)).reshape(block.shape)
         given = given if is_numpy(shaped) else like(shaped, labels)
         found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
         stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))

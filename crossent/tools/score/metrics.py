@@ -107,6 +107,11 @@ class Metrics:
         return math.inf if self.nll >= 700 else math.exp(self.nll)
 
 
+def bin_of(confidence: np.ndarray) -> np.ndarray:
+    """The bins are open below and closed above."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int32) - 1, 0, BINS - 1)
+
+
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole != 0)
 
@@ -196,8 +201,7 @@ class Counts:
         label, prediction, rank = group["label"], group["prediction"], group["rank"]
         nll, confidence, brier = (group[name].astype(np.float64) for name in ("logprob", "confidence", "brier"))
         nll, hit = np.maximum(-nll, 0.0), prediction == label
-        # The bins are open below and closed above.
-        place = np.clip(np.ceil(confidence * BINS).astype(np.int32) - 1, 0, BINS - 1)
+        place = bin_of(confidence)
         loss = np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.int32)
         infinite = nll == np.inf
         for name, value in {

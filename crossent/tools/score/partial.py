@@ -29,6 +29,7 @@ from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
 from crossent.tools.score.readers import BadFile, printable
 from crossent.tools.score.scales import LOGITS
+from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.sums import ExactSums
 from crossent.tools.score.worst import WorstRow
 
@@ -127,8 +128,9 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
-    scale = head["options"]["scale"]
-    options = replace(Options.checked(**head["options"] | {"scale": scale or LOGITS}), scale=scale)
+    scale, scaling = head["options"]["scale"], head["options"]["scaling"]
+    scaling = scaling and Scaling(*(tuple(map(float, scaling[name])) for name in ("weight", "bias")))
+    options = replace(Options.checked(**head["options"] | {"scale": scale or LOGITS, "scaling": scaling}), scale=scale)
     parts = {name: _part(**part) for name, part in head["parts"].items()}
     held = Held(options, parts, _counts(head, entries) if "classes" in head else None)
     held.worst.rows = tuple(_row(**row) for row in head["worst"])

@@ -1,8 +1,9 @@
-"""The plots of the page, as SVG that takes its ink from the page around it."""
+"""The plots of the pages, as SVG that takes its ink from the page around it, with a name and a text for each."""
 
 import io
 import re
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,57 +12,64 @@ from crossent.tools.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is made
 _BLUE, _ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
-_RED = "#c4494c"
-_FAR, _FEW = 3, 0.01  # the share of rows that gets one bar if it is so many times farther out than the others
-_FEWEST = 32  # bins, which make a nat
-_BARS = 60  # at most, of the histogram and of the classes
+_RED, _GREY = "#c4494c", "#8a9099"
+_BARS = 60  # at most, of the classes
+# Where the bars of the losses begin and end, in steps of the histogram: eight narrow ones, then four an octave.
+_EDGES = np.array([*range(8), *(m << octave for octave in range(1, 10) for m in range(4, 8)), 4095])
 
 
-def reliability(metrics: Metrics) -> str:
-    """Accuracy over confidence, bin by bin, and the gap to the diagonal of perfect calibration."""
+def reliability(metrics: Metrics, name: str = "reliability") -> str:
+    """Accuracy over confidence, bin by bin, the gap to the diagonal of perfect calibration, and the rows of each."""
     bins: Calibration = metrics.calibration
     used = bins.rows > 0
-    middle, accuracy, confidence = (np.arange(BINS) + 0.5) / BINS, bins.accuracy, bins.confidence
+    middle = ((np.arange(BINS) + 0.5) / BINS)[used]
+    rows, accuracy, confidence = (column[used] for column in (bins.rows, bins.accuracy, bins.confidence))
+    told = zip((middle - 0.5 / BINS).tolist(), rows.tolist(), accuracy.tolist(), confidence.tolist())
+    said = "; ".join(f"above {lo:.2f} {n:,} rows, {a:.1%} right, sure to {c:.1%}" for lo, n, a, c in told)
     with _figure() as figure:
-        axes = figure.add_subplot()
-        axes.bar(middle[used], accuracy[used], 0.92 / BINS, color=_BLUE, label="accuracy")
-        gap = (confidence - accuracy)[used]
-        axes.bar(middle[used], gap, 0.5 / BINS, accuracy[used], color=_ORANGE, alpha=0.7, label="gap to confidence")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.bar(middle, accuracy, 0.92 / BINS, color=_BLUE, label="accuracy")
+        axes.bar(
+            middle, confidence - accuracy, 0.5 / BINS, accuracy, color=_ORANGE, alpha=0.7, label="gap to confidence"
+        )
+        axes.plot(middle, accuracy, "o", color=_BLUE, markersize=3.5)  # seen where there is no bar to be seen
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
         _legend(axes)
-        return _svg(figure, "reliability")
+        below.bar(middle, rows, 0.92 / BINS, color=_GREY)
+        below.set(yscale="log", ylim=(0.7, rows.max() ** 1.5 + 30), xlabel="confidence", ylabel="rows")
+        for x, n in zip(middle, rows.tolist()):
+            below.text(x, 1.3 * n, _short(n), ha="center", va="bottom", rotation=90, size=7)
+        return _svg(figure, name, "Accuracy and number of rows by confidence", f"By confidence: {said}.")
+
+
+def _short(n: int) -> str:
+    return f"{n:,}" if n < 10_000 else f"{n / 1e3:.0f}k" if n < 1e6 else f"{n / 1e6:.1f}M"
 
 
 def losses(metrics: Metrics) -> str:
-    """How many rows have which loss, on a logarithmic scale. The few that are far larger, or infinite, have one bar."""
-    counts, last = metrics.losses, _where_most_are(metrics)
-    step = -(-last // _BARS)
-    bars = np.add.reduceat(counts[:last], np.arange(0, last, step))
-    width, end, beyond = step * LOSS_STEP, len(bars) * step * LOSS_STEP, int(counts[last:].sum())
+    """How many rows have which loss. Both scales are logarithmic, so that neither few nor large losses are lost."""
+    bars, infinite = np.add.reduceat(metrics.losses, _EDGES), metrics.impossible
+    bars[-1] -= infinite
+    edges, last = _EDGES * LOSS_STEP, int(np.flatnonzero(bars)[-1]) if bars.any() else 0
+    last = max(last, int(np.searchsorted(edges, 1.0)))
+    mean = f"mean {metrics.nll:.4g}"
     with _figure() as figure:
         axes = figure.add_subplot()
-        axes.bar(np.arange(len(bars)) * width, bars, width * 0.92, align="edge", color=_BLUE)
-        if beyond:
-            infinite = f", {metrics.impossible:,} infinite" if metrics.impossible else ""
-            said = f"{beyond:,} above {end:.3g}{infinite}"
-            axes.bar(end + width, beyond, width * 2, align="edge", color=_RED, label=said)
-        draw = axes.axvline if metrics.nll <= end else lambda at, **style: axes.plot([], [], **style)
-        draw(metrics.nll, color=_ORANGE, linewidth=1.2, label=f"mean {metrics.nll:.4g}")
+        axes.bar(np.arange(last + 1) + 0.5, bars[: last + 1], 0.92, color=_BLUE)
+        if infinite:
+            axes.bar(last + 2.5, infinite, 0.92, color=_RED, label=f"{infinite:,} infinite")
+        at = np.nan if infinite else float(np.interp(metrics.nll, edges, np.arange(len(edges))))
+        axes.axvline(at, color=_ORANGE, linewidth=1.2, label=mean)
+        ticks = [i for i in range(last + 2) if i < len(edges) and edges[i] in (0, *2.0 ** np.arange(-3, 7))]
+        axes.set_xticks(ticks, [f"{edges[i]:g}" for i in ticks])
         axes.set(yscale="log", ylim=(0.7, None), xlim=(0, None), xlabel="NLL in nats", ylabel="rows")
         _legend(axes)
-        return _svg(figure, "losses")
-
-
-def _where_most_are(metrics: Metrics) -> int:
-    """The number of bins that are drawn: all that hold rows, unless the last hundredth of these is far from the rest.
-
-    Never the very last bin, which has what is larger than the others, and what is infinite.
-    """
-    counts = metrics.losses[:-1]
-    last = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
-    reach = int(np.searchsorted(np.cumsum(counts), (1.0 - _FEW) * counts.sum())) + 1
-    return max(_FEWEST, min(last, _FAR * reach))
+        upto = (np.cumsum(bars) / max(1, metrics.rows)).tolist()
+        said = ", ".join(f"{upto[i - 1]:.1%} below {edges[i]:g}" for i in ticks if i)
+        return _svg(
+            figure, "losses", "Number of rows by loss", f"{mean} nats; of the rows {said}; {infinite} infinite."
+        )
 
 
 def classes(metrics: Metrics) -> str:
@@ -71,16 +79,21 @@ def classes(metrics: Metrics) -> str:
     chosen = known[np.lexsort((known, found.recall[known]))[:_BARS]]
     if len(known) <= _BARS:
         chosen = known
+    whole, recall = len(chosen) == len(known), found.recall[chosen]
     with _figure() as figure:
         axes = figure.add_subplot()
         place = np.arange(len(chosen))
-        axes.bar(place, found.recall[chosen], 0.8, color=_BLUE)
+        axes.bar(place, recall, 0.8, color=_BLUE)
         axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
         shown = place[:: -(-len(place) // 12)]
         axes.set_xticks(shown, [str(label) for label in chosen[shown]], rotation=90 if chosen.max() > 99 else 0)
-        axes.set(ylim=(0, 1), ylabel="recall", xlabel="class" if len(chosen) == len(known) else "classes, worst first")
+        axes.set(ylim=(0, 1), ylabel="recall", xlabel="class" if whole else "classes, worst first")
         _legend(axes)
-        return _svg(figure, "classes")
+        said = ", ".join(f"{label}: {value:.1%}" for label, value in zip(chosen.tolist(), recall.tolist()))
+        which = "" if whole else f" of the {len(chosen)} worst classes"
+        return _svg(
+            figure, "classes", f"Recall by class{which}", f"By class: {said}; of all rows {metrics.accuracy:.1%}."
+        )
 
 
 @contextmanager
@@ -95,7 +108,7 @@ def _figure():
         "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "crossent",
     }  # fmt: skip
     with matplotlib.rc_context(settings):
-        yield Figure((4.4, 3.1), layout="constrained")
+        yield Figure((4.8, 3.9), layout="constrained")
 
 
 def _legend(axes) -> None:
@@ -103,11 +116,15 @@ def _legend(axes) -> None:
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
 
 
-def _svg(figure, name: str) -> str:
-    """The same for the same numbers, with ids that no other plot of the page has."""
+def _svg(figure, name: str, title: str, said: str) -> str:
+    """The same for the same numbers, with ids that no other plot of the page has; `title` and `said` for who hears."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r"\b(id=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)
+    svg = re.sub(r"\b(id=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)
+    heard = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(said)}</desc>'
+    role = f'<svg role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
+    head, _, rest = svg.removeprefix("<svg").partition(">")
+    return f"{role}{head}>{heard}{rest}"

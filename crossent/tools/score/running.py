@@ -16,6 +16,7 @@ from crossent.tools.score import partial, scales
 from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.rows import places
 from crossent.tools.score.said import result_of
+from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.worst import Index
 
 
@@ -80,8 +81,9 @@ class Score:
         names: Sequence[str] | None = None,
         skip_bad: bool = False,
         shift: int = 0,
+        scaling: Scaling | None = None,
     ):
-        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift))
+        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift, scaling))
         self._own, self._numbered = "", 0
 
     def update(

@@ -33,24 +33,28 @@ def class_rows(metrics: Metrics, labels: np.ndarray) -> list[ClassRow]:
     return [ClassRow(*row) for row in zip(labels.tolist(), rows, recall, precision, nll, taken_for)]
 
 
+def bins_of(metrics: Metrics) -> list[dict]:
+    bins = metrics.calibration
+    columns = {"rows": bins.rows.tolist(), "accuracy": _there(bins.accuracy), "confidence": _there(bins.confidence)}
+    return [
+        {"above": i / BINS, "to": (i + 1) / BINS} | {name: column[i] for name, column in columns.items()}
+        for i in range(BINS)
+    ]
+
+
 def result_of(
     metrics: Metrics, worst: Iterable[WorstRow], findings: Iterable[Finding], names: Sequence[str] | None
 ) -> dict:
     """None is what there is nothing to divide by."""
-    m, bins = metrics, metrics.calibration
+    m = metrics
     numbers = {"nll": m.nll, "perplexity": m.perplexity, "accuracy": m.accuracy, "top5": m.top5, "brier": m.brier}
-    numbers["calibration_error"] = bins.error
-    columns = {"rows": bins.rows.tolist(), "accuracy": _there(bins.accuracy), "confidence": _there(bins.confidence)}
-    calibration = [
-        {"above": i / BINS, "to": (i + 1) / BINS} | {name: column[i] for name, column in columns.items()}
-        for i in range(BINS)
-    ]
+    numbers["calibration_error"] = m.calibration.error
     classes = class_rows(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted))
     return {
         "findings": [asdict(finding) for finding in findings],
         "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
         **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-        "calibration": calibration,
+        "calibration": bins_of(m),
         "by_class": [_of_class(row, names) for row in classes], "confusion_short": m.confusion.short,
         "worst": [_of_row(row) for row in worst],
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """A score as JSON and as tables."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +10,7 @@ from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Scored
 from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.metrics import BINS
-from crossent.tools.score.said import ClassRow, class_rows
+from crossent.tools.score.said import class_rows
 
 
 def summary(score: Scored) -> list[tuple[str, str, str]]:
@@ -41,10 +42,29 @@ def counted(score: Scored) -> str:
     return said if score.complete else f"{said}: the first {score.done:,} of {score.rows:,} rows"
 
 
+class Shown(NamedTuple):
+    """A table of texts. The names of columns of words end in a point, which is not shown."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def print(self, console: Console, **options: Any) -> None:
+        table = Table(title=self.title, title_justify="left", **options)
+        for name in self.columns:
+            words = name.endswith(".")
+            table.add_column(name.rstrip("."), justify="left" if words else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+        if self.note:
+            console.print(self.note)
+
+
 def tables(console: Console, score: Scored, top: int) -> None:
-    m = score.metrics
     console.print(counted(score))
-    if not m.rows:
+    if not score.metrics.rows:
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -53,45 +73,34 @@ def tables(console: Console, score: Scored, top: int) -> None:
     for row in summary(score):
         table.add_row(*row)
     console.print(table)
-    if top and (worst := class_rows(m, m.by_class.worst(top))):
+    for shown in worst(score, top):
         console.print()
-        console.print(_of_classes(worst))
-        if m.confusion.short:
-            console.print(f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small.")
-    if score.worst:
-        console.print()
-        console.print(_of_rows(score))
+        shown.print(console)
     for finding in score.findings:
         console.print(finding_line(finding))
 
 
-def _of_classes(rows: list[ClassRow]) -> Table:
-    table = Table(title="Classes with the most errors", title_justify="left")
-    for name in ("class", "rows", "recall", "precision", "mean NLL"):
-        table.add_column(name, justify="right")
-    table.add_column("taken for (rows)")
-    for row in rows:
-        confused = ", ".join(f"{label} ({n:,})" for label, n in row.taken_for)
-        table.add_row(str(row.label), f"{row.rows:,}", percent(row.recall), percent(row.precision), nats(row.nll),
-                      confused)  # fmt: skip
-    return table
-
-
-def _of_rows(score: Scored) -> Table:
-    table = Table(title="Rows with the largest loss", title_justify="left")
-    for name in (*(["file"] if score.files > 1 else []), "row", "label", "prediction", "confidence", "NLL"):
-        table.add_column(name, justify="left" if name == "file" else "right", overflow="fold")
-    for path, row, *numbers in worst_rows(score):
-        table.add_row(*([path] if score.files > 1 else []), str(row), *numbers)
-    return table
-
-
-def worst_rows(score: Scored) -> list[tuple[str, Any, str, str, str, str]]:
-    """File, row, label, prediction, confidence and NLL."""
-    return [
-        (w.file or "", w.row, str(w.label), str(w.prediction), f"{w.confidence:.2%}", nats(0.0 - w.logprob))
-        for w in score.worst
-    ]
+def worst(score: Scored, top: int) -> Iterator[Shown]:
+    """The worst classes and rows."""
+    m = score.metrics
+    if classes := class_rows(m, m.by_class.worst(top)):
+        columns = ("class", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
+        short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
+        rows = [
+            (str(c.label), f"{c.rows:,}", percent(c.recall), percent(c.precision), nats(c.nll),
+             ", ".join(f"{label} ({n:,})" for label, n in c.taken_for))
+            for c in classes
+        ]  # fmt: skip
+        yield Shown("Classes with the most errors", columns, rows, short if m.confusion.short else "")
+    if score.worst:
+        files = score.files > 1
+        columns = (*(["file."] if files else []), "row", "label", "prediction", "confidence", "NLL")
+        rows = [
+            (*([w.file or ""] if files else []), str(w.row), str(w.label), str(w.prediction), f"{w.confidence:.2%}",
+             nats(0.0 - w.logprob))
+            for w in score.worst
+        ]  # fmt: skip
+        yield Shown("Rows with the largest loss", columns, rows)
 
 
 def nats(value: float | None) -> str:

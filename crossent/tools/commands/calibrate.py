@@ -1,0 +1,54 @@
+"""`crossent calibrate`."""
+
+from __future__ import annotations  # of which typer alone reads the values
+
+from pathlib import Path
+from typing import Annotated
+
+from crossent.tools.commands import common
+from crossent.tools.commands.common import bad_input, require, typer
+
+
+def calibrate(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOGITS [LABELS] [LOGITS LABELS]",
+            help="As for score. A second pair is judged by; else the rows that are not fitted.",
+            show_default=False,
+        ),
+    ],
+    key: common.Key = None,
+    labels_key: common.LabelsKey = None,
+    header: common.Header = None,
+    columns: common.Columns = None,
+    logits: common.Logits = False,
+    probabilities: common.Probabilities = False,
+    log_probabilities: common.LogProbabilities = False,
+    dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
+    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    method: Annotated[str, typer.Option(help="temperature, or vector: a weight and a bias a class.")] = "temperature",
+    split: Annotated[float, typer.Option(help="The share of rows to fit, drawn by lot; 1: all, judged too.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the lots.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every bin.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
+    save: Annotated[Path | None, typer.Option(help="A file for the scaling: score --scaling takes it.")] = None,
+) -> None:
+    """Fit a temperature to stored predictions, and show how well calibrated they are before and after.
+
+    Dividing the logits by it changes no prediction, but their probabilities:
+    crossent score LOGITS LABELS --temperature 1.7 scores them so.
+
+    Exit status 2: nothing can be fitted, or the command line is wrong.
+    """
+    require("calibrate", "scipy")
+    if html:
+        require("calibrate --html", "jinja2", "matplotlib")
+    from crossent.tools.score.calibration import run
+    from crossent.tools.score.scales import asked
+
+    with bad_input():
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+        options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "method": method}
+        status = run(files, as_json=as_json, html=html, save=save, split=split, seed=seed, **options)
+    raise typer.Exit(status)

@@ -25,14 +25,15 @@ def explain(
     dim: Annotated[int | None, typer.Option(help="The class axis; 1 (of a single row 0) by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="A page to write.")] = None,
+    play: Annotated[Path | None, typer.Option(help="A page to write whose numbers can be moved.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Open a cross entropy and show every step: of stored logits and labels, or of a worked example.
 
     The exit status is 1 where something is wrong with the loss, and 2 for files that cannot be explained.
     """
-    if html:
-        require("explain --html", "jinja2")
+    if html or play:
+        require("explain --html" if html else "explain --play", "jinja2")
     if plot:
         require("explain --plot", "matplotlib")
     from crossent.tools.explain.command import run
@@ -41,5 +42,5 @@ def explain(
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     with bad_input():
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        status = run(files or [], reading, scale, row or [], html, plot, json, options)
+        status = run(files or [], reading, scale, row or [], html, play, plot, json, options)
     raise typer.Exit(status)

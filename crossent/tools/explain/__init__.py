@@ -20,6 +20,7 @@ from crossent.tools.explain.explanation import (
     Step as Step,
 )
 from crossent.tools.explain.findings import Facts, findings_of
+from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
 from crossent.tools.explain.tally import scan
@@ -53,8 +54,8 @@ def explain(
     losses of all rows; beside these, all logits are read once, in blocks. Losses are in nats.
 
     Returns an `Explanation`: rows, steps, checks, findings, a summary of the losses, what knowing nothing would cost,
-    the call in both styles, and what `crossent.plan` says of it. It has print(), plot(), to_dict(), to_json() and
-    to_html(), and shows itself in a notebook.
+    the call in both styles, and what `crossent.plan` says of it. It has print(), plot(), to_dict(), to_json(),
+    to_html() and to_play(), and shows itself in a notebook.
 
     Raises what the function raises for shapes, dtypes and options; but a label that is no class is a finding. TypeError
     for another function; IndexError for rows that are not there. An input without classes is a ValueError.
@@ -125,6 +126,7 @@ def _explanation(case, wanted, losses, result, mistake, rate, **told):
         summary=_summary(facts),
         baselines=_baselines(facts),
         losses=losses.reshape(case.row_shape),
+        given=given_of(case, worked),
         **told,
     )
 

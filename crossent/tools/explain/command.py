@@ -33,6 +33,7 @@ def run(
     scale: str | None,
     rows: list[int],
     html: Path | None,
+    play: Path | None,
     plot: Path | None,
     json: bool,
     options: dict,
@@ -42,10 +43,13 @@ def run(
     Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
     """
     check_file(html, "--html")
+    check_file(play, "--play")
     check_file(plot, "--plot")
     found = _explained(files, reading, scale, rows, options)
     if html is not None:
         write(html, found.to_html())
+    if play is not None:
+        write(play, found.to_play())
     if plot is not None:
         with replacing(plot) as part:
             found.plot(part)

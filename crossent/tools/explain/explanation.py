@@ -110,6 +110,7 @@ class Explanation:
     baselines: dict[str, Any]
     plan: Plan
     losses: np.ndarray = field(compare=False)
+    given: Any = field(compare=False)  # what `to_play` starts from
 
     @property
     def faulty(self) -> bool:
@@ -147,6 +148,17 @@ class Explanation:
         _require("jinja2", "to_html")
         return self._rendered("page.html")
 
+    def to_play(self) -> str:
+        """A page to play with: logits, labels, weights and smoothing of the first rows shown, which the reader moves.
+
+        It asks for no other file. Raises ValueError for a softcap, a z-loss, sample weights, a denominator and
+        probabilities as target, which it has no controls for. Needs jinja2.
+        """
+        _require("jinja2", "to_play")
+        from crossent.tools.explain.play import page
+
+        return page(self)
+
     def _rendered(self, template: str) -> str:
         from crossent.tools.pages import rendered
 
@@ -166,9 +178,9 @@ class Explanation:
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        """All but `losses`, in lists, dicts, numbers and strings; nan, inf and -inf are these words."""
-        found = asdict(replace(self, losses=np.empty(0)))
-        del found["losses"]
+        """All but `losses` and `given`, in lists, dicts, numbers and strings; nan, inf and -inf are these words."""
+        found = asdict(replace(self, losses=np.empty(0), given=None))
+        del found["losses"], found["given"]
         return plain_json.plain(found)
 
     def to_json(self, indent: int | None = None) -> str:

@@ -365,7 +365,7 @@ def test_dict_and_json():
         and parsed["steps"][0]["values"][1][2] == "-inf"
     )
     assert parsed["findings"][0]["rows"] == [1] and parsed["plan"]["path"] == "kernels"
-    assert set(parsed) == {f for f in found.__dataclass_fields__ if f != "losses"}
+    assert set(parsed) == {f for f in found.__dataclass_fields__ if f not in ("losses", "given")}
     assert repr(found) == "<Explanation of cross_entropy: 4 rows, 3 classes, 1 finding>"
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
+from crossent.tools.commands import _application
 from crossent.tools.explain.command import worked_example
 
 # Sets the page's controls as a reader does, or its address, and reads what it then says of every row.
@@ -49,7 +50,8 @@ function read() {
       worked: numbers("tr[data-step=gradient] data"),
     };
   });
-  return JSON.stringify({ loss: find("#loss").value, rows, wrong: find("#wrong").textContent, code: find("#python").textContent });
+  const [wrong, code] = ["#wrong", "#python"].map((selector) => find(selector).textContent);
+  return JSON.stringify({ loss: find("#loss").value, rows, wrong, code });
 }
 """
 
@@ -124,6 +126,11 @@ def opened(tmp_path_factory):
         yield opens
 
 
+@pytest.fixture(scope="module")
+def example(opened):
+    return opened(*worked_example())
+
+
 def assert_agrees(found, setting):
     """With crossent, and with PyTorch's own loss where it does not multiply a 0 by what is not finite."""
     plain = setting["weight"].all() and np.isfinite(setting["x"]).all()
@@ -144,13 +151,177 @@ def assert_agrees(found, setting):
 
 
 @browser.needs_chromium
-def test_numbers_are_those_of_the_library(opened):
-    page, rng = opened(*worked_example()), np.random.default_rng(0)
-    for _ in range(150):
+def test_numbers_are_those_of_the_library(example):
+    page, rng = example, np.random.default_rng(0)
+    for _ in range(60):
         setting = settings_of(rng)
         assert_agrees(json.loads(page.evaluate(f"byAddress({fragment(setting)!r})")), setting)
-    for _ in range(10):
+    for _ in range(5):
         setting = settings_of(rng)
         told = json.dumps({name: words(value) for name, value in setting.items()})
         assert_agrees(json.loads(page.evaluate(f"byControls({told})")), setting)
     assert page.errors == []
+
+
+def large(rng, rows=2, classes=3000):
+    """A call with more classes than a page shows, whose first label is among those."""
+    logits, labels = rng.normal(size=(rows, classes)) * 3, rng.integers(classes, size=rows)
+    return logits, labels, rng.uniform(0.5, 2.0, classes)
+
+
+@browser.needs_chromium
+def test_classes_that_are_not_shown_count_in_full(opened):
+    logits, labels, weight = large(np.random.default_rng(1))
+    page = opened(logits, labels, weight=weight, label_smoothing=0.2)
+    (first, *_) = shown = crossent.explain(logits, labels).rows[0].classes
+    weight[first] = 3.0
+    page.evaluate(f"fill(named('Weight of class {first}'), '3'); fill(named('Temperature'), '2.5')")
+    setting = {"x": logits, "labels": labels, "ignored": np.zeros(2, bool), "weight": weight, "temperature": 2.5}
+    total, losses, gradient = called(crossent.cross_entropy, setting | {"smoothing": 0.2, "reduction": "mean"})
+    found, p = json.loads(page.evaluate("read()")), torch.softmax(torch.tensor(logits[0] / 2.5), 0).numpy()
+    hidden = np.delete(np.arange(3000), shown)
+    assert_close(float(found["loss"]), total, "")
+    assert_close([float(row["loss"]) for row in found["rows"]], losses, "")
+    for name, expected in {"p": p, "gradient": gradient[0]}.items():
+        assert_close(floats(found["rows"][0][name]), [*expected[list(shown)], expected[hidden].sum()], name)
+    assert found["code"] == "" and "2,995 others" in page.evaluate("document.body.innerText")
+
+
+@browser.needs_chromium
+def test_plots_show_the_loss_along_a_logit(opened):
+    """The functions behind them, and the point and the line that are drawn."""
+    logits, labels, weight = large(np.random.default_rng(2), classes=40)
+    logits[0, 3] = -np.inf
+    page = opened(logits, labels, weight=weight, rows=[0])
+    c = crossent.explain(logits, labels, rows=[0]).rows[0].classes[0]
+    for value in (-30.0, 0.5, 4.0, 1e4, -np.inf):
+        logits[0, c] = value
+        loss = crossent.cross_entropy(logits[:1], labels[:1], weight=weight, reduction="sum")
+        p = torch.softmax(torch.tensor(logits[0]), 0).numpy()
+        curve = page.evaluate(
+            f"(() => {{const at = along(state.rows[0], state, {c})({value}".replace("-inf", "-Infinity")
+            + f"); return [at.loss, at.share({c}), at.share(7)].map(String)}})()"
+        )
+        assert_close(floats(curve), [loss, p[c], p[7]], value)
+    page.evaluate(f"fill(named('Logit of class {c}'), '0.5')")
+    logits[0, c] = 0.5
+    drawn = page.evaluate(
+        "(() => {const [line, point] = ['.tangent', 'circle'].map(name => document.querySelector('#curve ' + name));"
+        "const {x, y} = axes(find('#curve'), 1), unit = (x(1) - x(0)) / (y(0) - y(1)),"
+        "of = (element, name) => Number(element.getAttribute(name));"
+        "return [(of(line, 'y1') - of(line, 'y2')) / (of(line, 'x2') - of(line, 'x1')) * unit,"
+        "(of(point, 'cx') - x(0)) / (x(1) - x(0)), (y(0) - of(point, 'cy')) / (y(0) - y(1))]})()"
+    )
+    high = page.evaluate("Number([...document.querySelectorAll('#curve text')].at(-1).textContent)")
+    x = torch.tensor(logits[:1], requires_grad=True)
+    loss = F.cross_entropy(x, torch.tensor(labels[:1]), weight=torch.tensor(weight))
+    loss.backward()
+    np.testing.assert_allclose(
+        [drawn[0] * high, drawn[1], drawn[2] * high], [x.grad[0, c], 0.5, loss.item()], rtol=1e-6, atol=1e-9
+    )
+
+
+@browser.needs_chromium
+def test_the_code_on_the_page_gives_its_numbers(example):
+    page, rng = example, np.random.default_rng(3)
+    for _ in range(6):
+        found = json.loads(page.evaluate(f"byAddress({fragment(settings_of(rng))!r})"))
+        names = {"print": lambda *_: None}
+        exec(found["code"], names)
+        losses = names["loss"].detach().numpy()
+        expected = [row["loss"] for row in found["rows"]] if losses.ndim else found["loss"]
+        np.testing.assert_allclose(losses, np.array(expected, float), rtol=1e-12, atol=1e-14)
+
+
+@browser.needs_chromium
+def test_by_keyboard_alone(opened):
+    """Every control can be reached, shows that it has the focus, and does what its keys say."""
+    page = opened(*worked_example())
+
+    def press(key, code, **more):
+        for kind in ("keyDown", "keyUp"):
+            page.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
+
+    seen = []
+    for _ in range(60):
+        press("Tab", 9)
+        seen.append(
+            page.evaluate("(e => e.name || e.id || e.ariaLabel || e.dataset.try || e.tagName)(document.activeElement)")
+        )
+        outline = "(e => getComputedStyle(e.matches('.choices input') ? e.nextElementSibling : e).outlineStyle)"
+        assert page.evaluate(f"{outline}(document.activeElement)") != "none", seen[-1]
+        if seen[-1] == "python":
+            break
+    logits = {name for c in range(4) for name in (f"Logit of class {c}", f"Logit of class {c}, as a number")}
+    assert logits | {"row", "label", "ignored", "even", "Temperature", "Label smoothing", "reduction"} <= {*seen}
+    assert {"descend", "reset", "SUMMARY", "back", "step", "next", "python"} <= {*seen}
+    before = float(page.evaluate("find('#loss').value"))
+    page.evaluate("find('[aria-label=\"Logit of class 1\"]').focus()")
+    press("ArrowRight", 39)
+    assert float(page.evaluate("find('#loss').value")) < before
+    page.evaluate("find('[name=step][value=exp]').focus(); find('[name=step][value=exp]').click()")
+    press("ArrowRight", 39)
+    assert page.evaluate("state.step") == "sum"
+    assert page.evaluate("[...document.querySelectorAll('tr.lit th')].map(e => e.innerText)") == ["∑ exp(z − max z)"]
+
+
+@browser.needs_chromium
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (420, True)])
+def test_for_everybody(opened, width, dark):
+    page = opened(*worked_example(), width=width, dark=dark, label_smoothing=0.1)
+    page.evaluate("find('details').open = true")
+    assert browser.violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('button, input, summary')].map(e => (e.closest('label') ?? e)"
+        ".getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
+    )
+    assert min(sizes) >= 44
+    page.evaluate("fill(named('Logit of class 0'), 'nan'); 0")
+    said = page.evaluate("new Promise(done => setTimeout(() => done(find('[role=status]').textContent), 600))")
+    assert said == "Loss nan. This row nan."
+    assert "is nan here" in page.evaluate(
+        "find('#curve').getAttribute('aria-labelledby') && find('#curve-text').innerText"
+    )
+    page.evaluate("fill(named('Temperature'), '0')")
+    assert "above 0" in page.evaluate("find('[role=alert]').textContent") and page.evaluate("state.temperature") == 1
+    assert page.evaluate("named('Temperature').getAttribute('aria-invalid')") == "true"
+
+
+@browser.needs_chromium
+def test_an_address_that_makes_no_sense_is_passed_over(example):
+    bad = "temperature=0&smoothing=2&row=9&moving=x&step=no&reduction=max&weight=0.0:-1&weight=0.9:1&label=0.0:9"
+    bad += "&logit=7.0:1&logit=0.9:1&logit=x&logit=0.0:y&ignored=map.0:1&constructor=1"
+    assert example.evaluate(
+        f"byAddress({bad!r}); begin(fromAddress()); JSON.stringify(state) === JSON.stringify(fresh())"
+    )
+
+
+def test_what_a_page_has_no_control_for_is_refused():
+    logits, labels = worked_example()
+    for options in ({"softcap": 5.0}, {"z_loss": 0.1}, {"sample_weight": np.ones(3)}, {"denominator": 2.0}):
+        with pytest.raises(ValueError, match=f"a page to play with knows no {next(iter(options))}"):
+            crossent.explain(logits, labels, **options).to_play()
+    with pytest.raises(ValueError, match="knows no probabilities as target"):
+        crossent.explain(logits, np.full((3, 4), 0.25, np.float32)).to_play()
+    with pytest.raises(ValueError, match="needs at least one row"):
+        crossent.explain(logits[:0], labels[:0]).to_play()
+
+
+def test_where_a_page_differs_from_its_call_it_says_so():
+    logits, labels = np.zeros((9, 3), np.float32), np.array([0, 1, 2, 9, 0, 1, 2, 0, 1])
+    page = crossent.explain(logits, labels, rows=range(9)).to_play()
+    assert "Of 9 rows the page has 8" in page and "Row 3 has the label 9, which is no class" in page
+    page = crossent.explain(logits - np.log(3.0), labels % 3, function=crossent.nll_loss).to_play()
+    assert "was given log-probabilities" in page and '"given"' not in crossent.explain(logits, labels).to_json()
+
+
+def test_the_command(tmp_path, capsys):
+    logits, labels = worked_example()
+    np.savez(tmp_path / "both.npz", logits=logits, labels=labels)
+    for files in ([], [str(tmp_path / "both.npz")]):
+        with pytest.raises(SystemExit) as stopped:
+            _application()(["explain", *files, "--play", str(tmp_path / "play.html")])
+        assert stopped.value.code == 0, capsys.readouterr().err
+        page = (tmp_path / "play.html").read_text(encoding="utf-8")
+        assert page == crossent.explain(logits, labels).to_play()

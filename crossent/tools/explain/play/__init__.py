@@ -1,14 +1,14 @@
 """A page to play with: a few rows and all that their loss depends on, which the reader changes while it follows."""
 
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 import crossent
 
 ROWS = 8  # of a page at most
-_LEFT_OUT = {"softcap": None, "z_loss": 0.0}  # options that the page has no control for, and what they are without it
+_KNOWN = {"reduction", "ignore_index", "label_smoothing", "loss_dtype"}  # the page's numbers are all in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Given:
 
 def given_of(case, worked) -> Given:
     options, arguments = case.options, case.arguments
-    unknown = [name for name, without in _LEFT_OUT.items() if getattr(options, name) != without]
+    left_out = [option for option in fields(options) if option.name not in _KNOWN]
+    unknown = [option.name for option in left_out if getattr(options, option.name) != option.default]
     unknown += [name for name in ("sample_weight", "denominator") if arguments[name] is not None]
     unknown += ["probabilities as target"] if case.soft else []
     weight = np.ones(case.classes) if case.weight is None else case.weight

@@ -7,8 +7,8 @@ const sumOf = (values) => values.reduce((sum, value) => sum + value, 0);
 const times = (share, value) => (share === 0 ? 0 : share * value);
 
 /**
- * From logits to log-probabilities. -log p = log sum + (peak - z) is a sum of two terms that are not negative, so that no
- * digit cancels where a class has nearly all of the probability. A row whose maximum is not finite has no value.
+ * From logits to log-probabilities. -log p = log sum + (peak - z) is a sum of two terms that are not negative, so that
+ * no digit cancels where a class has nearly all of the probability. A row whose maximum is not finite has no value.
  */
 function softmaxOf(x, temperature) {
   const z = x.map((value) => value / temperature);

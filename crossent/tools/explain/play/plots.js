@@ -9,19 +9,17 @@ function axes(svg, high) {
   const y = (value) => PLOT.top + (1 - value / high) * (height - PLOT.top - PLOT.bottom);
   const lines = made("path", { class: "axis", d: `M${x(-span)},${y(high)}V${y(0)}H${x(span)}` });
   const tick = (value, attributes) => made("text", { class: "tick", ...attributes }, String(value).replace("-", "−"));
+  const anchor = (value) => ({ "text-anchor": value === span ? "end" : "middle" });
   const below = [-span, -span / 2, 0, span / 2, span].map((value) =>
-    tick(value, { x: x(value), y: height - 6, "text-anchor": value === span ? "end" : "middle" }));
-  const beside = [0, high / 2, high].map((value) => tick(value, { x: PLOT.left - 6, y: y(value) + 4, "text-anchor": "end" }));
+    tick(value, { x: x(value), y: height - 6, ...anchor(value) }));
+  const beside = [0, high / 2, high].map((value) =>
+    tick(value, { x: PLOT.left - 6, y: y(value) + 4, "text-anchor": "end" }));
   return { x, y, marks: [lines, ...below, ...beside] };
 }
 
 const samples = () => Array.from({ length: PLOT.samples + 1 }, (_, i) => span * ((2 * i) / PLOT.samples - 1));
 const isInPlot = (value) => Math.abs(value) <= span;
 const path = (points) => `M${points.map((point) => point.map((at) => at.toFixed(1)).join(",")).join("L")}`;
-
-function showPlots() {
-  views.push(drawShares, drawCurve);
-}
 
 function drawShares(now) {
   const { x, y, marks } = axes(byId("shares"), 1);
@@ -35,9 +33,9 @@ function drawShares(now) {
     return hidden() ? [...tops, 1] : tops;
   });
   const known = edges.flat().every(Number.isFinite);
-  const bands = known ? classes.flatMap((c, i) => band(c, edges.map((tops) => [tops[i], tops[i + 1]]), x, y)) : [];
-  const line = isInPlot(logit) ? [made("line", { class: "now", x1: x(logit), x2: x(logit), y1: y(0), y2: y(1) })] : [];
-  byId("shares").replaceChildren(...bands, ...line, ...marks);
+  const parts = known ? classes.flatMap((c, i) => band(c, edges.map((tops) => tops.slice(i, i + 2)), x, y)) : [];
+  if (isInPlot(logit)) parts.push(made("path", { class: "now", d: `M${x(logit)},${y(0)}V${y(1)}` }));
+  byId("shares").replaceChildren(...parts, ...marks);
   const p = now.rows[state.row].p[state.moving];
   byId("shares-text").textContent = `Probabilities of all classes, as bands, if the logit of class ${state.moving} moves. `
     + `Now it is ${shown(logit)}, with probability ${shown(p)}.`;
@@ -48,7 +46,7 @@ function band(c, edges, x, y) {
   const places = samples().map(x);
   const upper = edges.map(([, top], i) => [places[i], y(top)]);
   const lower = edges.map(([bottom], i) => [places[i], y(bottom)]).reverse();
-  const area = made("path", { class: "band", d: `${path([...upper, ...lower])}Z`, fill: c === undefined ? "var(--rest)" : colour(c) });
+  const area = made("path", { class: "band", d: `${path([...upper, ...lower])}Z`, fill: colour(c) });
   const inner = edges.map(([bottom, top], i) => (i > 7 && i < PLOT.samples - 7 ? top - bottom : 0));
   const widest = inner.indexOf(Math.max(...inner));
   if (y(0) - y(inner[widest]) < 16) return [area];
@@ -66,7 +64,8 @@ function drawCurve(now) {
   const known = losses.every(Number.isFinite);
   const { x, y, marks } = axes(byId("curve"), known ? ceiling(Math.max(...losses)) : 1);
   const [loss, slope] = [lossAt(logit), now.gradients[state.row][state.moving]];
-  const parts = known ? [made("path", { class: "curve", d: path(samples().map((value, i) => [x(value), y(losses[i])])) })] : [];
+  const points = samples().map((value, i) => [x(value), y(losses[i])]);
+  const parts = known ? [made("path", { class: "curve", d: path(points) })] : [];
   if (known && isInPlot(logit)) parts.push(...tangent(logit, loss, slope, x, y));
   byId("curve").replaceChildren(...marks, ...parts);
   byId("curve-text").textContent = said(logit, loss, slope);
@@ -89,8 +88,9 @@ function ceiling(value) {
 
 function said(logit, loss, slope) {
   const what = state.reduction === "none" ? "The loss of this row" : "The loss";
-  if (!Number.isFinite(loss) || !Number.isFinite(slope)) return `${what} is ${shown(loss)} here, its slope ${shown(slope)}.`;
-  const change = `0.1 more of this logit makes it about ${shown(Math.abs(0.1 * slope))} ${slope < 0 ? "smaller" : "larger"}`;
+  if (!Number.isFinite(loss + slope)) return `${what} is ${shown(loss)} here, its slope ${shown(slope)}.`;
+  const by = `${shown(Math.abs(0.1 * slope))} ${slope < 0 ? "smaller" : "larger"}`;
+  const change = `0.1 more of this logit makes it about ${by}`;
   const outside = isInPlot(logit) ? "" : " The point lies outside of the plot.";
   return `${what} as it moves. Now it is ${shown(loss)} with slope ${shown(slope)}: ${change}.${outside}`;
 }

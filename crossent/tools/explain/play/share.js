@@ -1,6 +1,5 @@
 /* What a reader has set, as an address to send on and as a call in Python. */
 
-const written = (value) => String(value).replace("Infinity", "inf").replace("NaN", "nan");
 const list = (values) => `[${Array.from(values, written).join(", ")}]`;
 
 /** The call that gives the page's numbers. */
@@ -8,7 +7,8 @@ function python() {
   const logits = state.rows.map(({ x }) => `    ${list(x)},\n`).join("");
   const labels = list(state.rows.map(({ label, ignored }) => (ignored ? -100 : label)));
   const options = [state.temperature === 1 ? "logits" : `logits / ${state.temperature}`, "labels"];
-  if (state.weight.some((w) => w !== 1)) options.push(`weight=torch.tensor(${list(state.weight)}, dtype=torch.float64)`);
+  const weight = `weight=torch.tensor(${list(state.weight)}, dtype=torch.float64)`;
+  if (state.weight.some((w) => w !== 1)) options.push(weight);
   if (state.smoothing) options.push(`label_smoothing=${state.smoothing}`);
   if (state.reduction !== "mean") options.push(`reduction="${state.reduction}"`);
   const call = options.length > 2 ? `\n    ${options.join(",\n    ")},\n` : options.join(", ");
@@ -31,7 +31,9 @@ function keepInAddress() {
   for (const key of ["temperature", "smoothing", "rate", "reduction", "row", "moving", "step"]) {
     if (state[key] !== from[key]) kept.set(key, state[key]);
   }
-  const keep = (key, where, value, before) => Object.is(value, before) || kept.append(key, `${where}:${written(value)}`);
+  const keep = (key, where, value, before) => {
+    if (!Object.is(value, before)) kept.append(key, `${where}:${written(value)}`);
+  };
   state.weight.forEach((w, c) => keep("weight", `0.${c}`, w, from.weight[c]));
   state.rows.forEach((row, i) => {
     keep("label", `${i}.0`, row.label, from.rows[i].label);

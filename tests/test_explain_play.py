@@ -51,7 +51,7 @@ function read() {
     };
   });
   const [wrong, code] = ["#wrong", "#python"].map((selector) => find(selector).textContent);
-  return JSON.stringify({ loss: find("#loss").value, rows, wrong, code });
+  return JSON.stringify({ loss: find("#loss").value, evenly: find("#evenly").value, rows, wrong, code });
 }
 """
 
@@ -141,6 +141,8 @@ def assert_agrees(found, setting):
         undefined = setting["reduction"] == "mean" and not setting["weight"][setting["labels"][kept]].sum()
         if setting["reduction"] != "none":
             assert_close(float(found["loss"]), total, setting)
+            evenly, *_ = called(function, setting | {"x": np.zeros_like(setting["x"])})
+            assert_close(float(found["evenly"]), evenly, setting)
         for i, row in enumerate(found["rows"]):
             assert_close(float(row["loss"]), losses[i], (i, setting))
             assert_close(floats(row["p"]), p[i], (i, setting))
@@ -279,7 +281,7 @@ def test_for_everybody(opened, width, dark):
     assert min(sizes) >= 44
     page.evaluate("fill(named('Logit of class 0'), 'nan'); 0")
     said = page.evaluate("new Promise(done => setTimeout(() => done(find('[role=status]').textContent), 600))")
-    assert said == "Loss nan. This row nan."
+    assert said == "mean loss nan, this row nan"
     assert "is nan here" in page.evaluate(
         "find('#curve').getAttribute('aria-labelledby') && find('#curve-text').innerText"
     )

@@ -40,7 +40,7 @@ function worked(row, settings) {
   return { ...steps, q, mass, picked, loss, slopes };
 }
 
-/** The loss of all rows and its gradient in their logits; without a reduction, the gradient of the losses' sum. */
+/** The loss of all rows and its gradient in their logits; without a reduction, those of the losses' sum. */
 function lossOf(state) {
   const rows = state.rows.map((row) => worked(row, state));
   const counts = state.rows.map((row) => (row.ignored ? 0 : state.weight[row.label]));
@@ -49,8 +49,7 @@ function lossOf(state) {
   const gradients = rows.map(({ slopes }, i) =>
     slopes.map((slope) => (state.rows[i].ignored ? 0 : slope / divisor / state.temperature)),
   );
-  const evenly = (sumOf(rows.map((row) => row.mass)) * Math.log(state.weight.length)) / divisor;
-  return { rows, sum, divisor, loss: state.reduction === "none" ? null : sum / divisor, gradients, evenly };
+  return { rows, divisor, loss: sum / divisor, gradients };
 }
 
 /**

@@ -29,10 +29,19 @@ function update() {
   const now = lossOf(state);
   for (const view of views) view(now);
   later(() => {
-    byId("status").textContent = `Loss ${shown(now.loss)}. This row ${shown(now.rows[state.row].loss)}.`;
+    byId("status").textContent = `${byId("what").textContent} ${shown(main(now))}, this row ${shown(rowLoss(now))}`;
     keepInAddress();
   });
 }
+
+const rowLoss = (now) => now.rows[state.row].loss;
+
+/** The loss that the page is about: without a reduction that of the chosen row; and what guessing evenly would cost. */
+const main = (now) => (state.reduction === "none" ? rowLoss(now) : now.loss);
+const evenly = (now) => {
+  const rows = state.reduction === "none" ? [now.rows[state.row]] : now.rows;
+  return (sumOf(rows.map((row) => row.mass)) / now.divisor) * Math.log(start.classes);
+};
 
 function change(action) {
   action();
@@ -58,11 +67,10 @@ const written = (value) => String(value).replace("Infinity", "inf").replace("NaN
 
 /** To be read: in at most nine characters. */
 function shown(value) {
-  if (value === null) return "none";
   const size = Math.abs(value);
-  const isUsual = size === 0 || (size >= 5e-5 && size < 1e5);
-  const digits = isUsual ? (size && value).toFixed(size < 1e3 ? 4 : 1) : written(value.toExponential(2));
-  return digits.replace("-", "−");
+  if (size === 0) return "0";
+  const isUsual = size >= 5e-5 && size < 1e5;
+  return (isUsual ? value.toFixed(size < 1e3 ? 4 : 1) : written(value.toExponential(2))).replace("-", "−");
 }
 
 /** As it stands in a field. */
@@ -83,8 +91,9 @@ function parsed(text) {
 /** An element that shows a number as it is now, in full as its value. */
 function figure(number, element = made("data")) {
   views.push((now) => {
-    element.value = String(number(now));
-    element.textContent = shown(number(now));
+    const value = number(now);
+    element.value = String(value);
+    element.textContent = shown(value);
   });
   return element;
 }
@@ -139,7 +148,11 @@ function weightDial(c) {
 const colour = (c) => `var(--c${shownClasses().indexOf(c)}, var(--rest))`;
 
 /** The sum over the classes that are not shown. */
-const rest = (values) => sumOf(values.filter((_, c) => !shownClasses().includes(c)));
+function rest(values) {
+  const left = values.slice();
+  for (const c of shownClasses()) left[c] = 0;
+  return sumOf(left);
+}
 
 /** A number beside a bar from one share of its track to another, which may have a mark and says which way to go. */
 function amount(kind, title, number, bar) {
@@ -199,7 +212,7 @@ function showRow() {
   const weights = shownClasses().map((c) => made("div", {}, made("span", {}, `class ${c}`), ...weightDial(c)));
   byId("weights").replaceChildren(...weights);
   showWorking();
-  views.push(drawShares, drawCurve);
+  views.push(drawPlots);
   update();
 }
 
@@ -301,8 +314,8 @@ function showSettings(now) {
   }
   for (const radio of all("[name=reduction]")) radio.checked = radio.value === reduction;
   byId("ignored").checked = chosen().ignored;
-  byId("what").textContent = reduction === "none" ? "no reduction" : `${reduction} loss`;
-  const worse = reduction === "none" ? "" : now.loss > now.evenly ? "worse" : now.loss < now.evenly ? "better" : "";
+  byId("what").textContent = reduction === "none" ? "loss" : `${reduction} loss`;
+  const worse = main(now) > evenly(now) ? "worse" : main(now) < evenly(now) ? "better" : "";
   byId("verdict").textContent = worse && `${worse} than knowing nothing`;
   byId("python").textContent = byId("code").hidden ? "" : python();
 }
@@ -312,9 +325,9 @@ function prepare() {
   for (const [key, setting] of Object.entries(SETTINGS)) {
     byId(key).append(...dial({ ...setting, get: () => state[key], set: (value) => (state[key] = value) }));
   }
-  figure((now) => now.loss, byId("loss"));
-  figure((now) => now.rows[state.row].loss, byId("row-loss"));
-  figure((now) => now.evenly, byId("evenly"));
+  figure(main, byId("loss"));
+  figure(rowLoss, byId("row-loss"));
+  figure(evenly, byId("evenly"));
   byId("rows").append(...start.rows.map(rowChoice));
   byId("code").hidden = start.classes > 12;
   views.push(showSettings);

@@ -21,10 +21,15 @@ const samples = () => Array.from({ length: PLOT.samples + 1 }, (_, i) => span * 
 const isInPlot = (value) => Math.abs(value) <= span;
 const path = (points) => `M${points.map((point) => point.map((at) => at.toFixed(1)).join(",")).join("L")}`;
 
-function drawShares(now) {
+function drawPlots(now) {
+  const at = along(chosen(), state, state.moving);
+  drawShares(now, at);
+  drawCurve(now, at);
+}
+
+function drawShares(now, at) {
   const { x, y, marks } = axes(byId("shares"), 1);
   const logit = chosen().x[state.moving];
-  const at = along(chosen(), state, state.moving);
   const classes = hidden() ? [...shownClasses(), undefined] : shownClasses();
   const edges = samples().map((value) => {
     const { share } = at(value);
@@ -33,7 +38,7 @@ function drawShares(now) {
     return hidden() ? [...tops, 1] : tops;
   });
   const known = edges.flat().every(Number.isFinite);
-  const parts = known ? classes.flatMap((c, i) => band(c, edges.map((tops) => tops.slice(i, i + 2)), x, y)) : [];
+  const parts = classes.flatMap((c, i) => (known ? band(c, edges.map((tops) => tops.slice(i, i + 2)), x, y) : []));
   if (isInPlot(logit)) parts.push(made("path", { class: "now", d: `M${x(logit)},${y(0)}V${y(1)}` }));
   byId("shares").replaceChildren(...parts, ...marks);
   const p = now.rows[state.row].p[state.moving];
@@ -55,9 +60,8 @@ function band(c, edges, x, y) {
   return [area, made("text", { x: places[widest], y: y(middle) + 4, "text-anchor": "middle" }, name)];
 }
 
-function drawCurve(now) {
+function drawCurve(now, at) {
   const logit = chosen().x[state.moving];
-  const at = along(chosen(), state, state.moving);
   const others = sumOf(now.rows.map((row, i) => (i === state.row ? 0 : row.loss)));
   const lossAt = (value) => (state.reduction === "none" ? at(value).loss : (others + at(value).loss) / now.divisor);
   const losses = samples().map(lossAt);

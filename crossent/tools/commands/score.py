@@ -26,6 +26,10 @@ def score(
     top: Annotated[int | None, typer.Option(min=0, help="How many of the worst classes and rows; else 10.")] = None,
     temperature: Annotated[float | None, typer.Option(help="What to divide the logits by.")] = None,
     scaling: Annotated[Path | None, typer.Option(help="What calibrate --save wrote: logits are scaled so.")] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="K,...", help="The K of top-K accuracies; else 5.")] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: score groups of equal ones too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
     partial: Annotated[Path | None, typer.Option(help="Write what --merge takes to this file as well.")] = None,
@@ -64,11 +68,19 @@ def score(
         reading, scale = asked(
             key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
         )  # fmt: skip
-        if merge and (scale, scaled, ignore_index, shift, rows, reading) != (*[None] * 5, Reading()):
+        if merge and (scale, scaled, ignore_index, shift, rows, top_k, group, reading) != (*[None] * 7, Reading()):
             raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
+        ranks = _whole_numbers(top_k or "5")
     if merge:
         raise typer.Exit(run_merge(files, top=top, **shown))
     top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
     options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "shift": shift or 0, "top": top}
-    options["scaling"] = scaled
+    options |= {"scaling": scaled, "top_k": ranks, "beside": {"group": group} if group else None}
     raise typer.Exit(run(files, rows=rows, **options, **shown))
+
+
+def _whole_numbers(said: str) -> list[int]:
+    try:
+        return list(map(int, said.split(",")))
+    except ValueError:
+        raise ValueError(f"--top-k takes numbers with commas between them, as in 1,3,10, got {said!r}") from None

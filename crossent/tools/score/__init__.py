@@ -10,6 +10,7 @@ together. `scaling` fits temperatures and vectors, and `calibration` is the comm
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ def score(
     ignore_index: int = -100,
     scaling: Scaling | None = None,
     top: int = 10,
+    top_k: Sequence[int] = (5,),
     empty: bool = False,
     beside: Mapping[str, str] | None = None,
     shift: int = 0,
@@ -95,10 +97,10 @@ def score(
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
     what the numbers are, where the files are not to say so; `scaling` is that of the logits. `top` is how many of the
     worst rows are kept, `empty` says that there need be no row that counts. `beside` has what else rows have by its
-    name, "group", as FILE or FILE:COLUMN. `shift` is as in Score, and `each` as in its `update`, with the file as well.
-    `note` is told what was taken for what, before any row counts. `go_on` is told after each block how many rows are
-    done, of how many, and says whether to go on. Raises `BadFile`, whose message names the file, for whatever is wrong
-    with one, and KeyboardInterrupt where it is not to go on before any row counts.
+    name, "group", as FILE or FILE:COLUMN. `top_k` and `shift` are as in Score, and `each` as in its `update`, with the
+    file as well. `note` is told what was taken for what, before any row counts. `go_on` is told after each block how
+    many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose message names the file, for
+    whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any row counts.
     """
     reading = reading or Reading()
     pair = pair_of(logits, labels, reading, beside)
@@ -111,7 +113,7 @@ def score(
     for one in notes:
         note(one)
     options: dict[str, Any] = {"scale": scale, "names": pair.names, "skip_bad": reading.skip_bad, "shift": shift}
-    options["scaling"] = scaling
+    options |= {"scaling": scaling, "top_k": top_k}
     total, done = Score(top=top, ignore_index=ignore_index, **options), 0
     if shift and len(pair.shape) < 2:
         shape = pair.logits.shape
@@ -192,8 +194,10 @@ def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None) -
             each(files.places(block.start + np.flatnonzero(kept)) | columns | beside)
 
         _check_labels(pair, block, held.options)
+        path, (first, *_) = find(0) if labels.size else ("", (0,))
+        numbers, groups = first + np.arange(len(labels)), block.beside.get("group")
         try:
-            held.count(block.logits, pair.axis, labels, np.arange(len(labels)), find, each and tell)
+            held.count(block.logits, pair.axis, labels, numbers, find, each and tell, Path(path).name, groups)
         except TypeError as error:
             raise BadFile(f"{pair.place(start) if labels.size else pair.logits.path}: {error}") from error
         except ValueError as error:

@@ -13,11 +13,14 @@ from crossent.tools.arrays import as_numpy, is_numpy, like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import scales
 from crossent.tools.score.inputs import AlongRows, Inputs
+from crossent.tools.score.intervals import cells_of
 from crossent.tools.score.metrics import Counts, Metrics
+from crossent.tools.score.rows import spread
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.worst import Index, Worst, shown
 
+_MOST_RANKS = 20
 # What may be wrong with rows that are skipped.
 SKIPPED = {"labels": "label is no class", "logits": "nan, inf or no number", "scale": "other numbers than said"}
 
@@ -33,13 +36,17 @@ class Options:
     skip_bad: bool = False
     shift: int = 0
     scaling: Scaling | None = None
+    top_k: tuple[int, ...] = (5,)
 
     @classmethod
     def checked(
         cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None, skip_bad: bool = False,
-        shift: int = 0, scaling: Scaling | None = None,
+        shift: int = 0, scaling: Scaling | None = None, top_k: Sequence[int] = (5,),
     ) -> "Options":  # fmt: skip
         top, shift = whole_number("top", top, 0), whole_number("shift", shift, 0)
+        ranks = tuple(sorted({whole_number("top_k", k, 1) for k in top_k}))
+        if len(ranks) > _MOST_RANKS:
+            raise ValueError(f"top_k must be at most {_MOST_RANKS} numbers, got {len(ranks)}")
         if scale not in scales.SCALES:
             raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
         if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
@@ -47,11 +54,11 @@ class Options:
         if not isinstance(scaling, Scaling | None):
             raise TypeError(f"scaling must be a crossent.Scaling, got {type(scaling).__name__}")
         named = None if names is None else tuple(names)
-        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift, scaling)
+        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift, scaling, ranks)
 
     def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
         """What another one differs in, and the two values."""
-        for what in ("ignore_index", "scale", "scaling", "shift", "top"):
+        for what in ("ignore_index", "scale", "scaling", "shift", "top", "top_k"):
             known = what != "scale" or (self.scale and other.scale)
             if known and getattr(self, what) != getattr(other, what):
                 yield what, getattr(self, what), getattr(other, what)
@@ -103,8 +110,10 @@ class Held:
     def count(
         self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray,
         find: Callable[[int], tuple[str | None, Index]], each: Callable[[np.ndarray, dict], Any] | None = None,
+        file: str = "", groups: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst.
+        """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst,
+        those of the rows in the `file`. `groups` are names for each of them or each label.
 
         `each` is told which rows count, and columns with what is known of these.
         """
@@ -141,8 +150,11 @@ class Held:
         if skipped.total():
             labels = np.where(kept.reshape(labels.shape), labels, ignored)
         flat = labels.reshape(-1)
-        self.options, self.counts = replace(self.options, scale=self.scale), self.counts or Counts(classes)
-        self.counts.add(flat, stats, kept)
+        units = len(np.unique(numbers[kept.reshape(len(numbers), -1).any(1)])) if len(flat) else 0
+        counts, shape = self.counts or Counts(classes, self.options.top_k), labels.shape or (1,)
+        groups = None if groups is None else spread(groups, shape)
+        counts.add(flat, stats, kept, units, spread(cells_of(file, numbers), shape), groups)
+        self.options, self.counts = replace(self.options, scale=self.scale), counts
         self.counts.ignored -= skipped.total()
         self.skipped += skipped
         self.worst.add(flat, stats, kept, numbers, find)
@@ -170,6 +182,10 @@ class Held:
         differences = [*self.options.differences(other.options)]
         if self.counts and other.counts and self.counts.classes != other.counts.classes:
             differences.append(("the number of classes", self.counts.classes, other.counts.classes))
+        if self.counts and other.counts and self.counts.units and other.counts.units:
+            grouped, others = (counts.groups is not None for counts in (self.counts, other.counts))
+            if grouped != others:
+                differences.append(("whether rows have groups", grouped, others))
         for what, ours, theirs in differences:
             raise ValueError(f"{name}: {what} is {theirs!r}, but {ours!r} in what came before: score all alike")
         if self.parts.keys() & other.parts.keys():
@@ -179,7 +195,7 @@ class Held:
         """One that has been checked."""
         self.options = self.options.known(other.options)
         if other.counts is not None:
-            self.counts = self.counts or Counts(other.counts.classes)
+            self.counts = self.counts or Counts(other.counts.classes, self.options.top_k)
             self.counts.merge(other.counts)
         self.worst.merge(other.worst)
         self.inputs.merge(other.inputs)
@@ -193,7 +209,7 @@ class Held:
         self.options = replace(self.options, top=top)
 
     def metrics(self) -> Metrics:
-        return (self.counts or Counts(len(self.options.names or ()))).metrics()
+        return (self.counts or Counts(len(self.options.names or ()), self.options.top_k)).metrics()
 
     def findings(self, metrics: Metrics) -> tuple[Finding, ...]:
         return self.inputs.found(metrics.nll)

@@ -8,17 +8,23 @@ begins, so that a stream of rows says the same however it was cut.
 import math
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from crossent import PredictionStats
-from crossent.tools.score.sums import ExactSums
+from crossent.tools.explain.baselines import baselines
+from crossent.tools.score.confusion import Confusion, Pairs
+from crossent.tools.score.coverage import STEPS, Coverage, step_of
+from crossent.tools.score.groups import GroupCells, Groups
+from crossent.tools.score.intervals import CELLS, Interval, Sample
+from crossent.tools.score.sums import Cells, ratio
 
 _GROUP = 2**15  # rows, at most 2**20
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
-_PAIRS_AT_ONCE, _PAIRS_KEPT = 2**20, 2**22
-_COLUMNS = ("label", *PredictionStats._fields)
+_COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,11 @@ class ByClass:
 
     @property
     def recall(self) -> np.ndarray:
-        return _ratio(self.correct, self.rows)
+        return ratio(self.correct, self.rows)
 
     @property
     def precision(self) -> np.ndarray:
-        return _ratio(self.correct, self.predicted)
+        return ratio(self.correct, self.predicted)
 
     def worst(self, n: int) -> np.ndarray:
         """The classes with the most rows that were taken for others."""
@@ -58,87 +64,96 @@ class ByClass:
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """How many rows of a class were taken for which other, in order of their labels. No count is too large; one may be
-    up to `short` too small."""
-
-    label: np.ndarray
-    prediction: np.ndarray
-    rows: np.ndarray
-    short: int
-
-    def of(self, labels: np.ndarray, n: int) -> list[list[tuple[int, int]]]:
-        """What rows of each of these labels were most often taken for, and how many."""
-        lo, hi = np.searchsorted(self.label, labels), np.searchsorted(self.label, labels, "right")
-        which, within = np.repeat(np.arange(len(labels)), hi - lo), _counted_up(hi - lo)
-        at = lo[which] + within
-        prediction, rows = self.prediction[at], self.rows[at]
-        chosen = np.lexsort((prediction, -rows, which))[within < n]
-        found: list[list[tuple[int, int]]] = [[] for _ in labels]
-        for i, *pair in zip(which[chosen].tolist(), prediction[chosen].tolist(), rows[chosen].tolist()):
-            found[i].append((pair[0], pair[1]))
-        return found
-
-
-def _counted_up(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... anew for each length."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-@dataclass(frozen=True)
 class Metrics:
-    """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for."""
+    """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for.
+
+    `top_k` has the share of the rows with a rank below k for each k, `groups` is None where rows have none, and
+    `sample` has what the intervals are made of.
+    """
 
     rows: int
     ignored: int
     classes: int
     nll: float
     accuracy: float
-    top5: float
+    top_k: dict[int, float]
     brier: float
     impossible: int
     calibration: Calibration
+    coverage: Coverage
     losses: np.ndarray
     by_class: ByClass
     confusion: Confusion
+    groups: Groups | None
+    sample: Sample
 
     @property
     def perplexity(self) -> float:
         return math.inf if self.nll >= 700 else math.exp(self.nll)
 
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """The mean NLL of whoever says the same of every row."""
+        return baselines(self.by_class.rows, self.rows, self.nll, 0.0)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All that has an interval, by its name."""
+        top = {f"top{k}": share for k, share in self.top_k.items()}
+        found = {"nll": self.nll, "perplexity": self.perplexity, "accuracy": self.accuracy, **top}
+        return found | {"brier": self.brier, "calibration_error": self.calibration.error}
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Of each of the `numbers`, both ends nan where too few rows tell them."""
+        return self.sample.intervals()
+
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
     """The bins are open below and closed above."""
-    return np.clip(np.ceil(confidence * BINS).astype(np.int32) - 1, 0, BINS - 1)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole != 0)
+    return np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
 
 
 @dataclass
 class Counts:
-    """`add` blocks of rows, `merge` the counts of others, then ask for the `metrics` of all so far."""
+    """`add` blocks of rows, `merge` the counts of others, then ask for the `metrics` of all so far.
+
+    `units` are rows of the data, which may have several labels each.
+    """
 
     classes: int
+    top_k: tuple[int, ...]
     ignored: int = 0
+    units: int = 0
     _waiting: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     _rows_waiting: int = 0
 
     def __post_init__(self):
-        bins = ("rows by bin", "hits by bin")
-        classes = ("rows by class", "correct", "predicted", "impossible by class")
-        self.whole = {name: np.zeros(BINS, np.int64) for name in bins}
-        self.whole |= {name: np.zeros(self.classes, np.int64) for name in classes}
-        self.whole |= {"top5": np.zeros(1, np.int64), "losses": np.zeros(_LOSS_BINS, np.int64)}
-        sums = {"nll by class": self.classes, "confidence by bin": BINS, "brier": 1}
-        self.exact = {name: ExactSums(n) for name, n in sums.items()}
+        top = [f"top{k}" for k in self.top_k]
+        self.tables = {
+            "class": Cells(self.classes, ("rows", "right", "impossible"), ("nll",)),
+            "prediction": Cells(self.classes, ("rows",)),
+            "loss": Cells(_LOSS_BINS, ("rows",)),
+            "confidence": Cells(STEPS, ("rows", "right")),
+            "bin": Cells(CELLS * BINS, ("rows", "right"), ("confidence",)),
+            "cell": Cells(CELLS, ("impossible", *top), ("nll", "brier")),
+        }
+        self.groups: GroupCells | None = None
         self.pairs = Pairs(self.classes)
 
-    def add(self, labels: np.ndarray, stats: PredictionStats, kept: np.ndarray) -> None:
-        """A block of rows, of which those `kept` count."""
-        columns = tuple(column[kept] for column in (labels, *stats))
+    def add(
+        self, labels: np.ndarray, stats: PredictionStats, kept: np.ndarray, units: int, cells: np.ndarray,
+        groups: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """A block of rows, of which those `kept` count, with the cell of the sample and the group of each."""
+        if self.units and (groups is None) != (self.groups is None):
+            raise ValueError("groups must be given for all rows or for none")
+        grouped = None if groups is None else self.groups or GroupCells()
+        places = np.zeros(len(labels), np.intp) if groups is None or grouped is None else grouped.places(groups, kept)
+        self.groups = grouped
+        columns = tuple(column[kept] for column in (labels, *stats, cells, places))
         self.ignored += len(labels) - len(columns[0])
+        self.units += units
         self._waiting.append(columns)
         self._rows_waiting += len(columns[0])
         if self._rows_waiting >= _GROUP:
@@ -147,9 +162,11 @@ class Counts:
     def settled(self) -> "Counts":
         """The same with what waits to become a whole group counted. Others may look at these at the same time."""
         found = copy(self)
-        found.whole, found.pairs = dict(self.whole), self.pairs.copy()
-        found.exact = {name: ExactSums(sums.n, sums.digits) for name, sums in self.exact.items()}
+        found.tables, found.pairs = {name: table.copy() for name, table in self.tables.items()}, self.pairs.copy()
+        found.groups = self.groups and self.groups.copy()
         found._count_groups(1)
+        if found.groups:
+            found.groups.sort()
         found.pairs.settle()
         return found
 
@@ -157,32 +174,33 @@ class Counts:
         """Those of so many classes too."""
         other = other.settled()
         self.ignored += other.ignored
-        for name, counts in other.whole.items():
-            self.whole[name] = self.whole[name] + counts
-        for name, sums in other.exact.items():
-            self.exact[name].merge(sums)
+        self.units += other.units
+        for name, table in other.tables.items():
+            self.tables[name].merge(table)
+        if other.groups is not None:
+            self.groups = self.groups or GroupCells()
+            self.groups.merge(other.groups)
         self.pairs.merge(other.pairs)
 
     def metrics(self) -> Metrics:
         settled = self.settled()
-        whole, exact = settled.whole, {name: sums.rounded() for name, sums in settled.exact.items()}
-        binned, hits, confidence = whole["rows by bin"], whole["hits by bin"], exact["confidence by bin"]
-        labels, correct, impossible = whole["rows by class"], whole["correct"], whole["impossible by class"]
-        rows, infinite = int(binned.sum()), int(impossible.sum())
-        nll = math.inf if infinite else float(settled.exact["nll by class"].total().rounded()[0])
+        tables = settled.tables
+        labels, cells, bins = tables["class"], tables["cell"], tables["bin"].folded(BINS)
+        total, binned, right = cells.folded(1), bins["rows"], bins["right"]
+        rows, infinite, confidence = int(binned.sum()), int(total["impossible"][0]), bins["confidence"]
+        error = _mean(float(abs(right - confidence).sum()), rows)
+        by_class = ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"])
         return Metrics(
-            rows=rows, ignored=self.ignored, classes=self.classes, nll=_mean(nll, rows),
-            accuracy=_mean(int(correct.sum()), rows), top5=_mean(int(whole["top5"][0]), rows),
-            brier=_mean(float(exact["brier"][0]), rows), impossible=infinite,
-            calibration=Calibration(
-                binned, _ratio(hits, binned), _ratio(confidence, binned),
-                _mean(float(abs(hits - confidence).sum()), rows),
-            ),
-            losses=whole["losses"],
-            by_class=ByClass(
-                labels, _ratio(np.where(impossible, np.inf, exact["nll by class"]), labels), correct, whole["predicted"]
-            ),
-            confusion=settled.pairs.confusion(),
+            rows=rows, ignored=self.ignored, classes=self.classes,
+            nll=_mean(math.inf if infinite else float(total["nll"][0]), rows),
+            accuracy=_mean(int(right.sum()), rows),
+            top_k={k: _mean(int(total[f"top{k}"][0]), rows) for k in self.top_k},
+            brier=_mean(float(total["brier"][0]), rows), impossible=infinite,
+            calibration=Calibration(binned, ratio(right, binned), ratio(confidence, binned), error),
+            coverage=Coverage.of(tables["confidence"]),
+            losses=tables["loss"]["rows"], by_class=by_class, confusion=settled.pairs.confusion(),
+            groups=settled.groups and settled.groups.found(rows / max(1, self.units)),
+            sample=Sample.of(cells, tables["bin"], self.top_k, self.units),
         )  # fmt: skip
 
     def _count_groups(self, least: int) -> None:
@@ -198,85 +216,24 @@ class Counts:
         self._waiting, self._rows_waiting = [rest], max(0, n - lo)
 
     def _count(self, group: dict[str, np.ndarray]) -> None:
-        label, prediction, rank = group["label"], group["prediction"], group["rank"]
+        label, prediction, cell = group["label"], group["prediction"], group["cell"].astype(np.intp)
         nll, confidence, brier = (group[name].astype(np.float64) for name in ("logprob", "confidence", "brier"))
-        nll, hit = np.maximum(-nll, 0.0), prediction == label
-        place = bin_of(confidence)
-        loss = np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.int32)
+        nll, right = np.maximum(-nll, 0.0), prediction == label
+        places = {
+            "class": label, "prediction": prediction, "cell": cell, "bin": cell * BINS + bin_of(confidence),
+            "confidence": step_of(confidence), "loss": np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.intp),
+        }  # fmt: skip
         infinite = nll == np.inf
-        for name, value in {
-            "rows by bin": np.bincount(place, minlength=BINS),
-            "hits by bin": np.bincount(place[hit], minlength=BINS),
-            "rows by class": np.bincount(label, minlength=self.classes),
-            "correct": np.bincount(label[hit], minlength=self.classes),
-            "predicted": np.bincount(prediction, minlength=self.classes),
-            "impossible by class": np.bincount(label[infinite], minlength=self.classes),
-            "top5": (rank < 5).sum(keepdims=True),
-            "losses": np.bincount(loss, minlength=_LOSS_BINS),
-        }.items():
-            self.whole[name] = self.whole[name] + value
-        self.exact["nll by class"].add(label, np.where(infinite, 0.0, nll))
-        self.exact["confidence by bin"].add(place, confidence)
-        self.exact["brier"].add(np.zeros(len(brier), np.intp), brier)
-        self.pairs.add((label * self.classes + prediction)[~hit])
+        rows = {f"top{k}": group["rank"] < k for k in self.top_k} | {
+            "right": right, "impossible": infinite, "nll": np.where(infinite, 0.0, nll), "brier": brier,
+            "confidence": confidence,
+        }  # fmt: skip
+        for name, table in self.tables.items():
+            table.add(places[name], rows)
+        if self.groups is not None:
+            self.groups.add(group["group"], cell, rows)
+        self.pairs.add((label * self.classes + prediction)[~right])
 
 
 def _mean(total: float, rows: int) -> float:
     return total / rows if rows else math.nan
-
-
-class Pairs:
-    """How often each pair of classes came, as a number below classes**2: exactly until too many different ones came.
-
-    Then only the most frequent are kept, and all counts lowered by that of the largest left out: the summary of Misra
-    & Gries, "Finding repeated elements" (1982), in the form that Agarwal et al., "Mergeable summaries" (2012) show to
-    keep its bound when summaries are added.
-    """
-
-    def __init__(self, classes: int):
-        self.classes = classes
-        self.codes, self.counts, self.short = np.empty(0, np.int64), np.empty(0, np.int64), 0
-        self._waiting = []
-
-    def add(self, codes: np.ndarray) -> None:
-        self._waiting.append(codes)
-        if sum(map(len, self._waiting)) >= _PAIRS_AT_ONCE:
-            self.settle()
-
-    def merge(self, other: "Pairs") -> None:
-        """Settled ones."""
-        self.settle()
-        self._merge(other.codes, other.counts)
-        self.short += other.short
-
-    def copy(self) -> "Pairs":
-        found = copy(self)
-        found._waiting = list(self._waiting)
-        return found
-
-    def settle(self) -> None:
-        """Count what waits."""
-        if self._waiting:
-            codes, self._waiting = np.concatenate(self._waiting), []
-            self._merge(*self._counted(codes))
-
-    def _merge(self, new: np.ndarray, counts: np.ndarray) -> None:
-        if len(self.codes):
-            new, place = np.unique(np.concatenate([self.codes, new]), return_inverse=True)
-            counts = np.bincount(place, np.concatenate([self.counts, counts])).astype(np.int64)
-        if len(new) > _PAIRS_KEPT:
-            least = np.partition(counts, -_PAIRS_KEPT - 1)[-_PAIRS_KEPT - 1]
-            new, counts = new[counts > least], counts[counts > least] - least
-            self.short += int(least)
-        self.codes, self.counts = new, counts
-
-    def _counted(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.classes**2 > _PAIRS_AT_ONCE:
-            return np.unique(codes, return_counts=True)
-        counts = np.bincount(codes)  # the same without sorting
-        found = np.flatnonzero(counts)
-        return found, counts[found]
-
-    def confusion(self) -> Confusion:
-        self.settle()
-        return Confusion(self.codes // self.classes, self.codes % self.classes, self.counts, self.short)

@@ -2,9 +2,10 @@
 
 The entries, int64 but for the head, of a score of C classes:
 
-    head                  bytes of JSON: format, version, digest, options, classes, ignored, short, parts, worst, inputs
-    rows by class, ...    the counts of `Counts.whole`
-    nll by class, ...     of each of `Counts.exact` the digits (k, n), and "...: place" (k,) with what they stand for
+    head                  bytes of JSON: format, version, digest, options, classes, ignored, units, short, groups,
+                          parts, worst, inputs
+    rows by class, ...    of each of `Counts.tables` the counts
+    nll by class, ...     and of each exact sum the digits (k, n), and "...: place" (k,) with what they stand for
     confused, times       pairs of classes as numbers below C**2, and how often they came
     before                of `Tally`
 
@@ -24,13 +25,14 @@ from crossent.tools import plain_json
 from crossent.tools.explain.tally import EPS, Tally
 from crossent.tools.files import replacing
 from crossent.tools.score.formats import npz
+from crossent.tools.score.groups import GroupCells
 from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
 from crossent.tools.score.readers import BadFile, printable
 from crossent.tools.score.scales import LOGITS
 from crossent.tools.score.scaling import Scaling
-from crossent.tools.score.sums import ExactSums
+from crossent.tools.score.sums import Cells, ExactSums
 from crossent.tools.score.worst import WorstRow
 
 FORMAT, VERSION = "crossent score", 2
@@ -48,7 +50,7 @@ def name(held: Held, part: Part) -> str:
     for row in head["worst"]:
         row["file"] = Path(row["file"]).name
     head["parts"] = {"": {"logits": Path(part.logits).name, "labels": Path(part.labels).name}}
-    told = {what: head.get(what) for what in ("options", "parts", "classes", "ignored", "worst")}
+    told = {what: head.get(what) for what in ("options", "parts", "classes", "ignored", "groups", "worst")}
     return _digest(told, entries)
 
 
@@ -112,12 +114,15 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
     entries: dict[str, np.ndarray] = {}
     if held.counts is not None:
         counts = held.counts.settled()
-        head |= {"classes": counts.classes, "ignored": counts.ignored, "short": counts.pairs.short}
-        entries |= counts.whole | {"confused": counts.pairs.codes, "times": counts.pairs.counts}
-        for name, sums in counts.exact.items():
-            digits = sums.digits
-            entries[name + _PLACE] = np.array(list(digits), np.int64)
-            entries[name] = np.array(list(digits.values()), np.int64).reshape(len(digits), sums.n)
+        head |= {name: getattr(counts, name) for name in ("classes", "ignored", "units")}
+        head |= {"short": counts.pairs.short, "groups": counts.groups and list(counts.groups.numbers)}
+        entries |= {"confused": counts.pairs.codes, "times": counts.pairs.counts}
+        for what, table in _tables(counts).items():
+            entries |= {f"{name} by {what}": column for name, column in table.whole.items()}
+            for name, sums in table.exact.items():
+                digits = sums.digits
+                entries[f"{name} by {what}{_PLACE}"] = np.array(list(digits), np.int64)
+                entries[f"{name} by {what}"] = np.array(list(digits.values()), np.int64).reshape(len(digits), sums.n)
     if (tally := held.inputs.tally) is not None:
         numbers = dict(vars(tally))
         entries["before"] = numbers.pop("before")
@@ -132,7 +137,7 @@ def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
     scaling = scaling and Scaling(*(tuple(map(float, scaling[name])) for name in ("weight", "bias")))
     options = replace(Options.checked(**head["options"] | {"scale": scale or LOGITS, "scaling": scaling}), scale=scale)
     parts = {name: _part(**part) for name, part in head["parts"].items()}
-    held = Held(options, parts, _counts(head, entries) if "classes" in head else None)
+    held = Held(options, parts, _counts(head, entries, options) if "classes" in head else None)
     held.worst.rows = tuple(_row(**row) for row in head["worst"])
     held.skipped.update({what: _number(head["skipped"][what]) for what in SKIPPED if what in head["skipped"]})
     if held.counts is not None:
@@ -170,18 +175,28 @@ def _number(value: Any) -> int:
     return value
 
 
-def _counts(head: dict, entries: dict[str, np.ndarray]) -> Counts:
-    counts = Counts(_number(head["classes"]), _number(head["ignored"]))
-    for name, empty in counts.whole.items():
-        counts.whole[name] = _fitting(entries[name], empty.shape)
-    for name, sums in counts.exact.items():
-        place = entries[name + _PLACE]
-        digits = _fitting(entries[name], (len(place), sums.n))
-        counts.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
+def _tables(counts: Counts) -> dict[str, Cells]:
+    return counts.tables | ({"group": counts.groups.table} if counts.groups else {})
+
+
+def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Counts:
+    counts = Counts(_number(head["classes"]), options.top_k, _number(head["ignored"]), _number(head["units"]))
+    if head["groups"] is not None:
+        counts.groups = GroupCells(map(printable, head["groups"]))
+    for what, table in _tables(counts).items():
+        for name, empty in table.whole.items():
+            table.whole[name] = _fitting(entries[f"{name} by {what}"], empty.shape)
+        for name, sums in table.exact.items():
+            place = entries[f"{name} by {what}{_PLACE}"]
+            digits = _fitting(entries[f"{name} by {what}"], (len(place), sums.n))
+            table.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
     pairs, codes = counts.pairs, entries["confused"]
     pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
-    rows = {int(counts.whole[name].sum()) for name in ("rows by class", "predicted", "rows by bin", "losses")}
-    if len(rows) > 1 or (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
+    tables = _tables(counts).values()
+    for name in ("rows", "right", "impossible"):
+        if len({int(table[name].sum()) for table in tables if name in table.whole}) > 1:
+            raise Damage("tables of other rows")
+    if (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
         raise Damage("counts that contradict each other")
     return counts
 

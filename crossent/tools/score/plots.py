@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
+from crossent.tools.score.said import coverage_rows
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is made
 _BLUE, _ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
@@ -45,6 +46,20 @@ def reliability(metrics: Metrics, name: str = "reliability") -> str:
 
 def _short(n: int) -> str:
     return f"{n:,}" if n < 10_000 else f"{n / 1e3:.0f}k" if n < 1e6 else f"{n / 1e6:.1f}M"
+
+
+def coverage(metrics: Metrics) -> str:
+    """The accuracy of the surest rows, over their share of all."""
+    found = metrics.coverage
+    rows, right = np.cumsum(found.rows), np.cumsum(found.right)
+    with _figure() as figure:
+        axes = figure.add_subplot()
+        axes.plot(rows / rows[-1], right / rows, color=_BLUE, label=f"accuracy, on average {found.area:.1%}")
+        axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
+        axes.set(xlim=(0, 1), ylim=(None, 1.01), xlabel="share of the rows, surest first", ylabel="accuracy")
+        _legend(axes)
+        told = "; ".join(f"{share:.0%} of the rows, {right:.1%}" for share, right, _ in coverage_rows(metrics))
+        return _svg(figure, "coverage", "Accuracy of the surest rows", f"Right of the surest rows: {told}.")
 
 
 def losses(metrics: Metrics) -> str:

@@ -22,10 +22,11 @@ def page(score: Scored, top: int) -> str:
         summary=show.summary(score),
         plots=[
             ("Reliability", plots.reliability(metrics), RELIABILITY),
+            ("Coverage", plots.coverage(metrics), "How often the rows are right in which the model is surest."),
             ("Losses", plots.losses(metrics), "Rows by the loss that they have."),
             ("Classes", plots.classes(metrics), "Of the rows with a label, how many are predicted so."),
         ],
-        tables=show.worst(score, top),
+        tables=show.parts(score, top),
     )
 
 

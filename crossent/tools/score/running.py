@@ -13,6 +13,7 @@ from crossent import plan, prediction_stats
 from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
 from crossent.tools.score import partial, scales
+from crossent.tools.score.groups import GroupCells
 from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.rows import places
 from crossent.tools.score.said import result_of
@@ -31,7 +32,7 @@ class Score:
         nll               = -1/N sum log p_y
         perplexity        = exp(nll)
         accuracy          = 1/N sum [prediction == y], the prediction being the first c with the largest z_c
-        top5              = 1/N sum [fewer than five c have z_c > z_y, or z_c = z_y and c < y]
+        topK              = 1/N sum [fewer than K c have z_c > z_y, or z_c = z_y and c < y], for each K of `top_k`
         calibration_error = 1/N sum_b abs(sum over the rows in b of ([prediction == y] - max_c p_c))
         brier             = 1/N sum sum_c (p_c - [c == y])**2
 
@@ -48,10 +49,16 @@ class Score:
             label is no class, whose numbers are not what `scale` says, or which hold nan, inf or nothing but -inf.
         shift: the label of a row is that of `shift` rows later along the last axis of the target, as in
             `crossent.linear_cross_entropy`; the last `shift` rows are ignored.
+        top_k: the K of the top-K accuracies, up to 20 numbers.
 
-    A Score holds sums, not rows: a few integers for each class, and how often which class was taken for which. Of rows
-    it has the `top` worst ones, and the labels and statistics, without logits, of up to 32,768 that wait to be counted
-    together. It can be pickled, and so be sent to other processes and machines.
+    A Score holds sums, not rows: a few integers for each class and group, those of 256 cells into which rows fall for
+    the intervals, and how often which class was taken for which. Of rows it has the `top` worst ones, and the labels
+    and statistics, without logits, of up to 32,768 that wait to be counted together. It can be pickled, and so be sent
+    to other processes and machines.
+
+    The intervals say where each of these would lie, 19 times out of 20, in endless rows like these: `docs/score.md` has
+    how they are made. Rows that have the same number and come in one call, such as the tokens of a text, are taken to
+    be alike, and so are all labels of a row.
 
     Counts of what classes were taken for are exact while no more than 4,194,304 pairs of classes occur. Beyond that
     they are lower bounds, depend on how rows were cut, and `confusion_short` says how much too small they are at most.
@@ -82,12 +89,13 @@ class Score:
         skip_bad: bool = False,
         shift: int = 0,
         scaling: Scaling | None = None,
+        top_k: Sequence[int] = (5,),
     ):
-        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift, scaling))
+        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift, scaling, top_k))
         self._own, self._numbered = "", 0
 
     def update(
-        self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None,
+        self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None, groups: Any = None,
         each: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ) -> "Score":  # fmt: skip
         """Counts rows, and returns the Score itself.
@@ -100,6 +108,8 @@ class Score:
             dim: the class axis, as in `crossent.cross_entropy`.
             rows: N integers, the numbers of the rows in the data, by which the worst ones can be found again; counted
                 from 0 over the calls where there are none. Scores that are merged should have them.
+            groups: N values, or as many as there are labels, of which rows with equal ones are a group; words or
+                numbers. Where one call has groups all have.
             each: is called with what is known of each row that counts: a dict of arrays "row" (for more axes "index_1"
                 and so on as well), "label", "prediction", "rank", "loss", "confidence" and "brier".
 
@@ -107,7 +117,8 @@ class Score:
         not lie side by side. Probabilities are made logarithms in float64.
 
         Raises IndexError for a label that is neither a class nor `ignore_index`; ValueError for shapes that do not fit,
-        for nan, inf or nothing but -inf in a row that counts, and for rows that are not what `scale` says; TypeError
+        for nan, inf or nothing but -inf in a row that counts, for rows that are not what `scale` says, and for more
+        than 10,000 groups; TypeError
         for dtypes and kinds of arrays other than those above. Nothing is counted then.
         """
         if hasattr(input, "placements") or hasattr(target, "placements"):
@@ -121,6 +132,8 @@ class Score:
             input = input.detach()
         count, others = labels.shape[0] if labels.ndim else 1, labels.shape[1:]
         numbers = self._numbers(rows, count)
+        if groups is not None:
+            groups = _words(groups, count, labels)
         inner = int(np.prod(others))
 
         def find(i: int) -> tuple[None, Index]:
@@ -130,7 +143,7 @@ class Score:
             first, *more = np.unravel_index(np.flatnonzero(kept), (count, *others))
             each(places(numbers[first], more) | columns)
 
-        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find, each and tell)
+        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find, each and tell, groups=groups)
         self._numbered += count
         self._own = self._own or uuid4().hex
         self._held.parts.setdefault(self._own, Part())
@@ -143,6 +156,8 @@ class Score:
         twice: where a Score, or a copy of it, is merged once more, or into itself. TypeError for what is no Score.
         Nothing is merged then.
         """
+        groups = [one._held.counts.groups for one in (self, *others) if isinstance(one, Score) and one._held.counts]
+        GroupCells().numbered(name for one in groups if one for name in one.numbers)  # which refuses too many
         fitting = Held(self._held.options, self._held.parts, self._held.counts)
         for i, other in enumerate(others):
             if not isinstance(other, Score):
@@ -161,11 +176,18 @@ class Score:
         A dict of Python numbers, lists and dicts:
 
             nll, perplexity, accuracy, top5, brier, calibration_error    as above
+            intervals                                                    of each of these both ends, at 95 %
             scored, ignored, impossible                                  numbers of rows; impossible: p_y is 0
             skipped                                                      rows left out for what is wrong in their
                                                                          "labels", "logits" or "scale"
             classes                                                      their number
+            baselines                                                    the NLL of equal shares for all classes and
+                                                                         of the labels' own, their entropy
             calibration                                                  of each bin: rows, accuracy, mean confidence
+            coverage                                                     of the surest rows, by their share: accuracy,
+                                                                         least confidence; the area below that curve
+            groups                                                       of each group, worst first: rows, accuracy,
+                                                                         nll, their intervals, mean confidence
             by_class                                                     of each class: rows, recall, precision, nll,
                                                                          and the classes that it was taken for
             confusion_short                                              see above
@@ -220,3 +242,11 @@ class Score:
         if numbers.shape != (count,) or (numbers.dtype.kind not in "iu" and count):
             raise ValueError(f"rows must be {count} integers, got {numbers.dtype} of shape {numbers.shape}")
         return numbers
+
+
+def _words(groups: Any, count: int, labels: np.ndarray) -> np.ndarray:
+    """A name for each row or each label."""
+    found = np.atleast_1d(as_numpy(groups) if hasattr(groups, "detach") else np.asarray(groups))
+    if found.shape not in ((count,), labels.shape):
+        raise ValueError(f"groups must be {count} values, or of the shape {labels.shape}, got {found.shape}")
+    return found

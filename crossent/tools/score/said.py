@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score.metrics import BINS, Metrics
+from crossent.tools.score.readers import printable
 from crossent.tools.score.worst import WorstRow
 
 TAKEN_FOR = 3  # classes that a class was most often taken for
+COVERAGES = 0.25, 0.5, 0.75, 0.9, 1.0  # of which the accuracy is shown
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ def result_of(
 ) -> dict:
     """None is what there is nothing to divide by."""
     m = metrics
-    numbers = {"nll": m.nll, "perplexity": m.perplexity, "accuracy": m.accuracy, "top5": m.top5, "brier": m.brier}
-    numbers["calibration_error"] = m.calibration.error
     classes = class_rows(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted))
     return {
         "findings": [asdict(finding) for finding in findings],
         "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
-        **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-        "calibration": bins_of(m),
+        **{name: _known(value) for name, value in m.numbers.items()},
+        "intervals": {name: [_known(end) for end in ends] for name, ends in m.intervals.items()},
+        "baselines": m.baselines, "calibration": bins_of(m), "coverage": _of_coverage(m),
+        **({} if m.groups is None else {"groups": [_of_group(row) for row in group_rows(m)]}),
         "by_class": [_of_class(row, names) for row in classes], "confusion_short": m.confusion.short,
         "worst": [_of_row(row) for row in worst],
     }  # fmt: skip
@@ -76,6 +78,52 @@ def _of_row(row: WorstRow) -> dict:
     }  # fmt: skip
 
 
+def _of_coverage(metrics: Metrics) -> dict:
+    names = ("coverage", "accuracy", "confidence")
+    points = [dict(zip(names, point)) for point in coverage_rows(metrics)]
+    return {"area": metrics.coverage.area if metrics.rows else None, "points": points}
+
+
+def coverage_rows(metrics: Metrics) -> list[tuple[float, float, float]]:
+    """Shares of the rows, how often the surest ones are right, and from which confidence on a row is of them."""
+    if not metrics.rows:
+        return []
+    accuracy, confidence = metrics.coverage.at(np.array(COVERAGES))
+    return list(zip(COVERAGES, accuracy.tolist(), confidence.tolist()))
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """What is shown of a group. Intervals have both ends."""
+
+    name: str
+    rows: int
+    accuracy: float
+    accuracy_interval: list[float | None]
+    nll: float
+    nll_interval: list[float | None]
+    confidence: float
+
+
+def group_rows(metrics: Metrics, most: int | None = None) -> list[GroupRow]:
+    """Worst first."""
+    if metrics.groups is None:
+        return []
+    columns = [getattr(metrics.groups, field.name)[..., :most] for field in fields(GroupRow)[1:]]
+    there = (column.tolist() if column.ndim == 1 else map(_there, column.T) for column in columns)
+    return [GroupRow(*row) for row in zip(map(printable, metrics.groups.names), *there)]
+
+
+def _of_group(row: GroupRow) -> dict:
+    intervals = {"accuracy": row.accuracy_interval, "nll": row.nll_interval}
+    numbers = {"rows": row.rows, "accuracy": row.accuracy, "nll": row.nll, "confidence": row.confidence}
+    return {"group": row.name} | numbers | {"intervals": intervals}
+
+
 def _there(values: np.ndarray) -> list:
     """None where 0 was divided by 0."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+    return list(map(_known, values.tolist()))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

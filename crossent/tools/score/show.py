@@ -1,6 +1,7 @@
 """A score as JSON and as tables."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -10,23 +11,39 @@ from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Scored
 from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.metrics import BINS
-from crossent.tools.score.said import class_rows
+from crossent.tools.score.said import class_rows, coverage_rows, group_rows
+
+KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
 
 
-def summary(score: Scored) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of what is said of all rows together."""
+def summary(score: Scored) -> list[tuple[str, str, str, str]]:
+    """Name, value, interval and meaning of what is said of all rows together."""
     m = score.metrics
+
+    def row(name: str, key: str, form: str, ends: str, meaning: str) -> tuple[str, str, str, str]:
+        return name, f"{m.numbers[key]:{form}}", interval(m.intervals[key], ends), meaning
+
+    before = m.baselines
+    unlike = [f"worse than {what}" for name, what in KNOWING.items() if m.nll > before[name]]
+    known = f"NLL of their shares; log C {before['uniform']:.4f}"
+    top = [row(f"top-{k} accuracy", f"top{k}", ".2%", ".1%", f"the label is among the first {k}") for k in m.top_k]
     rows = [
-        ("mean NLL", f"{m.nll:.4f}", "nats; the loss of cross_entropy"),
-        ("perplexity", f"{m.perplexity:.6g}", "exp of the mean NLL"),
-        ("accuracy", f"{m.accuracy:.2%}", "the largest logit is the label's"),
-        ("top-5 accuracy", f"{m.top5:.2%}", "fewer than five classes come before the label's"),
-        ("calibration error", f"{m.calibration.error:.4f}", f"ECE, {BINS} bins: |accuracy - confidence|"),
-        ("Brier score", f"{m.brier:.4f}", "squared error of the probabilities, 0 to 2"),
+        row("mean NLL", "nll", ".4f", ".3f", (*unlike, "nats; the loss of cross_entropy")[0]),
+        ("labels' entropy", f"{before['label_entropy']:.4f}", "", known),
+        row("perplexity", "perplexity", ".6g", ".4g", "exp of the mean NLL"),
+        row("accuracy", "accuracy", ".2%", ".1%", "the largest logit is the label's"),
+        *top,
+        row("calibration error", "calibration_error", ".4f", ".3f", f"|accuracy - confidence|, {BINS} bins"),
+        row("Brier score", "brier", ".4f", ".3f", "squared error of p, 0 to 2"),
     ]
     if m.impossible:
-        rows.append(("impossible", f"{m.impossible:,}", "rows whose label has probability 0: the NLL is infinite"))
+        rows.append(("impossible", f"{m.impossible:,}", "", "rows whose label has probability 0: the NLL is infinite"))
     return rows
+
+
+def interval(ends: Iterable[float | None], form: str) -> str:
+    low, high = (math.nan if end is None else end for end in ends)
+    return "-" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def counted(score: Scored) -> str:
@@ -66,23 +83,35 @@ def tables(console: Console, score: Scored, top: int) -> None:
     console.print(counted(score))
     if not score.metrics.rows:
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column()
-    table.add_column(justify="right", style="bold")
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column("95% interval", no_wrap=True)
     table.add_column(style="dim")
     for row in summary(score):
         table.add_row(*row)
     console.print(table)
-    for shown in worst(score, top):
+    for shown in parts(score, top):
         console.print()
         shown.print(console)
     for finding in score.findings:
         console.print(finding_line(finding))
 
 
-def worst(score: Scored, top: int) -> Iterator[Shown]:
-    """The worst classes and rows."""
+def parts(score: Scored, top: int) -> Iterator[Shown]:
+    """The surest rows, the worst groups, classes and rows."""
     m = score.metrics
+    rows = [(f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}") for share, accuracy, least in coverage_rows(m)]
+    yield Shown("Accuracy of the surest rows", ("coverage", "confidence from", "accuracy"), rows)
+    if groups := group_rows(m, top):
+        columns = ("group.", "rows", "accuracy", "95% interval", "mean NLL", "95% interval", "confidence")
+        rows = [
+            (g.name, f"{g.rows:,}", percent(g.accuracy), interval(g.accuracy_interval, ".1%"), nats(g.nll),
+             interval(g.nll_interval, ".3f"), percent(g.confidence))
+            for g in groups
+        ]  # fmt: skip
+        few = f"{top} of {len(m.groups.names):,} groups." if len(m.groups.names) > top else ""
+        yield Shown("Groups, worst first", columns, rows, few)
     if classes := class_rows(m, m.by_class.worst(top)):
         columns = ("class", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
         short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."

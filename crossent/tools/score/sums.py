@@ -1,4 +1,6 @@
-"""Exact sums of floats: the same bits in whatever order and in however many parts the summands come."""
+"""Exact sums of floats, and tables of them: the same bits in whatever order and in however many parts rows come."""
+
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -62,10 +64,13 @@ class ExactSums:
                 found[i] = digit
         return found
 
-    def total(self) -> "ExactSums":
-        """The one sum of all."""
-        digits = {i: digit.sum(keepdims=True) for i, digit in self.digits.items()}
-        return ExactSums(1, digits)
+    def folded(self, n: int) -> "ExactSums":
+        """`n` sums, each of all whose numbers differ by multiples of `n`."""
+        return ExactSums(n, {i: _folded(digit, n) for i, digit in self.digits.items()})
+
+    def moved(self, places: np.ndarray, n: int) -> "ExactSums":
+        """The same among `n` sums, at these places."""
+        return ExactSums(n, {i: _moved(digit, places, n) for i, digit in self.digits.items()})
 
     def rounded(self) -> np.ndarray:
         """In float64, each within one unit in the last place; inf where a sum is beyond its range."""
@@ -73,4 +78,71 @@ class ExactSums:
         with np.errstate(over="ignore"):
             for i, digit in self.digits.items():
                 found += np.ldexp(digit.astype(np.float64), _BITS * i)
+        return found
+
+
+def _folded(values: np.ndarray, n: int) -> np.ndarray:
+    return values.reshape(-1, n).sum(0)
+
+
+def _moved(values: np.ndarray, places: np.ndarray, n: int) -> np.ndarray:
+    found = np.zeros(n, np.int64)
+    found[places] = values
+    return found
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """nan where 0 is divided by 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
+
+
+class Cells:
+    """A table of `n` cells into which rows fall, such as classes, bins or groups.
+
+    `whole` has for each cell how many rows there are ("rows") and for how many of them something is true, `exact` the
+    sums of floats; both by names, of which `table[name]` is the column.
+    """
+
+    def __init__(self, n: int, whole: Iterable[str], exact: Iterable[str] = ()):
+        self.n = n
+        self.whole = {name: np.zeros(n, np.int64) for name in whole}
+        self.exact = {name: ExactSums(n) for name in exact}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.whole[name] if name in self.whole else self.exact[name].rounded()
+
+    def mean(self, name: str) -> np.ndarray:
+        """Of the rows of each cell; infinite where one of them is impossible."""
+        total = np.where(self["impossible"] > 0, np.inf, self[name]) if name == "nll" else self[name]
+        return ratio(total, self["rows"])
+
+    def add(self, place: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Rows that fall into these cells."""
+        for name, counts in self.whole.items():
+            chosen = place if name == "rows" else place[rows[name]]
+            self.whole[name] = counts + np.bincount(chosen, minlength=self.n)
+        for name, sums in self.exact.items():
+            sums.add(place, rows[name])
+
+    def merge(self, other: "Cells") -> None:
+        for name, counts in other.whole.items():
+            self.whole[name] = self.whole[name] + counts
+        for name, sums in other.exact.items():
+            self.exact[name].merge(sums)
+
+    def copy(self) -> "Cells":
+        return self.moved(np.arange(self.n), self.n)
+
+    def folded(self, n: int) -> "Cells":
+        """`n` cells, each of all whose numbers differ by multiples of `n`."""
+        found = Cells(n, ())
+        found.whole = {name: _folded(counts, n) for name, counts in self.whole.items()}
+        found.exact = {name: sums.folded(n) for name, sums in self.exact.items()}
+        return found
+
+    def moved(self, places: np.ndarray, n: int) -> "Cells":
+        """The same among `n` cells, at these places."""
+        found = Cells(n, ())
+        found.whole = {name: _moved(counts, places, n) for name, counts in self.whole.items()}
+        found.exact = {name: sums.moved(places, n) for name, sums in self.exact.items()}
         return found

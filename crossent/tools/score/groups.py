@@ -1,0 +1,102 @@
+"""Rows by groups that have names: the metrics of each, and how sure they are."""
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossent.tools.score.intervals import means, shares
+from crossent.tools.score.sums import Cells
+from crossent.tools.score.worst import natural
+
+MOST = 10_000
+_CELLS = 32  # of the sample, in each group
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups by their names, and for each the number of rows, means over them, and both ends of intervals of 95 %.
+
+    Their order is that of the upper end of the accuracy: first are those that are bad beyond what chance explains, and
+    not those that have few rows.
+    """
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    accuracy: np.ndarray
+    accuracy_interval: np.ndarray
+    nll: np.ndarray
+    nll_interval: np.ndarray
+    confidence: np.ndarray
+
+
+class GroupCells:
+    """Sums over the rows of groups, which are numbered as they come. Each has some cells of the sample: the `c`th of
+    the group with number i is that with number c * n + i, of n groups."""
+
+    def __init__(self, names: Iterable[str] = ()):
+        self.numbers: dict[str, int] = {}
+        n = _CELLS * len(self.numbered(names))
+        self.table = Cells(n, ("rows", "right", "impossible"), ("nll", "confidence"))
+
+    def numbered(self, names: Iterable[str]) -> np.ndarray:
+        """The numbers of these groups, which are made where they are new."""
+        names = list(names)
+        numbers = self.numbers | dict.fromkeys(names, -1) | self.numbers
+        if len(numbers) > MOST:
+            raise ValueError(
+                f"there may be {MOST:,} groups, and these are {len(numbers):,} or more: they are meant to be values "
+                f"that many rows share, got {names[-1][:40]!r}"
+            )
+        self.numbers = dict(zip(numbers, range(len(numbers))))
+        return np.array([self.numbers[name] for name in names], np.intp)
+
+    def places(self, names: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """The number of the group of each row, of which those `kept` count."""
+        given = names.astype(str) if names.dtype.kind == "O" else names  # in which words may stand beside numbers
+        known, back = np.unique(given[kept], return_inverse=True)
+        found = np.zeros(len(names), np.intp)
+        found[kept] = self.numbered(known.astype(str).tolist())[back]
+        return found
+
+    def add(self, numbers: np.ndarray, cells: np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        """Rows of these groups and cells of the sample."""
+        n = len(self.numbers)
+        self._arrange(np.arange(self.table.n // _CELLS), n)
+        self.table.add(cells % _CELLS * n + numbers, rows)
+
+    def merge(self, other: "GroupCells") -> None:
+        numbers, other = self.numbered(other.numbers), other.copy()
+        self._arrange(np.arange(self.table.n // _CELLS), len(self.numbers))
+        other._arrange(numbers, len(self.numbers))
+        self.table.merge(other.table)
+
+    def copy(self) -> "GroupCells":
+        found = copy(self)
+        found.table = self.table.copy()
+        return found
+
+    def sort(self) -> None:
+        """By name, so that these are the same in whatever order they came."""
+        names = sorted(self.numbers)
+        place = dict(zip(names, range(len(names))))
+        self._arrange(np.array([place[name] for name in self.numbers], np.intp), len(names))
+        self.numbers = place
+
+    def _arrange(self, places: np.ndarray, n: int) -> None:
+        """Give the groups these numbers, of `n`."""
+        self.table = self.table.moved((np.arange(_CELLS)[:, None] * n + places).reshape(-1), _CELLS * n)
+
+    def found(self, labels: float) -> Groups:
+        """`labels` is how many of them a row of the data has."""
+        n, names, sums = len(self.numbers), list(self.numbers), self.table.folded(len(self.numbers))
+        columns = (self.table[name].reshape(_CELLS, n).T for name in ("rows", "right", "nll", "impossible"))
+        rows, right, nll, impossible = columns
+        accuracy, losses = np.stack(shares(right, rows, labels)), np.stack(means(nll, rows))
+        losses[:, impossible.any(1)] = np.nan
+        order = sorted(range(n), key=lambda i: (accuracy[1, i], natural(names[i]), names[i]))
+        return Groups(
+            tuple(names[i] for i in order), sums["rows"][order], sums.mean("right")[order], accuracy[:, order],
+            sums.mean("nll")[order], losses[:, order], sums.mean("confidence")[order],
+        )  # fmt: skip

@@ -2,15 +2,36 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rich.console import Console
-
-from crossent.tools.bench.report import Sheet, once
+from rich.table import Table
 
 RIVALS = {"eager": "PyTorch", "compile": "torch.compile"}  # as results name them, and as a reader knows them
 RATIOS = (*RIVALS, "own compile", "empty compile")
 ENVIRONMENTS = {False: "As installed", True: "With THP_MEM_ALLOC_ENABLE=1"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    title: str
+    heading: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int  # how many columns, on the left, are words
+
+    def table(self, **style) -> Table:
+        found = Table(title=self.title, title_justify="left", **style)
+        for at, heading in enumerate(self.heading):
+            found.add_column(heading, justify="left" if at < self.names else "right", no_wrap=at > 0)
+        for row in self.rows:
+            found.add_row(*row)
+        return found
+
+
+def once(rows: list[tuple[str, ...]], columns: int = 1) -> list[tuple[str, ...]]:
+    """The rows, with the first cells left empty where the row above has the same first one."""
+    above = [None, *(row[0] for row in rows)]
+    return [("",) * columns + row[columns:] if row[0] == name else row for row, name in zip(rows, above)]
 
 
 def sheets(results: dict) -> list[Sheet]:

@@ -5,9 +5,9 @@ the same time so that they contend for the machine's memory as they do in a step
 alone; a step without DTensors; and PyTorch's loss_parallel. A sample is the time until the slower process is done.
 """
 
+import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -137,5 +137,9 @@ def process(rank: int, meeting: str, name: str, rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m benchmarks.spread", description=__doc__)
+    parser.add_argument("case", choices=SPREAD)
+    parser.add_argument("rounds", type=int)
+    chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(process, (f"{folder}/meeting", sys.argv[1], int(sys.argv[2])), nprocs=PROCESSES)
+        torch.multiprocessing.spawn(process, (f"{folder}/meeting", chosen.case, chosen.rounds), nprocs=PROCESSES)

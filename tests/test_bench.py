@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from math import isclose
+from time import perf_counter, process_time
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import crossent
 from crossent.tools import commands
-from crossent.tools.bench import calls, command, memory, plot, report, runner, worker
+from crossent.tools.bench import calls, command, machine, memory, plot, report, runner, worker
 from crossent.tools.bench.cases import HEAD, Case, case_of
 from crossent.tools.bench.rivals import RIVALS, Rival
 from crossent.tools.bench.timing import compared, interleaved
@@ -23,7 +24,7 @@ from crossent.tools.bench.timing import compared, interleaved
 LOSS = case_of((64, 50), "float32", "cross_entropy", "cpu")
 IMAGES = case_of((2, 5, 3, 4), "float32", "cross_entropy", "cpu")
 FUSED = case_of((32, 8, 50), "float32", HEAD, "cpu")
-MEASURED = {"ours", "seconds", "ratio", "quartiles", "rounds", "bytes", "our_bytes", "mode"}
+MEASURED = {"ours", "seconds", "ratio", "quartiles", "rounds", "bytes", "our_bytes", "others", "mode"}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def short(monkeypatch):
 
 
 def stub(build, refuses=lambda case: "", module="torch", arrays="torch"):
-    return Rival("a stub", module, "stub-package", build, refuses, arrays)
+    return Rival("a stub", module, "stub-package", build, arrays, refuses=refuses)
 
 
 def torch_loss(case):
@@ -223,13 +224,13 @@ def on_gpu(case):
         ("chunked", LOSS, "has the fused head alone"),
         ("scipy", FUSED, "has no fused head"),
         ("sklearn", FUSED, "has no fused head"),
-        ("scipy", in_dtype(LOSS, "bfloat16"), "NumPy has no bfloat16"),
-        ("sklearn", IMAGES, "takes probabilities with two axes alone"),
+        ("scipy", in_dtype(LOSS, "bfloat16"), "takes no bfloat16"),
+        ("sklearn", IMAGES, "takes two axes alone"),
         ("scipy", on_gpu(LOSS), "measured on the CPU alone"),
         ("optax", on_gpu(LOSS), "measured on the CPU alone"),
         ("liger", LOSS, "runs on a GPU"),
         ("cce", FUSED, "runs on a GPU"),
-        ("liger", on_gpu(IMAGES), "takes logits with two axes alone"),
+        ("liger", on_gpu(IMAGES), "takes two axes alone"),
         ("cce", on_gpu(LOSS), "has the fused head alone"),
         ("eager", on_gpu(FUSED), ""),
         ("compile", LOSS, ""),
@@ -303,6 +304,7 @@ def test_without_a_gpu():
 def fake(monkeypatch):
     """Every rival on every case, without measuring."""
     row = {"ours": 1e-3, "seconds": 2e-3, "ratio": 2.0, "quartiles": [1.9, 2.1], "rounds": 5, "bytes": 10**8}
+    row |= {"others": 0.0}
     rows = [row | {"mode": "evaluation", "our_bytes": 0}, row | {"mode": "step", "ratio": 0.5, "our_bytes": 10**6}]
     monkeypatch.setattr(runner.run, "__defaults__", (RIVALS, lambda case, name, rounds: rows))
 
@@ -333,15 +335,65 @@ def test_a_plot_that_fails_leaves_the_old_one(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bars.png"] and old.read_text() == "old"
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_tables_fit(width, monkeypatch):
+    """Lines break between numbers and units, and nothing is cut off."""
     fake(monkeypatch)
     shape, head = command.SHAPES[0], command.HEADS[0]
     results = runner.run(command.cases([shape], [head], ["float32"], "cpu"), 5, Console(file=io.StringIO()))
     text = shown(results, width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
-    for name in ("torch, eager", "torch, compiled", "torch, chunked", "2.0 x", "0.50 x", "100 MB", "1.0 MB"):
+    names = "torch, eager", "torch, compiled", "torch, chunked", "1.9-2.1", "2.0", "0.50", "100", "1.0", "evaluation"
+    for name in names if width == 60 else (*names, "2.0 x", "0.50 x", "2.00 ms"):
         assert name in text, name
+
+
+def measured(quartiles, others=0.0):
+    times = {"ours": 1e-3, "seconds": 0.75, "ratio": 751.0, "quartiles": quartiles, "others": others}
+    return times | {"rounds": 3, "bytes": 0, "our_bytes": 0, "mode": "step"}
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "others", "cell", "warnings"),
+    [
+        ([740.0, 760.0], 0.0, "751 x", []),
+        ([12.0, 751.0], 0.0, "noisy", ["1 of 1 results are noisy", "Measure again"]),
+        ([-3.0, 5.0], 0.0, "noisy", ["1 of 1 results are noisy"]),
+        ([740.0, 760.0], 1.3, "751 x", ["other programs kept up to 1.3 of 2 cores busy", "Measure again"]),
+        ([12.0, 751.0], 1.3, "noisy", ["1 of 1", "1.3 of 2 cores", "Measure again when nothing else runs"]),
+    ],
+)
+def test_a_busy_machine_is_told_of(quartiles, others, cell, warnings, tmp_path, monkeypatch):
+    """Where rounds differ by half and more their median is not shown, and whoever else was at work is named."""
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    rivals = {"stub": stub(torch_loss)}
+    results = run([LOSS], rivals, lambda *_: [measured(quartiles, others)])
+    text = shown(results, 300, rivals)
+    assert f" {cell} " in text and all(warning in text for warning in warnings)
+    assert text.count("Warning: ") == len(report.warnings(results)) == (cell == "noisy") + (others > 0)
+    assert ("751 x" in text) == (cell == "751 x")
+    plot.draw(tmp_path / "plot.png", results, rivals)
+
+
+@pytest.mark.skipif(not machine.work_of_others() > 0, reason="the system does not say")
+def test_the_work_of_others_is_not_ours():
+    """That of a process beside this one, which itself works all the time: together no more than there are cores."""
+    before, began, own = machine.work_of_others(), perf_counter(), process_time()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        while perf_counter() - began < 0.5:
+            pass
+        process.kill()
+    taken, own = perf_counter() - began, process_time() - own
+    others = machine.work_of_others() - before
+    assert own > 0 and 0.1 * taken < others < machine.cores() * (taken + 0.05) - own
+
+
+def test_progress_where_no_terminal_is():
+    said = Console(file=io.StringIO(), width=20)
+    with runner.progress(said, 2) as begins:
+        begins("torch, eager: 2048 x 32000, float32")
+        begins("[SciPy]")
+    assert said.file.getvalue() == "1 of 2: torch, eager: 2048 x 32000, float32\n2 of 2: [SciPy]\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -56,14 +57,14 @@ def at_a_terminal(tmp_path, monkeypatch):
 
 
 def ended(command, output, monkeypatch):
-    """The exit status with this standard output, and what was said on standard error."""
+    """The exit status with this standard output, and what was said on standard error, but for how far it is."""
     said = io.StringIO()
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as status:
         patch.setattr(sys, "argv", ["crossent", *shlex.split(command)])
         patch.setattr(sys, "stderr", said)
         patch.setattr(sys, "stdout", output)
         commands.main()
-    return status.value.code, said.getvalue()
+    return status.value.code, re.sub(r"^\d+ of \d+: .*\n", "", said.getvalue(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import html
 import html.parser
 import inspect
 import os
@@ -19,9 +20,10 @@ import docstrings
 import plots
 import pytest
 import torch
-from browser import needs_chromium, opened, serve
+from browser import needs_chromium, opened, serve, violations
 from command_line import typed, write_predictions
 from harness import Chunks
+from mkdocs.config import load_config
 from test_explain_findings import CASES as FAULTS
 
 from crossent.tools.bench import command as bench
@@ -77,7 +79,7 @@ def test_code_runs(path, at_a_terminal):
                     _, printed = typed(command)
                     assert doctest.OutputChecker().check_output(shown, printed, FLAGS), printed
             else:
-                assert language in ("text", "diff"), f"a block of {language or 'no language'} is run by nobody"
+                assert language in ("text", "math", "diff"), f"a block of {language or 'no language'} is run by nobody"
 
 
 # Commands that are only looked at: why, and how.
@@ -225,11 +227,14 @@ def test_the_table_of_findings_has_all_of_them():
         assert severity in dict(rows)[case.partition(",")[0]].split(", ")
 
 
+REPOSITORY = "https://example.org/them/crossent"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "CROSSENT_REPOSITORY": REPOSITORY}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
@@ -272,7 +277,9 @@ def test_docstrings_are_rendered(site):
         text = read(path)
         assert "<blockquote>" not in text and "<em>" not in text and "Args:" not in text
     losses = read(site / "functions/losses.html")
-    assert "loss = s * sum_c q_c * (lse - z_c + z_loss * lse**2)" in re.sub("<[^>]*>", "", losses)
+    (formula,) = [found for found in re.findall("<math.*?</math>", losses) if "softcap" in found]
+    words = [html.unescape(word).strip() for word in re.findall(">([^<]+)<", formula)]
+    assert " ".join(words).endswith("loss = s · ∑ c q c · ( lse − z c + z_loss · lse 2 )")
     for item in ("size_average", "inplace_backward", "IndexError"):
         assert re.search(rf"<li>\s*(<p>)?<code>{item}</code>", losses), item
 
@@ -281,6 +288,9 @@ def test_docstring_to_markdown():
     docstring = """One sentence.
 
         a = b
+
+        y_c = exp(x_c)**2 * label_smoothing / sum_k exp(x_k), or 1    with p_best == how many c have x_c > 0
+        b   = x_c
 
     See `crossent.softmax` and `other`::
 
@@ -302,6 +312,14 @@ def test_docstring_to_markdown():
 
         ```text
         a = b
+        ```
+
+        ```math
+        \\begin{split}
+        y_c &= \\exp (x_c)^2 \\cdot \\texttt{label_smoothing} / \\sum_k  \\exp (x_k), \\text{ or } 1\
+\\quad \\text{with } p_{\\text{best}} = \\text{how } \\text{many } c \\text{ have } x_c > 0 \\\\
+        b &= x_c
+        \\end{split}
         ```
 
         See [`crossent.softmax`][crossent.softmax] and `other`:
@@ -353,12 +371,86 @@ def test_start_page_in_a_browser(site, dark):
         assert all(url.startswith((f"{root}/", "data:")) for url in page.requests)
         assert f"{root}/plots/steps-{'dark' if dark else 'light'}.svg" in page.requests
         assert page.evaluate("document.body.dataset.mdColorScheme") == ("slate" if dark else "default")
+        assert page.evaluate("document.querySelector('.md-header__source a').href") == REPOSITORY
+
+
+def test_no_repository_is_named_by_the_pages_themselves(monkeypatch):
+    monkeypatch.delenv("CROSSENT_REPOSITORY", raising=False)
+    assert load_config(str(ROOT / "mkdocs.yml")).repo_url is None
+
+
+SEARCH = """
+new Promise(done => {
+    const field = document.querySelector(".md-search__input"), end = performance.now() + 10000
+    document.querySelector("#__search").checked = true
+    field.focus()
+    field.value = "WORDS"
+    field.dispatchEvent(new Event("keyup"))
+    const wait = () => {
+        const found = [...document.querySelectorAll(".md-search-result__item a")].map(link => link.pathname)
+        found.includes("/PAGE") || performance.now() > end ? done(found) : setTimeout(wait, 50)
+    }
+    wait()
+})
+"""
+
+
+@needs_chromium
+def test_search_finds(site):
+    lesson = "notebooks/lesson.zh.html"
+    wanted = {"交叉熵": lesson, "标签平滑": lesson, "梯度": lesson, "label smoothing": "functions/losses.html"}
+    with serve(site) as root, opened(f"{root}/index.html") as seen:
+        for words, page in wanted.items():
+            assert f"/{page}" in seen.evaluate(SEARCH.replace("WORDS", words).replace("PAGE", page)), words
+
+
+@needs_chromium
+def test_the_chinese_page_is_in_chinese(site):
+    with serve(site) as root, opened(f"{root}/notebooks/lesson.zh.html", width=1400) as page:
+        assert page.evaluate("document.documentElement.lang") == "zh"
+        assert page.evaluate("document.title") == "从 softmax 到交叉熵 - crossent"
+        names = page.evaluate("[...document.querySelectorAll('nav .md-ellipsis')].map(e => e.innerText.trim())")
+        assert {"首页", "教程", "中文", "数值精度"} <= set(names) and not {"Start", "Numerics"} & set(names)
+    assert '<html lang="en"' in read(site / "notebooks/lesson.html") and "Numerics" in read(site / "index.html")
+
+
+def test_names_in_the_navigation_are_translated():
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    names = set(re.findall(r"'([^']+)': ", str(config.nav))) - {"中文"}
+    assert names == set(config.extra["navigation"]["zh"])
+
+
+def test_pictures_have_texts(site):
+    """Those of measurements the numbers that they show."""
+    for path in site.rglob("*.html"):
+        for picture in re.findall("<img [^>]*>", read(path)):
+            text = html.unescape(re.search('alt="([^"]*)"', picture)[1])
+            assert len(text) > 30 or "twemoji" in picture, f"{path.name}: {picture}"
+    step = re.search(r"\| 2048 x 32000 \| step \| .*? \| ([\d.]+) \| ([\d.]+) \|", read(plots.MEASURED))
+    assert f": 2048 x 32000: PyTorch {float(step[1]):g}, torch.compile {float(step[2]):g}; " in read(
+        site / "index.html"
+    )
 
 
 @needs_chromium
 @pytest.mark.parametrize(
-    "page", ["performance.html", "notebooks/lesson.zh.html", "functions/losses.html", "explain.html"]
+    ("page", "width", "dark"),
+    [
+        ("index.html", 420, True),
+        ("performance.html", 420, False),
+        ("notebooks/lesson.zh.html", 1400, True),
+        ("functions/losses.html", 1400, False),
+        ("explain.html", 420, True),
+    ],
 )
-def test_other_pages_in_a_browser(site, page):
-    with serve(site) as root, opened(f"{root}/{page}", width=480) as seen:
+def test_other_pages_in_a_browser(site, page, width, dark):
+    with serve(site) as root, opened(f"{root}/{page}", width, dark) as seen:
         assert not seen.errors and all(url.startswith((f"{root}/", "data:")) for url in seen.requests)
+        assert not violations(seen) and seen.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_tables_of_measurements_have_a_row_for_each_case(site):
+    """Whose columns are not as wide as the longest case is then, so that a phone has them all."""
+    text = read(site / "performance.html")
+    assert '<th colspan="4" scope="colgroup">2048 x 32000, smoothing, class weights</th>' in text
+    assert len(re.findall(r"</th></tr>\s*<tr>\s*<td>step</td>", text)) == 34

@@ -19,9 +19,22 @@ def code(notebook):
 def test_cells_are_those_of_the_source(language):
     made, committed = notebooks.unexecuted(language), COMMITTED[language]
     nbformat.validate(committed)
-    assert [(c.cell_type, c.id, c.source) for c in made.cells] == [
-        (c.cell_type, c.id, c.source) for c in committed.cells
+    assert [(c.cell_type, c.id, c.source, c.metadata) for c in made.cells] == [
+        (c.cell_type, c.id, c.source, c.metadata) for c in committed.cells
     ]
+
+
+@pytest.mark.parametrize("language", COMMITTED)
+def test_every_picture_has_a_text(language):
+    """In its language, and the texts of its pages name what the pictures show."""
+    pictures = [
+        cell for cell in code(COMMITTED[language]) if any("image/png" in o.get("data", ()) for o in cell.outputs)
+    ]
+    assert len(pictures) == 5 and all(len(cell.metadata["alt"]) > 30 for cell in pictures)
+    assert sum("alt" in cell.metadata for cell in COMMITTED[language].cells) == 5
+    text, _ = notebooks.page(language)
+    assert all(f"![{cell.metadata['alt']}](" in text for cell in pictures) and "![png]" not in text
+    assert all(bool(re.search(r"[\u4e00-\u9fff]", cell.metadata["alt"])) == (language == "zh") for cell in pictures)
 
 
 def test_the_languages_differ_in_their_text_alone():
@@ -32,7 +45,7 @@ def test_the_languages_differ_in_their_text_alone():
             assert one.source == other.source
         else:
             # headings, lists, tables, formulas and paragraphs
-            lines = re.compile(r"^(#+|- |\d\.|\||    .*|$)", re.MULTILINE)
+            lines = re.compile(r"^(#+|- |\d\.|\||\$\$\n.*|$)", re.MULTILINE)
             assert lines.findall(one.source) == lines.findall(other.source)
             assert not re.search(r"[\u4e00-\u9fff]", one.source) and re.search(r"[\u4e00-\u9fff]", other.source)
 
@@ -70,6 +83,7 @@ def test_the_fused_head_takes_less_memory():
 
 
 def test_page_has_text_code_outputs_and_images():
-    text, images = notebooks.page(notebooks.NOTEBOOKS["zh"])
+    text, images = notebooks.page("zh")
+    assert text.startswith("---\ntitle: 从 softmax 到交叉熵\nlanguage: zh\n---\n")
     assert "# 从 softmax 到交叉熵" in text and "```python" in text and "2.1275" in text
     assert len(images) == 5 and all(f"({name})" in text for name in images)

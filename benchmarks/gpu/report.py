@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from benchmarks.report import met
-from crossent.tools.bench.report import Sheet, in_rate, in_time, once
+from benchmarks.report import Sheet, met, once
+from crossent.tools.bench.report import in_rate, in_time
 
 HEADING = "case", "measured", "result", "demand", "aim", "step", "rate"
 EPILOGUE = (

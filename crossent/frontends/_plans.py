@@ -13,6 +13,11 @@ from crossent.kernels import Sums
 _PLAIN_ARRAYS = 6  # arrays as large as the logits that plain operations and their backward pass hold at once
 _PLAIN_ARRAYS_OF_TOKENS = 8
 _PLAIN_ARRAYS_OF_SOFTMAX = 3
+_BY_ITSELF = "the numbers of a row lie side by side in memory: each row is computed by itself"
+_SEVERAL = "rows of so few classes are computed several at a time"
+_SIDE_BY_SIDE = "neighbouring rows lie side by side in memory: several are computed at a time"
+_AT_ONCE = "the gradients that are asked for are made in the forward pass, so that the logits are made once"
+_AGAIN = "the backward pass makes the logits again: each row's gradient depends on what the loss is used for"
 
 
 def of_loss(lib, name, input, target, dim, options, out_of_kernels, of_gradient=()):
@@ -27,15 +32,15 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, of_gradient=
     rows, copied, reasons = numbers // max(1, input.shape[axis]), 0, []
     if _rows.layout_of(tuple(input.shape), tuple(lib.strides(input)), axis) is None:
         copied += numbers * input.itemsize
-        reasons.append(f"input is copied: no kernel reads its strides {tuple(lib.strides(input))}")
+        reasons.append(f"input is copied: no kernel reads it with its strides, {tuple(lib.strides(input))}")
     elif ready is None:
         copied += math.prod(target.shape) * (input.itemsize if soft else 8)
-        reasons.append(f"target is copied: the kernels take {'the dtype of input' if soft else 'int64'} side by side")
+        read = "the dtype of input" if soft else "int64"
+        reasons.append(f"target is copied: the kernels read {read}, without gaps in memory")
     else:
         layout = ready.layout
-        turned = layout.last and layout.short and not soft
-        along = "turned, a row in each lane" if turned else "along the classes" if layout.last else "row beside row"
-        reasons.append("one number of each row is read" if picks else f"vectors run {along}")
+        of_rows = (_BY_ITSELF if soft or not layout.short else _SEVERAL) if layout.last else _SIDE_BY_SIDE
+        reasons.append("only the label's number is read of each row" if picks else of_rows)
     reasons += of_gradient
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
 
@@ -45,7 +50,7 @@ def of_stages(lib, name, input, target, dim, at_once=False):
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, True)
     arithmetic = compute_storage(lib.storage(input))
     rows = math.prod(input.shape) // max(1, input.shape[axis])
-    reasons = ("the sums of the rows are made first, then the loss and the gradient of them",)
+    reasons = ("a first kernel makes the sums of each row, a second one the loss and the gradient from these",)
     if at_once:
         reasons = ("the logits are read once: the loss and its gradient are made in the forward pass",)
     return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=reasons)
@@ -65,7 +70,7 @@ def of_prediction(lib, name, input, target, dim, out_of_kernels):
     shape, strides = ((*of[:axis], *of[axis + 1 :], of[axis]) for of in (shape, strides))
     layout = _rows.layout_of(shape, strides, len(shape) - 1)
     if layout is not None and layout.last:
-        return Plan(name, KERNELS, arithmetic, 0, reasons=("vectors run along the classes",))
+        return Plan(name, KERNELS, arithmetic, 0, reasons=(_BY_ITSELF,))
     reasons = ("input is copied, so that the classes of a row lie side by side",)
     return Plan(name, KERNELS, arithmetic, numbers * input.itemsize, reasons=reasons)
 
@@ -85,22 +90,25 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
         rows = min(plain_rows, shape.rows)
         arrays = _PLAIN_ARRAYS_OF_TOKENS if name == "linear_token_stats" else _PLAIN_ARRAYS
         size = arrays * rows * shape.classes * shape.places * _size(arithmetic) + beside
-        reasons = (*out_of_kernels, "the logits are held as a whole by function transforms, else made again by chunks")
+        reasons = (
+            *out_of_kernels,
+            "the logits are made chunk by chunk, but all at once for function transforms",
+        )
         return Plan(name, PLAIN, arithmetic, size, rows, -(-shape.rows // max(1, rows)), reasons)
     at_once = 1 if name == "linear_token_stats" else head.at_once
     (rows, size), copied = head.chunk(wanted, at_once), head.products.copied_weight
     targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
-    reasons = [f"{targets} of {shape.rows} rows count"]
+    reasons = [f"{targets} of {shape.rows} rows count, and only these are computed"]
     if beside:
-        reasons.append(f"{beside / 1e6:.1f} MB are float32 sums for gradients of 16 bits")
+        reasons.append(f"{beside / 1e6:.1f} MB are float32 sums, which become the gradients of 16 bits")
     if head.x.itemsize == 2:
         reasons.append(head.products.precision)
     if copied:
-        reasons.append(f"{copied / 1e6:.1f} MB are a copy of linear_weight, which cannot be read in pairs")
+        reasons.append(f"{copied / 1e6:.1f} MB are a copy of linear_weight, whose rows have an odd number of features")
     if name == "linear_token_stats" or call.options.reduction == "none":
-        reasons.append("the backward pass makes the logits again: it has to know what comes from above")
+        reasons.append(_AGAIN)
     else:
-        reasons.append("the gradients are made in the forward pass, where somebody wants them")
+        reasons.append(_AT_ONCE)
     chunks = -(-targets // max(1, rows))
     return Plan(name, KERNELS, arithmetic, size + beside + copied, rows, chunks, tuple(reasons))
 
@@ -111,7 +119,7 @@ def of_head_on_device(name, call, head, wanted, arithmetic):
     at_once = 1 if tokens else head.at_once
     rows, size = head.chunk(wanted, at_once, beside)
     chunks = -(-shape.rows // max(1, rows))
-    reasons = ["all rows take part, those that do not count as zeros: how many count is not waited for"]
+    reasons = ["all rows are computed, with zeros for those that do not count: counting them would stop the device"]
     if call.how.chunk_bytes is None and not call.how.chunk_rows:
         reasons.append(products.why_usual_chunk(chunks))
     sums = _size(arithmetic) * math.prod(head.weight.shape) if wanted[1] and products.sums_widely(chunks) else 0
@@ -120,11 +128,11 @@ def of_head_on_device(name, call, head, wanted, arithmetic):
     if head.x.itemsize == 2:
         reasons.append(products.precision)
     if call.how.filter_eps:
-        reasons.append("no class is left out: how many have small derivatives is not waited for")
+        reasons.append("filter_eps leaves no class out: finding those with small derivatives would stop the device")
     if tokens or call.options.reduction == "none":
-        reasons.append("the backward pass makes the logits again: it has to know what comes from above")
+        reasons.append(_AGAIN)
     else:
-        reasons.append("the gradients are made in the forward pass, where somebody wants them")
+        reasons.append(_AT_ONCE)
     inputs = math.prod(head.x.shape) * (head.x.itemsize + products.input_dtype.itemsize)  # copies
     numbers = 2 * (len(Sums._fields) + 2) * shape.rows * shape.places * _size(arithmetic)
     return Plan(name, STAGES, arithmetic, size + sums + inputs + numbers, rows, chunks, tuple(reasons))

@@ -2,6 +2,7 @@
 
 import re
 
+import formulas
 from griffe import Extension
 
 SECTION = re.compile(r"(Args|Raises):?$")
@@ -20,11 +21,11 @@ class Markdown(Extension):
 
 
 def markdown(docstring: str) -> str:
-    """Formulas and doctests as code, the items of "Args:" and "Raises" as lists, public names as links."""
+    """Formulas as LaTeX, doctests as code, the items of "Args:" and "Raises" as lists, public names as links."""
     text = "\n".join(_lists(docstring.splitlines())) + "\n"
     text = text.replace("\nArgs: ", "\nArguments: ")
     text = re.sub("::$", ":", text, flags=re.MULTILINE)
-    text = FORMULA.sub(lambda found: f"```text\n{_dedented(found[1])}```\n", text)
+    text = FORMULA.sub(lambda found: _fenced(_dedented(found[1])), text)
     text = DOCTEST.sub(lambda found: f"```pycon\n{found[0]}```\n", text)
     return PUBLIC.sub(r"[`\1`][\1]", text)
 
@@ -42,6 +43,10 @@ def _lists(lines):
             yield f"- {names}: {item[2]}"
         else:
             yield line.removeprefix("    ") if inside else line
+
+
+def _fenced(block):
+    return f"```math\n{formulas.latex(block)}\n```\n" if formulas.is_formula(block) else f"```text\n{block}```\n"
 
 
 def _dedented(block):

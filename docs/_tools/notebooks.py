@@ -25,12 +25,16 @@ def unexecuted(language: str) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     for cell in source.cells[1:]:  # the first is the comment on the file
+        text = BREAK.sub("", cell.source)
         if cell.cell_type == "code":
             made = nbformat.v4.new_code_cell(cell.source)
-        elif cell.metadata.get("lang") == language:
-            made = nbformat.v4.new_markdown_cell(BREAK.sub("", cell.source))
-        else:
+        elif cell.metadata.get("lang") != language:
             continue
+        elif "alt" in cell.metadata.get("tags", ()):  # what the picture above shows
+            notebook.cells[-1].metadata["alt"] = text.replace("\n", " ")
+            continue
+        else:
+            made = nbformat.v4.new_markdown_cell(text)
         made.id = f"cell-{len(notebook.cells)}"  # the same in every build, for small diffs
         if "tags" in cell.metadata:
             made.metadata["tags"] = cell.metadata["tags"]
@@ -46,12 +50,18 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def page(path: Path) -> tuple[str, dict[str, bytes]]:
+def page(language: str) -> tuple[str, dict[str, bytes]]:
     """A notebook as Markdown, and its images by the names that the page has for them."""
     from nbconvert import MarkdownExporter
 
-    text, resources = MarkdownExporter().from_filename(path, {"output_files_dir": f"{path.stem}_files"})
-    return f"[:material-download: {path.name}]({path.name})\n\n{text}", resources["outputs"]
+    path = NOTEBOOKS[language]
+    notebook = nbformat.read(path, as_version=4)
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{path.stem}_files"})
+    texts = iter([cell.metadata["alt"] for cell in notebook.cells if "alt" in cell.metadata])
+    text = re.sub(r"!\[png\]", lambda _: f"![{next(texts)}]", text)
+    text = re.sub(r"^\$\$\n(.*)\n\$\$$", r"```math\n\1\n```", text, flags=re.MULTILINE)
+    head = f"---\ntitle: {re.search('^# (.*)', text)[1]}\nlanguage: {language}\n---\n"
+    return f"{head}[:material-download: {path.name}]({path.name})\n\n{text}", resources["outputs"]
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def svg(name: str, scheme: str) -> bytes:
     settings = {"svg.hashsalt": name, "font.size": 9, "text.color": colour, "axes.edgecolor": colour}
     settings |= {"axes.labelcolor": colour, "xtick.color": colour, "ytick.color": colour}
     with rc_context(settings):
-        figure = Figure(figsize=(7.6, 0.9 + 0.17 * len(cases) * (len(series) + 1)), layout="constrained")
+        figure = Figure(figsize=(5, 0.9 + 0.17 * len(cases) * (len(series) + 1)), layout="constrained")
         ax = figure.subplots()
         for at, (rival, values) in enumerate(series.items()):
             places = [case + (at - (len(series) - 1) / 2) * height for case in range(len(cases))]
@@ -88,6 +88,13 @@ def svg(name: str, scheme: str) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
+
+
+def in_words(name: str) -> str:
+    """The numbers that a plot shows."""
+    cases, series = PLOTS[name][0]()
+    bars = [[f"{rival} {value:g}".strip() for rival, value in zip(series, values)] for values in zip(*series.values())]
+    return "; ".join(f"{case}: {', '.join(of_case)}" for case, of_case in zip(cases, bars))
 
 
 def explanation() -> bytes:

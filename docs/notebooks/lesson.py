@@ -1,5 +1,6 @@
 # The source of lesson.ipynb and lesson.zh.ipynb: the code once, the text in both languages. `make notebooks` runs it
-# and writes them. A cell tagged "varies" prints what differs from run to run or with the version of PyTorch.
+# and writes them. A cell tagged "varies" prints what differs from run to run or with the version of PyTorch; one tagged
+# "alt" says what the picture above it shows, to those who cannot see it.
 
 # %% [markdown] lang="en"
 # # From softmax to cross entropy
@@ -132,14 +133,18 @@ print(logits)
 # %% [markdown] lang="en"
 # Softmax makes probabilities of a row: positive, with a sum of 1, and in the order of the logits.
 #
-#     p[i,c] = exp(x[i,c]) / sum_k exp(x[i,k])
+# $$
+# p_{i,c} = \frac{\exp x_{i,c}}{\sum_k \exp x_{i,k}}
+# $$
 #
 # `dim=1` says along which axis the sum is 1: the one with the classes. Leaving it out is a classic mistake.
 
 # %% [markdown] lang="zh"
 # softmax 把一行 logits 变成概率：每个都是正数，加起来等于 1，大小顺序和 logits 相同。
 #
-#     p[i,c] = exp(x[i,c]) / sum_k exp(x[i,k])
+# $$
+# p_{i,c} = \frac{\exp x_{i,c}}{\sum_k \exp x_{i,k}}
+# $$
 #
 # `dim=1` 指定沿哪个轴求和为 1，也就是类别所在的轴。漏写它是一个经典的错误。
 
@@ -158,6 +163,14 @@ for ax, values, title, colours in zip(axes, (logits, p), ("x", "p = softmax(x)")
             ax.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center")
         ax.add_patch(plt.Rectangle((labels[row] - 0.48, row - 0.48), 0.96, 0.96, fill=False, lw=2.5))
     ax.set(title=title, xlabel="c", ylabel="i", xticks=range(4), yticks=range(3))
+
+# %% [markdown] lang="en" tags=["alt"]
+# Two grids of three rows i and four classes c with a number in each cell, coloured by its size: the logits x on the
+# left, their softmax p on the right. A frame marks the label of each row: class 1, class 0 and class 2.
+
+# %% [markdown] lang="zh" tags=["alt"]
+# 两张三行（i）四列（c）的网格图，每格写着一个数，颜色表示大小：左边是 logits x，右边是它的 softmax p。黑框标出每一行的
+# 标签：类别 1、类别 0、类别 2。
 
 # %% [markdown] lang="en"
 # The frames mark the right classes. In none of the three rows is the right class the likeliest: these are random
@@ -178,7 +191,9 @@ print((F.softmax(logits + 5, dim=1) - p).abs().max() < 1e-6)
 #
 # Losses are made of logarithms of probabilities. The logarithm of softmax has a simple form:
 #
-#     log p[i,c] = x[i,c] - lse[i]        lse[i] = log sum_k exp(x[i,k])
+# $$
+# \log p_{i,c} = x_{i,c} - \text{lse}_i \qquad \text{lse}_i = \log \sum_k \exp x_{i,k}
+# $$
 #
 # `lse` is the log-sum-exp, a smooth version of the maximum.
 
@@ -187,7 +202,9 @@ print((F.softmax(logits + 5, dim=1) - p).abs().max() < 1e-6)
 #
 # 损失是由概率的对数组成的，而 softmax 的对数形式很简单：
 #
-#     log p[i,c] = x[i,c] - lse[i]        lse[i] = log sum_k exp(x[i,k])
+# $$
+# \log p_{i,c} = x_{i,c} - \text{lse}_i \qquad \text{lse}_i = \log \sum_k \exp x_{i,k}
+# $$
 #
 # `lse` 叫 log-sum-exp，可以看作最大值的一个光滑版本。
 
@@ -280,11 +297,15 @@ for function in (F.cross_entropy, F.nll_loss):
 # Where the name comes from: the cross entropy of two distributions. Textbooks write H(p, q) with p for the truth and q
 # for the model,
 #
-#     H(p, q) = -sum_c p_c log q_c
+# $$
+# H(p, q) = -\sum_c p_c \log q_c
+# $$
 #
 # but code has always called the model's probabilities p, so here the targets are q and the cross entropy is H(q, p):
 #
-#     H(q, p) = -sum_c q_c log p_c = H(q) + KL(q || p)
+# $$
+# H(q, p) = -\sum_c q_c \log p_c = H(q) + \text{KL}(q \parallel p)
+# $$
 #
 # A label is the distribution that is 1 at one class. Then only one term is left, and H is the negative log likelihood.
 
@@ -293,11 +314,15 @@ for function in (F.cross_entropy, F.nll_loss):
 #
 # “交叉熵”这个名字说的是两个分布之间的量。教科书用 p 表示真实分布、q 表示模型，写作
 #
-#     H(p, q) = -sum_c p_c log q_c
+# $$
+# H(p, q) = -\sum_c p_c \log q_c
+# $$
 #
 # 而代码里历来把模型的概率叫 p，所以本文把目标记作 q，交叉熵就是 H(q, p)：
 #
-#     H(q, p) = -sum_c q_c log p_c = H(q) + KL(q || p)
+# $$
+# H(q, p) = -\sum_c q_c \log p_c = H(q) + \text{KL}(q \parallel p)
+# $$
 #
 # 标签也是一个分布，只在一个类别上取 1。这时求和只剩一项，H 就是负对数似然。
 
@@ -332,13 +357,23 @@ ax.set(xlabel="p", ylabel="H(q, p)", ylim=(0, 3))
 ax.legend(frameon=False)
 plt.show()
 
+# %% [markdown] lang="en" tags=["alt"]
+# H(q, p) against p for q = 1, 0.8 and 0.5: three curves, each with a dot at its lowest point, which lies at p = q. The
+# lowest value is the entropy H(q): 0 for q = 1, and larger the closer q is to 0.5.
+
+# %% [markdown] lang="zh" tags=["alt"]
+# 横轴为 p、纵轴为 H(q, p) 的三条曲线，q 分别为 1、0.8 和 0.5。每条曲线的最低点用圆点标出，都落在 p = q 处。最低点的高度
+# 就是熵 H(q)：q = 1 时为 0，q 越接近 0.5 越大。
+
 # %% [markdown] lang="en"
 # ## 7. Label smoothing, and the gradient p - q
 #
 # A hard label is reached only at infinity: the loss falls for ever as the logit grows. Label smoothing takes the share
 # ε of the target and spreads it over all C classes,
 #
-#     q_c = (1 - ε) * [c = y] + ε / C
+# $$
+# q_c = (1 - \varepsilon) \, [c = y] + \frac{\varepsilon}{C}
+# $$
 #
 # and this has its minimum at finite logits. It is nothing but a soft target:
 
@@ -348,7 +383,9 @@ plt.show()
 # 硬标签只有在无穷远处才能达到：logit 越大，损失越小，没有尽头。标签平滑从目标里拿出 ε 的份额，平均分给全部 C 个
 # 类别：
 #
-#     q_c = (1 - ε) * [c = y] + ε / C
+# $$
+# q_c = (1 - \varepsilon) \, [c = y] + \frac{\varepsilon}{C}
+# $$
 #
 # 这样一来，最小值就落在有限的 logits 上。它其实就是一个软目标：
 
@@ -366,10 +403,20 @@ ax.set(xlabel="x_y - x_c", ylabel="loss")
 ax.legend(frameon=False)
 plt.show()
 
+# %% [markdown] lang="en" tags=["alt"]
+# The loss against the margin x_y - x_c for ε = 0, 0.1 and 0.3: without smoothing it falls for ever, with smoothing it
+# reaches a lowest point and rises again in a straight line, the sooner and the steeper the larger ε is.
+
+# %% [markdown] lang="zh" tags=["alt"]
+# 横轴为差值 x_y - x_c、纵轴为损失的三条曲线，ε 分别为 0、0.1 和 0.3。不平滑时损失一直下降；平滑后损失先降到最低点，再沿
+# 直线上升，ε 越大，转折来得越早，升得也越陡。
+
 # %% [markdown] lang="en"
 # Why do all of these train so well? Because of their gradient. With targets that sum to 1,
 #
-#     d loss / d x_c = p_c - q_c
+# $$
+# \frac{\partial \, \text{loss}}{\partial x_c} = p_c - q_c
+# $$
 #
 # what the model says minus what it should say. It can be read off: the derivative of lse is softmax, and that of
 # -sum_c q_c x_c is -q. For the mean over N rows it is divided by N. Autograd agrees:
@@ -377,7 +424,9 @@ plt.show()
 # %% [markdown] lang="zh"
 # 这些损失为什么都这么好训练？答案在梯度里。只要目标之和为 1，就有
 #
-#     d loss / d x_c = p_c - q_c
+# $$
+# \frac{\partial \, \text{loss}}{\partial x_c} = p_c - q_c
+# $$
 #
 # 即“模型说的”减去“应该说的”。推导一眼可得：lse 的导数是 softmax，-sum_c q_c x_c 的导数是 -q。
 # 对 N 行求平均，再除以 N。和自动求导对一对：
@@ -455,6 +504,14 @@ ax.semilogy(margin, fused, "o-", ms=3, label="cross_entropy")
 ax.set(xlabel="x_y - x_c", ylabel="loss", ylim=(1e-19, 3))
 ax.legend(frameon=False)
 plt.show()
+
+# %% [markdown] lang="en" tags=["alt"]
+# The loss against the margin x_y - x_c from 0 to 40, on a logarithmic axis: cross_entropy stays on the exact line down
+# to 1e-17, while -log(softmax) comes down in steps from a margin of 12 and falls to 0 at 17.
+
+# %% [markdown] lang="zh" tags=["alt"]
+# 横轴为差值 x_y - x_c（0 到 40）、纵轴为对数刻度的损失：cross_entropy 始终落在精确值的直线上，直到 1e-17；-log(softmax)
+# 从差值 12 起呈阶梯状，到 17 就掉到了 0。
 
 # %% [markdown] lang="en"
 # The columns are: exact, the logarithm of softmax, PyTorch's log-softmax, crossent's log-softmax, and `cross_entropy`.
@@ -628,6 +685,12 @@ bars = ax.barh(["hidden @ weight.T\ncross_entropy", "linear_cross_entropy"], mea
 ax.bar_label(bars, fmt="%.0f MB", padding=4)
 ax.set(xlabel="MB", xlim=(0, 1.2 * max(measured.values())))
 ax.spines[["top", "right"]].set_visible(False)
+
+# %% [markdown] lang="en" tags=["alt"]
+# Two bars, the peaks of memory in MB that were printed above: the one of linear_cross_entropy is several times shorter.
+
+# %% [markdown] lang="zh" tags=["alt"]
+# 两根横条，表示上面打印出的内存峰值（MB）：linear_cross_entropy 的那根只有另一根的几分之一。
 
 # %% [markdown] lang="en"
 # PyTorch holds the logits three times over: themselves, their log-softmax and their gradient. What crossent takes is

@@ -77,7 +77,7 @@ class DeviceProducts(Products):
 
     def why_usual_chunk(self, chunks):
         if self._spread:
-            return f"a chunk takes {self.chunk_bytes / 1e9:.1f} GB at most, alike in all processes"
+            return f"a chunk takes {self.chunk_bytes / 1e9:.1f} GB at most, the same in all processes"
         if self._memory is None:
             return f"a chunk takes {self.chunk_bytes / 1e6:.1f} MB at most"
         room = f"a sixteenth of the device's {self._memory / 1e9:.1f} GB"

@@ -39,7 +39,7 @@ def plan(name, arguments, options, how):
     if name == "prediction_stats":
         input, target = checked(input=a["input"], target=a["target"])
         if way_of((input, target), in_stages=has_predictions) is STAGES:
-            return _plans.on_device(TORCH, name, input, "all statistics of a row are made in one launch")
+            return _plans.on_device(TORCH, name, input, "one kernel makes all statistics of a row")
         reasons = _out_of_kernels((input, target), False)
         return _plans.of_prediction(TORCH, name, input, target, a["dim"], reasons)
     if a.get("group") is not None:
@@ -54,14 +54,14 @@ def plan(name, arguments, options, how):
     picks = name == "nll_loss"
     if way_of(tensors, by_weights, in_stages=has_picked if picks else has_stages) is STAGES:
         if picks:
-            return _plans.on_device(TORCH, name, input, "one number of each row is read")
+            return _plans.on_device(TORCH, name, input, "only the label's number is read of each row")
         return _of_stages(name, a, options)
     out_of_kernels = _out_of_kernels(tensors, by_weights)
     in_place, wanted = a.get("inplace_backward", False), input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
     of_gradient = []
     if may_wait and _best_at_once(name, input, target, a["dim"], options):
-        of_gradient.append("the gradient is made in the forward pass, as long as it is asked for")
+        of_gradient.append("the gradient is made in the forward pass, unless those of earlier calls were never used")
     if in_place:
         of_gradient.append("the gradient is written over input")
     return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, of_gradient)
@@ -87,21 +87,21 @@ def _best_at_once(name, input, target, dim, options):
 
 def _of_softmax(name, input, dim, dtype):
     if input.is_nested and (name == "softmax" or input.layout is not torch.strided):
-        return _plans.of_softmax(TORCH, name, input, NATIVE, ("nested tensors have no kernel",))
+        return _plans.of_softmax(TORCH, name, input, NATIVE, ("no kernel takes nested tensors",))
     (input,) = checked(input=input)
     x = input if dtype is None else input.new_empty((), dtype=dtype).expand(input.shape)
     axis = _rows.planned_softmax_axis(x.ndim, dim)
     kernels, used = softmax.kernels_of(x)
     if used and x.ndim:
-        return _plans.on_device(TORCH, name, x, "a launch each way")
+        return _plans.on_device(TORCH, name, x, "one kernel makes the result and one the gradient")
     reasons = _out_of_kernels((input,), False)
     if kernels is not None:
-        reasons = (f"a launch from Python takes longer than it saves of {x.numel() * x.itemsize:,} bytes",)
+        reasons = (f"of {x.numel() * x.itemsize:,} bytes a kernel saves less time than its start from Python takes",)
     if reasons:
         plain = name == "log_softmax" and x.device.type == "cpu"
         return _plans.of_softmax(TORCH, name, x, PLAIN if plain else NATIVE, reasons)
     if x.ndim and name == "softmax" and input.requires_grad and torch.is_grad_enabled() and softmax.is_tiny(x, axis):
-        reasons = (f"rows of {x.size(axis)} numbers side by side leave nothing to gain, as few as they are",)
+        reasons = (f"the input is small, with rows of {x.size(axis)}: PyTorch's own takes no longer",)
     return _plans.of_softmax(TORCH, name, x, NATIVE if reasons or not x.ndim else KERNELS, reasons)
 
 
@@ -154,9 +154,9 @@ def _out_of_kernels(tensors, by_weights):
     found = []
     for tensor in tensors:
         if tensor is not None and not ordinary(tensor) and not transformed():
-            found.append(f"a tensor of type {type(tensor).__name__} on {tensor.device} has no kernel")
+            found.append(f"no kernel takes a tensor of type {type(tensor).__name__} on {tensor.device}")
     if transformed():
-        found.append("a function transform, forward-mode differentiation or a dispatch mode is active")
+        found.append("no kernel takes part in a function transform, forward-mode differentiation or a dispatch mode")
     if by_weights:
-        found.append("weight, sample_weight or denominator require a gradient")
+        found.append("no kernel makes the gradient that weight, sample_weight or denominator require")
     return tuple(dict.fromkeys(found))

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 import llvmlite.binding as llvm
@@ -14,6 +15,20 @@ from crossent.tools.bench.memory import text_of
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work_of_others() -> float:
+    """Seconds that this process's processors have worked for other processes, until now; what it differs by counts.
+
+    Without the system's word on that it only falls.
+    """
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    ticks = 0
+    for number, times in re.findall(r"^cpu(\d+) (.*)$", text_of("/proc/stat"), re.MULTILINE):
+        if int(number) in mine:
+            user, nice, system, _, _, *interrupted = map(int, times.split()[:8])  # the two are idle and waiting
+            ticks += user + nice + system + sum(interrupted)
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def machine() -> dict:

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from crossent.tools.bench.report import in_ratio, in_size, in_time, measured
+from crossent.tools.bench.report import in_quartiles, in_ratio, in_size, in_time, measured, noisy
 from crossent.tools.bench.rivals import RIVALS, Rival
 from crossent.tools.files import replacing
 
@@ -51,7 +51,8 @@ def _times(axes: Axes, case: str, names: list[str], rows: list[dict]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     for at, row in enumerate(rows):
         times = f"{in_time(row['seconds'])}, crossent {in_time(row['ours'])}"
-        axes.annotate(f" {in_ratio(row['ratio'])}: {times}", (max(1, row["ratio"]), at), va="center", fontsize=8)
+        ratio = f"noisy, {in_quartiles(row)}" if noisy(row) else in_ratio(row["ratio"])
+        axes.annotate(f" {ratio} x: {times}", (max(1, row["ratio"]), at), va="center", fontsize=8)
     axes.set(title=f"{case}: time", xlabel="rival / crossent")
 
 

@@ -1,7 +1,8 @@
 """The results of `crossent bench` as tables."""
 
-from dataclasses import dataclass
+from itertools import groupby
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -9,41 +10,21 @@ from crossent.tools.bench.memory import in_megabytes
 from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival
 
 NOTE = (
-    "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios. A step is"
-    " forward, backward and freeing the gradients, evaluation the loss alone. Memory: the peak beside the arguments,"
-    " gradients included; - where the system does not say."
+    "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios, and the"
+    " quartiles between which half of these lie. A step is forward, backward and freeing the gradients, evaluation the"
+    " loss alone. MB: the peak of memory beside the arguments, gradients included; - where the system does not say."
 )
+NOISY = 1.5  # from one quartile to the other, above which a median says little
+BUSY = 0.1  # of the processors at work for others, above which that is told
 UNITS = (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")
 RATES = {"bytes": (1e9, "GB/s", "a copy of as many bytes"), "flops": (1e12, "TFLOP/s", "the bare matrix products")}
-
-
-@dataclass(frozen=True)
-class Sheet:
-    title: str
-    heading: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    names: int  # how many columns, on the left, are words
-
-    def table(self, **style) -> Table:
-        found = Table(title=self.title, title_justify="left", **style)
-        for at, heading in enumerate(self.heading):
-            found.add_column(heading, justify="left" if at < self.names else "right", no_wrap=at > 0)
-        for row in self.rows:
-            found.add_row(*row)
-        return found
-
-
-def once(rows: list[tuple[str, ...]], columns: int = 1) -> list[tuple[str, ...]]:
-    """The rows, with the first cells left empty where the row above has the same first one."""
-    above = [None, *(row[0] for row in rows)]
-    return [("",) * columns + row[columns:] if row[0] == name else row for row, name in zip(rows, above)]
 
 
 def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
     for case in results["cases"]:
         rows, limits = measured(results, case)
         if rows:
-            console.print(_table(case, rows, rivals))
+            console.print(_table(case, rows, rivals, console.width))
         for row in limits:
             console.print(_share(case, row))
     for row in results["results"]:
@@ -54,7 +35,33 @@ def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> 
             console.print(f"Failed: {where}: {row['error']}", style="red", markup=False)
     if results["not_measured"]:
         console.print(_not_measured(results, rivals))
+    for warning in warnings(results):
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
     console.print(f"{NOTE}\n{_measured_on(results)}")
+
+
+def noisy(row: dict) -> bool:
+    """Whether the rounds differ so much that their median is no result."""
+    low, high = row["quartiles"]
+    return not 0 < high <= NOISY * low
+
+
+def warnings(results: dict) -> list[str]:
+    """What was seen that makes the numbers doubtful, and what to do about it."""
+    rows = [row for row in results["results"] if "ratio" in row]
+    doubtful, cores = sum(map(noisy, rows)), results["machine"]["cores"]
+    others = max((row["others"] for row in rows), default=0.0)
+    found = []
+    if doubtful:
+        found.append(
+            f"{doubtful} of {len(rows)} results are noisy: from round to round their ratios differ by half and"
+            " more, so that only the quartiles are shown."
+        )
+    if others > BUSY * cores:
+        found.append(f"other programs kept up to {others:.1f} of {cores} cores busy meanwhile.")
+    if found:
+        found[-1] += " Measure again when nothing else runs, or for longer: --rounds 50."
+    return found
 
 
 def measured(results: dict, case: dict) -> tuple[list[dict], list[dict]]:
@@ -89,25 +96,40 @@ def in_size(size: int | None) -> str:
 
 
 def in_ratio(ratio: float) -> str:
-    return f"{ratio:.2f} x" if ratio < 1 else f"{ratio:.1f} x" if ratio < 100 else f"{ratio:.0f} x"
+    return f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"
 
 
-def _table(case: dict, rows: list[dict], rivals: dict[str, Rival]) -> Table:
-    title = f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})"
-    heading = ("rival", "", "rival\ntime", "crossent\ntime", "faster", "rival\nmemory", "crossent\nmemory")
-    cells = [
-        (
-            rivals[row["rival"]].title,
-            row["mode"],
-            in_time(row["seconds"]),
-            in_time(row["ours"]),
-            in_ratio(row["ratio"]) if row["ratio"] >= 1 else f"[red]{in_ratio(row['ratio'])}[/]",
-            in_size(row["bytes"]),
-            in_size(row["our_bytes"]),
-        )
-        for row in rows
-    ]
-    return Sheet(title, heading, once(cells), 2).table(title_style="bold", pad_edge=False, show_edge=False)
+def in_quartiles(row: dict) -> str:
+    return "-".join(in_ratio(max(0.0, quartile)) for quartile in row["quartiles"])
+
+
+def in_verdict(row: dict) -> str:
+    if noisy(row):
+        return "[yellow]noisy[/]"
+    return f"{in_ratio(row['ratio'])} x" if row["ratio"] >= 1 else f"[red]{in_ratio(row['ratio'])} x[/]"
+
+
+def _table(case: dict, rows: list[dict], rivals: dict[str, Rival], width: int) -> Table:
+    """Where it is narrow, times break between number and unit, and nothing else does."""
+    table = Table(
+        title=f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, int(width >= 70), 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("rival", no_wrap=True)
+    for heading in ("rival\ntime", "our\ntime", "faster", "quartiles", "rival\nMB", "our\nMB"):
+        table.add_column(heading, justify="right", no_wrap="time" not in heading)
+    for name, of_rival in groupby(rows, key=lambda row: row["rival"]):
+        table.add_row(rivals[name].title)
+        for row in of_rival:
+            times, sizes = (row["seconds"], row["ours"]), (row["bytes"], row["our_bytes"])
+            megabytes = [in_size(size).removesuffix(" MB") for size in sizes]
+            table.add_row(f"  {row['mode']}", *map(in_time, times), in_verdict(row), in_quartiles(row), *megabytes)
+    return table
 
 
 def _not_measured(results: dict, rivals: dict[str, Rival]) -> Table:

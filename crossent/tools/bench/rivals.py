@@ -19,18 +19,18 @@ from crossent.tools.bench.limits import at_limit
 Function = Callable[..., object]
 
 
-def _takes_all(_: Case) -> str:
-    return ""
-
-
 @dataclass(frozen=True)
 class Rival:
     title: str
     module: str  # without which there is no such rival
     package: str  # what pip calls it
     build: Callable[[Case], Function]
-    refuses: Callable[[Case], str] = _takes_all  # why it does not take a case
     arrays: str = "torch"
+    device: str = ""  # where alone it is measured
+    head_alone: bool = False
+    two_axes: bool = False  # of logits
+    not_of: str = ""  # a dtype
+    refuses: Callable[[Case], str] = lambda case: ""  # why else it does not take a case
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -39,8 +39,18 @@ class Rival:
 
     def why_not(self, case: Case) -> str:
         """Why it cannot be measured here; empty where it can."""
-        installed = find_spec(self.module) is not None
-        return self.refuses(case) or ("" if installed else f"not installed: pip install {self.package}")
+        no_gpu = ": --device cuda" if torch.cuda.is_available() else ", and there is none"
+        reasons = {
+            f"runs on a GPU{no_gpu}": self.device == "cuda" and case.device == "cpu",
+            "measured on the CPU alone": self.device == "cpu" and case.device != "cpu",
+            "has the fused head alone": self.head_alone and not case.head,
+            "has no fused head": self.arrays == "numpy" and case.head,
+            "takes two axes alone": self.two_axes and not case.head and len(case.shape) > 2,
+            f"takes no {case.dtype}": self.not_of == case.dtype,
+            self.refuses(case): True,
+            f"not installed: pip install {self.package}": find_spec(self.module) is None,
+        }
+        return next((reason for reason, holds in reasons.items() if reason and holds), "")
 
 
 def bound(library, case: Case) -> Function:
@@ -73,9 +83,9 @@ def _chunked(case: Case) -> Function:
     return lambda *arrays: F.linear_cross_entropy(*arrays, options=options, **case.options)
 
 
-def _chunked_refuses(case: Case) -> str:
+def _chunked_refuses(_: Case) -> str:
     there = hasattr(torch.nn, "LinearCrossEntropyOptions")
-    return _head_alone(case) or ("" if there else f"PyTorch {torch.__version__} has no chunked linear_cross_entropy")
+    return "" if there else f"PyTorch {torch.__version__} has no chunked linear_cross_entropy"
 
 
 def _scipy(_: Case) -> Function:
@@ -97,10 +107,6 @@ def _sklearn(case: Case) -> Function:
     return lambda _, labels, probabilities: log_loss(labels, probabilities, labels=classes)
 
 
-def _sklearn_refuses(case: Case) -> str:
-    return _numpy_refuses(case) or ("takes probabilities with two axes alone" if len(case.shape) > 2 else "")
-
-
 def _optax(case: Case) -> Function:
     import optax  # pyright: ignore[reportMissingImports]
 
@@ -114,10 +120,6 @@ def _liger(case: Case) -> Function:
     from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
 
     return functional.liger_fused_linear_cross_entropy if case.head else functional.liger_cross_entropy
-
-
-def _two_axes_on_a_gpu(case: Case) -> str:
-    return _cpu_refused(case) or ("takes logits with two axes alone" if not case.head and len(case.shape) > 2 else "")
 
 
 def _cce(_: Case) -> Function:
@@ -136,45 +138,17 @@ def _quack(case: Case) -> Function:
     return cross_entropy
 
 
-def _quack_refuses(case: Case) -> str:
-    return _two_axes_on_a_gpu(case) or ("takes no float64" if case.dtype == "float64" else "")
-
-
-def _head_alone(case: Case) -> str:
-    return "" if case.head else "has the fused head alone"
-
-
-def _cpu_refused(case: Case) -> str:
-    if case.device != "cpu":
-        return ""
-    return "runs on a GPU: --device cuda" if torch.cuda.is_available() else "runs on a GPU, and there is none"
-
-
-def _gpu_refused(case: Case) -> str:
-    return "" if case.device == "cpu" else "measured on the CPU alone"
-
-
-def _numpy_refuses(case: Case) -> str:
-    no_head = "has no fused head" if case.head else ""
-    return _gpu_refused(case) or no_head or ("NumPy has no bfloat16" if case.dtype == "bfloat16" else "")
-
-
+NUMPY = {"arrays": "numpy", "device": "cpu", "not_of": "bfloat16"}
 RIVALS = {
     "eager": Rival("torch, eager", "torch", "torch", _torch),
     "compile": Rival("torch, compiled", "torch", "torch", lambda case: compiled(_torch(case))),
-    "chunked": Rival("torch, chunked", "torch", "torch", _chunked, _chunked_refuses),
-    "scipy": Rival("SciPy", "scipy", "scipy", _scipy, _numpy_refuses, "numpy"),
-    "sklearn": Rival("scikit-learn", "sklearn", "scikit-learn", _sklearn, _sklearn_refuses, "numpy"),
-    "optax": Rival("optax, jitted", "optax", "optax", _optax, _gpu_refused, "jax"),
-    "liger": Rival("Liger-Kernel", "liger_kernel", "liger-kernel", _liger, _two_axes_on_a_gpu),
-    "cce": Rival(
-        "cut-cross-entropy",
-        "cut_cross_entropy",
-        "cut-cross-entropy",
-        _cce,
-        lambda case: _cpu_refused(case) or _head_alone(case),
-    ),
-    "quack": Rival("quack", "quack", "quack-kernels", _quack, _quack_refuses),
+    "chunked": Rival("torch, chunked", "torch", "torch", _chunked, head_alone=True, refuses=_chunked_refuses),
+    "scipy": Rival("SciPy", "scipy", "scipy", _scipy, **NUMPY),
+    "sklearn": Rival("scikit-learn", "sklearn", "scikit-learn", _sklearn, two_axes=True, **NUMPY),
+    "optax": Rival("optax, jitted", "optax", "optax", _optax, arrays="jax", device="cpu"),
+    "liger": Rival("Liger-Kernel", "liger_kernel", "liger-kernel", _liger, device="cuda", two_axes=True),
+    "cce": Rival("cut-cross-entropy", "cut_cross_entropy", "cut-cross-entropy", _cce, device="cuda", head_alone=True),
+    "quack": Rival("quack", "quack", "quack-kernels", _quack, device="cuda", two_axes=True, not_of="float64"),
 }
 # No rival: what none goes below, measured on a GPU beside them.
 LIMIT = Rival("the limit", "torch", "torch", lambda case: partial(at_limit, case), arrays="limit")

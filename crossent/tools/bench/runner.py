@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from itertools import product
-from typing import Any
+from itertools import count, product
 
 import torch
 from rich.console import Console
@@ -37,11 +36,14 @@ def measured_on(packages: tuple[str, ...]) -> dict:
 
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar for so many measurements, in a terminal alone, and what to tell it the title of each with as it begins."""
+    """A bar for so many measurements, or where no terminal is, a line for each; tell it the title as one begins."""
+    if not console.is_terminal:
+        numbers = count(1)
+        yield lambda title: console.print(f"{next(numbers)} of {total}: {title}", markup=False, soft_wrap=True)
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     # Drawn by hand: a bar that draws itself would take turns on the cores with what is timed.
-    drawn: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **drawn) as bar:
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=total, completed=-1)
         yield lambda title: bar.update(task, description=title, advance=1, refresh=True)
 

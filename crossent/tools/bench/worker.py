@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isclose
+from time import perf_counter
 
 import torch
 
@@ -20,6 +21,7 @@ from crossent.tools.bench.calls import (
     wait,
 )
 from crossent.tools.bench.cases import Case
+from crossent.tools.bench.machine import work_of_others
 from crossent.tools.bench.memory import extra_peak
 from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival, ours
 from crossent.tools.bench.timing import beside
@@ -84,7 +86,10 @@ def check_losses(mine: Side, theirs: Side) -> None:
 def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> dict:
     own_call, call = mine.call(mode), theirs.call(mode)
     memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
-    return beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"] | memory
+    began, worked = perf_counter(), work_of_others()
+    found = beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"]
+    others = (work_of_others() - worked) / (perf_counter() - began)  # processors, on average
+    return found | memory | {"others": max(0.0, others)}
 
 
 def in_a_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +139,7 @@ def _quack(case: Case) -> Function:
     return cross_entropy
 
 
-NUMPY = {"arrays": "numpy", "device": "cpu", "not_of": "bfloat16"}
+NUMPY: dict[str, Any] = {"arrays": "numpy", "device": "cpu", "not_of": "bfloat16"}
 RIVALS = {
     "eager": Rival("torch, eager", "torch", "torch", _torch),
     "compile": Rival("torch, compiled", "torch", "torch", lambda case: compiled(_torch(case))),

@@ -23,6 +23,8 @@ def explain(
     label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
     dim: Annotated[int | None, typer.Option(help="The class axis; 1 (of a single row 0) by default.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of the step whose effect on the loss is shown.")] = 1.0,
+    lang: Annotated[str, typer.Option(help="The language: en or zh (Chinese).")] = "en",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="A page to write.")] = None,
     play: Annotated[Path | None, typer.Option(help="A page to write whose numbers can be moved.")] = None,
@@ -40,6 +42,7 @@ def explain(
     from crossent.tools.score.scales import asked
 
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    options |= {"learning_rate": learning_rate, "lang": lang}
     with bad_input():
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
         status = run(files or [], reading, scale, row or [], html, play, plot, json, options)

@@ -20,6 +20,7 @@ from crossent.tools.explain.explanation import (
     Step as Step,
 )
 from crossent.tools.explain.findings import Facts, findings_of
+from crossent.tools.explain.language import LANGUAGES, speaking
 from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
@@ -32,6 +33,7 @@ def explain(
     function: Callable[..., Any] = cross_entropy,
     rows: Iterable[Position] | None = None,
     learning_rate: float = 1.0,
+    lang: str = "en",
     **kwargs: Any,
 ) -> Explanation:
     """Every step of a call of a loss, with its numbers, and what is worth knowing about it.
@@ -47,6 +49,7 @@ def explain(
             first with a bad label or a loss that is not finite, the smallest and the largest losses. Of a row at most
             six classes are shown: the label, what is not finite, and the largest.
         learning_rate: of the step of gradient descent, on the logits themselves, whose effect on each row is shown.
+        lang: the language of all sentences, "en" or "zh" (Chinese). Errors stay in English.
 
     The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
     the checks compare them with what the function returns. They end with the gradient: g is that of the result, or for
@@ -76,6 +79,8 @@ def explain(
     >>> [check.passed for check in found.checks]
     [True, True, True, True]
     """
+    if lang not in LANGUAGES:
+        raise ValueError(f"lang must be one of {', '.join(map(repr, LANGUAGES))}, got {lang!r}")
     a = bind(function, args, kwargs)
     options = loss_options(**of_arguments(a))
     a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
@@ -90,7 +95,8 @@ def explain(
     if mistake is not None:
         a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
     planned = plan(function, **a)
-    return _explanation(case, rows, losses, result, mistake, rate, styles=styles, plan=planned)
+    with speaking(lang):
+        return _explanation(case, rows, losses, result, mistake, rate, styles=styles, plan=planned, lang=lang)
 
 
 def _called(function, arguments, options):

@@ -6,6 +6,7 @@ import numpy as np
 
 from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Check
+from crossent.tools.explain.language import say
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float64": 1.7976e308}
@@ -22,11 +23,11 @@ def checks_of(facts):
     return tuple(checks)
 
 
-def _check(name, pairs):
+def _check(name, pairs, function=""):
     """`pairs` are the two numbers and the error that is allowed."""
     agreements = [_agreement(*pair) for pair in pairs]
     digits = min((digits for digits, _ in agreements), default=_MOST)
-    return Check(name, round(digits, 1), all(passed for _, passed in agreements))
+    return Check(say(f"check.{name}", function=function), round(digits, 1), all(passed for _, passed in agreements))
 
 
 def _agreement(one, other, allowed, smallest=0.0):
@@ -41,7 +42,7 @@ def _agreement(one, other, allowed, smallest=0.0):
 
 
 def _sums_to_one(worked):
-    return _check("the softmax sums to 1", [(w.p.sum(), 1.0, 1e-12) for w in worked if np.isfinite(w.lse)])
+    return _check("sum", [(w.p.sum(), 1.0, 1e-12) for w in worked if np.isfinite(w.lse)])
 
 
 def _log_of_softmax(worked):
@@ -51,7 +52,7 @@ def _log_of_softmax(worked):
         there = w.p > 1e-300  # below, the softmax has lost the class
         error = np.abs(np.log(w.p[there]) - w.log_p[there]) / np.maximum(1.0, -w.log_p[there])
         pairs.append((1.0 + error.max(initial=0.0), 1.0, 1e-12))
-    return _check("log of softmax is log-softmax", pairs)
+    return _check("log", pairs)
 
 
 def _rows(facts):
@@ -65,7 +66,7 @@ def _rows(facts):
             by_hand = _rounded(w.loss, dtype)
             allowed = _ULPS * arithmetic * max(w.size, abs(w.loss)) + EPS[dtype] * abs(w.loss) + _SMALLEST[dtype]
             pairs.append((by_hand, float(facts.losses[w.row]), allowed, _SMALLEST[dtype]))
-    return _check(f"rows by hand are those of {case.name}", pairs)
+    return _check("rows", pairs, case.name)
 
 
 def _reduced(facts):
@@ -80,8 +81,7 @@ def _reduced(facts):
             value, allowed = float(value / by), allowed / abs(by)
             allowed += _ULPS * arithmetic * abs(value) * counted / abs(by)
     allowed += EPS[dtype] * abs(value) + _SMALLEST[dtype]
-    name = f"the pieces add up to what {case.name} returned"
-    return _check(name, [(_rounded(value, dtype), facts.result, allowed, _SMALLEST[dtype])])
+    return _check("pieces", [(_rounded(value, dtype), facts.result, allowed, _SMALLEST[dtype])], case.name)
 
 
 def _rounded(value, dtype):

@@ -11,6 +11,7 @@ import numpy as np
 from crossent import Plan
 from crossent.tools import plain_json
 from crossent.tools.explain import words
+from crossent.tools.explain.language import say, speaking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +93,7 @@ class Explanation:
     "module", what it holds and what it is then called with, and as a "function". `baselines` are the mean losses of
     models that say the same of every row, in nats: "uniform" of equal probabilities, "label_entropy" of each class's
     share of the targets; "mean" is the loss beside them, "worse_than_uniform" says how it compares. No row, no
-    baselines.
+    baselines. `lang` is the language of all sentences.
     """
 
     function: str
@@ -111,6 +112,7 @@ class Explanation:
     plan: Plan
     losses: np.ndarray = field(compare=False)
     given: Any = field(compare=False)  # what `to_play` starts from
+    lang: str = "en"
 
     @property
     def faulty(self) -> bool:
@@ -124,15 +126,17 @@ class Explanation:
         """
         from crossent.tools.explain.lines import show
 
-        if find_spec("rich"):
-            show(self, console)
-        else:
-            print(self)
+        with speaking(self.lang):
+            if find_spec("rich"):
+                show(self, console)
+            else:
+                print(self)
 
     def __str__(self) -> str:
         from crossent.tools.explain.lines import text
 
-        return text(self)
+        with speaking(self.lang):
+            return text(self)
 
     def __repr__(self) -> str:
         found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
@@ -162,12 +166,14 @@ class Explanation:
     def _rendered(self, template: str) -> str:
         from crossent.tools.pages import rendered
 
-        return rendered("crossent.tools.explain", template, e=self, words=words)
+        with speaking(self.lang):
+            return rendered("crossent.tools.explain", template, e=self, words=words, say=say)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """A matplotlib figure: logits and probabilities as heat maps with the picked entries marked, and the losses.
 
-        Written to `path` where one is given, in the format that its ending names. Needs matplotlib.
+        Written to `path` where one is given, in the format that its ending names; in English, whatever the language is,
+        since matplotlib's fonts know no other. Needs matplotlib.
         """
         _require("matplotlib", "plot")
         from crossent.tools.explain.plot import figure

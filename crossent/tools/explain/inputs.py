@@ -8,6 +8,7 @@ from crossent import cross_entropy
 from crossent.tools.arrays import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.explanation import Finding
+from crossent.tools.explain.language import say
 from crossent.tools.explain.tally import ENOUGH, fits_better
 from crossent.tools.explain.words import first, in_first, rows
 
@@ -15,48 +16,34 @@ from crossent.tools.explain.words import first, in_first, rows
 def one_class(facts):
     if facts.case.classes > 1 or facts.case.picks or not facts.tally.counted:
         return None
-    sentence = "There is one class, which has probability 1: the cross entropy is 0 whatever the logits are. "
-    sentence += "Give the input a class for each answer; one logit for yes or no needs a loss of its own, such as "
-    return Finding("one_class", "error", f"{sentence}PyTorch's binary_cross_entropy_with_logits.")
+    return Finding("one_class", "error", say("one_class"))
 
 
 def equal_logits(facts):
     if not facts.tally.holds("equal"):
         return None
-    sentence = "In every row all logits are equal, so that each class is as likely as any other: "
-    sentence += "look at the layer before the loss, whose weights may be 0, or its output masked."
-    return Finding("equal_logits", "warning", sentence)
+    return Finding("equal_logits", "warning", say("equal_logits"))
 
 
 def probabilities(facts):
     if not facts.tally.holds("probable"):
         return None
-    sentence = "The input holds probabilities: in every row no entry is negative and their sum is 1. "
-    if facts.case.picks:
-        sentence += "nll_loss takes their logarithm: pass log_softmax of the logits."
-    else:
-        sentence += "cross_entropy applies the softmax itself, so that it is applied twice here: pass the logits."
+    sentence = say("probabilities_to_nll_loss" if facts.case.picks else "probabilities")
     return Finding("probabilities", "error", sentence)
 
 
 def log_probabilities(facts):
     if facts.case.picks or not facts.tally.holds("log-probable") or equal_logits(facts):
         return None
-    sentence = "The input holds log-probabilities: in every row their exponentials sum to 1. "
     if facts.stored:
-        sentence += "They are as good as logits: another log-softmax changes nothing."
-        return Finding("log_probabilities", "note", sentence)
-    sentence += "The loss is right, since another log-softmax changes nothing, but the work is done twice: pass the "
-    sentence += "logits, or call nll_loss."
-    return Finding("log_probabilities", "warning", sentence)
+        return Finding("log_probabilities", "note", say("log_probabilities_stored"))
+    return Finding("log_probabilities", "warning", say("log_probabilities"))
 
 
 def softmax_twice(facts):
     if not facts.tally.twice:
         return None
-    sentence = "The input looks like log_softmax of probabilities: no class is more than e times as likely as "
-    sentence += "another. A softmax was applied to what had been through one: pass log_softmax of the logits."
-    return Finding("softmax_twice", "error", sentence)
+    return Finding("softmax_twice", "error", say("softmax_twice"))
 
 
 def logits_to_nll_loss(facts):
@@ -66,10 +53,7 @@ def logits_to_nll_loss(facts):
         return None
     at = np.flatnonzero(facts.case.keep & np.isfinite(facts.scan.lse))
     worst = at[np.abs(facts.scan.lse[at]).argmax()]
-    total = _exp(float(facts.scan.lse[worst]))
-    sentence = "nll_loss takes log-probabilities, whose exponentials sum to 1; "
-    sentence += f"in {rows(facts.case, [worst])} they sum to {total}. "
-    sentence += "Call cross_entropy for logits, or pass their log_softmax."
+    sentence = say("logits_to_nll_loss", rows=rows(facts.case, [worst]), total=_exp(float(facts.scan.lse[worst])))
     severity = "error" if facts.scan.high[at].max() > 0.0 else "warning"
     return Finding("logits_to_nll_loss", severity, sentence, first(facts.case, [worst]))
 
@@ -83,18 +67,16 @@ def labels_off_by_one(facts):
     if not tally.off_by_one:
         return None
     before, hits = tally.before.sum() / tally.counted, tally.hits / tally.counted
-    sentence = f"In {before:.0%} of the rows the largest logit is that of the class before the label, and in "
-    sentence += f"{hits:.0%} that of the label: the labels look one-based. Subtract 1."
+    sentence = say("labels_off_by_one", before=f"{before:.0%}", hits=f"{hits:.0%}")
     return Finding("labels_off_by_one", "warning", sentence)
 
 
 def class_axis(facts):
     if (axis := facts.other_axis()) is None:
         return None
-    why = "the target sums to 1 along it" if facts.case.soft else "the labels fit it far better"
-    sentence = f"The classes look as if they lay along axis {axis}, since {why}; this call reads axis "
-    sentence += f"{facts.case.axis} of {facts.case.shape}. Pass dim={axis}, or move the axis."
-    return Finding("class_axis", "error" if facts.case.soft else "warning", sentence)
+    key, severity = ("class_axis_soft", "error") if facts.case.soft else ("class_axis", "warning")
+    sentence = say(key, axis=axis, own=facts.case.axis, shape=facts.case.shape)
+    return Finding("class_axis", severity, sentence)
 
 
 def other_axis(facts):
@@ -145,7 +127,7 @@ def target_sums(facts):
     if not len(numbers):
         return None
     one = numbers[0]
-    problem = f"sum to {scan.target_total[one]:.4g}" if scan.target_low[one] >= 0.0 else "are partly negative"
-    sentence = f"{rows(case, numbers).capitalize()}: the target's probabilities {problem}{in_first(numbers)}. "
-    sentence += "The loss is then no cross entropy: divide by their sum, or weigh rows with sample_weight."
+    key = "target_sums" if scan.target_low[one] >= 0.0 else "target_negative"
+    at, sum_of_one = rows(case, numbers).capitalize(), f"{scan.target_total[one]:.4g}"
+    sentence = say(key, rows=at, total=sum_of_one, in_first=in_first(numbers))
     return Finding("target_sums", "warning", sentence, first(case, numbers))

@@ -1,9 +1,10 @@
 """An explanation in lines. Each is a list of pieces, a text and its style as rich writes it; the texts say it all."""
 
 import math
-from textwrap import fill
+from itertools import pairwise
 
 from crossent.tools.explain import words
+from crossent.tools.explain.language import line_starts, padded, say, width as columns_of
 
 _LINE, _CELL = 25, 8  # six classes then fit 80 columns
 _WIDTH = 80  # of a text that goes nowhere in particular
@@ -17,7 +18,10 @@ def show(explanation, console=None):
 
     console = console or Console(highlight=False)
     for line in lines(explanation, console.width):
-        console.print(Text.assemble(*line))
+        whole = Text.assemble(*line)
+        for part in whole.divide(line_starts(whole.plain, console.width)):
+            part.rstrip()
+            console.print(part)
 
 
 def text(explanation):
@@ -26,13 +30,14 @@ def text(explanation):
 
 
 def _filled(line):
-    return fill(line, _WIDTH, replace_whitespace=False, break_on_hyphens=False)
+    starts = [0, *line_starts(line, _WIDTH), len(line)]
+    return "\n".join(line[start:end].rstrip() for start, end in pairwise(starts))
 
 
 def lines(e, width=_WIDTH):
     yield [(words.headline(e), "bold")]
     for style, call in e.styles.items():
-        yield [(f"{style:<8}", "dim"), (f"  {call}", "cyan")]
+        yield [(padded(say(style), 8), "dim"), (f"  {call}", "cyan")]
     for index in range(len(e.rows)):
         yield []
         yield _title(e, index)
@@ -62,7 +67,7 @@ def finding_line(finding):
 
 
 def of_finding(finding):
-    return [(finding.severity, _COLOURS[finding.severity]), (f"  {finding.sentence}", "")]
+    return [(say(finding.severity), _COLOURS[finding.severity]), (f"  {finding.sentence}", "")]
 
 
 def _title(e, index):
@@ -76,16 +81,18 @@ def _table(e, index, width):
     """The steps of a row, so many classes beside each other; what there is one number of stands below the first."""
     row = e.rows[index]
     hidden = e.classes - len(row.classes)
-    headers = [f"y={c}" if row.picks(c) else str(c) for c in row.classes] + ["others"] * bool(hidden)
+    headers = [f"y={name}" if row.picks(c) else name for c in row.classes for name in [words.class_name(c)]]
+    headers += [say("others")] * bool(hidden)
     styles = ["bold green" if row.picks(c) else "" for c in row.classes] + ["dim"]
     room = max(1, (width - _LINE) // (_CELL + 1))
     columns = math.ceil(len(headers) / math.ceil(len(headers) / room))
     for lo in range(0, len(headers), columns):
         some = slice(lo, min(lo + columns, len(headers)))
-        yield _in_columns("  class", headers[some], headers[some], "dim", [style or "dim" for style in styles[some]])
+        name, dim = f"  {say('class_head')}", [style or "dim" for style in styles[some]]
+        yield _in_columns(name, headers[some], headers[some], "dim", dim)
         for step, formula, cells in words.steps(e, index):
             if any(cells[some]):
-                if len(formula) > _LINE - 3:
+                if columns_of(formula) > _LINE - 3:
                     yield [(f"  {formula}", "cyan")]
                     formula = ""
                 yield _in_columns(f"  {formula}", cells[some], headers[some], "cyan", styles[some])
@@ -97,7 +104,7 @@ def _packed(formulas, width):
     """As many in a line as there is room for."""
     line = ""
     for formula in formulas:
-        if line and len(line) + 3 + len(formula) > width:
+        if line and columns_of(line) + 3 + columns_of(formula) > width:
             yield [(line, "cyan")]
             line = ""
         line += f"   {formula}" if line else f"  {formula}"
@@ -106,17 +113,18 @@ def _packed(formulas, width):
 
 def _in_columns(name, cells, headers, style, styles):
     """The cells as wide as their columns' headers need; nothing for the empty ones at the end."""
-    pieces = [(f"{name:<{_LINE}}", style)]
+    pieces = [(padded(name, _LINE), style)]
     for cell, header, style in zip(cells, headers, styles):
-        pieces.append((f" {cell:>{max(_CELL, len(header))}}", style))
+        pieces.append((" " * (1 + max(_CELL, columns_of(header)) - columns_of(cell)) + cell, style))
     while not pieces[-1][0].strip():
         pieces.pop()
     return pieces
 
 
 def _checks(e):
-    width = max(len(check.name) for check in e.checks)
-    verdicts = [("ok", "green") if check.passed else ("NOT SO", "bold red") for check in e.checks]
-    first = max(len(word) for word, _ in verdicts)
+    names = max(columns_of(check.name) for check in e.checks)
+    verdicts = [(say("ok"), "green") if check.passed else (say("not_so"), "bold red") for check in e.checks]
+    first = max(columns_of(word) for word, _ in verdicts)
     for check, (word, style) in zip(e.checks, verdicts):
-        yield [(f"{word:<{first}}", style), (f"  {check.name:<{width}}  {check.digits:g} digits", "")]
+        digits = say("digits", digits=f"{check.digits:g}")
+        yield [(padded(word, first), style), (f"  {padded(check.name, names)}  {digits}", "")]

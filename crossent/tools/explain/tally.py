@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossent.tools.explain.checks import EPS
+from crossent.tools.explain.language import say
 
 ENOUGH = 16  # rows, before a share of them says something
 _NEARLY = 0.05  # by which the sum of rounded probabilities may miss 1
@@ -108,7 +109,7 @@ class Tally:
         return bool(varied and before >= 0.5 * self.counted and self.hits <= 0.1 * self.counted)
 
 
-ONE_BASED = "No label is 0 and the largest is the number of classes: if they are one-based, subtract 1."
+ONE_BASED = say("one_based")
 
 
 def one_based(low: int, high: int, classes: int) -> bool:

@@ -8,7 +8,8 @@ from crossent.tools.arrays import as_numpy
 from crossent.tools.explain.case import total
 from crossent.tools.explain.checks import LARGEST
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.tally import ONE_BASED, one_based
+from crossent.tools.explain.language import say
+from crossent.tools.explain.tally import one_based
 from crossent.tools.explain.words import classes, few, first, in_first, rows
 
 _FEW_ROWS = 10
@@ -19,11 +20,9 @@ def bad_labels(facts):
     if not case.bad.any():
         return None
     numbers = np.flatnonzero(case.bad)
-    advice = "Correct the labels, or give the input more classes."
-    if case.labels is not None and _one_based(case):
-        advice = ONE_BASED
-    has = "has a label that is no class" if len(numbers) == 1 else "have labels that are no classes"
-    sentence = f"{rows(case, numbers).capitalize()} {has}. {facts.mistake}. {advice}"
+    advice = "one_based" if case.labels is not None and _one_based(case) else "correct_labels"
+    key = "bad_labels" if len(numbers) == 1 else "bad_labels_many"
+    sentence = say(key, rows=rows(case, numbers).capitalize(), mistake=facts.mistake, advice=say(advice))
     return Finding("bad_labels", "error", sentence, first(case, numbers))
 
 
@@ -37,35 +36,36 @@ def nothing_counts(facts):
     if case.options.reduction != "mean" or case.divisor != 0.0:
         return None
     if case.arguments["denominator"] is not None:
-        what, advice = "the denominator is 0", "Give the number of targets that count in the whole batch."
+        why = "denominator"
     elif not case.rows:
-        what, advice = "the batch is empty", "Leave it out."
+        why = "empty"
     elif case.keep.any():
-        what, advice = "the weights of the rows that count sum to 0", "Leave the batch out, or give a denominator."
+        why = "weights"
     elif case.labels is None or (case.labels != case.options.ignore_index).any():
-        what, advice = "no row counts", "Correct the labels or the sample weights."
+        why = "rows"
     else:
-        what = f"all labels are ignore_index {case.options.ignore_index}"
-        advice = "Leave the batch out, or give a denominator: the number of targets that count in the whole batch."
-    return Finding("nothing_counts", "error", f"The mean divides by 0, since {what}. {advice}")
+        why = "ignored"
+    zero = say(f"zero.{why}", index=case.options.ignore_index)
+    sentence = say("nothing_counts", why=zero, advice=say(f"advice.{why}"))
+    return Finding("nothing_counts", "error", sentence)
 
 
 def weights_not_finite(facts):
     case, found, where = facts.case, [], ()
     if case.weight is not None and not np.isfinite(case.weight).all():
         where = np.flatnonzero(~np.isfinite(case.weight))
-        found.append(f"weight of {classes(where)}")
+        found.append(say("of", name="weight", where=classes(where)))
     numbers = np.zeros(0, int)
     if case.samples is not None and not np.isfinite(case.samples).all():
         numbers = np.flatnonzero(~np.isfinite(case.samples))
-        found.append(f"sample_weight of {rows(case, numbers)}")
+        found.append(say("of", name="sample_weight", where=rows(case, numbers)))
     strange = case.keep & ~np.isfinite(facts.scan.target_total)
     if strange.any():
         numbers = np.flatnonzero(strange)
-        found.append(f"target of {rows(case, numbers)}")
+        found.append(say("of", name="target", where=rows(case, numbers)))
     if not found:
         return None
-    sentence = f"Not finite: {' and '.join(found)}. Correct these before the loss."
+    sentence = say("weights_not_finite", what=say("and").join(found))
     return Finding("weights_not_finite", "error", sentence, first(case, numbers), few(where))
 
 
@@ -87,18 +87,19 @@ def _from_above(facts, name, chosen, test, word):
     if not len(numbers):
         return None
     if case.head and (source := _head_source(case, numbers)):
-        sentence = f"{source}: {len(numbers)} of {case.rows} losses are lost."
-        return Finding(name, "error", f"{sentence} Look for the first step whose gradient is not finite.")
+        sentence = say("head_source", source=source, lost=len(numbers), rows=case.rows)
+        return Finding(name, "error", sentence, first(case, numbers))
     where = np.flatnonzero(test(case.logits(case.index(numbers[0]))))
-    what = "log-probability" if case.picks else "logit"
-    sentence = f"{rows(case, numbers).capitalize()}: the {what} of {classes(where)}{in_first(numbers)} is {word}, "
-    sentence += "and so the loss is lost."
     if case.head:
-        sentence += f" Input and linear_weight are finite: the products are too large for {case.dtype}."
+        advice = say("advice.products", dtype=case.dtype)
     elif word == "inf" and case.dtype in ("float16", "bfloat16"):
-        sentence += f" {case.dtype} ends at {LARGEST[case.dtype]:g}: compute the last layer in float32, or scale it."
+        advice = say("advice.range", dtype=case.dtype, limit=f"{LARGEST[case.dtype]:g}")
     else:
-        sentence += " It came in with the input: look at the layer before the loss."
+        advice = say("advice.above")
+    sentence = say(
+        "from_above", rows=rows(case, numbers).capitalize(), what=say("log_probability" if case.picks else "logit"),
+        classes=classes(where), in_first=in_first(numbers), word=word, advice=advice,
+    )  # fmt: skip
     return Finding(name, "error", sentence, first(case, numbers), few(where))
 
 
@@ -110,10 +111,10 @@ def _head_source(case, numbers):
             flat = as_numpy(a[name]).reshape(case.classes, -1)
             broken = np.flatnonzero(~np.isfinite(flat.sum(-1)))
             if len(broken):
-                return f"{name} of {classes(broken)} is not finite"
+                return say("head_source_of", name=name, classes=classes(broken))
     x = as_numpy(a["input"][case.index(numbers[0])[: case.axis]])
     if not np.isfinite(x).all():
-        return f"The input of {rows(case, numbers)} is not finite"
+        return say("head_source_input", rows=rows(case, numbers))
     return None
 
 
@@ -121,8 +122,8 @@ def nothing_but_minus_infinity(facts):
     case, numbers = facts.case, np.flatnonzero(_strange(facts) & (facts.scan.high == -np.inf))
     if not len(numbers):
         return None
-    sentence = f"{rows(case, numbers).capitalize()}: every logit is -inf, so that no class is left. "
-    return Finding("nothing_left", "error", f"{sentence}Ignore such rows, or mask fewer classes.", first(case, numbers))
+    sentence = say("nothing_left", rows=rows(case, numbers).capitalize())
+    return Finding("nothing_left", "error", sentence, first(case, numbers))
 
 
 def target_at_minus_infinity(facts):
@@ -133,35 +134,28 @@ def target_at_minus_infinity(facts):
     x = case.logits(case.index(numbers[0]))
     label = None if case.labels is None else int(case.labels[numbers[0]])
     if label is not None and x[label] == -np.inf:
-        what, where = f"the label's class, {label}{in_first(numbers)}, is -inf", [label]
-        advice = "A mask has removed the right answer: unmask it, or ignore the row."
+        key, where = "masked_label", np.array([label])
     elif case.options.label_smoothing:
-        where = np.flatnonzero(x == -np.inf)
-        what = (
-            f"{classes(where)}{in_first(numbers)} is -inf, and label_smoothing gives every class a share of the target"
-        )
-        advice = "Smooth only what is not masked, by probabilities as target, or mask with a large negative number."
+        key, where = "masked_smoothing", np.flatnonzero(x == -np.inf)
     else:
-        where = np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))
-        what = f"{classes(where)}{in_first(numbers)} is -inf and has a probability in the target"
-        advice = "Give masked classes probability 0."
-    sentence = f"{rows(case, numbers).capitalize()}: the logit of {what}, so that the loss is inf. {advice}"
+        key, where = "masked_target", np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))
+    at = rows(case, numbers).capitalize()
+    sentence = say(key, rows=at, label=label, classes=classes(where), in_first=in_first(numbers))
     return Finding("target_at_minus_infinity", "error", sentence, first(case, numbers), few(where))
 
 
 def overflow(facts):
     case, scan, result = facts.case, facts.scan, facts.result
     numbers = np.flatnonzero(_strange(facts) & np.isfinite(scan.high) & ~scan.masked)
-    limit = f"{facts.dtype} ends at {LARGEST[facts.dtype]:g}"
+    limit = {"dtype": facts.dtype, "limit": f"{LARGEST[facts.dtype]:g}"}
     if len(numbers) and weights_not_finite(facts) is None:
-        sentence = f"{rows(case, numbers).capitalize()}: the loss is too large, {limit}. Convert the input to float32."
+        sentence = say("overflow_row", rows=rows(case, numbers).capitalize(), **limit)
         return Finding("overflow", "error", sentence, first(case, numbers))
     if result is None or math.isfinite(result) or not np.isfinite(facts.losses).all() or nothing_counts(facts):
         return None
     if not math.isfinite(case.divisor):
         return None
-    sentence = f"Every loss is finite, but their sum is {total(facts.losses):.4g}: {limit}. "
-    return Finding("overflow", "error", f"{sentence}Take the mean, or convert the input to float32.")
+    return Finding("overflow", "error", say("overflow", sum=f"{total(facts.losses):.4g}", **limit))
 
 
 def _counted(facts):
@@ -182,9 +176,8 @@ def rows_that_dominate(facts):
     if needed > max(1, len(losses) // _FEW_ROWS):
         return None
     chosen = numbers[order[:needed]]
-    make = "makes" if needed == 1 else "make"
-    sentence = f"{rows(facts.case, chosen).capitalize()} {make} {share[needed - 1]:.0%} of the loss: "
-    sentence += "look at them first, for wrong labels or rare cases." if needed > 1 else "look at it first."
+    key = "row_dominates" if needed == 1 else "rows_that_dominate"
+    sentence = say(key, rows=rows(facts.case, chosen).capitalize(), share=f"{share[needed - 1]:.0%}")
     return Finding("rows_that_dominate", "note", sentence, first(facts.case, chosen))
 
 
@@ -200,8 +193,7 @@ def classes_that_dominate(facts):
     chosen = np.flatnonzero((share >= 0.3) & (share >= 3.0 * often) & (often * len(labels) >= 2))
     if not len(chosen):
         return None
-    is_are = "is the label" if len(chosen) == 1 else "are the labels"
-    make = "makes" if len(chosen) == 1 else "make"
-    sentence = f"{classes(chosen).capitalize()} {is_are} of {often[chosen].sum():.0%} of the rows and {make} "
-    sentence += f"{share[chosen].sum():.0%} of the loss: look at these rows' labels, or weigh the class."
+    shares = {"part": f"{often[chosen].sum():.0%}", "share": f"{share[chosen].sum():.0%}"}
+    key = "class_dominates" if len(chosen) == 1 else "classes_that_dominate"
+    sentence = say(key, classes=classes(chosen).capitalize(), **shares)
     return Finding("classes_that_dominate", "note", sentence, classes=tuple(int(c) for c in chosen))

@@ -3,6 +3,8 @@
 import math
 from itertools import groupby
 
+from crossent.tools.explain.language import say
+
 _FIRST = 5
 
 
@@ -12,11 +14,17 @@ def first(case, numbers):
 
 
 def rows(case, numbers):
-    return _listed("row", "rows", [case.position(int(number)) for number in numbers[:_FIRST]], len(numbers))
+    """row 3; rows 3 and 7; rows 1, 2, 3, 4, 5 and 12 more"""
+    return _listed("row", [str(position) for position in first(case, numbers)], len(numbers))
 
 
 def classes(numbers):
-    return _listed("class", "classes", few(numbers), len(numbers))
+    return _listed("class", [class_name(c) for c in few(numbers)], len(numbers))
+
+
+def class_name(c):
+    """What a class is called, wherever one is named."""
+    return str(c)
 
 
 def few(numbers):
@@ -26,17 +34,16 @@ def few(numbers):
 
 def in_first(numbers):
     """Where something was looked up in one row only."""
-    return "" if len(numbers) == 1 else " in the first of them"
+    return "" if len(numbers) == 1 else say("in_first")
 
 
-def _listed(noun, plural, some, count):
-    """row 3; rows 3 and 7; rows 1, 2, 3, 4, 5 and 12 more"""
+def _listed(noun, some, count):
+    comma = say("comma")
     if count == 1:
-        return f"{noun} {some[0]}"
-    *most, last = [str(item) for item in some]
+        return say(f"{noun}.one", one=some[0])
     if count > len(some):
-        return f"{plural} {', '.join([*most, last])} and {count - len(some)} more"
-    return f"{plural} {', '.join(most)} and {last}"
+        return say(f"{noun}.more", some=comma.join(some), more=count - len(some))
+    return say(f"{noun}.several", some=comma.join(some[:-1]), last=some[-1])
 
 
 def number(value):
@@ -54,34 +61,32 @@ def number(value):
 def headline(explanation):
     """What was called, and what came of it."""
     e, counted = explanation, explanation.summary["counted"]
-    rows = f"{counted} row{'s' * (counted != 1)} of {e.classes} classes, {e.dtype}"
+    rows = say("of_row" if counted == 1 else "of_rows", count=counted, classes=e.classes, dtype=e.dtype)
     if e.result is None:
-        return f"{e.function}: {rows}"
-    return f"{e.function}: {e.reduction} {number(e.result)} over {rows}"
+        return say("headline_none", function=e.function, rows=rows)
+    return say("headline", function=e.function, reduction=e.reduction, result=number(e.result), rows=rows)
 
 
 def reduction(explanation):
     """The reduction as one line with its numbers, None for "none"."""
     steps = {step.name: step for step in explanation.steps if step.level == "call"}
     if "mean" in steps:
-        by, total = steps["divisor"], steps["sum"].values
-        numbers = f"{total:.6g} / {by.values:.6g} = {number(steps['mean'].values)}"
-        return f"mean = sum of the losses / {by.formula} = {numbers}"
-    return f"sum of the losses = {steps['sum'].values:.6g}" if steps else None
+        total, by, mean = (steps[name] for name in ("sum", "divisor", "mean"))
+        return f"mean = {total.formula} / {by.formula} = {total.values:.6g} / {by.values:.6g} = {number(mean.values)}"
+    return f"{steps['sum'].formula} = {steps['sum'].values:.6g}" if steps else None
 
 
 def summary(explanation):
     """All losses in one sentence."""
     s = explanation.summary
-    others = {"ignored": "ignored", "bad_labels": "with bad labels", "not_finite": "with a loss that is not finite"}
-    some = [f"{s[key]} {word}" for key, word in others.items() if s[key]]
-    sentence = f"{s['counted']} of {s['rows']} rows count" + (f" ({', '.join(some)})" if some else "")
+    some = [say(f"are_{key}", count=s[key]) for key in ("ignored", "bad_labels", "not_finite") if s[key]]
+    counts = {"counted": s["counted"], "rows": s["rows"]}
+    sentence = say("count_some", some=say("comma").join(some), **counts) if some else say("count", **counts)
     if "mean" in s:
-        losses = [f"{key} {number(s[key])}" for key in ("smallest", "median", "mean", "largest")]
-        sentence += f"; losses: {', '.join(losses)}"
+        sentence += say("losses", **{key: number(s[key]) for key in ("smallest", "median", "mean", "largest")})
     if "accuracy" in s:
-        sentence += f"; the label has the largest logit in {s['accuracy']:.1%}"
-    return f"{sentence}."
+        sentence += say("accuracy", share=f"{s['accuracy']:.1%}")
+    return sentence + say("end")
 
 
 def baselines(explanation):
@@ -90,18 +95,19 @@ def baselines(explanation):
     if not b:
         return None
     named = f"log {explanation.classes} = " if math.isclose(b["uniform"], math.log(explanation.classes)) else ""
-    sentence = f"Knowing nothing costs {named}{number(b['uniform'])} a row, knowing how often each class occurs "
-    sentence += f"{number(b['label_entropy'])}; these rows cost {number(b['mean'])}"
-    return f"{sentence}: worse than knowing nothing." if b["worse_than_uniform"] else f"{sentence}."
+    key = "baselines_worse" if b["worse_than_uniform"] else "baselines"
+    return say(key, uniform=named + number(b["uniform"]), entropy=number(b["label_entropy"]), mean=number(b["mean"]))
 
 
 def title(explanation, index):
     """The shown row number `index`, in a few words."""
     row = explanation.rows[index]
-    parts = [f"row {row.position}"]
+    parts = [say("row.one", one=row.position)]
     if row.label is not None:
-        parts.append(f"label y = {row.label}")
-    return [*parts, f"loss = {number(row.loss)}" if row.state == "counts" else row.state]
+        parts.append(say("label", label=class_name(row.label)))
+    if row.state == "counts":
+        return [*parts, f"loss = {number(row.loss)}"]
+    return [*parts, say(f"state.{row.state.replace(' ', '_')}")]
 
 
 def steps(explanation, index):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossent.tools.explain.explanation import Row
+from crossent.tools.explain.language import say
 
 CLASSES = 6  # of a row; one fewer where there are others, whose sum is shown
 ROWS = 4
@@ -125,19 +126,19 @@ def _times(q, values):
 def choose(case, losses, wanted):
     """The numbers of the rows to show, each with the reason: the caller's, or the few that matter."""
     if wanted is not None:
-        return {case.number(position): "chosen" for position in wanted}
+        return {case.number(position): say("chosen") for position in wanted}
     if case.rows <= ROWS:
         return dict.fromkeys(range(case.rows), "")
     chosen = {int(row): "" for row in np.flatnonzero(case.bad)[:1]}
-    chosen |= {int(row): "not finite" for row in np.flatnonzero(case.keep & ~np.isfinite(losses))[:2]}
+    chosen |= {int(row): say("not_finite") for row in np.flatnonzero(case.keep & ~np.isfinite(losses))[:2]}
     counted = np.flatnonzero(case.keep & np.isfinite(losses))
     if len(counted):
-        chosen.setdefault(int(counted[losses[counted].argmin()]), "smallest loss")
+        chosen.setdefault(int(counted[losses[counted].argmin()]), say("smallest_loss"))
         large = counted[np.argpartition(losses[counted], -min(ROWS, len(counted)))[-ROWS:]]
         for row in sorted(large, key=lambda row: -losses[row]):
             if len(chosen) < ROWS:
-                chosen.setdefault(int(row), "large loss")
-    return dict(sorted(chosen.items())) or {0: "ignored like all others"}
+                chosen.setdefault(int(row), say("large_loss"))
+    return dict(sorted(chosen.items())) or {0: say("all_ignored")}
 
 
 def row_of(case, worked, reason):

@@ -1,0 +1,61 @@
+"""What is said to people, in their language: `messages.toml` has every message in each."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from unicodedata import east_asian_width
+
+LANGUAGES = ("en", "zh")
+_speaking = ContextVar("speaking", default="en")
+_CHARACTERS = "\u2e80-\u9fff\uff00-\uffef"
+_WIDE = re.compile(f"(?<=[{_CHARACTERS}]) +(?=[{_CHARACTERS}])")
+_PIECES = re.compile(f"(?:[（]?[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+)[，。：；、）]*|\\s+")
+
+
+@cache
+def messages() -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath("messages.toml").read_text("utf-8"))
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """What is said in here is said in this language."""
+    token = _speaking.set(language)
+    try:
+        yield
+    finally:
+        _speaking.reset(token)
+
+
+def say(key: str, **values: Any) -> str:
+    """The message of this name, with these values in their places."""
+    found = messages()
+    for part in key.split("."):
+        found = found[part]
+    text = found[_speaking.get()].format(**values)
+    return _WIDE.sub("", text)
+
+
+def width(text: str) -> int:
+    """The columns of a terminal that it takes."""
+    return len(text) + sum(east_asian_width(character) in "WF" for character in text)
+
+
+def padded(text: str, columns: int) -> str:
+    return text + " " * (columns - width(text))
+
+
+def line_starts(text: str, room: int) -> list[int]:
+    """Where lines begin after the first, if none is to take more columns: at a word, or at any Chinese character."""
+    starts, used = [], 0
+    for piece in _PIECES.finditer(text):
+        if used and used + width(piece[0].rstrip()) > room:
+            starts.append(piece.start())
+            used = 0
+        used += width(piece[0])
+    return starts

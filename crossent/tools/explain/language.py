@@ -19,7 +19,7 @@ _PIECES = re.compile(f"(?:[（]?[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+)[，。：�
 
 @cache
 def messages() -> dict[str, Any]:
-    return tomllib.loads(files(__package__).joinpath("messages.toml").read_text("utf-8"))
+    return tomllib.loads(files("crossent.tools.explain").joinpath("messages.toml").read_text("utf-8"))
 
 
 @contextmanager

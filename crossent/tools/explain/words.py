@@ -1,7 +1,9 @@
 """Rows, classes and numbers, as sentences and tables have them."""
 
 import math
+from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 from crossent.tools.explain.language import say
 
@@ -110,7 +112,7 @@ def title(explanation, index):
     return [*parts, say(f"state.{row.state.replace(' ', '_')}")]
 
 
-def steps(explanation, index):
+def steps(explanation, index) -> Iterator[tuple[Any, Any, Any]]:
     """The lines of a row's table: step, formula, and a cell for each class and one for the others.
 
     What a row has one number of stands between: these have no step and no cells, and formulas with the numbers.

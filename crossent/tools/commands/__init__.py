@@ -30,16 +30,21 @@ def main() -> None:
             if missing(ANY):
                 _without_typer(sys.argv[1:])
             else:
-                _application()()
+                _application()(sys.argv[1:] or ["--help"])
         except OSError as error:
             end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _application():
-    application = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    application = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # whose panels leave a third of the width to the text
+        context_settings={"max_content_width": 120},
+    )
     application.callback()(_crossent)
     for function in COMMANDS.values():
-        application.command()(function)
+        application.command(short_help=_purpose(function))(function)
     return application
 
 
@@ -50,7 +55,9 @@ def _show_version(wanted: bool) -> None:
 
 
 def _crossent(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Classification losses with the interface of torch.nn: the same numbers, faster, in less memory."""
 
@@ -65,6 +72,9 @@ def _without_typer(arguments: list[str]) -> None:
         end(f"there is no command {first!r}; crossent --help shows those there are")
     print(f"{inspect.getdoc(_crossent)}\nIts commands need packages that the library does without.")
     for name, function in COMMANDS.items():
-        purpose = inspect.getdoc(function).partition("\n\n")[0]
         print(f"\ncrossent {name}: pip install crossent[{name}]")
-        print(fill(purpose, 80, initial_indent="    ", subsequent_indent="    "))
+        print(fill(_purpose(function), 80, initial_indent="    ", subsequent_indent="    "))
+
+
+def _purpose(function) -> str:
+    return inspect.getdoc(function).partition("\n\n")[0]

@@ -10,21 +10,24 @@ from crossent.tools.commands.common import bad_input, require, typer
 
 def bench(
     shape: Annotated[
-        list[str] | None, typer.Option(metavar="SHAPE", help="Of logits, such as 2048x32000; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="SHAPE", help="Of logits, such as 2048x32000; may be given several times."),
     ] = None,
     head: Annotated[
         list[str] | None,
-        typer.Option(metavar="SHAPE", help="Of a fused head: tokens x features x classes, such as 2048x512x32768."),
+        typer.Option(metavar="SHAPE", help="Of a fused head, tokens x features x classes, such as 2048x512x32768."),
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(metavar="DTYPE", help="float16, bfloat16, float32 (if left out), float64; may be repeated."),
+        typer.Option(
+            metavar="DTYPE", help="float16, bfloat16, float32 (if left out) or float64; may be given several times."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each comparison, at least.")] = 3,
+    rounds: Annotated[int, typer.Option(metavar="N", min=2, help="Rounds of each comparison, at least.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     save: Annotated[Path | None, typer.Option(help="A file for the JSON.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A file for bars of time and memory: .png, .svg, .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A file for bars of time and memory: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Measure time and memory on this machine, beside every other library with these losses that is installed.
 

@@ -14,7 +14,7 @@ def calibrate(
         list[str],
         typer.Argument(
             metavar="LOGITS [LABELS] [LOGITS LABELS]",
-            help="As for score. A second pair is judged by; else the rows that are not fitted.",
+            help="Files as score reads them; the second two judge the fit, else rows that are left out of it do.",
             show_default=False,
         ),
     ],
@@ -25,14 +25,16 @@ def calibrate(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
+    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
     ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
-    method: Annotated[str, typer.Option(help="temperature, or vector: a weight and a bias a class.")] = "temperature",
-    split: Annotated[float, typer.Option(help="The share of rows to fit, drawn by lot; 1: all, judged too.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the lots.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every bin.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
-    save: Annotated[Path | None, typer.Option(help="A file for the scaling: score --scaling takes it.")] = None,
+    method: Annotated[
+        str, typer.Option(help="temperature, or vector: a weight and a bias of each class.")
+    ] = "temperature",
+    split: Annotated[float, typer.Option(help="The share of rows to fit, drawn at random; 1 for all.")] = 0.5,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the random draw.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every bin.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+    save: Annotated[Path | None, typer.Option(help="A file for the scaling, which score --scaling takes.")] = None,
 ) -> None:
     """Fit a temperature to stored predictions, and show how well calibrated they are before and after.
 

@@ -17,13 +17,15 @@ except ModuleNotFoundError as error:
     typer = None  # pyright: ignore[reportAssignmentType] - no command runs then, but each is told of
 else:
     # How `explain` and `score` are told to read files.
-    Key = Annotated[str | None, typer.Option(help="The logits' entry or column in a file of several.")]
-    LabelsKey = Annotated[str | None, typer.Option(help="The labels' entry or column.")]
-    Header = Annotated[bool | None, typer.Option(help="Whether the first line of text has names.")]
-    Columns = Annotated[str | None, typer.Option(help="The classes' columns: names, or numbers such as 1-10.")]
+    Key = Annotated[str | None, typer.Option(help="The entry or column of the logits, in a file that has several.")]
+    LabelsKey = Annotated[str | None, typer.Option(help="The entry or column of the labels.")]
+    Header = Annotated[bool | None, typer.Option(help="Whether the first line of a text file holds names.")]
+    Columns = Annotated[str | None, typer.Option(help="The columns of the classes: names, or numbers such as 1-10.")]
     Logits = Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")]
-    Probabilities = Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")]
-    LogProbabilities = Annotated[bool, typer.Option("--log-probabilities", help="They are their logarithms.")]
+    Probabilities = Annotated[bool, typer.Option("--probabilities", help="The numbers are probabilities.")]
+    LogProbabilities = Annotated[
+        bool, typer.Option("--log-probabilities", help="The numbers are logarithms of probabilities.")
+    ]
 
 ANY = ("typer", "rich")  # what every command needs
 

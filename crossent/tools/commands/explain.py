@@ -10,7 +10,9 @@ from crossent.tools.commands.common import bad_input, require, typer
 
 
 def explain(
-    files: Annotated[list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="As for score.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="Files, read as crossent score reads them.")
+    ] = None,
     key: common.Key = None,
     labels_key: common.LabelsKey = None,
     header: common.Header = None,
@@ -18,21 +20,26 @@ def explain(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given more than once.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="The label of rows that count for nothing.")] = -100,
-    label_smoothing: Annotated[float, typer.Option(help="The share of targets spread over all classes.")] = 0.0,
+    row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given several times.")] = None,
+    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    label_smoothing: Annotated[float, typer.Option(help="The share of each target that all classes get.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
-    dim: Annotated[int | None, typer.Option(help="The class axis; 1 (of a single row 0) by default.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of the step whose effect on the loss is shown.")] = 1.0,
+    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out, 0 for a single row.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of the step along the gradient that is shown.")] = 1.0,
     lang: Annotated[str, typer.Option(help="The language: en or zh (Chinese).")] = "en",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A page to write.")] = None,
-    play: Annotated[Path | None, typer.Option(help="A page to write whose numbers can be moved.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .svg or .pdf.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A file for the same as a page.")] = None,
+    play: Annotated[Path | None, typer.Option(help="A file for a page whose numbers can be moved.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A file for a picture: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Open a cross entropy and show every step: of stored logits and labels, or of a worked example.
+    """Show every step of a cross entropy: of stored logits and labels, or of a worked example.
 
-    The exit status is 1 where something is wrong with the loss, and 2 for files that cannot be explained.
+    Without files it is the worked example.
+
+    \b
+    Exit status 0: nothing is wrong with the loss.
+    Exit status 1: something is.
+    Exit status 2: the files or the command line are wrong.
     """
     if html or play:
         require("explain --html" if html else "explain --play", "jinja2")

@@ -12,7 +12,7 @@ from crossent.tools.commands.common import bad_input, require, typer
 def score(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="LOGITS [LABELS]", help="Both, or one file that has both.", show_default=False),
+        typer.Argument(metavar="LOGITS [LABELS]", help="Two files, or one that has both.", show_default=False),
     ],
     key: common.Key = None,
     labels_key: common.LabelsKey = None,
@@ -21,25 +21,37 @@ def score(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    dim: Annotated[int | None, typer.Option(help="The class axis; 1 by default.")] = None,
-    ignore_index: Annotated[int | None, typer.Option(help="The label of rows that do not count; else -100.")] = None,
-    top: Annotated[int | None, typer.Option(min=0, help="How many of the worst classes and rows; else 10.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="What to divide the logits by.")] = None,
-    scaling: Annotated[Path | None, typer.Option(help="What calibrate --save wrote: logits are scaled so.")] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="K,...", help="The K of top-K accuracies; else 5.")] = None,
+    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
+    ignore_index: Annotated[
+        int | None, typer.Option(help="The label of rows that do not count; -100 if left out.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="How many of the worst to show; 10 if left out.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="A number to divide the logits by.")] = None,
+    scaling: Annotated[Path | None, typer.Option(help="A file of calibrate --save, to scale the logits by.")] = None,
+    top_k: Annotated[
+        str | None, typer.Option(metavar="K,...", help="Accuracies among the first K; 5 if left out.")
+    ] = None,
     group: Annotated[
-        str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: score groups of equal ones too.")
+        str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: equal ones are a group.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file as well.")] = None,
-    partial: Annotated[Path | None, typer.Option(help="Write what --merge takes to this file as well.")] = None,
-    rows: Annotated[Path | None, typer.Option(help="Write each row's loss to this .parquet, .csv or .npz too.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,
-    shift: Annotated[int | None, typer.Option(min=0, help="A row's label is that of so many positions later.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every class.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+    partial: Annotated[Path | None, typer.Option(help="A file for what --merge takes.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="A file for each row's loss: .parquet, .csv or .npz.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot count, and count them.")
+    ] = False,
+    shift: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="The label of a row is N positions later.")
+    ] = None,
     fail_if: Annotated[
-        list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if so: 'nll>1.2'; several times.")
+        list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if it holds, as in 'nll>1.2'.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Files are what --partial wrote: score all rows.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The files are those of --partial: score all of them.")
+    ] = False,
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
 
@@ -51,10 +63,11 @@ def score(
     Where rows lie on many machines, each scores its own with --partial; then
     --merge shows the score of all, to the last digit that of one run.
 
+    \b
     Exit status 0: all is well.
-    Exit status 2: the files cannot be scored, or the command line is wrong.
+    Exit status 2: the files or the command line are wrong.
     Exit status 3: what --fail-if says is so.
-    Exit status 130: interrupted, after the score of the rows so far.
+    Exit status 130: interrupted, after some of the rows.
     """
     if html:
         require("score --html", "jinja2", "matplotlib")

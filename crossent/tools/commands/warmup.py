@@ -11,7 +11,7 @@ from crossent.tools.commands.common import bad_input, typer
 def warmup(
     dtypes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DTYPE ...", help="float16, bfloat16, float32 (if left out), float64."),
+        typer.Argument(metavar="DTYPE ...", help="float16, bfloat16, float32 (if left out) or float64."),
     ] = None,
 ) -> None:
     """Compile the kernels of common calls now, so that no first call has to wait for them.

@@ -27,6 +27,8 @@ def write_predictions(folder):
     logits, labels = example(classes=10)
     np.save(folder / "logits.npy", logits)
     np.save(folder / "labels.npy", labels)
+    np.save(folder / "a.npy", logits)
+    np.save(folder / "b.npy", 2 * logits)
     np.savez(folder / "predictions.npz", logits=logits, labels=labels)
     for shard, rows in enumerate(np.array_split(logits, 3)):
         np.save(folder / f"logits-{shard}.npy", rows)

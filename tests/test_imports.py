@@ -176,6 +176,7 @@ MAY_IMPORT = {
         "crossent.tools.explain",
         "crossent.tools.score.calibration",
         "crossent.tools.score.command",
+        "crossent.tools.score.compare_command",
         "crossent.tools.score.scales",
         "crossent.tools.score.scaling",
         "crossent.tools.commands",

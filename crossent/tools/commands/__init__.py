@@ -14,6 +14,7 @@ import crossent
 from crossent.tools.commands.bench import bench
 from crossent.tools.commands.calibrate import calibrate
 from crossent.tools.commands.common import ANY, missing, require, typer
+from crossent.tools.commands.compare import compare
 from crossent.tools.commands.demo import demo
 from crossent.tools.commands.explain import explain
 from crossent.tools.commands.plan import plan
@@ -21,7 +22,7 @@ from crossent.tools.commands.score import score
 from crossent.tools.commands.warmup import warmup
 from crossent.tools.output import end, guarded
 
-COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score, calibrate, warmup)}
+COMMANDS = {function.__name__: function for function in (demo, explain, bench, plan, score, compare, calibrate, warmup)}
 
 
 def main() -> None:

@@ -102,6 +102,48 @@ def score(
     many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose message names the file, for
     whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any row counts.
     """
+    begun = opened(
+        logits, labels, reading=reading, scale=scale, ignore_index=ignore_index, scaling=scaling, top=top, top_k=top_k,
+        beside=beside, shift=shift, note=note,
+    )  # fmt: skip
+    for done in begun.counted(each):
+        if not go_on(done, begun.pair.rows):
+            break
+    return begun.scored(empty)
+
+
+@dataclass
+class Opened:
+    """The files of a `part`, of whose rows the first `done` are counted in `total`; `asked` is the scale asked for."""
+
+    pair: Pair
+    total: Score
+    part: Part
+    asked: scales.Scale | None
+    done: int = 0
+
+    def counted(self, each: Callable[[Columns], None] | None = None, paired: bool = False) -> Iterator[int]:
+        """After each block how many rows are done. `paired` rows are drawn alike, whatever files they are in."""
+        for done in _counted(self.total, self.pair, each, paired):
+            self.done = done
+            yield done
+
+    def scored(self, empty: bool = False) -> Scored:
+        rows = self.total._held.metrics().rows
+        if self.done < self.pair.rows and not rows:
+            raise KeyboardInterrupt
+        if not rows and not empty:
+            raise _nothing(self.part.logits, self.total)
+        _name(self.total, self.part, self.total._held.scale if rows else self.asked)
+        return Scored(self.total, self.done, self.pair.rows)
+
+
+def opened(
+    logits: str, labels: str | None, *, note: Callable[[str], None], reading: Reading | None = None,
+    scale: scales.Scale | None = None, ignore_index: int = -100, scaling: Scaling | None = None, top: int = 10,
+    top_k: Sequence[int] = (5,), beside: Mapping[str, str] | None = None, shift: int = 0,
+) -> Opened:  # fmt: skip
+    """Files as `score` takes them, before any row counts."""
     reading = reading or Reading()
     pair = pair_of(logits, labels, reading, beside)
     asked, said = scale, ""
@@ -114,23 +156,13 @@ def score(
         note(one)
     options: dict[str, Any] = {"scale": scale, "names": pair.names, "skip_bad": reading.skip_bad, "shift": shift}
     options |= {"scaling": scaling, "top_k": top_k}
-    total, done = Score(top=top, ignore_index=ignore_index, **options), 0
+    total = Score(top=top, ignore_index=ignore_index, **options)
     if shift and len(pair.shape) < 2:
         shape = pair.logits.shape
         raise BadFile(f"{pair.logits.path}: --shift needs logits of shape (rows, time, classes), got {shape}")
     if not shift:
         _look_along_rows(total, pair)
-    for done in _counted(total, pair, each):
-        if not go_on(done, pair.rows):
-            break
-    metrics = total._held.metrics()
-    if done < pair.rows and not metrics.rows:
-        raise KeyboardInterrupt
-    if not metrics.rows and not empty:
-        raise _nothing(logits, total)
-    part = Part(logits, logits if labels is None else labels, len(pair.logits.files), notes)
-    _name(total, part, scale if metrics.rows else asked)
-    return Scored(total, done, pair.rows)
+    return Opened(pair, total, Part(logits, logits if labels is None else labels, len(pair.logits.files), notes), asked)
 
 
 def _name(total: Score, part: Part, scale: scales.Scale | None) -> None:
@@ -179,7 +211,7 @@ def _look_along_rows(total: Score, pair: Pair) -> None:
         total._held.look_along_rows(shape[0], pair.targets())
 
 
-def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None) -> Iterator[int]:
+def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None, paired: bool) -> Iterator[int]:
     """Of each block the number of rows up to its end, once it is counted."""
     held, files = total._held, _Files(pair)
     for block in pair.blocks(None if held.scale == scales.LOGITS else scales.BLOCK):
@@ -194,7 +226,7 @@ def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None) -
             each(files.places(block.start + np.flatnonzero(kept)) | columns | beside)
 
         _check_labels(pair, block, held.options)
-        path, (first, *_) = find(0) if labels.size else ("", (0,))
+        path, (first, *_) = find(0) if labels.size and not paired else ("", np.unravel_index(start, pair.shape))
         numbers, groups = first + np.arange(len(labels)), block.beside.get("group")
         try:
             held.count(block.logits, pair.axis, labels, numbers, find, each and tell, Path(path).name, groups)

@@ -93,24 +93,26 @@ class Sample:
         return float(values[out]), float(values[-1 - out])
 
     def _of_calibration(self) -> Interval:
-        """The error is a sum of absolute values, and larger in resamples than in the rows, as in the rows it is larger
-        than in endless ones: percentiles would lie too high.
-
-        What is resampled are the differences themselves. Where it is not sure which of confidence and accuracy is the
-        larger, the lower end takes their true difference for 0, so that all of it is chance, and the upper end for one
-        that chance leaves unchanged on average.
-        """
         if not self.rows.any():
             return math.nan, math.nan
+        error, (most, least) = float(abs(self.gap.sum(0)).sum() / self.rows.sum()), self.calibration_off()
+        return float(np.maximum(0.0, error - self.percentiles(most)[1])), error - self.percentiles(least)[0]
+
+    def calibration_off(self) -> tuple[np.ndarray, np.ndarray]:
+        """By how much the error of these rows is larger than that of endless ones, at most and at least: by chance, as
+        in each of the resamples.
+
+        The error is a sum of absolute values, and larger in resamples than in the rows, as in the rows it is larger
+        than in endless ones: percentiles would lie too high. What is resampled are the differences themselves. Where it
+        is not sure which of confidence and accuracy is the larger, most takes their true difference for 0, so that all
+        of it is chance, and least for one that chance leaves unchanged on average.
+        """
         rows, *gaps = _weighed(weights(), self.rows, *self.gap.T)
         gap = self.gap.sum(0) / self.rows.sum()
         off = (np.array(gaps)[:, rows > 0] / rows[rows > 0]) - gap[:, None]
         sign = np.where(gap < 0, -1.0, 1.0)[:, None]
         sure = abs(gap) > _SURE * off.std(1)
-        low = self.percentiles(np.where(sure[:, None], sign * off, abs(off)).sum(0))[1]
-        high = self.percentiles((sign * off).sum(0))[0]
-        error = float(abs(gap).sum())
-        return float(np.maximum(0.0, error - low)), error - high
+        return np.where(sure[:, None], sign * off, abs(off)).sum(0), (sign * off).sum(0)
 
 
 def shares(part: np.ndarray, rows: np.ndarray, labels: float) -> tuple[np.ndarray, np.ndarray]:

@@ -99,10 +99,11 @@ def classes(metrics: Metrics) -> str:
         axes = figure.add_subplot()
         place = np.arange(len(chosen))
         axes.bar(place, recall, 0.8, color=_BLUE)
+        axes.plot(place, recall, "o", color=_BLUE, markersize=2.5)  # as above
         axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
         shown = place[:: -(-len(place) // 12)]
         axes.set_xticks(shown, [str(label) for label in chosen[shown]], rotation=90 if chosen.max() > 99 else 0)
-        axes.set(ylim=(0, 1), ylabel="recall", xlabel="class" if whole else "classes, worst first")
+        axes.set(ylim=(-0.02, 1.02), ylabel="recall", xlabel="class" if whole else "classes, worst first")
         _legend(axes)
         said = ", ".join(f"{label}: {value:.1%}" for label, value in zip(chosen.tolist(), recall.tolist()))
         which = "" if whole else f" of the {len(chosen)} worst classes"

@@ -106,7 +106,7 @@ def calibrate(
         dim, ignore_index: as there.
 
     Returns a `Scaling`: its `temperature` is what to divide logits by, and it is itself a function of logits. Losses
-    and their gradients are `crossent.cross_entropy`'s in float64, block by block. A temperature takes about twelve
+    and their gradients are `crossent.cross_entropy`'s in float64, block by block. A temperature takes about fifteen
     passes over the rows, and is found to ten digits; a vector takes hundreds.
 
     Raises ValueError where no finite scaling is the best one: where no logit is larger than the label's (the lower the

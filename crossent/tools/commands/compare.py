@@ -1,0 +1,45 @@
+"""`crossent compare`."""
+
+from __future__ import annotations  # of which typer alone reads the values
+
+from pathlib import Path
+from typing import Annotated
+
+from crossent.tools.commands import common
+from crossent.tools.commands.common import bad_input, require, typer
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Logits of a model: as for score.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Those of another model.", show_default=False)],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="Of the rows of both.", show_default=False)],
+    key: common.Key = None,
+    labels_key: common.LabelsKey = None,
+    header: common.Header = None,
+    columns: common.Columns = None,
+    logits: common.Logits = False,
+    probabilities: common.Probabilities = False,
+    log_probabilities: common.LogProbabilities = False,
+    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
+    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="How many classes and rows to show at most.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+) -> None:
+    """Compare two models on the same rows: by how much they differ, and whether that may be chance.
+
+    Rows of A and B belong together by their order, as those of logits and labels do.
+
+    Exit status 2: the files cannot be compared, or the command line is wrong.
+    """
+    require("compare", "scipy")
+    if html:
+        require("compare --html", "jinja2", "matplotlib")
+    from crossent.tools.score.compare_command import run
+    from crossent.tools.score.scales import asked
+
+    with bad_input():
+        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
+        options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "top": top}
+        status = run(a, b, labels, as_json=as_json, html=html, **options)
+    raise typer.Exit(status)

@@ -1,0 +1,207 @@
+"""`crossent compare`: paired differences, tests and lists against NumPy and SciPy, and every bad pair of files."""
+
+import json
+
+import browser
+import numpy as np
+import pytest
+from command_line import typed
+from scipy import stats
+from score_files import example, write
+
+import crossent
+from crossent.tools.score import compare, readers
+
+
+def models(rows=1500, classes=6, seed=0):
+    """Logits of two models that agree more than chance would, the second a little better, and labels."""
+    a, labels = example(rows, classes, seed)
+    generator = np.random.default_rng(seed + 1)
+    b = 0.8 * a + 0.6 * generator.standard_normal(a.shape) + 0.5 * np.eye(classes)[labels]
+    b[labels == 2] -= 2.0 * np.eye(classes)[2]
+    return a, b.astype(np.float32), labels
+
+
+def losses(z, labels):
+    z = z.astype(np.float64)
+    return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), labels]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    a, b, labels = models()
+    labels[::50] = -100
+    monkeypatch.chdir(tmp_path)
+    for name, array in (("a", a), ("b", b), ("y", labels)):
+        write(tmp_path / f"{name}.npy", "npy", array)
+    kept = labels >= 0
+    return a[kept], b[kept], labels[kept], np.flatnonzero(kept)
+
+
+def result(command):
+    status, printed = typed(command)
+    assert status == 0, printed
+    return json.loads(printed[printed.index("{") :])
+
+
+def test_differences_are_those_of_two_scores(files):
+    a, b, labels, _ = files
+    found = result("crossent compare a.npy b.npy y.npy --json")
+    assert (found["rows"], found["ignored"], found["classes"]) == (1470, 30, 6)
+    one, other = (result(f"crossent score {name}.npy y.npy --json") for name in "ab")
+    for name, said in found["differences"].items():
+        assert (said["a"], said["b"]) == (one[name], other[name])
+        assert said["difference"] == pytest.approx(other[name] - one[name], abs=1e-12)
+        assert said["low"] < said["high"]
+        assert name == "calibration_error" or said["low"] < said["difference"] < said["high"]
+
+
+def test_intervals_are_paired_as_those_of_scipy(files):
+    a, b, labels, _ = files
+    found = result("crossent compare a.npy b.npy y.npy --json")["differences"]
+    right = [(z.argmax(1) == labels).astype(float) for z in (a, b)]
+    for name, one, other in (("nll", losses(a, labels), losses(b, labels)), ("accuracy", *right)):
+        theirs = stats.bootstrap((one, other), lambda x, y, axis: (y - x).mean(axis), paired=True, rng=0)
+        low, high = theirs.confidence_interval
+        assert found[name]["low"] == pytest.approx(low, abs=0.2 * (high - low))
+        assert found[name]["high"] == pytest.approx(high, abs=0.2 * (high - low))
+        alone = other.std() * 2 * 1.96 / np.sqrt(len(labels))
+        assert found[name]["high"] - found[name]["low"] < 0.9 * alone * np.sqrt(2)  # what unpaired rows would give
+
+
+def test_intervals_hold_the_truth_19_times_in_20():
+    """Of two models whose true difference is known from many rows."""
+    a, b, labels = models(40_000, 4, seed=5)
+
+    def metrics(z, at):
+        return crossent.Score(top=0).update(z[at], labels[at])._held.metrics()
+
+    truth = compare.differences(*(metrics(z, slice(None)) for z in (a, b)))
+    names, held = ("nll", "accuracy", "brier", "calibration_error"), []
+    for start in range(0, 40_000, 400):
+        found = compare.differences(*(metrics(z, slice(start, start + 400)) for z in (a, b)))
+        held.append([found[name].low <= truth[name].difference <= found[name].high for name in names])
+    share = dict(zip(names, np.mean(held, 0)))
+    assert 0.97 <= share.pop("calibration_error") and all(0.9 <= value <= 0.99 for value in share.values()), share
+
+
+def test_what_both_get_right_and_mcnemar(files):
+    a, b, labels, _ = files
+    found = result("crossent compare a.npy b.npy y.npy --json")["agreement"]
+    one, other = a.argmax(1) == labels, b.argmax(1) == labels
+    counts = [(one & other).sum(), (one & ~other).sum(), (~one & other).sum(), (~one & ~other).sum()]
+    assert [found[name] for name in ("both", "a_alone", "b_alone", "neither")] == counts
+    assert found["p"] == pytest.approx(stats.binomtest(int(counts[1]), int(counts[1] + counts[2])).pvalue, rel=1e-9)
+    lost, won = np.array([0, 3, 0, 5, 400]), np.array([0, 3, 7, 0, 350])
+    expected = [1.0, *(stats.binomtest(int(x), int(x + y)).pvalue for x, y in zip(lost[1:], won[1:]))]
+    np.testing.assert_allclose(compare.mcnemar(lost, won), expected, rtol=1e-9)
+
+
+def test_classes_that_got_worse(files):
+    a, b, labels, _ = files
+    found = result("crossent compare a.npy b.npy y.npy --json")
+    one, other = a.argmax(1) == labels, b.argmax(1) == labels
+    counts = [((one & ~other)[labels == c].sum(), (one ^ other)[labels == c].sum()) for c in range(6)]
+    p = [stats.binomtest(int(lost), int(changed)).pvalue for lost, changed in counts]
+    order = np.argsort(p)
+    adjusted = np.empty(6)
+    adjusted[order] = np.minimum.accumulate((np.sort(p) * 6 / np.arange(1, 7))[::-1])[::-1]
+    worse = [c for c in order if one[labels == c].sum() > other[labels == c].sum()]
+    said = found["classes_that_got_worse"]
+    assert [row["label"] for row in said] == worse and 2 in worse and found["classes_tested"] == 6
+    for row in said:
+        mine = labels == row["label"]
+        assert row["rows"] == mine.sum() and row["recall_a"] == pytest.approx(one[mine].mean())
+        assert row["recall_b"] == pytest.approx(other[mine].mean())
+        assert (row["p"], row["adjusted"]) == pytest.approx((p[row["label"]], adjusted[row["label"]]), rel=1e-9)
+
+
+def test_rows_that_changed_sides(files):
+    a, b, labels, numbers = files
+    found = result("crossent compare a.npy b.npy y.npy --top 5 --json")
+    one, other = a.argmax(1) == labels, b.argmax(1) == labels
+    off = abs(losses(b, labels) - losses(a, labels))
+    for name, changed in (("lost", one & ~other), ("won", ~one & other)):
+        at = np.flatnonzero(changed)
+        at = at[np.argsort(-off[at])[:5]]
+        assert [row["index"] for row in found[name]] == [[n] for n in numbers[at]]
+        assert [row["predictions"] for row in found[name]] == [[a[i].argmax(), b[i].argmax()] for i in at]
+        np.testing.assert_allclose([row["losses"][1] for row in found[name]], losses(b, labels)[at], rtol=1e-5)
+        assert {row["file"] for row in found[name]} == {"a.npy"}
+
+
+def test_shards_and_blocks_change_nothing(files, tmp_path, monkeypatch):
+    a, b, _ = (np.load(f"{name}.npy") for name in "aby")
+    expected = result("crossent compare a.npy b.npy y.npy --json")
+    for name, array, cuts in (("a", a, [7, 700]), ("b", b, [300, 301, 1400])):
+        for i, part in enumerate(np.split(array, cuts)):
+            write(tmp_path / f"{name}-{i}.npy", "npy", part)
+    monkeypatch.setattr(readers, "_AT_ONCE", 1000)
+    monkeypatch.setattr(compare, "_AT_ONCE", 64)
+    found = result("crossent compare 'a-*.npy' 'b-*.npy' y.npy --json")
+    for name in ("differences", "agreement", "classes_that_got_worse"):
+        assert found[name] == expected[name]
+    for name in ("lost", "won"):
+        assert [row["losses"] for row in found[name]] == [row["losses"] for row in expected[name]]
+        starts = {"a-0.npy": 0, "a-1.npy": 7, "a-2.npy": 700}
+        assert [starts[row["file"]] + row["index"][0] for row in found[name]] == [r["index"][0] for r in expected[name]]
+
+
+def test_a_model_beside_itself(files):
+    found = result("crossent compare a.npy a.npy y.npy --json")
+    calibration = found["differences"].pop("calibration_error")
+    assert calibration["difference"] == 0 and -0.1 < calibration["low"] < 0 < calibration["high"] < 0.1
+    assert all(one["low"] == one["difference"] == one["high"] == 0 for one in found["differences"].values())
+    assert found["agreement"]["p"] == 1 and not found["lost"] and not found["classes_that_got_worse"]
+    status, printed = typed("crossent compare a.npy a.npy y.npy")
+    assert status == 0 and "Both models get the same rows right." in printed and printed.count("may be chance") == 4
+
+
+def test_the_tables_and_the_page(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    status, printed = typed("crossent compare a.npy b.npy y.npy --top 3 --html page.html")
+    assert status == 0 and "1,470 rows of 6 classes, 30 ignored; A is a.npy, B is b.npy" in printed
+    lines = {line[:17].strip(): line for line in printed.splitlines()}
+    assert "A is better" in lines["mean NLL"] and "hardly chance (p = " in printed
+    assert "Of 6 classes some get worse by chance" in " ".join(printed.split())
+    text = (tmp_path / "page.html").read_text()
+    for said in ("Classes that got worse", "A right, B wrong", "A wrong, B right", "hardly chance", "Reliability of B"):
+        assert said in text
+    assert text.count("<svg") == 2
+
+
+@browser.needs_chromium
+@pytest.mark.parametrize(("width", "dark"), [(420, True), (1400, False)])
+def test_the_pages_in_a_browser(files, tmp_path, width, dark):
+    for command in ("compare a.npy b.npy y.npy", "calibrate a.npy y.npy"):
+        assert typed(f"crossent {command} --html page.html")[0] == 0
+        address = (tmp_path / "page.html").as_uri()
+        with browser.opened(address, width, dark) as page:
+            assert page.errors == [] and page.requests == [address]
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert browser.violations(page) == []
+
+
+WRONG = {
+    "a.npy few.npy y.npy": "few.npy: 100 rows of logits do not fit the 1500 labels of",
+    "a.npy narrow.npy y.npy": "narrow.npy: has logits of shape (1500, 5), and a.npy of (1500, 6)",
+    "a.csv b.csv y.npy": "b.csv: the header names other classes than that of a.csv, or in another order",
+    "a.npy nan.npy y.npy": "nan.npy: row 7: the logits hold nan or inf",
+    "a.npy nothing.npy y.npy": "nothing.npy: there is no such file",
+    "a.npy b.npy none.npy": "a.npy: nothing to score, every label is ignored",
+    "a.npy b.npy y.npy --html nowhere/page.html": "--html must be a file to write",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_what_cannot_be_compared(command, files, tmp_path):
+    a = np.load("a.npy")
+    write(tmp_path / "few.npy", "npy", a[:100])
+    write(tmp_path / "narrow.npy", "npy", a[:, :5])
+    write(tmp_path / "none.npy", "npy", np.full(1500, -100))
+    for name, header in (("a", "cat,dog,elk,fox,gnu,hen"), ("b", "dog,cat,elk,fox,gnu,hen")):
+        np.savetxt(tmp_path / f"{name}.csv", a, delimiter=",", header=header, comments="")
+    a[7] = np.nan
+    write(tmp_path / "nan.npy", "npy", a)
+    status, printed = typed(f"crossent compare {command}")
+    assert status == 2 and printed.splitlines()[-1].startswith(f"crossent: {WRONG[command]}"), printed

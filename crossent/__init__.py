@@ -23,6 +23,7 @@ from crossent.functional import (
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
+    "NonFiniteError",
     "Plan",
     "PredictionStats",
     "Scaling",
@@ -41,12 +42,14 @@ __all__ = [
     "prediction_stats",
     "softmax",
     "value_and_grad",
+    "watch",
 ]
 
 if TYPE_CHECKING:
     from crossent import nn as nn
     from crossent.tools.explain import Explanation as Explanation, explain as explain
     from crossent.tools.score import Scaling as Scaling, Score as Score, calibrate as calibrate
+    from crossent.tools.watch import NonFiniteError as NonFiniteError, watch as watch
 else:
 
     def __getattr__(name):
@@ -56,4 +59,6 @@ else:
             return getattr(import_module("crossent.tools.explain"), name)
         if name in ("Scaling", "Score", "calibrate"):  # likewise
             return getattr(import_module("crossent.tools.score"), name)
+        if name in ("NonFiniteError", "watch"):  # likewise, since it imports torch
+            return getattr(import_module("crossent.tools.watch"), name)
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")

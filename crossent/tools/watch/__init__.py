@@ -1,0 +1,368 @@
+"""`crossent.watch`: the losses of a training, followed while it runs.
+
+`seen` tells of every loss, `looks` says what some of its rows say, `faults` where a number arose that is not finite,
+`page` shows the lines that were written, and `trainers` has the hooks for other libraries' loops.
+"""
+
+import math
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn.utils import get_total_norm
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from crossent._options import whole_number
+from crossent.tools import plain_json
+from crossent.tools.files import check_file
+from crossent.tools.watch import seen
+from crossent.tools.watch.faults import (
+    Batch,
+    Fault as Fault,
+    NonFiniteError as NonFiniteError,
+    bad_parameters,
+    dense,
+    fault_of,
+)
+from crossent.tools.watch.looks import Sums, look
+from crossent.tools.watch.seen import Loss
+
+_SHARE = 0.01  # of the time that passes, for looks
+_BATCHES = 64  # that are kept where no backward pass follows them
+_WINDOW = 1024  # rows of the first window; each later one has at least a quarter of all rows before it
+
+
+class _Part:
+    """Of one loss, what is to become its part of a step's line; on a GPU tensors, for which nobody has to wait."""
+
+    losses: Any = 0.0  # their sum
+    counted: Any = 0
+    rows = 0
+    looked: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        losses, counted = float(self.losses), int(self.counted)
+        said = {"loss": losses / counted if counted else math.nan, "rows": counted}
+        said |= {"ignored": 1.0 - counted / self.rows if self.rows else 0.0}
+        return said | ({"looked": self.looked} if self.looked else {})
+
+
+class watch:
+    """Follows the losses of a training: a context manager around its loop.
+
+        with crossent.watch(model, "run.jsonl"): train(model)
+
+    Every loss that is computed in the block, in this thread, to be differentiated while `model.training` holds is seen:
+    `crossent.cross_entropy`, `crossent.nll_loss` and `crossent.linear_cross_entropy`, torch.nn.functional's
+    cross_entropy and nll_loss, and all modules made of these. Evaluation in the block is not. Not seen is what is
+    inside of compiled code; the model may be compiled where its loss is outside.
+
+    Args:
+        model: the torch.nn.Module that is trained, wrapped by torch.compile or DistributedDataParallel or not.
+        path: a file for the lines, which are appended to it, one after each step of an optimizer that has parameters of
+            the model; the page, of the same name with the ending .html, is written at the end. Where there are several
+            processes, each but the first has a file with its rank in the name. None writes nothing.
+        every: look at some rows of the losses in every so manieth step. None looks as often as takes 1 % of the time.
+        on_fault: is called with the `Fault`, once, instead of raising it.
+
+    Of every step are told: the mean loss of the rows that count, in nats, and their number; the share that is ignored;
+    the norm of the gradient of all parameters, as the backward pass left it. A look takes up to 1,048,576 logits of
+    rows chosen at random, and tells of them: the mean of -log p of the label, the accuracy, the mean confidence (the
+    largest p), and the root mean square of the norms of their losses' gradients by their logits. Their sums by class
+    and by confidence are written from time to time. Probabilities as targets are not looked at.
+
+    The first loss that is not finite, or the first such gradient that is to be used for a step, is a fault:
+    `crossent.explain` explains the loss, the model runs the batch once more, with hooks, to find the module in which it
+    arose, and a NonFiniteError is raised. Gradients that a GradScaler finds infinite, and leaves out, are none. For
+    that the last inputs of the model and its losses are held until the backward pass ends.
+
+    `last` is the last step's line as a dictionary, `fault` the fault or None.
+
+    Raises TypeError for a model that is no module, ValueError for a path that cannot be written and for `every`;
+    ImportError where there is a path, and no jinja2 or matplotlib for the page. Warns where a step saw no loss.
+
+    Differentiates nothing: losses and gradients are the same bits as without it, and so are random numbers.
+
+    >>> import torch
+    >>> import crossent
+    >>> model = torch.nn.Linear(4, 3)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with crossent.watch(model) as watched:
+    ...     for step in range(3):
+    ...         loss = torch.nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.tensor([0, -100]))
+    ...         loss.backward()
+    ...         optimizer.step()
+    >>> watched.last["step"], watched.last["losses"]["cross_entropy of 3 classes"]["ignored"]
+    (3, 0.5)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.fill_(float("inf"))
+    >>> with crossent.watch(model):
+    ...     loss = torch.nn.functional.cross_entropy(model(torch.zeros(1, 4)), torch.tensor([0]))
+    Traceback (most recent call last):
+    crossent.tools.watch.faults.NonFiniteError: The loss of step 1, cross_entropy of 3 classes, is not finite. It first
+    arose in the model itself (Linear), whose inputs are finite and whose output is not. ...
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        path: str | Path | None = None,
+        *,
+        every: int | None = None,
+        on_fault: Callable[[Fault], Any] | None = None,
+    ):
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.every = None if every is None else whole_number("every", every, 1)
+        self.on_fault, self.fault, self.last, self.steps = on_fault, None, {}, 0
+        self._called, self._model = model, _unwrapped(model)
+        self._path = None if path is None else _checked(Path(path))
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._own: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # optimizers
+        self._generator = np.random.default_rng(0)
+        self._sums: dict[str, Sums] = {}
+        self._rows: dict[str, int] = {}  # in windows that are written
+        self._next_look, self._looking = 0.0, -1
+        self._file: IO[str] | None = None
+        self._is_blind = True  # as long as no loss was seen
+        self._ends_by_fault = False  # of which nobody tells whoever ends it
+        self._close: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> "watch":
+        if self._close:
+            raise RuntimeError("this watch is in use: make another one for a block inside of its block")
+        self._start = time.perf_counter()
+        self._has_backward, self._gradient, self._bad = False, math.nan, None
+        self._fresh()
+        if self._path:
+            self._file = self._path.open("a", encoding="utf-8")
+            self._close.append(self._file.close)
+        numbers = sum(parameter.numel() for parameter in self._model.parameters())
+        self._write("start", model=type(self._model).__name__, parameters=numbers)
+        wrapped = self._called is not self._model
+        for module in (self._called,) if wrapped else (self._model, *self._model.children()):
+            self._close.append(module.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
+        self._close.append(register_optimizer_step_pre_hook(self._before_step).remove)
+        self._close.append(register_optimizer_step_post_hook(self._after_step).remove)
+        seen.begin(self._see)
+        self._close.append(partial(seen.end, self._see))
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if not self._close:  # a fault has ended it
+            return
+        for name in self._sums:
+            self._end_window(name)
+        self._write("end", step=self.steps, stopped=kind and kind.__name__)
+        while self._close:
+            self._close.pop()()
+        self._fresh()
+        if self._path:
+            from crossent.tools.watch.page import write
+
+            self._file = None
+            write(self._path)
+
+    def _fresh(self) -> None:
+        self._batches: deque[Batch] = deque(maxlen=_BATCHES)
+        self._losses: list[Loss] = []  # of these batches
+        self._line: dict[str, _Part] = {}
+
+    def _write(self, event: str, **said: Any) -> None:
+        line = {"event": event, **said, "seconds": round(time.perf_counter() - self._start, 6)}
+        if event == "step":
+            self.last = line
+        if self._file:
+            self._file.write(plain_json.text(line) + "\n")
+            self._file.flush()
+
+    # What happens in a step, in this order
+
+    def _keep(self, module, args, kwargs) -> None:
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self._model.training):
+            return
+        module = _unwrapped(module)
+        if module is self._model or not any(batch.module is self._model for batch in self._batches):
+            self._batches.append(Batch.of(module, args, kwargs))
+
+    def _see(self, loss: Loss) -> None:
+        if not self._model.training:
+            return
+        begun = time.perf_counter()
+        again = sum(other.name == loss.name for other in self._losses)
+        name = f"{loss.name} ({again + 1})" if again else loss.name
+        self._losses.append(loss)
+        self._is_queued = False
+        loss.value.register_hook(self._begin_backward)
+        value, (counted, rows) = loss.value.detach().float().sum(), loss.counted()
+        if value.is_cpu:
+            value, counted = value.item(), int(counted)
+            self._check(loss)
+        part = self._line.setdefault(name, _Part())
+        part.losses += value * counted if loss["reduction"] == "mean" else value
+        part.counted, part.rows = part.counted + counted, part.rows + rows
+        if self.every is None and begun >= self._next_look:
+            self._looking = self.steps
+        looks = self._looking == self.steps if self.every is None else (self.steps + 1) % self.every == 0
+        if looks and part.looked is None:
+            part.looked = self._look(name, loss, begun)
+
+    def _look(self, name: str, loss: Loss, begun: float) -> dict[str, float] | None:
+        found = look(loss, self._generator)
+        if found is None:
+            return None
+        if name in self._sums:  # the first look may compile kernels
+            now = time.perf_counter()
+            self._next_look = max(self._next_look, now) + (now - begun) / _SHARE
+        sums = self._sums.setdefault(name, Sums(loss.classes))
+        sums.add(found)
+        if sums.rows.sum() >= max(_WINDOW, self._rows.get(name, 0) // 4):
+            self._end_window(name)
+        return found.to_dict()
+
+    def _end_window(self, name: str) -> None:
+        sums = self._sums[name]
+        if rows := int(sums.rows.sum()):
+            self._write("classes", step=self.steps + 1, loss=name, **sums.to_dict())
+            self._rows[name] = self._rows.get(name, 0) + rows
+            self._sums[name] = Sums(len(sums.rows))
+
+    def _check(self, loss: Loss) -> None:
+        if not loss.value.detach().isfinite().all():
+            self._tell("loss", [loss], list(self._batches), None)
+
+    def _begin_backward(self, _) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)  # pyright: ignore
+
+    def _after_backward(self) -> None:
+        self._has_backward, self._is_queued = True, False
+        for loss in self._losses:
+            if not loss.value.is_cpu:
+                self._check(loss)
+        # Which of them are not finite has to be asked now: clipping makes nan of all others.
+        self._gradient, bad = self._gradients()
+        self._bad = (self._bad or (bad, self._losses, list(self._batches))) if bad else None
+        self._losses = []
+        self._batches.clear()
+
+    def _gradients(self) -> tuple[float, list[str]]:
+        """Their norm, and the names of the parameters whose gradients are not finite."""
+        gradients = [dense(p.grad) for p in self._model.parameters() if p.grad is not None]
+        norm = float(get_total_norm(gradients)) if gradients else math.nan
+        return norm, [] if math.isfinite(norm) else bad_parameters(self._model, gradients=True)
+
+    def _before_step(self, optimizer, args, kwargs):
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not self._is_own(optimizer) or closure is None:
+            return self._check_gradient(optimizer)
+
+        def checked():
+            value = closure()
+            self._check_gradient(optimizer)
+            return value
+
+        if len(args) > 1:
+            return (args[0], checked, *args[2:]), kwargs
+        return args, kwargs | {"closure": checked}
+
+    def _is_own(self, optimizer) -> bool:
+        if optimizer not in self._own:
+            given = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            self._own[optimizer] = any(id(parameter) in self._parameters for parameter in given)
+        return self._own[optimizer]
+
+    def _check_gradient(self, optimizer) -> None:
+        if not self._is_own(optimizer):
+            return
+        noted, self._bad = self._bad, None
+        # Processes bring gradients together after the backward pass.
+        known = self._has_backward and not (distributed.is_available() and distributed.is_initialized())
+        if getattr(optimizer, "found_inf", None) is not None or (known and not noted):
+            return
+        self._gradient, bad = self._gradients()
+        if bad:
+            names, losses, batches = noted or (bad, self._losses, list(self._batches))
+            self._tell("gradient", losses, batches, names)
+
+    def _after_step(self, optimizer, args, kwargs) -> None:
+        if not self._is_own(optimizer) or not (self._line or self._has_backward or self._is_blind):
+            return
+        self.steps += 1
+        self._is_blind &= not self._line
+        if self._is_blind and self.steps == 1:
+            warnings.warn(
+                "a step was made without a loss that crossent.watch can see: it sees cross_entropy, nll_loss and "
+                "linear_cross_entropy of this thread, outside of compiled code",
+                stacklevel=3,
+            )
+        losses = {name: part.to_dict() for name, part in self._line.items()}
+        self._write("step", step=self.steps, losses=losses, gradient=self._gradient)
+        self._fresh()
+        self._has_backward = False
+
+    def _tell(self, kind: str, losses: list[Loss], batches: list[Batch], bad: list[str] | None) -> None:
+        if self.fault:
+            return
+        self.fault = fault = fault_of(self._model, kind, self.steps + 1, losses, batches, bad)
+        said = {name: getattr(fault, name) for name in ("step", "kind", "module", "parameters", "sentence")}
+        self._write("fault", **said, explanation=str(fault.explanation or ""))
+        if self.on_fault is None:
+            if self._ends_by_fault:
+                self.__exit__(NonFiniteError, None, None)
+            raise NonFiniteError(fault)
+        self.on_fault(fault)
+
+    @staticmethod
+    def for_trainer(path: str | Path | None = None, **options: Any) -> Any:
+        """A callback for the Trainer of transformers, with the arguments of `watch` but for the model.
+
+        Example::
+
+            Trainer(model, arguments, train_dataset=dataset, callbacks=[crossent.watch.for_trainer("run.jsonl")])
+        """
+        from crossent.tools.watch.trainers import trainer_callback
+
+        return trainer_callback(lambda model: watch(model, path, **options))
+
+    @staticmethod
+    def for_lightning(path: str | Path | None = None, **options: Any) -> Any:
+        """A callback for the Trainer of Lightning, with the arguments of `watch` but for the model.
+
+        Example::
+
+            lightning.Trainer(callbacks=[crossent.watch.for_lightning("run.jsonl")]).fit(model, loader)
+        """
+        from crossent.tools.watch.trainers import lightning_callback
+
+        return lightning_callback(lambda model: watch(model, path, **options))
+
+
+def _unwrapped(model: Any) -> torch.nn.Module:
+    """What torch.compile and DistributedDataParallel wrapped."""
+    if hasattr(model, "_orig_mod"):
+        return _unwrapped(model._orig_mod)
+    return _unwrapped(model.module) if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def _checked(path: Path) -> Path:
+    """Of this process; before the training whose lines are to go there."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        path = path.with_name(f"{path.stem}.{distributed.get_rank()}{path.suffix}")
+    check_file(path, "path")
+    if path.suffix == ".html":
+        raise ValueError(f"path must be a file for lines of JSON, beside which the page is written, got {path}")
+    for package in ("jinja2", "matplotlib"):
+        if not find_spec(package):
+            raise ImportError(f"the page of crossent.watch needs {package}: pip install crossent[explain]")
+    return path

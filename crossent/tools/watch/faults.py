@@ -1,0 +1,193 @@
+"""What is said of the first loss or gradient that is not finite: the batch explained, and where it first arose."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree
+
+import crossent
+from crossent import Explanation
+from crossent.tools.watch.seen import Loss, unseen
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first loss or gradient that was not finite.
+
+    `kind` is "loss" or "gradient". `module` is the name of the module in which it first arose, "" for the model itself,
+    None where that is not known. `parameters` are the names of those whose values (of a loss) or gradients (of a
+    gradient) are not finite, the likely first one first. `explanation` is what `crossent.explain` says of the loss.
+    """
+
+    step: int
+    kind: str
+    module: str | None
+    parameters: tuple[str, ...]
+    sentence: str
+    explanation: Explanation | None
+
+
+class NonFiniteError(FloatingPointError):
+    """What `crossent.watch` raises for the first loss or gradient that is not finite; `fault` says where it arose."""
+
+    def __init__(self, fault: Fault):
+        super().__init__(fault.sentence)
+        self.fault = fault
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A call of a module, and what it takes to make it again."""
+
+    module: Module
+    args: tuple
+    kwargs: dict[str, Any]
+    seed: Tensor
+    autocast: tuple[str, bool, torch.dtype]
+
+    @classmethod
+    def of(cls, module: Module, args: tuple, kwargs: dict[str, Any]) -> "Batch":
+        device = next((p.device.type for p in module.parameters()), "cpu")
+        autocast = device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        seed = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+        return cls(module, args, kwargs, seed, autocast)
+
+    def again(self) -> None:
+        """Without an effect on buffers, such as running means, and on random numbers to come."""
+        device, enabled, dtype = self.autocast
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        with torch.random.fork_rng(), torch.enable_grad(), torch.autocast(device, dtype, enabled):
+            (torch.cuda if device == "cuda" else torch).set_rng_state(self.seed)
+            torch.func.functional_call(self.module, buffers, self.args, self.kwargs)
+
+
+class Trace:
+    """The modules of a batch in the order in which they ran, and the first number that was not finite."""
+
+    def __init__(self, batches: list[Batch]):
+        self.order: list[Module] = []
+        self.found: tuple[Module | None, str] | None = None
+        self._inside: list[Module] = []
+        handles = []
+        for module in {module: None for batch in batches for module in batch.module.modules()}:
+            handles += [
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                module.register_forward_hook(self._leave),
+            ]
+        try:
+            for batch in batches:
+                batch.again()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module, args, kwargs):
+        self.order.append(module)
+        if self.found is None and not _finite((args, kwargs)):
+            self.found = (self._inside[-1], "own code") if self._inside else (None, "inputs")
+        self._inside.append(module)
+
+    def _leave(self, module, args, output):
+        self._inside.pop()
+        if self.found is None and not _finite(output):
+            self.found = module, "output"
+
+
+def _finite(tree: Any) -> bool:
+    """Of what is not differentiated -inf is fine: a mask."""
+    for value in _pytree.tree_leaves(tree):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = value if value.requires_grad else value.clamp(min=torch.finfo(value.dtype).min)
+            if not value.isfinite().all():
+                return False
+    return True
+
+
+def bad_parameters(model: Module, gradients: bool) -> list[str]:
+    """The names of those whose values, or whose gradients, are not finite."""
+    named = ((name, p.grad if gradients else p.detach()) for name, p in model.named_parameters())
+    return [name for name, value in named if value is not None and not dense(value).isfinite().all()]
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """What there is of it here, and is not 0."""
+    gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # pyright: ignore
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+def fault_of(
+    model: Module, kind: str, step: int, losses: list[Loss], batches: list[Batch], bad: list[str] | None
+) -> Fault:
+    """`bad` are the parameters whose gradients are not finite, None for a loss."""
+    what = f"The {kind} of step {step}" if kind == "gradient" else f"The loss of step {step}, {losses[-1].name},"
+    said = [f"{what} is not finite."]
+    with unseen():
+        explanation = _explained(losses, kind, said)
+        trace = _traced(model, batches, said)
+    names = {module: name for name, module in model.named_modules()}
+    if bad is None:
+        bad = bad_parameters(model, gradients=False)
+        module = _place(trace, names, said)
+        bad.sort(key=lambda name: name.rpartition(".")[0] != module)
+    else:  # a gradient comes from the loss, so that of the modules the last to run has it first
+        order = {names[module]: i for i, module in enumerate(trace.order if trace else names)}
+        bad = sorted(bad, key=lambda name: -order.get(name.rpartition(".")[0], -1))
+        module = bad[0].rpartition(".")[0]
+        said.append(f"On its way back from the loss it first arose in {_called(names, model.get_submodule(module))}.")
+    if bad:
+        values = "Gradients" if kind == "gradient" else "Parameters"
+        said.append(f"{values} that are not finite: {_listed(bad)}.")
+    if explanation is not None:
+        said += [finding.sentence for finding in explanation.findings if finding.severity == "error"]
+    return Fault(step, kind, module, tuple(bad), " ".join(said), explanation)
+
+
+def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | None:
+    if not losses or (kind == "gradient" and losses[-1]["inplace_backward"]):
+        return None
+    try:
+        return crossent.explain(function=losses[-1].function, **losses[-1].arguments)
+    except Exception as error:  # the fault has to be told whatever else is wrong
+        said.append(f"It cannot be explained: {error}.")
+        return None
+
+
+def _traced(model: Module, batches: list[Batch], said: list[str]) -> Trace | None:
+    if any(hasattr(p, "to_local") for p in model.parameters()):
+        why = "its parameters are spread over processes"
+    elif not batches:
+        why = "it was not called as a module, was compiled, or the gradient came from another process"
+    else:
+        whole = [batch for batch in batches if batch.module is model]
+        try:
+            return Trace(whole or batches)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+    said.append(f"The model cannot be run again to see where: {why}.")
+    return None
+
+
+def _place(trace: Trace | None, names: dict[Module, str], said: list[str]) -> str | None:
+    if trace is None:
+        return None
+    if trace.found is None:
+        said.append("All that the model's modules return is finite: it arose after them.")
+        return None
+    module, where = trace.found
+    if module is None:
+        said.append("The inputs of the model are not finite.")
+        return None
+    how = "whose inputs are finite and whose output is not" if where == "output" else "between the modules in it"
+    said.append(f"It first arose in {_called(names, module)}, {how}.")
+    return names[module]
+
+
+def _called(names: dict[Module, str], module: Module) -> str:
+    return f"{names[module] or 'the model itself'} ({type(module).__name__})"
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

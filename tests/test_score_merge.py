@@ -574,6 +574,7 @@ def rewritten(path, change):
         lambda head, entries: head.update(ignored=-1),
         lambda head, entries: head.update(units=0.5),
         lambda head, entries: head.update(groups=["a"]),
+        lambda head, entries: head.update(groups=[]),
         lambda head, entries: head["options"].update(top_k=[0]),
         lambda head, entries: head.update(short=0.5),
         lambda head, entries: head["tally"].update(counted="30"),

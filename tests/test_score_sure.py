@@ -214,7 +214,7 @@ def test_a_group_of_few_rows_is_not_the_worst():
 def test_no_order_of_groups_changes_a_bit(monkeypatch, tmp_path):
     logits, labels, names = grouped(500)
     labels[::7] = -100
-    names = np.char.add(names, (np.arange(500) % 9).astype(str))
+    names = np.char.add(names, np.array(["", "\n", "\t", "ü", "0", "10", "9", " ", "日"])[np.arange(500) % 9])
     monkeypatch.setattr("crossent.tools.score.metrics._GROUP", 64)
     whole = crossent.Score().update(logits, labels, rows=np.arange(500), groups=names).result()
     parts = []
@@ -247,7 +247,7 @@ def test_groups_of_files(tmp_path):
     lines = [f"{i},{name}" for i, name in enumerate(names)]
     (tmp_path / "side.csv").write_text("\n".join(["id,when", *lines, ""]))
     np.save(tmp_path / "y-1.npy", labels[120:])
-    np.save(tmp_path / "when-1.npy", names[120:])
+    np.save(tmp_path / "when-1.npy", np.where(names == "dusk", "du\x1bsk", names)[120:])
     status, said = typed(
         f"crossent score '{tmp_path}/x-*.npy' {tmp_path}/y.npy --group {tmp_path}/side.csv:when --json"
     )
@@ -262,7 +262,7 @@ def test_groups_of_files(tmp_path):
     status, said = typed(f"crossent score {of_part} --top 2 --partial {tmp_path}/part")
     assert status == 0 and "\n2 of 4 groups.\n" in said and said.count("dark") == 1
     status, said = typed(f"crossent score --merge {tmp_path}/part --html {tmp_path}/page.html")
-    assert status == 0 and "Groups, worst first" in said
+    assert status == 0 and "Groups, worst first" in said and "du?sk" in said and "\x1b" not in said
     assert "<h2>Groups, worst first</h2>" in (tmp_path / "page.html").read_text()
     status, said = typed(f"crossent score {of_part.replace('--group', '--key 1 --group')} --merge")
     assert status == 2 and "--merge takes parts as they were scored" in said

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossent.tools.score.intervals import means, shares
+from crossent.tools.score.intervals import Interval, means, shares
 from crossent.tools.score.sums import Cells
 from crossent.tools.score.worst import natural
 
@@ -15,20 +15,16 @@ _CELLS = 32  # of the sample, in each group
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Groups by their names, and for each the number of rows, means over them, and both ends of intervals of 95 %.
+class Group:
+    """The number of its rows, means over them, and both ends of intervals of 95 %, nan where too few rows tell them."""
 
-    Their order is that of the upper end of the accuracy: first are those that are bad beyond what chance explains, and
-    not those that have few rows.
-    """
-
-    names: tuple[str, ...]
-    rows: np.ndarray
-    accuracy: np.ndarray
-    accuracy_interval: np.ndarray
-    nll: np.ndarray
-    nll_interval: np.ndarray
-    confidence: np.ndarray
+    name: str
+    rows: int
+    accuracy: float
+    accuracy_interval: Interval
+    nll: float
+    nll_interval: Interval
+    confidence: float
 
 
 class GroupCells:
@@ -62,13 +58,12 @@ class GroupCells:
 
     def add(self, numbers: np.ndarray, cells: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         """Rows of these groups and cells of the sample."""
-        n = len(self.numbers)
-        self._arrange(np.arange(self.table.n // _CELLS), n)
-        self.table.add(cells % _CELLS * n + numbers, rows)
+        self._grow()
+        self.table.add(cells % _CELLS * len(self.numbers) + numbers, rows)
 
     def merge(self, other: "GroupCells") -> None:
         numbers, other = self.numbered(other.numbers), other.copy()
-        self._arrange(np.arange(self.table.n // _CELLS), len(self.numbers))
+        self._grow()
         other._arrange(numbers, len(self.numbers))
         self.table.merge(other.table)
 
@@ -84,19 +79,29 @@ class GroupCells:
         self._arrange(np.array([place[name] for name in self.numbers], np.intp), len(names))
         self.numbers = place
 
+    def _grow(self) -> None:
+        """To as many groups as are known."""
+        known = self.table.n // _CELLS
+        if known < len(self.numbers):
+            self._arrange(np.arange(known), len(self.numbers))
+
     def _arrange(self, places: np.ndarray, n: int) -> None:
         """Give the groups these numbers, of `n`."""
         self.table = self.table.moved((np.arange(_CELLS)[:, None] * n + places).reshape(-1), _CELLS * n)
 
-    def found(self, labels: float) -> Groups:
-        """`labels` is how many of them a row of the data has."""
-        n, names, sums = len(self.numbers), list(self.numbers), self.table.folded(len(self.numbers))
-        columns = (self.table[name].reshape(_CELLS, n).T for name in ("rows", "right", "nll", "impossible"))
+    def found(self, labels: float) -> list[Group]:
+        """`labels` is how many of them a row of the data has.
+
+        First come the groups with the least upper end of the accuracy: those that are bad beyond what chance explains,
+        and not those that have few rows.
+        """
+        sums = self.table.folded(len(self.numbers))
+        columns = (self.table[name].reshape(_CELLS, -1).T for name in ("rows", "right", "nll", "impossible"))
         rows, right, nll, impossible = columns
-        accuracy, losses = np.stack(shares(right, rows, labels)), np.stack(means(nll, rows))
-        losses[:, impossible.any(1)] = np.nan
-        order = sorted(range(n), key=lambda i: (accuracy[1, i], natural(names[i]), names[i]))
-        return Groups(
-            tuple(names[i] for i in order), sums["rows"][order], sums.mean("right")[order], accuracy[:, order],
-            sums.mean("nll")[order], losses[:, order], sums.mean("confidence")[order],
-        )  # fmt: skip
+        losses = means(np.where(impossible.any(1), np.nan, nll.T).T, rows)
+        intervals = (list(zip(*(end.tolist() for end in ends))) for ends in (shares(right, rows, labels), losses))
+        of_right, of_nll = intervals
+        means_of = (sums.mean(name).tolist() for name in ("right", "nll", "confidence"))
+        accuracy, mean, confidence = means_of
+        found = map(Group, self.numbers, sums["rows"].tolist(), accuracy, of_right, mean, of_nll, confidence)
+        return sorted(found, key=lambda group: (group.accuracy_interval[1], natural(group.name), group.name))

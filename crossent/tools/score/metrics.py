@@ -17,7 +17,7 @@ from crossent import PredictionStats
 from crossent.tools.explain.baselines import baselines
 from crossent.tools.score.confusion import Confusion, Pairs
 from crossent.tools.score.coverage import STEPS, Coverage, step_of
-from crossent.tools.score.groups import GroupCells, Groups
+from crossent.tools.score.groups import Group, GroupCells
 from crossent.tools.score.intervals import CELLS, Interval, Sample
 from crossent.tools.score.sums import Cells, ratio
 
@@ -84,7 +84,7 @@ class Metrics:
     losses: np.ndarray
     by_class: ByClass
     confusion: Confusion
-    groups: Groups | None
+    groups: list[Group] | None
     sample: Sample
 
     @property

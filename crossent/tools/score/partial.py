@@ -182,7 +182,7 @@ def _tables(counts: Counts) -> dict[str, Cells]:
 def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Counts:
     counts = Counts(_number(head["classes"]), options.top_k, _number(head["ignored"]), _number(head["units"]))
     if head["groups"] is not None:
-        counts.groups = GroupCells(map(printable, head["groups"]))
+        counts.groups = GroupCells(map(str.__str__, head["groups"]))  # which refuses what is no name
     for what, table in _tables(counts).items():
         for name, empty in table.whole.items():
             table.whole[name] = _fitting(entries[f"{name} by {what}"], empty.shape)

@@ -1,14 +1,15 @@
 """What is said of metrics, in numbers and lists."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from crossent.tools.explain.explanation import Finding
+from crossent.tools.score.groups import Group
+from crossent.tools.score.intervals import Interval
 from crossent.tools.score.metrics import BINS, Metrics
-from crossent.tools.score.readers import printable
 from crossent.tools.score.worst import WorstRow
 
 TAKEN_FOR = 3  # classes that a class was most often taken for
@@ -54,9 +55,9 @@ def result_of(
         "findings": [asdict(finding) for finding in findings],
         "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
         **{name: _known(value) for name, value in m.numbers.items()},
-        "intervals": {name: [_known(end) for end in ends] for name, ends in m.intervals.items()},
+        "intervals": _of_intervals(m.intervals),
         "baselines": m.baselines, "calibration": bins_of(m), "coverage": _of_coverage(m),
-        **({} if m.groups is None else {"groups": [_of_group(row) for row in group_rows(m)]}),
+        **({} if m.groups is None else {"groups": [_of_group(group) for group in m.groups]}),
         "by_class": [_of_class(row, names) for row in classes], "confusion_short": m.confusion.short,
         "worst": [_of_row(row) for row in worst],
     }  # fmt: skip
@@ -92,32 +93,16 @@ def coverage_rows(metrics: Metrics) -> list[tuple[float, float, float]]:
     return list(zip(COVERAGES, accuracy.tolist(), confidence.tolist()))
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """What is shown of a group. Intervals have both ends."""
-
-    name: str
-    rows: int
-    accuracy: float
-    accuracy_interval: list[float | None]
-    nll: float
-    nll_interval: list[float | None]
-    confidence: float
+def _of_group(group: Group) -> dict:
+    intervals = {"accuracy": group.accuracy_interval, "nll": group.nll_interval}
+    return {
+        "group": group.name, "rows": group.rows, "accuracy": group.accuracy, "nll": group.nll,
+        "confidence": group.confidence, "intervals": _of_intervals(intervals),
+    }  # fmt: skip
 
 
-def group_rows(metrics: Metrics, most: int | None = None) -> list[GroupRow]:
-    """Worst first."""
-    if metrics.groups is None:
-        return []
-    columns = [getattr(metrics.groups, field.name)[..., :most] for field in fields(GroupRow)[1:]]
-    there = (column.tolist() if column.ndim == 1 else map(_there, column.T) for column in columns)
-    return [GroupRow(*row) for row in zip(map(printable, metrics.groups.names), *there)]
-
-
-def _of_group(row: GroupRow) -> dict:
-    intervals = {"accuracy": row.accuracy_interval, "nll": row.nll_interval}
-    numbers = {"rows": row.rows, "accuracy": row.accuracy, "nll": row.nll, "confidence": row.confidence}
-    return {"group": row.name} | numbers | {"intervals": intervals}
+def _of_intervals(found: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    return {name: [_known(end) for end in ends] for name, ends in found.items()}
 
 
 def _there(values: np.ndarray) -> list:

@@ -1,7 +1,7 @@
 """A score as JSON and as tables."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -10,8 +10,10 @@ from rich.table import Table
 from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Scored
 from crossent.tools.score.held import SKIPPED
+from crossent.tools.score.intervals import Interval
 from crossent.tools.score.metrics import BINS
-from crossent.tools.score.said import class_rows, coverage_rows, group_rows
+from crossent.tools.score.readers import printable
+from crossent.tools.score.said import class_rows, coverage_rows
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
 
@@ -41,8 +43,8 @@ def summary(score: Scored) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def interval(ends: Iterable[float | None], form: str) -> str:
-    low, high = (math.nan if end is None else end for end in ends)
+def interval(ends: Interval, form: str) -> str:
+    low, high = ends
     return "-" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
@@ -103,14 +105,14 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
     m = score.metrics
     rows = [(f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}") for share, accuracy, least in coverage_rows(m)]
     yield Shown("Accuracy of the surest rows", ("coverage", "confidence from", "accuracy"), rows)
-    if groups := group_rows(m, top):
+    if m.groups and top:
         columns = ("group.", "rows", "accuracy", "95% interval", "mean NLL", "95% interval", "confidence")
         rows = [
-            (g.name, f"{g.rows:,}", percent(g.accuracy), interval(g.accuracy_interval, ".1%"), nats(g.nll),
+            (printable(g.name), f"{g.rows:,}", percent(g.accuracy), interval(g.accuracy_interval, ".1%"), nats(g.nll),
              interval(g.nll_interval, ".3f"), percent(g.confidence))
-            for g in groups
+            for g in m.groups[:top]
         ]  # fmt: skip
-        few = f"{top} of {len(m.groups.names):,} groups." if len(m.groups.names) > top else ""
+        few = f"{top} of {len(m.groups):,} groups." if len(m.groups) > top else ""
         yield Shown("Groups, worst first", columns, rows, few)
     if classes := class_rows(m, m.by_class.worst(top)):
         columns = ("class", "rows", "recall", "precision", "mean NLL", "taken for (rows).")

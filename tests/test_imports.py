@@ -116,6 +116,7 @@ MAY_IMPORT = {
         "safetensors",
         "scipy",
         "torch",
+        "transformers",
     ),
     "crossent.tools.watch": (
         *PUBLIC,

@@ -147,7 +147,7 @@ def test_every_layout_says_the_same(library):
     last = crossent.Score(top=3).update(library(logits.reshape(4, 6, -1)), library(labels.reshape(4, 6)), dim=-1)
     assert spread == last.result()
     assert [divmod(row["row"], 6) for row in whole["worst"]] == [row["row"] for row in spread["worst"]]
-    of_rows = {"worst": 0, "intervals": 0}  # the positions of a row are drawn together
+    of_rows = {"worst": 0, "intervals": 0, "documents": 0}  # the positions of a row belong together
     assert spread | of_rows == whole | of_rows
     score = crossent.Score(top=3)
     for row, label in zip(library(logits), library(labels)):

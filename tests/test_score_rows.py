@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from score_files import FORMATS, example, suffix, write
+from sklearn import metrics as sk
 from test_score import command, probabilities, saved
 from test_score_reading import text
 
@@ -223,6 +224,36 @@ def test_nothing_but_bad_rows(tmp_path):
     files = saved(tmp_path, logits * np.nan, labels)
     with pytest.raises(BadFile, match="nothing to score, every row is ignored or skipped .40: nan, inf or no number"):
         score(*files, reading=Reading(skip_bad=True))
+
+
+# The class
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+def test_results_are_those_of_scikit_learn_and_torchmetrics(library):
+    """To nine digits, in float64, in three batches of which each has rows that do not count."""
+    torchmetrics = pytest.importorskip("torchmetrics.classification")
+    logits, labels, good = bad(*(array.astype(kind) for array, kind in zip(example(500, 12), (np.float64, np.int64))))
+    total = crossent.Score(skip_bad=True)
+    for at in np.array_split(np.arange(500), 3):
+        total.update(library(logits[at]), library(labels[at]), rows=at)
+    found, p, y, every = total.result(), probabilities(logits[good]), labels[good], np.arange(12)
+    predicted = p.argmax(1)
+    metric = torchmetrics.MulticlassCalibrationError(12, n_bins=15, norm="l1")
+    assert found["calibration_error"] == pytest.approx(metric(*map(torch.from_numpy, (p, y))).item(), rel=1e-6)
+    metric.confidences = [torch.from_numpy(p.max(1))]  # which update rounds to float32
+    metric.accuracies = [one.double() for one in metric.accuracies]
+    expected = {
+        "nll": sk.log_loss(y, p, labels=every), "accuracy": sk.accuracy_score(y, predicted),
+        "top5": sk.top_k_accuracy_score(y, p, k=5, labels=every), "calibration_error": metric.compute().item(),
+        "brier": sk.brier_score_loss(y, p, labels=every, scale_by_half=False),
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-9), name
+    assert found["perplexity"] == pytest.approx(np.exp(expected["nll"]), rel=1e-9)
+    for name, score_of in (("recall", sk.recall_score), ("precision", sk.precision_score)):
+        ours = [row[name] for row in found["by_class"]]
+        assert ours == pytest.approx(score_of(y, predicted, labels=every, average=None), rel=1e-9), name
 
 
 # Conditions

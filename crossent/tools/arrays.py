@@ -20,7 +20,8 @@ def as_numpy(array: Any) -> Any:
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() and array.itemsize == 2 else array
         array = (array.clone() if _is_copied_on_write(array) else array).numpy()
-    return array.astype(np.float32) if dtype_of(array) in ("float16", "bfloat16") else np.asarray(array)
+    narrow = array.dtype.itemsize == 2 and dtype_of(array) in ("float16", "bfloat16")  # a name takes long to make
+    return array.astype(np.float32) if narrow else np.asarray(array)
 
 
 def _is_copied_on_write(tensor: Any) -> bool:

@@ -46,6 +46,13 @@ def score(
     shift: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="The label of a row is N positions later.")
     ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME|FOLDER", help="Decodes labels, to count bytes and words.")
+    ] = None,
+    bytes: Annotated[
+        str | None, typer.Option(metavar="N|FILE[:COLUMN]", help="Bytes of the text: of all rows, or of each.")
+    ] = None,
+    words: Annotated[str | None, typer.Option(metavar="N|FILE[:COLUMN]", help="Words of the text, likewise.")] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if it holds, as in 'nll>1.2'.")
     ] = None,
@@ -81,14 +88,19 @@ def score(
         reading, scale = asked(
             key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
         )  # fmt: skip
-        if merge and (scale, scaled, ignore_index, shift, rows, top_k, group, reading) != (*[None] * 7, Reading()):
+        beside = {"group": group, "bytes": bytes, "words": words}
+        of_rows = scale, scaled, ignore_index, shift, rows, top_k, tokenizer, *beside.values(), reading
+        if merge and of_rows != (*[None] * 10, Reading()):
             raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
+        if tokenizer and (bytes or words):
+            raise ValueError("--tokenizer counts bytes and words: leave --bytes and --words out")
         ranks = _whole_numbers(top_k or "5")
     if merge:
         raise typer.Exit(run_merge(files, top=top, **shown))
     top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
     options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "shift": shift or 0, "top": top}
-    options |= {"scaling": scaled, "top_k": ranks, "beside": {"group": group} if group else None}
+    options |= {"scaling": scaled, "top_k": ranks, "tokenizer": tokenizer}
+    options |= {"beside": {name: said for name, said in beside.items() if said}}
     raise typer.Exit(run(files, rows=rows, **options, **shown))
 
 

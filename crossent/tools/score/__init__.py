@@ -25,6 +25,7 @@ from crossent.tools.score.readers import BadFile, Reading, paths_of
 from crossent.tools.score.rows import Columns, places, spread
 from crossent.tools.score.running import Score as Score
 from crossent.tools.score.scaling import Scaling as Scaling, calibrate as calibrate
+from crossent.tools.score.texts import UNITS, decoded, given
 from crossent.tools.score.worst import Index, WorstRow, natural
 
 
@@ -44,6 +45,12 @@ class Scored:
     def top(self) -> int:
         """How many of the worst rows there are at most."""
         return self.total._held.options.top
+
+    def save(self, path: Path) -> None:
+        """As a part, whose name is made of what was counted."""
+        held = self.total._held
+        held.parts = {name or partial.name(held, part): part for name, part in held.parts.items()}
+        self.total.save(path)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -70,6 +77,11 @@ class Scored:
         return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
 
     @property
+    def texts(self) -> dict[str, Any]:
+        """What is known of bytes, words and documents."""
+        return self.total._held.texts.result(self.metrics.nll * self.metrics.rows)
+
+    @property
     def files(self) -> int:
         """Of logits."""
         return sum(part.files for part in self.parts)
@@ -88,6 +100,7 @@ def score(
     empty: bool = False,
     beside: Mapping[str, str] | None = None,
     shift: int = 0,
+    tokenizer: Any = None,
     each: Callable[[Columns], None] | None = None,
     note: Callable[[str], None] = lambda said: None,
     go_on: Callable[[int, int], bool] = lambda done, rows: True,
@@ -97,14 +110,15 @@ def score(
     Without `labels` they are in the file of the logits. `reading` says how files are read and `scale`, one of `SCALES`,
     what the numbers are, where the files are not to say so; `scaling` is that of the logits. `top` is how many of the
     worst rows are kept, `empty` says that there need be no row that counts. `beside` has what else rows have by its
-    name, "group", as FILE or FILE:COLUMN. `top_k` and `shift` are as in Score, and `each` as in its `update`, with the
-    file as well. `note` is told what was taken for what, before any row counts. `go_on` is told after each block how
-    many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose message names the file, for
-    whatever is wrong with one, and KeyboardInterrupt where it is not to go on before any row counts.
+    name, "group", "bytes" or "words", as FILE or FILE:COLUMN, or the number of all bytes or words; of a `tokenizer`
+    these are what its `batch_decode` makes of the labels. `top_k` and `shift` are as in Score, and `each` as in its
+    `update`, with the file as well. `note` is told what was taken for what, before any row counts. `go_on` is told
+    after each block how many rows are done, of how many, and says whether to go on. Raises `BadFile`, whose message
+    names the file, for whatever is wrong with one, and KeyboardInterrupt where it is to stop before any row counts.
     """
     begun = opened(
         logits, labels, reading=reading, scale=scale, ignore_index=ignore_index, scaling=scaling, top=top, top_k=top_k,
-        beside=beside, shift=shift, note=note,
+        beside=beside, shift=shift, tokenizer=tokenizer, note=note,
     )  # fmt: skip
     for done in begun.counted(each):
         if not go_on(done, begun.pair.rows):
@@ -114,27 +128,34 @@ def score(
 
 @dataclass
 class Opened:
-    """The files of a `part`, of whose rows the first `done` are counted in `total`; `asked` is the scale asked for."""
+    """The files of a `part`, of whose rows the first `done` are counted in `total`; `asked` is the scale asked for.
+
+    `totals` are the bytes or words of all rows, where they are known.
+    """
 
     pair: Pair
     total: Score
     part: Part
     asked: scales.Scale | None
+    tokenizer: Any
+    totals: dict[str, int]
     done: int = 0
 
     def counted(self, each: Callable[[Columns], None] | None = None, paired: bool = False) -> Iterator[int]:
         """After each block how many rows are done. `paired` rows are drawn alike, whatever files they are in."""
-        for done in _counted(self.total, self.pair, each, paired):
+        for done in _counted(self, each, paired):
             self.done = done
             yield done
 
     def scored(self, empty: bool = False) -> Scored:
-        rows = self.total._held.metrics().rows
-        if self.done < self.pair.rows and not rows:
-            raise KeyboardInterrupt
-        if not rows and not empty:
-            raise _nothing(self.part.logits, self.total)
-        _name(self.total, self.part, self.total._held.scale if rows else self.asked)
+        held = self.total._held
+        if not held.scored:
+            if self.done < self.pair.rows:
+                raise KeyboardInterrupt
+            if not empty:
+                raise _nothing(self.part.logits, self.total)
+            held.options = replace(held.options, scale=self.asked)
+        held.parts = {"": self.part}
         return Scored(self.total, self.done, self.pair.rows)
 
 
@@ -142,9 +163,12 @@ def opened(
     logits: str, labels: str | None, *, note: Callable[[str], None], reading: Reading | None = None,
     scale: scales.Scale | None = None, ignore_index: int = -100, scaling: Scaling | None = None, top: int = 10,
     top_k: Sequence[int] = (5,), beside: Mapping[str, str] | None = None, shift: int = 0,
+    tokenizer: Any = None,
 ) -> Opened:  # fmt: skip
     """Files as `score` takes them, before any row counts."""
     reading = reading or Reading()
+    beside = dict(beside or {})
+    totals = {name: int(beside.pop(name)) for name in UNITS if beside.get(name, "").isdecimal()}
     pair = pair_of(logits, labels, reading, beside)
     asked, said = scale, ""
     if scale is None:
@@ -157,19 +181,14 @@ def opened(
     options: dict[str, Any] = {"scale": scale, "names": pair.names, "skip_bad": reading.skip_bad, "shift": shift}
     options |= {"scaling": scaling, "top_k": top_k}
     total = Score(top=top, ignore_index=ignore_index, **options)
-    if shift and len(pair.shape) < 2:
-        shape = pair.logits.shape
-        raise BadFile(f"{pair.logits.path}: --shift needs logits of shape (rows, time, classes), got {shape}")
+    for option, on in (("--shift", shift), ("--tokenizer", tokenizer)):
+        if on and len(pair.shape) != 2:
+            shape = pair.logits.shape
+            raise BadFile(f"{pair.logits.path}: {option} needs logits of shape (rows, time, classes), got {shape}")
     if not shift:
         _look_along_rows(total, pair)
-    return Opened(pair, total, Part(logits, logits if labels is None else labels, len(pair.logits.files), notes), asked)
-
-
-def _name(total: Score, part: Part, scale: scales.Scale | None) -> None:
-    """Say where all rows came from, and what their numbers are."""
-    held = total._held
-    held.options = replace(held.options, scale=scale)
-    held.parts = {partial.name(held, part): part}
+    part = Part(logits, logits if labels is None else labels, len(pair.logits.files), notes)
+    return Opened(pair, total, part, asked, tokenizer, totals)
 
 
 def merged(files: Sequence[str], *, top: int | None = None, empty: bool = False) -> Scored:
@@ -189,10 +208,9 @@ def merged(files: Sequence[str], *, top: int | None = None, empty: bool = False)
         kept = held.options.top
         raise BadFile(f"--top asks for {top} rows, and each part keeps {kept}: score the parts with --top {top}")
     held.keep(held.options.top if top is None else top)
-    metrics = held.metrics()
-    if not metrics.rows and not empty:
+    if not held.scored and not empty:
         raise _nothing(first, total)
-    rows = metrics.rows + metrics.ignored + held.skipped.total()
+    rows = held.ignored + held.scored + held.skipped.total()
     return Scored(total, rows, rows)
 
 
@@ -200,7 +218,7 @@ def _nothing(files: Any, total: Score) -> BadFile:
     if skipped := total._held.skipped:
         why = f"every row is ignored or skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
     else:
-        why = "every label is ignored" if total._held.metrics().ignored else "there are no rows"
+        why = "every label is ignored" if total._held.ignored else "there are no rows"
     return BadFile(f"{files}: nothing to score, {why}")
 
 
@@ -211,9 +229,9 @@ def _look_along_rows(total: Score, pair: Pair) -> None:
         total._held.look_along_rows(shape[0], pair.targets())
 
 
-def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None, paired: bool) -> Iterator[int]:
+def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool) -> Iterator[int]:
     """Of each block the number of rows up to its end, once it is counted."""
-    held, files = total._held, _Files(pair)
+    pair, held, files, totals = begun.pair, begun.total._held, _Files(begun.pair), begun.totals
     for block in pair.blocks(None if held.scale == scales.LOGITS else scales.BLOCK):
         start, labels = block.start, block.labels
 
@@ -228,8 +246,11 @@ def _counted(total: Score, pair: Pair, each: Callable[[Columns], None] | None, p
         _check_labels(pair, block, held.options)
         path, (first, *_) = find(0) if labels.size and not paired else ("", np.unravel_index(start, pair.shape))
         numbers, groups = first + np.arange(len(labels)), block.beside.get("group")
+        lengths = totals | {name: values for name, values in block.beside.items() if name in UNITS}
+        measure = given(lengths, held.options.shift) if lengths else begun.tokenizer and decoded(begun.tokenizer)
+        totals = dict.fromkeys(totals, 0)  # which the first block has had
         try:
-            held.count(block.logits, pair.axis, labels, numbers, find, each and tell, Path(path).name, groups)
+            held.count(block.logits, pair.axis, labels, numbers, find, each and tell, Path(path).name, groups, measure)
         except TypeError as error:
             raise BadFile(f"{pair.place(start) if labels.size else pair.logits.path}: {error}") from error
         except ValueError as error:

@@ -4,7 +4,9 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,7 +15,7 @@ from crossent.tools import plain_json
 from crossent.tools.files import check_file, write
 from crossent.tools.score import Scored, conditions, merged, score, show
 from crossent.tools.score.pairs import file_and_column
-from crossent.tools.score.readers import paths_of, two_files
+from crossent.tools.score.readers import paths_of, printable, two_files
 from crossent.tools.score.rows import check_rows_file, rows_file
 
 FINE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -41,8 +43,9 @@ class Output:
 
 
 def run(
-    files: Sequence[str], *, beside: Mapping[str, str] | None = None, as_json: bool = False, html: Path | None = None,
-    part: Path | None = None, rows: Path | None = None, fail_if: Sequence[str] = (), **options,
+    files: Sequence[str], *, beside: Mapping[str, str] | None = None, tokenizer: str | None = None,
+    as_json: bool = False, html: Path | None = None, part: Path | None = None, rows: Path | None = None,
+    fail_if: Sequence[str] = (), **options,
 ) -> int:  # fmt: skip
     """Score files: everything but the parsing of the command line. `options` are those of `score`."""
     output = Output(as_json, html, part, rows, fail_if)
@@ -60,6 +63,7 @@ def run(
                     return not interrupts
 
                 of_command = {"empty": output.part is not None, "note": _note(errors), "go_on": go_on, "each": each}
+                of_command["tokenizer"] = tokenizer and tokenizer_of(tokenizer)
                 found = score(logits, labels, beside=beside, **of_command, **options)
                 if not found.complete:
                     raise KeyboardInterrupt
@@ -69,6 +73,18 @@ def run(
         return found
 
     return _shown(scored, output)
+
+
+def tokenizer_of(name: str) -> Any:
+    """Of transformers, by its name or from a folder."""
+    if find_spec("transformers") is None:
+        raise ValueError("--tokenizer needs transformers: pip install crossent[transformers]")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"--tokenizer {name}: {printable(str(error).strip().partition(chr(10))[0])}") from error
 
 
 def run_merge(
@@ -95,7 +111,7 @@ def _shown(scored: Callable[[Console], Scored], output: Output) -> int:
 
             write(output.html, page(found, found.top))
         if found.complete and output.part is not None:
-            found.total.save(output.part)
+            found.save(output.part)
     except KeyboardInterrupt:
         errors.print("Interrupted before there was a score.")
         return INTERRUPTED

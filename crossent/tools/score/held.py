@@ -18,6 +18,7 @@ from crossent.tools.score.metrics import Counts, Metrics
 from crossent.tools.score.rows import spread
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.scaling import Scaling
+from crossent.tools.score.texts import Measure, Texts, shifted
 from crossent.tools.score.worst import Index, Worst, shown
 
 _MOST_RANKS = 20
@@ -96,10 +97,12 @@ class Held:
     parts: dict[str, Part] = field(default_factory=dict)
     counts: Counts | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    texts: Texts = field(init=False)
     worst: Worst = field(init=False)
     inputs: Inputs = field(init=False)
 
     def __post_init__(self):
+        self.texts = Texts(self.options.top)
         self.worst, self.inputs = Worst(self.options.top), Inputs(self.scale, self.options.ignore_index)
 
     @property
@@ -110,12 +113,12 @@ class Held:
     def count(
         self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray,
         find: Callable[[int], tuple[str | None, Index]], each: Callable[[np.ndarray, dict], Any] | None = None,
-        file: str = "", groups: np.ndarray | None = None,
+        file: str = "", groups: np.ndarray | None = None, measure: Measure | None = None,
     ) -> None:  # fmt: skip
         """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst,
         those of the rows in the `file`. `groups` are names for each of them or each label.
 
-        `each` is told which rows count, and columns with what is known of these.
+        `each` is told which rows count, and columns with what is known of these. `measure` is asked for their lengths.
         """
         classes, ignored = block.shape[-1], self.options.ignore_index
         self.check_classes(classes)
@@ -125,8 +128,9 @@ class Held:
         kept, skipped = labels.reshape(-1) != ignored, Counter[str]()
 
         def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
-            bad = bad & kept
-            if bad.any() and not self.options.skip_bad:
+            if not (bad := bad & kept).any():
+                return
+            if not self.options.skip_bad:
                 file, index = find(row := int(bad.argmax()))
                 raise why(f"{'' if file is None else f'{file}: '}row {shown(index)}", row)
             skipped[what] += int(bad.sum())
@@ -149,9 +153,12 @@ class Held:
         leave_out("logits", np.isnan(stats.logprob), _not_finite)
         if skipped.total():
             labels = np.where(kept.reshape(labels.shape), labels, ignored)
-        flat = labels.reshape(-1)
-        units = len(np.unique(numbers[kept.reshape(len(numbers), -1).any(1)])) if len(flat) else 0
-        counts, shape = self.counts or Counts(classes, self.options.top_k), labels.shape or (1,)
+        flat, shape = labels.reshape(-1), labels.shape or (1,)
+        lengths = measure(labels, kept.reshape(shape)) if measure else {}
+        if self.counts is not None and lengths.keys() != self.texts.units.keys():
+            raise ValueError("bytes and words must be given for all rows or for none")
+        units = _different(numbers, kept) if len(flat) else 0
+        counts = self.counts or Counts(classes, self.options.top_k)
         groups = None if groups is None else spread(groups, shape)
         counts.add(flat, stats, kept, units, spread(cells_of(file, numbers), shape), groups)
         self.options, self.counts = replace(self.options, scale=self.scale), counts
@@ -159,11 +166,23 @@ class Held:
         self.skipped += skipped
         self.worst.add(flat, stats, kept, numbers, find)
         self.inputs.add(block, axis, rows, labels, kept, stats.prediction)
+        self.texts.units.update(lengths)
+        losses = np.maximum(0.0 - stats.logprob, 0.0)
+        if len(shape) == 2:
+            self.texts.add(losses.reshape(shape), kept.reshape(shape), numbers, find)
         if each is not None:
             known = {"label": flat, "prediction": stats.prediction, "rank": stats.rank}
-            known |= {"loss": np.maximum(0.0 - stats.logprob, 0.0)}
-            known |= {"confidence": stats.confidence, "brier": stats.brier}
+            known |= {"loss": losses, "confidence": stats.confidence, "brier": stats.brier}
             each(kept, {name: column[kept] for name, column in known.items()})
+
+    @property
+    def scored(self) -> int:
+        """How many rows count."""
+        return self.counts.scored if self.counts else 0
+
+    @property
+    def ignored(self) -> int:
+        return self.counts.ignored if self.counts else 0
 
     def check_classes(self, classes: int) -> None:
         names, counts = self.options.names, self.counts
@@ -186,6 +205,9 @@ class Held:
             grouped, others = (counts.groups is not None for counts in (self.counts, other.counts))
             if grouped != others:
                 differences.append(("whether rows have groups", grouped, others))
+            if self.texts.units.keys() != other.texts.units.keys():
+                known = sorted(self.texts.units), sorted(other.texts.units)
+                differences.append(("what lengths are known", *known))
         for what, ours, theirs in differences:
             raise ValueError(f"{name}: {what} is {theirs!r}, but {ours!r} in what came before: score all alike")
         if self.parts.keys() & other.parts.keys():
@@ -199,6 +221,7 @@ class Held:
             self.counts.merge(other.counts)
         self.worst.merge(other.worst)
         self.inputs.merge(other.inputs)
+        self.texts.merge(other.texts)
         self.inputs.scale = self.scale
         self.parts = self.parts | other.parts
         self.skipped += other.skipped
@@ -206,6 +229,7 @@ class Held:
     def keep(self, top: int) -> None:
         """No more than so many of the worst rows."""
         self.worst = Worst(top, self.worst.rows[:top])
+        self.texts.top, self.texts.worst = top, self.texts.worst[:top]
         self.options = replace(self.options, top=top)
 
     def metrics(self) -> Metrics:
@@ -219,13 +243,10 @@ def _not_finite(place: str, row: int) -> ValueError:
     return ValueError(f"{place}: the logits hold nan or inf, or are all -inf")
 
 
-def shifted(labels: np.ndarray, shift: int, ignored: int) -> np.ndarray:
-    """Of each row the label of so many later ones along the last axis; the last rows have none."""
-    if labels.ndim < 2:
-        raise ValueError(f"shift needs rows with an axis of time, got labels of shape {labels.shape}")
-    found = np.full_like(labels, ignored)
-    found[..., : max(0, labels.shape[-1] - shift)] = labels[..., shift:]
-    return found
+def _different(numbers: np.ndarray, kept: np.ndarray) -> int:
+    """How many different numbers there are of which something counts."""
+    found = numbers[kept if len(kept) == len(numbers) else kept.reshape(len(numbers), -1).any(1)]
+    return len(found) if (found[1:] > found[:-1]).all() else len(np.unique(found))
 
 
 def _signed(labels: np.ndarray) -> np.ndarray:

@@ -159,6 +159,11 @@ class Counts:
         if self._rows_waiting >= _GROUP:
             self._count_groups(_GROUP)
 
+    @property
+    def scored(self) -> int:
+        """How many rows count."""
+        return int(self.tables["class"]["rows"].sum()) + self._rows_waiting
+
     def settled(self) -> "Counts":
         """The same with what waits to become a whole group counted. Others may look at these at the same time."""
         found = copy(self)

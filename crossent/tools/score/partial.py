@@ -15,6 +15,7 @@ The digest is that of all else, so that damage is seen wherever it is.
 import hashlib
 import json
 import operator
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from crossent.tools.score.readers import BadFile, printable
 from crossent.tools.score.scales import LOGITS
 from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.sums import Cells, ExactSums
+from crossent.tools.score.texts import UNITS, Document, Texts
 from crossent.tools.score.worst import WorstRow
 
 FORMAT, VERSION = "crossent score", 2
@@ -111,6 +113,7 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "crossent": crossent.__version__}
     head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
     head |= {"worst": [asdict(row) for row in held.worst.rows], "skipped": dict(held.skipped)}
+    head["texts"] = held.texts.packed()
     entries: dict[str, np.ndarray] = {}
     if held.counts is not None:
         counts = held.counts.settled()
@@ -140,6 +143,7 @@ def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
     held = Held(options, parts, _counts(head, entries, options) if "classes" in head else None)
     held.worst.rows = tuple(_row(**row) for row in head["worst"])
     held.skipped.update({what: _number(head["skipped"][what]) for what in SKIPPED if what in head["skipped"]})
+    held.texts = _texts(**head["texts"])
     if held.counts is not None:
         held.check_classes(held.counts.classes)
     if "tally" in head:
@@ -158,6 +162,17 @@ def _row(file: str | None, index: list, label: int, prediction: int, rank: int, 
     label, prediction, rank = map(_number, (label, prediction, rank))
     at = tuple(map(operator.index, index))
     return WorstRow(file and printable(file), at, label, prediction, rank, float(logprob), float(confidence))
+
+
+def _texts(units: dict, nll: dict, worst: list, **numbers: Any) -> Texts:
+    numbers = {name: _number(value) for name, value in numbers.items()}
+    counted = Counter({name: _number(units[name]) for name in UNITS if name in units})
+    sums = ExactSums(1, {int(i): np.array([_number(digit)]) for i, digit in nll.items()})
+    return Texts(**numbers, units=counted, nll=sums, worst=tuple(_document(**one) for one in worst))
+
+
+def _document(file: str | None, index: list, rows: Any, nll: Any) -> Document:
+    return Document(file and printable(file), tuple(map(operator.index, index)), _number(rows), float(nll))
 
 
 def _tally(found: dict, before: np.ndarray) -> Tally:

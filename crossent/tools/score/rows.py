@@ -26,7 +26,7 @@ def places(first: np.ndarray, more: Iterable[np.ndarray]) -> Columns:
 def spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A value for each label of this shape, in their order, of values for each or for each of their first axis."""
     values = values.reshape(values.shape + (1,) * (len(shape) - values.ndim))
-    return np.broadcast_to(values, shape).reshape(-1)
+    return np.broadcast_to(values, shape or (1,)).reshape(-1)
 
 
 @contextmanager

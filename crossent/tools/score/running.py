@@ -12,7 +12,7 @@ import numpy as np
 from crossent import plan, prediction_stats
 from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
-from crossent.tools.score import partial, scales
+from crossent.tools.score import partial, scales, texts
 from crossent.tools.score.groups import GroupCells
 from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.rows import places
@@ -96,7 +96,7 @@ class Score:
 
     def update(
         self, input: Any, target: Any, *, dim: int | None = None, rows: Any = None, groups: Any = None,
-        each: Callable[[dict[str, np.ndarray]], Any] | None = None,
+        bytes: Any = None, words: Any = None, each: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ) -> "Score":  # fmt: skip
         """Counts rows, and returns the Score itself.
 
@@ -110,6 +110,8 @@ class Score:
                 from 0 over the calls where there are none. Scores that are merged should have them.
             groups: N values, or as many as there are labels, of which rows with equal ones are a group; words or
                 numbers. Where one call has groups all have.
+            bytes, words: how many the labels are, as text: an integer for all of them, or N, or one for each label.
+                Those of labels that do not count are left out. Where one call has them all have.
             each: is called with what is known of each row that counts: a dict of arrays "row" (for more axes "index_1"
                 and so on as well), "label", "prediction", "rank", "loss", "confidence" and "brier".
 
@@ -135,6 +137,9 @@ class Score:
         if groups is not None:
             groups = _words(groups, count, labels)
         inner = int(np.prod(others))
+        given = {"bytes": bytes, "words": words}
+        lengths = {name: _lengths(name, one, count, labels) for name, one in given.items() if one is not None}
+        measure = texts.given(lengths, self._held.options.shift) if lengths else None
 
         def find(i: int) -> tuple[None, Index]:
             return None, (int(numbers[i // inner]), *map(int, np.unravel_index(i % inner, others)))
@@ -143,7 +148,8 @@ class Score:
             first, *more = np.unravel_index(np.flatnonzero(kept), (count, *others))
             each(places(numbers[first], more) | columns)
 
-        self._held.count(moved_axis(input, axis, -1), axis, labels, numbers, find, each and tell, groups=groups)
+        block, told = moved_axis(input, axis, -1), each and tell
+        self._held.count(block, axis, labels, numbers, find, told, groups=groups, measure=measure)
         self._numbered += count
         self._own = self._own or uuid4().hex
         self._held.parts.setdefault(self._own, Part())
@@ -158,13 +164,14 @@ class Score:
         """
         groups = [one._held.counts.groups for one in (self, *others) if isinstance(one, Score) and one._held.counts]
         GroupCells().numbered(name for one in groups if one for name in one.numbers)  # which refuses too many
-        fitting = Held(self._held.options, self._held.parts, self._held.counts)
+        fitting = copy(self._held)
         for i, other in enumerate(others):
             if not isinstance(other, Score):
                 raise TypeError(f"others[{i}] must be a Score, got {type(other).__name__}")
             fitting.check(f"others[{i}]", other._held)
             fitting.parts = fitting.parts | other._held.parts
-            fitting.counts = fitting.counts or other._held.counts
+            if fitting.counts is None:
+                fitting.counts, fitting.texts = other._held.counts, other._held.texts
             fitting.options = fitting.options.known(other._held.options)
         for other in others:
             self._held.merge(other._held)
@@ -191,6 +198,11 @@ class Score:
             by_class                                                     of each class: rows, recall, precision, nll,
                                                                          and the classes that it was taken for
             confusion_short                                              see above
+            bytes, words                                                 where they were given, their numbers
+            perplexity_by_byte, perplexity_by_word, bits_per_byte        exp(N nll / bytes), ..., N nll / bytes / log 2
+            documents                                                    of labels of two axes, a document in each row
+                                                                         of the first: count, mean over them of their
+                                                                         mean nll, its perplexity, the worst ones
             worst                                                        the rows with the largest loss
             findings                                                     what looks like a mistake, as in an Explanation
 
@@ -199,6 +211,7 @@ class Score:
         """
         held, metrics = self._held, self._held.metrics()
         found = result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)
+        found |= held.texts.result(metrics.nll * metrics.rows)
         return found | {"skipped": {what: held.skipped[what] for what in SKIPPED}}
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -242,6 +255,16 @@ class Score:
         if numbers.shape != (count,) or (numbers.dtype.kind not in "iu" and count):
             raise ValueError(f"rows must be {count} integers, got {numbers.dtype} of shape {numbers.shape}")
         return numbers
+
+
+def _lengths(name: str, given: Any, count: int, labels: np.ndarray) -> np.ndarray:
+    found = as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
+    if found.shape not in ((), (count,), labels.shape) or found.dtype.kind not in "iu" or (found < 0).any():
+        raise ValueError(
+            f"{name} must be an integer, {count} or as many as there are labels, none negative, got {found.dtype} of "
+            f"shape {found.shape}"
+        )
+    return found
 
 
 def _words(groups: Any, count: int, labels: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from crossent.tools.score.intervals import Interval
 from crossent.tools.score.metrics import BINS
 from crossent.tools.score.readers import printable
 from crossent.tools.score.said import class_rows, coverage_rows
+from crossent.tools.score.texts import UNITS
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
 
@@ -38,6 +39,15 @@ def summary(score: Scored) -> list[tuple[str, str, str, str]]:
         row("calibration error", "calibration_error", ".4f", ".3f", f"|accuracy - confidence|, {BINS} bins"),
         row("Brier score", "brier", ".4f", ".3f", "squared error of p, 0 to 2"),
     ]
+    texts = score.texts
+    for name, one in UNITS.items():
+        if name in texts:
+            meaning = f"exp of the NLL of {texts[name]:,} {name}"
+            rows.append((f"perplexity by {one}", f"{texts[f'perplexity_by_{one}']:.6g}", "", meaning))
+    if "bits_per_byte" in texts:
+        rows.append(("bits per byte", f"{texts['bits_per_byte']:.4f}", "", "NLL / bytes / log 2"))
+    if documents := texts.get("documents"):
+        rows.append(("document NLL", f"{documents['nll']:.4f}", "", f"mean of {documents['count']:,} documents' means"))
     if m.impossible:
         rows.append(("impossible", f"{m.impossible:,}", "", "rows whose label has probability 0: the NLL is infinite"))
     return rows

@@ -1,5 +1,6 @@
 """`crossent.explain`: a call of a loss with its steps by hand, its checks and what is worth knowing about it."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -81,6 +82,9 @@ def explain(
     """
     if lang not in LANGUAGES:
         raise ValueError(f"lang must be one of {', '.join(map(repr, LANGUAGES))}, got {lang!r}")
+    rate = number("learning_rate", learning_rate)
+    if not math.isfinite(rate):
+        raise ValueError(f"learning_rate must be finite, got {rate}")
     a = bind(function, args, kwargs)
     options = loss_options(**of_arguments(a))
     a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
@@ -89,7 +93,6 @@ def explain(
         losses = value
         if options.reduction != "none":
             losses = function(**case.arguments | {"reduction": "none", "denominator": None})
-    rate = number("learning_rate", learning_rate)
     result = None if options.reduction == "none" else float(value)
     styles = styles_of(function, a, options)
     if mistake is not None:

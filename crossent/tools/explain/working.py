@@ -62,13 +62,16 @@ def work(case, row, rate=1.0):
         if case.options.reduction == "mean":
             g = g / np.float64(case.divisor)
         after = _forward(case, row, x - rate * g, sample).loss
-        narrow = case.arithmetic
-        half = 0.5 * np.spacing(narrow(f.total))
-        digits = np.where(f.z == -np.inf, np.nan, np.maximum(np.log10(f.e / half), 0.0).round(1))
-        unshifted = float(np.exp(f.z.astype(narrow)).sum(dtype=narrow))
+        digits, unshifted = _in_floats(f, case.arithmetic)
     return Worked(
         **vars(f), row=row, x=x, sample=sample, size=size, d=d, g=g, after=after, digits=digits, unshifted=unshifted
     )
+
+
+def _in_floats(f, dtype):
+    half = 0.5 * np.spacing(dtype(f.total))  # what is below it changes no sum
+    digits = np.maximum(np.log10(f.e / half), 0.0).round(1)
+    return digits, float(np.exp(f.z.astype(dtype)).sum(dtype=dtype))
 
 
 def _forward(case, row, x, sample):

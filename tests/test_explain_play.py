@@ -171,6 +171,27 @@ def large(rng, rows=2, classes=3000):
     return logits, labels, rng.uniform(0.5, 2.0, classes)
 
 
+PLAIN = {"ignored": np.zeros(3, bool), "weight": np.ones(4), "temperature": 1.0, "smoothing": 0.0, "reduction": "sum"}
+
+
+@browser.needs_chromium
+def test_rows_that_are_sure_keep_their_digits(example):
+    x, labels = np.array([[40.0, 0.0, 0.0, 0.0], [0.0, -300.0, 0.0, 400.0], [1e4, 1e4, 0.0, 0.0]]), np.array([0, 3, 1])
+    setting = PLAIN | {"x": x, "labels": labels}
+    found = json.loads(example.evaluate(f"byAddress({fragment(setting)!r})"))
+    _, losses, gradient = called(crossent.cross_entropy, setting)
+    assert 0.0 < losses[0] < 1e-16 and 0.0 < losses[1] < 1e-170
+    np.testing.assert_allclose([float(row["loss"]) for row in found["rows"]], losses, rtol=1e-12)
+    np.testing.assert_allclose([floats(row["gradient"]) for row in found["rows"]], gradient, rtol=1e-12)
+
+
+@browser.needs_chromium
+def test_a_target_without_weight_still_needs_its_logits(example):
+    setting = PLAIN | {"x": np.zeros((3, 4)), "labels": np.arange(3), "weight": np.zeros(4), "smoothing": 0.5}
+    setting["x"][1, 2] = np.nan
+    assert_agrees(json.loads(example.evaluate(f"byAddress({fragment(setting)!r})")), setting)
+
+
 @browser.needs_chromium
 def test_classes_that_are_not_shown_count_in_full(opened):
     logits, labels, weight = large(np.random.default_rng(1))

@@ -34,9 +34,10 @@ function worked(row, settings) {
   const q = targetOf(row, settings);
   const mass = sumOf(q);
   const picked = q.map((share, c) => times(share, steps.logP[c]));
-  const needsSum = settings.smoothing > 0 && !row.ignored; // even where the weights leave nothing of the target
-  const loss = needsSum && Number.isNaN(steps.lse) ? NaN : 0 - sumOf(picked);
-  const slopes = q.map((share, c) => times(mass - share, steps.p[c]) + times(share, Math.expm1(steps.logP[c])));
+  const isUnknown = settings.smoothing > 0 && !row.ignored && Number.isNaN(steps.lse); // whatever the weights leave of q
+  const loss = isUnknown ? NaN : 0 - sumOf(picked);
+  const slope = (share, c) => times(mass - share, steps.p[c]) + times(share, Math.expm1(steps.logP[c]));
+  const slopes = q.map((share, c) => (isUnknown ? NaN : slope(share, c)));
   return { ...steps, q, mass, picked, loss, slopes };
 }
 

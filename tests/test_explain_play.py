@@ -1,7 +1,9 @@
 """The page to play with, in a browser: its numbers are those of the library whatever its controls are set to."""
 
 import json
+import re
 from contextlib import ExitStack
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -11,7 +13,9 @@ import torch.nn.functional as F
 
 import crossent
 from crossent.tools.commands import _application
+from crossent.tools.explain import play
 from crossent.tools.explain.command import worked_example
+from crossent.tools.explain.language import messages
 
 # Sets the page's controls as a reader does, or its address, and reads what it then says of every row.
 DRIVE = """
@@ -289,9 +293,15 @@ def test_by_keyboard_alone(opened):
 
 
 @browser.needs_chromium
-@pytest.mark.parametrize(("width", "dark"), [(1400, False), (420, True)])
-def test_for_everybody(opened, width, dark):
-    page = opened(*worked_example(), width=width, dark=dark, label_smoothing=0.1)
+@pytest.mark.parametrize(
+    ("width", "dark", "lang", "status", "curve", "wrong"),
+    [
+        (1400, False, "en", "mean loss nan, this row nan", "The mean loss is nan here", "Temperature must be a number"),
+        (420, True, "zh", "平均损失 nan，这一行 nan", "这里的平均损失：nan", "温度必须是大于 0 的数"),
+    ],
+)
+def test_for_everybody(opened, width, dark, lang, status, curve, wrong):
+    page = opened(*worked_example(), width=width, dark=dark, label_smoothing=0.1, lang=lang)
     page.evaluate("find('details').open = true")
     assert browser.violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -300,15 +310,26 @@ def test_for_everybody(opened, width, dark):
         ".getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
     )
     assert min(sizes) >= 44
-    page.evaluate("fill(named('Logit of class 0'), 'nan'); 0")
+    page.evaluate("fill(find('.class input[type=text]'), 'nan'); 0")
     said = page.evaluate("new Promise(done => setTimeout(() => done(find('[role=status]').textContent), 600))")
-    assert said == "mean loss nan, this row nan"
-    assert "is nan here" in page.evaluate(
-        "find('#curve').getAttribute('aria-labelledby') && find('#curve-text').innerText"
+    assert said == status
+    assert page.evaluate(
+        "document.getElementById(find('#curve').getAttribute('aria-labelledby')).innerText"
+    ).startswith(curve)
+    page.evaluate("fill(find('#temperature input[type=text]'), '0')")
+    assert (
+        page.evaluate("find('[role=alert]').textContent").startswith(wrong) and page.evaluate("state.temperature") == 1
     )
-    page.evaluate("fill(named('Temperature'), '0')")
-    assert "above 0" in page.evaluate("find('[role=alert]').textContent") and page.evaluate("state.temperature") == 1
-    assert page.evaluate("named('Temperature').getAttribute('aria-invalid')") == "true"
+    assert page.evaluate("find('#temperature input[type=text]').getAttribute('aria-invalid')") == "true"
+    assert page.evaluate("document.documentElement.lang") == lang
+
+
+def test_every_message_is_shown():
+    """Those whose name is put together end as the page's steps and reductions do."""
+    sources = "".join(path.read_text("utf-8") for path in Path(play.__file__).parent.iterdir() if path.is_file())
+    for key in messages()["play"]:
+        whole = rf't\.{key}\b|"{key}"|play\.{key}"'
+        assert re.search(whole, sources) or re.match("(name|step|loss)_", key), key
 
 
 @browser.needs_chromium

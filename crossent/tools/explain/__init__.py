@@ -135,7 +135,7 @@ def _explanation(case, wanted, losses, result, mistake, rate, **told):
         summary=_summary(facts),
         baselines=_baselines(facts),
         losses=losses.reshape(case.row_shape),
-        given=given_of(case, worked),
+        given=given_of(case, worked, rate),
         **told,
     )
 

@@ -6,9 +6,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 import crossent
+from crossent.tools.explain import words
+from crossent.tools.explain.language import messages, say, speaking
 
 ROWS = 8  # of a page at most
 _KNOWN = {"reduction", "ignore_index", "label_smoothing", "loss_dtype"}  # the page's numbers are all in float64
+# What the page's script puts into messages stays as it is in them.
+_PLACES = {
+    name: f"{{{name}}}" for name in "change count label logit loss name p row rows shown slope value what".split()
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,17 +27,18 @@ class Given:
     logits: tuple[np.ndarray, ...]
     weight: np.ndarray
     smoothing: float
+    rate: float
     unknown: tuple[str, ...]
 
 
-def given_of(case, worked) -> Given:
+def given_of(case, worked, rate) -> Given:
     options, arguments = case.options, case.arguments
     left_out = [option for option in fields(options) if option.name not in _KNOWN]
     unknown = [option.name for option in left_out if getattr(options, option.name) != option.default]
     unknown += [name for name in ("sample_weight", "denominator") if arguments[name] is not None]
     unknown += ["probabilities as target"] if case.soft else []
     weight = np.ones(case.classes) if case.weight is None else case.weight
-    return Given(tuple(w.x for w in worked[:ROWS]), weight, options.label_smoothing, tuple(unknown))
+    return Given(tuple(w.x for w in worked[:ROWS]), weight, options.label_smoothing, rate, tuple(unknown))
 
 
 def page(e) -> str:
@@ -42,7 +49,10 @@ def page(e) -> str:
         raise ValueError(f"a page to play with knows no {' and no '.join(e.given.unknown)}: explain a call without")
     if not e.rows:
         raise ValueError("a page to play with needs at least one row, got none")
-    return rendered(__name__, "play.html", e=e, start=_start(e), notes=_notes(e), version=crossent.__version__)
+    with speaking(e.lang):
+        texts = {key: say(f"play.{key}", **_PLACES) for key in messages()["play"]}
+        start = _start(e) | {"text": texts}
+        return rendered(__name__, "play.html", e=e, t=texts, start=start, notes=_notes(e), version=crossent.__version__)
 
 
 def _start(e):
@@ -60,7 +70,9 @@ def _start(e):
         "rows": rows,
         "classes": e.classes,
         "weight": _packed(e.given.weight),
+        "names": {c: words.class_name(c) for row in e.rows for c in row.classes},
         "smoothing": e.given.smoothing,
+        "rate": e.given.rate,
         "reduction": e.reduction,
     }
 
@@ -74,9 +86,9 @@ def _notes(e):
     """Where the page's numbers are not those of the call, and why."""
     shown, rows = len(e.given.logits), e.summary["rows"]
     if shown < rows:
-        yield f"Of {rows:,} rows the page has {shown}: the loss here is theirs alone."
+        yield say("play.some_rows", rows=f"{rows:,}", shown=shown)
     if e.function == "nll_loss":
-        yield "The call was given log-probabilities. Here they are logits, and their softmax gives them again."
+        yield say("play.from_log_probabilities")
     for row in e.rows[:shown]:
         if row.state == "bad label":
-            yield f"Row {row.position} has the label {row.label}, which is no class: here it starts as ignored."
+            yield say("play.bad_label", row=row.position, label=row.label)

@@ -34,7 +34,7 @@ function worked(row, settings) {
   const q = targetOf(row, settings);
   const mass = sumOf(q);
   const picked = q.map((share, c) => times(share, steps.logP[c]));
-  const isUnknown = settings.smoothing > 0 && !row.ignored && Number.isNaN(steps.lse); // whatever the weights leave of q
+  const isUnknown = settings.smoothing > 0 && !row.ignored && Number.isNaN(steps.lse); // whatever q is
   const loss = isUnknown ? NaN : 0 - sumOf(picked);
   const slope = (share, c) => times(mass - share, steps.p[c]) + times(share, Math.expm1(steps.logP[c]));
   const slopes = q.map((share, c) => (isUnknown ? NaN : slope(share, c)));

@@ -7,15 +7,19 @@ const decoded = (text) => new Float64Array(Uint8Array.from(atob(text), (byte) =>
 
 /** What the page starts from, and goes back to. */
 const fresh = () => ({
-  temperature: 1, rate: 1, smoothing: start.smoothing, reduction: start.reduction, weight: decoded(start.weight),
-  rows: start.rows.map(({ label, ignored, x }) => ({ label, ignored, x: decoded(x) })),
+  temperature: 1, rate: start.rate, smoothing: start.smoothing, reduction: start.reduction,
+  weight: decoded(start.weight), rows: start.rows.map(({ label, ignored, x }) => ({ label, ignored, x: decoded(x) })),
   row: 0, moving: start.rows[0].label, step: "softmax",
 });
 let state = fresh();
 const chosen = () => state.rows[state.row];
 const shownClasses = () => start.rows[state.row].shown;
 const hidden = () => start.classes - shownClasses().length;
-const others = () => `${hidden().toLocaleString("en")} others`;
+
+/** A message in the page's language, with these values in their places. */
+const say = (key, values = {}) => start.text[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const others = () => say("others", { count: hidden().toLocaleString("en") });
+const ofClass = (key, c) => say(key, { name: start.names[c] });
 
 /** How far a logit's slider goes to both sides: beyond all logits at the start, unless they are extreme. */
 const sizes = state.rows.flatMap(({ x }, i) => start.rows[i].shown.map((c) => Math.abs(x[c]))).filter(Number.isFinite);
@@ -29,7 +33,8 @@ function update() {
   const now = lossOf(state);
   for (const view of views) view(now);
   later(() => {
-    byId("status").textContent = `${byId("what").textContent} ${shown(main(now))}, this row ${shown(rowLoss(now))}`;
+    const what = say(`loss_${state.reduction}`);
+    byId("status").textContent = say("status", { what, loss: shown(main(now)), row: shown(rowLoss(now)) });
     keepInAddress();
   });
 }
@@ -98,24 +103,24 @@ function figure(number, element = made("data")) {
   return element;
 }
 
-const POSITIVE = { fits: (value) => value > 0 && value < Infinity, hint: "a number above 0" };
-const NOT_NEGATIVE = { fits: (value) => value >= 0 && value < Infinity, hint: "a number of at least 0" };
-const SHARE = { fits: (value) => value >= 0 && value <= 1, hint: "a number from 0 to 1" };
+const POSITIVE = { fits: (value) => value > 0 && value < Infinity, hint: say("positive") };
+const NOT_NEGATIVE = { fits: (value) => value >= 0 && value < Infinity, hint: say("not_negative") };
+const SHARE = { fits: (value) => value >= 0 && value <= 1, hint: say("share") };
 const BY_RATIO = { step: 0.01, to: Math.log10, from: (value) => Number((10 ** value).toPrecision(2)) };
 const SETTINGS = {
-  temperature: { name: "Temperature", low: 0.1, high: 10, ...POSITIVE, ...BY_RATIO },
-  smoothing: { name: "Label smoothing", low: 0, high: 1, step: 0.01, ...SHARE },
-  rate: { name: "Learning rate", low: 0.1, high: 100, ...POSITIVE, ...BY_RATIO },
+  temperature: { name: say("temperature"), low: 0.1, high: 10, ...POSITIVE, ...BY_RATIO },
+  smoothing: { name: say("smoothing"), low: 0, high: 1, step: 0.01, ...SHARE },
+  rate: { name: say("rate"), low: 0.1, high: 100, ...POSITIVE, ...BY_RATIO },
 };
 
 /** A slider and a field for one number: `low` to `high` is the slider's range, `to` and `from` its scale. */
 function dial({ name, low, high, step, get, set, fits, hint, to = Number, from = Number }) {
   const slider = made("input", { type: "range", min: to(low), max: to(high), step, "aria-label": name });
-  const field = made("input", { type: "text", "aria-label": `${name}, as a number`, autocomplete: "off" });
+  const field = made("input", { type: "text", "aria-label": say("as_number", { name }), autocomplete: "off" });
   const take = (value) => {
     const isGood = value !== undefined && fits(value);
     field.setAttribute("aria-invalid", !isGood);
-    byId("wrong").textContent = isGood ? "" : `${name} must be ${hint}.`;
+    byId("wrong").textContent = isGood ? "" : say("must_be", { name, what: hint });
     if (isGood) change(() => set(value));
   };
   slider.addEventListener("input", () => take(from(slider.valueAsNumber)));
@@ -135,14 +140,14 @@ function logitDial(c) {
     chosen().x[c] = value;
   };
   const step = span > 20 ? 1 : 0.1;
-  const rules = { low: -span, high: span, step, fits: () => true, hint: "a number, inf, -inf or nan" };
-  return dial({ name: `Logit of class ${c}`, ...rules, get: () => chosen().x[c], set });
+  const rules = { low: -span, high: span, step, fits: () => true, hint: say("any_number") };
+  return dial({ name: ofClass("logit_of", c), ...rules, get: () => chosen().x[c], set });
 }
 
 function weightDial(c) {
   const set = (value) => (state.weight[c] = value);
   const rules = { low: 0, high: 5, step: 0.1, ...NOT_NEGATIVE };
-  return dial({ name: `Weight of class ${c}`, ...rules, get: () => state.weight[c], set });
+  return dial({ name: ofClass("weight_of", c), ...rules, get: () => state.weight[c], set });
 }
 
 const colour = (c) => `var(--c${shownClasses().indexOf(c)}, var(--rest))`;
@@ -182,20 +187,20 @@ function outcome(of, fill) {
     const to = 0.5 + (ofMass(now, of(row(now).slopes)) ?? 0) / 2;
     return { from: 0.5, to, fill: `var(--${up ? "up" : "down"})`, at: 0.5, up: gradient(now) ? up : undefined };
   };
-  return [amount("share", "probability", share, bar), amount("slope", "gradient", gradient, slope)];
+  return [amount("share", say("probability"), share, bar), amount("slope", say("gradient"), gradient, slope)];
 }
 
 function classLine(c) {
-  const radio = made("input", { type: "radio", name: "label", value: c, "aria-label": `class ${c} is the label` });
+  const radio = made("input", { type: "radio", name: "label", value: c, "aria-label": ofClass("is_label", c) });
   radio.addEventListener("change", () => change(() => (chosen().label = c)));
   const [swatch, name] = [made("i", { class: "swatch", style: `background: ${colour(c)}` }), made("span")];
   const label = made("label", { class: "choice" }, radio, swatch, name);
-  const line = made("div", { class: "class", role: "group", "aria-label": `class ${c}` },
+  const line = made("div", { class: "class", role: "group", "aria-label": ofClass("class", c) },
     label, ...logitDial(c), ...outcome((values) => values[c], colour(c)));
   line.addEventListener("focusin", () => change(() => (state.moving = c)));
   views.push(() => {
     radio.checked = chosen().label === c;
-    name.textContent = radio.checked ? `y = ${c}` : `class ${c}`;
+    name.textContent = radio.checked ? `y = ${start.names[c]}` : ofClass("class", c);
     line.classList.toggle("chosen", state.moving === c);
   });
   return line;
@@ -209,7 +214,7 @@ function showRow() {
   const empty = () => made("span", { class: "wide" });
   if (hidden()) byId("classes").append(
     made("div", { class: "class" }, made("span", {}, others()), empty(), empty(), ...outcome(rest, "var(--rest)")));
-  const weights = shownClasses().map((c) => made("div", {}, made("span", {}, `class ${c}`), ...weightDial(c)));
+  const weights = shownClasses().map((c) => made("div", {}, made("span", {}, ofClass("class", c)), ...weightDial(c)));
   byId("weights").replaceChildren(...weights);
   showWorking();
   views.push(drawPlots);
@@ -226,7 +231,7 @@ const SUMMED = ["exp", "softmax", "pick", "gradient"]; // that mean something as
 const OF_A_ROW = ["sum", "negate", "average"];
 
 function showWorking() {
-  const names = [...shownClasses().map(String), ...(hidden() ? [others()] : [])];
+  const names = [...shownClasses().map((c) => start.names[c]), ...(hidden() ? [others()] : [])];
   const heads = byId("working").tHead.rows[0];
   heads.replaceChildren(heads.cells[0], ...names.map((name) => made("th", { scope: "col" }, name)));
   for (const line of byId("working").tBodies[0].rows) {
@@ -301,7 +306,7 @@ function rowChoice({ name }, i) {
   const loss = made("span");
   views.push((now) => {
     radio.checked = state.row === i;
-    loss.textContent = `${name}: ${state.rows[i].ignored ? "ignored" : shown(now.rows[i].loss)}`;
+    loss.textContent = `${name}: ${state.rows[i].ignored ? say("ignored") : shown(now.rows[i].loss)}`;
   });
   return made("label", { class: "choice" }, radio, loss);
 }
@@ -314,9 +319,9 @@ function showSettings(now) {
   }
   for (const radio of all("[name=reduction]")) radio.checked = radio.value === reduction;
   byId("ignored").checked = chosen().ignored;
-  byId("what").textContent = reduction === "none" ? "loss" : `${reduction} loss`;
+  byId("what").textContent = say(`loss_${reduction}`);
   const worse = main(now) > evenly(now) ? "worse" : main(now) < evenly(now) ? "better" : "";
-  byId("verdict").textContent = worse && `${worse} than knowing nothing`;
+  byId("verdict").textContent = worse && say(worse);
   byId("python").textContent = byId("code").hidden ? "" : python();
 }
 

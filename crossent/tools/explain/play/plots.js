@@ -41,9 +41,8 @@ function drawShares(now, at) {
   const parts = classes.flatMap((c, i) => (known ? band(c, edges.map((tops) => tops.slice(i, i + 2)), x, y) : []));
   if (isInPlot(logit)) parts.push(made("path", { class: "now", d: `M${x(logit)},${y(0)}V${y(1)}` }));
   byId("shares").replaceChildren(...parts, ...marks);
-  const p = now.rows[state.row].p[state.moving];
-  byId("shares-text").textContent = `Probabilities of all classes, as bands, if the logit of class ${state.moving} moves. `
-    + `Now it is ${shown(logit)}, with probability ${shown(p)}.`;
+  const values = { name: start.names[state.moving], logit: shown(logit), p: shown(now.rows[state.row].p[state.moving]) };
+  byId("shares-text").textContent = say("shares", values);
 }
 
 /** A class's share along the plot, with its name where it has room. */
@@ -56,7 +55,7 @@ function band(c, edges, x, y) {
   const widest = inner.indexOf(Math.max(...inner));
   if (y(0) - y(inner[widest]) < 16) return [area];
   const middle = (edges[widest][0] + edges[widest][1]) / 2;
-  const name = c === undefined ? "others" : c === chosen().label && !chosen().ignored ? `y = ${c}` : String(c);
+  const name = c === undefined ? others() : c === chosen().label ? `y = ${start.names[c]}` : start.names[c];
   return [area, made("text", { x: places[widest], y: y(middle) + 4, "text-anchor": "middle" }, name)];
 }
 
@@ -90,13 +89,11 @@ function ceiling(value) {
   return Number((unit * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((times) => times * unit >= value)).toPrecision(2));
 }
 
-function said(logit, loss, slope) {
-  const what = state.reduction === "none" ? "The loss of this row" : "The loss";
-  if (!Number.isFinite(loss + slope)) return `${what} is ${shown(loss)} here, its slope ${shown(slope)}.`;
-  const by = `${shown(Math.abs(0.1 * slope))} ${slope < 0 ? "smaller" : "larger"}`;
-  const change = `0.1 more of this logit makes it about ${by}`;
-  const outside = isInPlot(logit) ? "" : " The point lies outside of the plot.";
-  return `${what} as it moves. Now it is ${shown(loss)} with slope ${shown(slope)}: ${change}.${outside}`;
+function said(logit, value, slope) {
+  const values = { loss: say(`loss_${state.reduction}`), value: shown(value), slope: shown(slope) };
+  if (!Number.isFinite(value + slope)) return say("curve_undefined", values);
+  const text = say(slope < 0 ? "curve_down" : "curve", { ...values, change: shown(Math.abs(0.1 * slope)) });
+  return isInPlot(logit) ? text : `${text} ${say("outside")}`;
 }
 
 /** Dragging in a plot moves the logit, as its slider does. A touch that scrolls the page leaves it alone. */

@@ -25,7 +25,8 @@ def on_files(files, config):
         for scheme in plots.COLOURS:
             files.append(File.generated(config, f"plots/{name}-{scheme}.svg", content=plots.svg(name, scheme)))
     files.append(File.generated(config, "plots/explanation.svg", content=plots.explanation()))
-    files.append(File.generated(config, "play.html", content=explain(*worked_example()).to_play()))
+    for language, name in {"en": "play.html", "zh": "play.zh.html"}.items():
+        files.append(File.generated(config, name, content=explain(*worked_example(), lang=language).to_play()))
     for language, path in notebooks.NOTEBOOKS.items():
         page, images = notebooks.page(language)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))

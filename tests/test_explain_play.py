@@ -299,6 +299,7 @@ def test_by_keyboard_alone(opened):
         (1400, False, "en", "mean loss nan, this row nan", "The mean loss is nan here", "Temperature must be a number"),
         (420, True, "zh", "平均损失 nan，这一行 nan", "这里的平均损失：nan", "温度必须是大于 0 的数"),
     ],
+    ids=["wide", "phone"],
 )
 def test_for_everybody(opened, width, dark, lang, status, curve, wrong):
     page = opened(*worked_example(), width=width, dark=dark, label_smoothing=0.1, lang=lang)
@@ -339,6 +340,38 @@ def test_an_address_that_makes_no_sense_is_passed_over(example):
     assert example.evaluate(
         f"byAddress({bad!r}); begin(fromAddress()); JSON.stringify(state) === JSON.stringify(fresh())"
     )
+
+
+@browser.needs_chromium
+def test_an_address_holds_all_that_was_set(example):
+    setting = settings_of(np.random.default_rng(4)) | {"x": np.array([[np.nan, np.inf, -np.inf, 1e-300]] * 3)}
+    example.evaluate(f"byAddress({fragment(setting)!r}); goTo('log'); keepInAddress()")
+    written = "rows.map(row => list(row.x) + row.label + row.ignored), list(weight), Object.values(others)"
+    states = f"[state, fromAddress(), fresh()].map(({{rows, weight, ...others}}) => [{written}].join())"
+    here, kept, start = example.evaluate(states)
+    assert here == kept != start and "1e-300" in here
+
+
+@browser.needs_chromium
+def test_buttons_and_plots_move_the_logits(opened):
+    logits, labels = worked_example()
+    page = opened(logits, labels, learning_rate=2.0)
+    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    F.cross_entropy(x, torch.tensor(labels)).backward()
+    page.evaluate("find('#descend').click()")
+    moved = page.evaluate("state.rows.map(row => [...row.x])")
+    np.testing.assert_allclose(moved, (x - 2.0 * x.grad).detach(), rtol=1e-14)
+    expected = {"even": np.log(4.0), "right": np.log1p(3 * np.exp(-8)), "masked": np.inf, "huge": np.inf}
+    for name, loss in expected.items():
+        page.evaluate(f"find('[data-try={name}]').click()")
+        assert_close(float(page.evaluate("find('#row-loss').value")), loss, name)
+    page.evaluate("find('#reset').click(); find('#curve').scrollIntoView(); 0")
+    left, top, width = page.evaluate("(box => [box.left, box.top, box.width])(find('#curve').getBoundingClientRect())")
+    for kind, share in {"mousePressed": 0.5, "mouseMoved": 0.75, "mouseReleased": 0.75}.items():
+        at = {"x": left + 46 + share * (width - 58), "y": top + 60}
+        page.send("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **at)
+    assert page.evaluate("state.rows[0].x[1]") == pytest.approx(3.0, abs=0.03)
+    assert page.errors == []
 
 
 def test_what_a_page_has_no_control_for_is_refused():

@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import sys
+import weakref
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -16,6 +19,7 @@ from crossent.frontends.torch import router
 from crossent.tools.watch import looks, seen
 
 CLASSES, FEATURES = 5, 4
+LIBRARY = str(Path(crossent.__file__).parent)
 
 
 @pytest.fixture
@@ -259,6 +263,23 @@ def test_each_loss_is_seen_once_and_no_other(way, model):
     assert ("looked" in said) == (way not in ("of probabilities", "of nothing"))
 
 
+def test_nothing_is_held_longer_than_by_the_loss(model):
+    """Of logits: where no backward pass follows as long as the loss is there, else until that ends."""
+    x, labels = batch()
+    with watch(model) as watched:
+        loss = F.cross_entropy(scaled := model(x) * 1.0, labels)
+        held = weakref.ref(scaled)
+        del scaled
+        assert held() is not None
+        loss.backward()
+        assert held() is None and not watched._batches
+        for _ in range(100):
+            loss = F.cross_entropy(scaled := model(x) * 1.0, labels)
+        held = weakref.ref(scaled)
+        del scaled, loss
+        assert held() is None and len(watched._batches) == 16 and len(watched._line) == 1
+
+
 def test_the_gradient_of_other_losses_is_watched(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model) as watched:
@@ -420,6 +441,24 @@ def test_looks_take_their_share_of_the_time(model, monkeypatch):
     with watch(model) as watched:  # in one step all losses, and the next look is later
         train(model, lambda x, y: loss_of(x, y) + F.cross_entropy(-x, y) + F.nll_loss(x, y), steps=50)
     assert made == [1, 1, 1, 2, 2, 2, 32, 32, 32]
+
+
+def test_calls_of_a_step_without_a_look(model):
+    """Of Python, in the library: what every step costs, whatever the model."""
+    places = []
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(LIBRARY):
+            places.append(frame.f_code.co_name)
+
+    with watch(model, every=1000):
+        train(model, steps=1)
+        sys.setprofile(profile)
+        try:
+            train(model, steps=1)
+        finally:
+            sys.setprofile(None)
+    assert len(places) <= 95, places
 
 
 def test_compiled_models_are_followed(model):

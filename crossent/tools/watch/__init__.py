@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -37,7 +37,7 @@ from crossent.tools.watch.looks import Sums, look
 from crossent.tools.watch.seen import Loss
 
 _SHARE = 0.01  # of the time that passes, for looks
-_BATCHES = 64  # that are kept where no backward pass follows them
+_BATCHES = 16  # that are held where no backward pass follows them
 _WINDOW = 1024  # rows of the first window; each later one has at least a quarter of all rows before it
 
 
@@ -83,7 +83,7 @@ class watch:
     The first loss that is not finite, or the first such gradient that is to be used for a step, is a fault:
     `crossent.explain` explains the loss, the model runs the batch once more, with hooks, to find the module in which it
     arose, and a NonFiniteError is raised. Gradients that a GradScaler finds infinite, and leaves out, are none. For
-    that the last inputs of the model and its losses are held until the backward pass ends.
+    that the last inputs of the model and of its losses are held until the backward pass ends.
 
     `last` is the last step's line as a dictionary, `fault` the fault or None.
 
@@ -173,9 +173,13 @@ class watch:
             write(self._path)
 
     def _fresh(self) -> None:
-        self._batches: deque[Batch] = deque(maxlen=_BATCHES)
-        self._losses: list[Loss] = []  # of these batches
         self._line: dict[str, _Part] = {}
+        self._fresh_batch()
+
+    def _fresh_batch(self) -> None:
+        self._batches: deque[Batch] = deque(maxlen=_BATCHES)
+        self._names: Counter[str] = Counter()
+        self._losses: list[Loss] = []  # of the backward pass that is going on
 
     def _write(self, event: str, **said: Any) -> None:
         line = {"event": event, **said, "seconds": round(time.perf_counter() - self._start, 6)}
@@ -191,24 +195,27 @@ class watch:
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self._model.training):
             return
         module = _unwrapped(module)
+        if module is self._model:
+            self._names.clear()
         if module is self._model or not any(batch.module is self._model for batch in self._batches):
             self._batches.append(Batch.of(module, args, kwargs))
 
-    def _see(self, loss: Loss) -> None:
+    def _see(self, loss: Loss, value: Tensor) -> None:
         if not self._model.training:
             return
         begun = time.perf_counter()
-        again = sum(other.name == loss.name for other in self._losses)
-        name = f"{loss.name} ({again + 1})" if again else loss.name
-        self._losses.append(loss)
+        self._names[loss.name] += 1
+        again = self._names[loss.name]
+        name = f"{loss.name} ({again})" if again > 1 else loss.name
         self._is_queued = False
-        loss.value.register_hook(self._begin_backward)
-        value, (counted, rows) = loss.value.detach().float().sum(), loss.counted()
-        if value.is_cpu:
-            value, counted = value.item(), int(counted)
+        # What is held of a loss goes with it, where no backward pass follows.
+        value.register_hook(partial(self._begin_backward, loss))
+        total, (counted, rows) = loss.value.float().sum(), loss.counted()
+        if total.is_cpu:
+            total, counted = total.item(), int(counted)
             self._check(loss)
         part = self._line.setdefault(name, _Part())
-        part.losses += value * counted if loss["reduction"] == "mean" else value
+        part.losses += total * counted if loss["reduction"] == "mean" else total
         part.counted, part.rows = part.counted + counted, part.rows + rows
         if self.every is None and begun >= self._next_look:
             self._looking = self.steps
@@ -237,10 +244,11 @@ class watch:
             self._sums[name] = Sums(len(sums.rows))
 
     def _check(self, loss: Loss) -> None:
-        if not loss.value.detach().isfinite().all():
+        if not loss.value.isfinite().all():
             self._tell("loss", [loss], list(self._batches), None)
 
-    def _begin_backward(self, _) -> None:
+    def _begin_backward(self, loss: Loss, _) -> None:
+        self._losses.append(loss)
         if not self._is_queued:
             self._is_queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)  # pyright: ignore
@@ -253,8 +261,10 @@ class watch:
         # Which of them are not finite has to be asked now: clipping makes nan of all others.
         self._gradient, bad = self._gradients()
         self._bad = (self._bad or (bad, self._losses, list(self._batches))) if bad else None
-        self._losses = []
-        self._batches.clear()
+        if not bad:
+            for loss in self._losses:
+                loss.arguments.clear()  # the hook is there as long as the loss is
+        self._fresh_batch()
 
     def _gradients(self) -> tuple[float, list[str]]:
         """Their norm, and the names of the parameters whose gradients are not finite."""

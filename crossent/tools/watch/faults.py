@@ -146,7 +146,7 @@ def fault_of(
 
 
 def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | None:
-    if not losses or (kind == "gradient" and losses[-1]["inplace_backward"]):
+    if not losses or not losses[-1].arguments or (kind == "gradient" and losses[-1]["inplace_backward"]):
         return None
     try:
         return crossent.explain(function=losses[-1].function, **losses[-1].arguments)

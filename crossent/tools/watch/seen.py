@@ -21,7 +21,7 @@ from crossent.frontends.torch import modes, router
 
 @dataclass(slots=True, eq=False)
 class Loss:
-    """A call of a loss: the public function, its arguments by name, and what it returned."""
+    """A call of a loss: the public function, its arguments by name, and what it returned, without its graph."""
 
     function: Callable[..., Tensor]
     arguments: dict[str, Any]
@@ -65,7 +65,7 @@ class Loss:
 class _Here(threading.local):
     """What a thread watches with, and whether it is inside of a loss, or at work on what it saw."""
 
-    watchers: tuple[Callable[[Loss], None], ...] = ()
+    watchers: tuple[Callable[[Loss, Tensor], None], ...] = ()
     inside = False
 
 
@@ -84,7 +84,7 @@ def unseen():
         _here.inside = before
 
 
-def begin(watcher: Callable[[Loss], None]) -> None:
+def begin(watcher: Callable[[Loss, Tensor], None]) -> None:
     """Tell of all losses that this thread computes to be differentiated."""
     global _watching
     with _lock:
@@ -95,7 +95,7 @@ def begin(watcher: Callable[[Loss], None]) -> None:
     _here.watchers += (watcher,)
 
 
-def end(watcher: Callable[[Loss], None]) -> None:
+def end(watcher: Callable[[Loss, Tensor], None]) -> None:
     global _watching
     _here.watchers = tuple(other for other in _here.watchers if other != watcher)
     with _lock:
@@ -117,7 +117,7 @@ def _told(original, function, given_by, *args, **kwargs):
             if type(given.get("input")) is Tensor:
                 named = {name: given[name] for name in signature(function).parameters if name in given}
                 for watcher in _here.watchers:
-                    watcher(Loss(function, named, value))
+                    watcher(Loss(function, named, value.detach()), value)
     return value
 
 

@@ -98,9 +98,9 @@ def test_rows_come_in_any_layout(method, monkeypatch):
     def same(found, rel=1e-9):
         np.testing.assert_allclose(found.weight + found.bias, expected.weight + expected.bias, rel, rel)
 
-    monkeypatch.setattr(scaling, "_AT_ONCE", 4 * 77)
-    same(calibrate(logits, labels, method), 1e-6)
-    monkeypatch.undo()
+    with monkeypatch.context() as small:
+        small.setattr(scaling, "_AT_ONCE", 4 * 77)
+        same(calibrate(logits, labels, method), 1e-6)
     same(calibrate(torch.tensor(logits, requires_grad=True), torch.tensor(labels), method))
     same(calibrate(logits.reshape(100, 4, 4).transpose(0, 2, 1), labels.reshape(100, 4), method))
     same(calibrate(np.asfortranarray(logits.T), labels.astype(np.uint8), method, dim=0))
@@ -332,6 +332,8 @@ WRONG = {
     "nan.npy y.npy": "nan.npy: row 33: the logits hold nan or inf",
     "x.npy y.npy --save nowhere/scaling.json": "--save must be a file to write",
     "x.npy y.npy --html nowhere/page.html": "--html must be a file to write",
+    "x.npy y.npy --save y.npy": "--save must be another file than those that are read, got y.npy",
+    "huge.npy y.npy": "huge.npy: the logits are so large or so small that no temperature can be found",
 }
 
 
@@ -340,10 +342,22 @@ def test_the_command_says_what_is_wrong(command, files, tmp_path):
     logits, _ = files
     write(tmp_path / "few.npy", "npy", np.tile([1.5, 0.25], (50, 1)))
     write(tmp_path / "zeros.npy", "npy", np.zeros(50, int))
+    write(tmp_path / "huge.npy", "npy", np.where(logits > 2, 1e-320, 0.0))
     logits[33] = np.nan
     write(tmp_path / "nan.npy", "npy", logits)
     status, printed = typed(f"crossent calibrate {command}")
     assert status == 2 and printed.splitlines()[-1].startswith(f"crossent: {WRONG[command]}")
+
+
+@pytest.mark.parametrize("command", ["calibrate x.npy y.npy", "compare x.npy x.npy y.npy"])
+def test_an_interrupt_ends_the_command(command, files, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("calibration.fitted", "compare.Sides.add"):
+        monkeypatch.setattr(f"crossent.tools.score.{name}", interrupted)
+    status, printed = typed(f"crossent {command}")
+    assert status == 130 and "Traceback" not in printed
 
 
 def test_options_of_score_exclude_each_other(files):

@@ -204,7 +204,7 @@ def test_in_a_browser(report, width, dark):
         edge = "Math.max(...[...document.querySelectorAll('figure, table')].map(s => s.getBoundingClientRect().right))"
         assert page.evaluate(edge) > 0.95 * width
         sizes = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)")
-        assert len(sizes) == 4 and min(sizes) > 370
+        assert len(sizes) == 4 and min(sizes) > (300 if width > 1000 else 370)
         bars = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.querySelectorAll('path').length)")
         assert min(bars) >= 10
         paper, ink = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))

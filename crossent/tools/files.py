@@ -1,18 +1,20 @@
 """Files that are there as a whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_file(path: Path | None, option: str) -> None:
-    """Before the work whose results are to go there, if they are to go to a file."""
+def check_file(path: Path | None, option: str, inputs: Sequence[Path] = ()) -> None:
+    """Before the work whose results are to go there, if to a file, which must not take the place of what is read."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
         wrong = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ValueError(f"{option} must be a file to write, got {path}: {wrong}")
+    if path.exists() and any(one.exists() and one.samefile(path) for one in inputs):
+        raise ValueError(f"{option} must be another file than those that are read, got {path}")
 
 
 @contextmanager

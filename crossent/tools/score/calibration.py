@@ -16,7 +16,7 @@ from crossent.tools.files import check_file, write
 from crossent.tools.score import scales, score
 from crossent.tools.score.metrics import BINS, Metrics, bin_of
 from crossent.tools.score.pairs import Pair, pair_of
-from crossent.tools.score.readers import BadFile, Reading, two_files
+from crossent.tools.score.readers import BadFile, Reading, paths_of, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
 from crossent.tools.score.scaling import Method, Passes, Scaling, fitted
@@ -153,7 +153,7 @@ def run(
 ) -> int:  # fmt: skip
     """Everything but the parsing of the command line. Raises ValueError for what cannot be calibrated."""
     for path, option in ((html, "--html"), (save, "--save")):
-        check_file(path, option)
+        check_file(path, option, [found for name in files for found in paths_of(name)])
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     notes: list[str] = []
 
@@ -163,12 +163,13 @@ def run(
 
     found = calibrated(files, note=note, **options)
     if html is not None:
-        from crossent.tools.score import plots
-        from crossent.tools.score.report import RELIABILITY, made
+        from crossent.tools.score.report import both
 
-        drawn = [(name, plots.reliability(one.metrics, name.lower()), RELIABILITY) for name, one in found.both.items()]
-        values = {"title": files[0], "said": found.said, "plots": drawn, "table": found.table, "notes": notes}
-        write(html, made("calibration.html", "Calibration", **values))
+        summary = [
+            (name, after, "", f"before {before}; {meaning}") for name, before, after, meaning in found.table.rows
+        ]
+        metrics = {name: one.metrics for name, one in found.both.items()}
+        write(html, both("Calibration", files[0], [f"{found.said}."], notes, metrics, summary=summary, tables=()))
     if save is not None:
         found.scaling.save(save)
     if as_json:

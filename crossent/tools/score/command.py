@@ -32,14 +32,12 @@ class Output:
     fail_if: Sequence[str] = ()
 
     def check(self, inputs: Sequence[Path] = ()) -> None:
-        """Before the work. What is written must not take the place of what is read."""
+        """Before the work."""
         for said in self.fail_if:
             conditions.parsed(said)
         check_rows_file(self.rows)
         for path, option in ((self.html, "--html"), (self.part, "--partial"), (self.rows, "--rows")):
-            check_file(path, option)
-            if path is not None and path.exists() and any(one.exists() and one.samefile(path) for one in inputs):
-                raise ValueError(f"{option} must be another file than those that are read, got {path}")
+            check_file(path, option, inputs)
 
 
 def run(

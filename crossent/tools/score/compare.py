@@ -54,7 +54,8 @@ class Sides:
         label, right = a["label"], [one["prediction"] == a["label"] for one in (a, b)]
         code = 4 * label + 2 * right[0] + right[1]
         self.rows += np.bincount(code, minlength=4 * self.classes).reshape(-1, 2, 2)
-        off = abs(b["loss"] - a["loss"])
+        with np.errstate(invalid="ignore"):  # of two infinite losses, where nobody is right
+            off = abs(b["loss"] - a["loss"])
         for kept, changed in ((self.lost, right[0] & ~right[1]), (self.won, ~right[0] & right[1])):
             at = np.flatnonzero(changed)
             at = at[np.argsort(-off[at], kind="stable")[: self.top]]

@@ -9,6 +9,7 @@ from rich.console import Console
 from crossent.tools import plain_json
 from crossent.tools.files import check_file, write
 from crossent.tools.score.compare import Changed, Compared, compared
+from crossent.tools.score.readers import paths_of
 from crossent.tools.score.show import Shown, interval, nats, percent
 from crossent.tools.score.worst import shown
 
@@ -77,7 +78,7 @@ def _row(row: Changed, files: bool) -> tuple[str, ...]:
 
 def run(a: str, b: str, labels: str, *, as_json: bool, html: Path | None, top: int, **options: Any) -> int:
     """Everything but the parsing of the command line. Raises ValueError for what cannot be compared."""
-    check_file(html, "--html")
+    check_file(html, "--html", [path for name in (a, b, labels) for path in paths_of(name)])
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     told: list[str] = []
 
@@ -88,21 +89,15 @@ def run(a: str, b: str, labels: str, *, as_json: bool, html: Path | None, top: i
 
     found = compared(a, b, labels, top=top, note=note, **options)
     if html is not None:
-        from crossent.tools.score import plots
-        from crossent.tools.score.report import RELIABILITY, made
+        from crossent.tools.score.report import both
 
-        both = {"A": found.a.metrics, "B": found.b.metrics}
-        drawn = [(f"Reliability of {name}", plots.reliability(m, name), RELIABILITY) for name, m in both.items()]
-        values: dict[str, Any] = {
-            "title": f"{a} and {b}",
-            "said": [headline(found), test(found)],
-            "notes": dict.fromkeys(told),
-        }
-        values |= {"plots": drawn, "tables": [metrics(found), *tables(found, top)]}
-        write(
-            html,
-            made("compare.html", "Comparison", **values),
-        )
+        summary = [
+            (name, difference, interval, f"A {one}, B {other}: {verdict}")
+            for name, one, other, difference, interval, verdict in metrics(found).rows
+        ]
+        said, models = [f"{headline(found)}.", test(found)], {"A": found.a.metrics, "B": found.b.metrics}
+        shown = {"summary": summary, "tables": tables(found, top)}
+        write(html, both("Comparison", f"{a} and {b}", said, dict.fromkeys(told), models, **shown))
     if as_json:
         print(plain_json.text(found.as_dict(), indent=1))
         return 0

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -172,10 +173,11 @@ def _loss(passes: Passes, weight: Any, bias: Any) -> tuple[float, np.ndarray, np
         if len(z):
             masked = z == -np.inf
             z = np.where(masked, 0.0, z)
-            scaled = np.where(masked, -np.inf, z * weight + bias)
-            loss, gradient = value_and_grad(cross_entropy)(scaled, labels, reduction="sum")
-            total += float(loss)
-            of_weight, of_bias = of_weight + np.einsum("nc,nc->c", gradient, z), of_bias + gradient.sum(0)
+            with np.errstate(all="ignore"):  # for weights beyond what a float64 holds
+                scaled = np.where(masked, -np.inf, z * weight + bias)
+                loss, gradient = value_and_grad(cross_entropy)(scaled, labels, reduction="sum")
+                total += float(loss)
+                of_weight, of_bias = of_weight + np.einsum("nc,nc->c", gradient, z), of_bias + gradient.sum(0)
     return total, of_weight, of_bias
 
 
@@ -183,6 +185,7 @@ def _temperature(passes: Passes) -> Scaling:
     """The loss is convex in the inverse of the temperature: there its slope is 0."""
     from scipy.optimize import root_scalar
 
+    @cache
     def slope(inverse: float) -> float:
         return float(_loss(passes, inverse, 0.0)[1].sum())
 
@@ -196,6 +199,8 @@ def _temperature(passes: Passes) -> Scaling:
         low, high = high, 4 * high
     while slope(low) > 0:
         low, high = low / 4, low
+    if not math.isfinite(slope(high)):
+        raise ValueError("the logits are so large or so small that no temperature can be found")
     found = root_scalar(slope, bracket=(low, high), method="brentq", xtol=1e-12 * low, rtol=1e-12)
     return Scaling((float(found.root),))
 

@@ -231,7 +231,7 @@ def _look_along_rows(total: Score, pair: Pair) -> None:
 
 def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool) -> Iterator[int]:
     """Of each block the number of rows up to its end, once it is counted."""
-    pair, held, files, totals = begun.pair, begun.total._held, _Files(begun.pair), begun.totals
+    pair, held, totals = begun.pair, begun.total._held, begun.totals
     for block in pair.blocks(None if held.scale == scales.LOGITS else scales.BLOCK):
         start, labels = block.start, block.labels
 
@@ -239,12 +239,17 @@ def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool
             path, index = pair.find(start + row)
             return str(path), index if isinstance(index, tuple) else (index,)
 
-        def tell(kept: np.ndarray, columns: Columns, block: Block = block) -> None:
+        path, (first, *_) = find(0) if labels.size else ("", (0,))
+
+        def tell(kept: np.ndarray, columns: Columns, block: Block = block, path: str = path, first: int = first):
+            row, *more = np.unravel_index(np.flatnonzero(kept), block.labels.shape)
+            file = {"file": np.broadcast_to(np.array(path), len(row))}  # since a block is of one
             beside = {name: spread(values, block.labels.shape)[kept] for name, values in block.beside.items()}
-            each(files.places(block.start + np.flatnonzero(kept)) | columns | beside)
+            each(file | places(first + row, more) | columns | beside)
 
         _check_labels(pair, block, held.options)
-        path, (first, *_) = find(0) if labels.size and not paired else ("", np.unravel_index(start, pair.shape))
+        if paired:
+            path, (first, *_) = "", np.unravel_index(start, pair.shape)
         numbers, groups = first + np.arange(len(labels)), block.beside.get("group")
         lengths = totals | {name: values for name, values in block.beside.items() if name in UNITS}
         measure = given(lengths, held.options.shift) if lengths else begun.tokenizer and decoded(begun.tokenizer)
@@ -256,20 +261,6 @@ def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool
         except ValueError as error:
             raise BadFile(str(error)) from error
         yield start + labels.size
-
-
-class _Files:
-    """Where the rows of a pair are."""
-
-    def __init__(self, pair: Pair):
-        files = pair.logits.files if pair.axis else pair.logits.files[:1]
-        self._shape, self._names = pair.shape, np.array([str(path) for path, _ in files])
-        self._starts = np.cumsum([0, *(stored.shape[0] for _, stored in files[:-1])])
-
-    def places(self, rows: np.ndarray) -> Columns:
-        first, *more = np.unravel_index(rows, self._shape)
-        which = np.searchsorted(self._starts, first, "right") - 1
-        return {"file": self._names[which]} | places(first - self._starts[which], more)
 
 
 def _check_labels(pair: Pair, block: Block, options: Options) -> None:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
-from zipfile import ZIP_DEFLATED, ZipFile
+from typing import Any, TypeAlias
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -58,17 +58,32 @@ def check_rows_file(path: Path | None) -> None:
         raise ValueError(f"{path}: writing .parquet needs pyarrow: pip install crossent[parquet]")
 
 
+def _numbered(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones, and the number of each among them."""
+    if words.strides == (0,):  # a single one, for all rows
+        return words[:1], np.zeros(len(words), np.intp)
+    return np.unique(words, return_inverse=True)
+
+
 @contextmanager
 def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
+    def array_of(column: np.ndarray) -> pa.Array:
+        if column.dtype.kind != "U":
+            return pa.array(column)
+        words, back = _numbered(column)
+        return pa.DictionaryArray.from_arrays(back, words)
+
     writer = None
 
     def put(columns: Columns) -> None:
         nonlocal writer
-        table = pa.table(columns)
-        writer = writer or ParquetWriter(path, table.schema)
+        table = pa.table({name: array_of(column) for name, column in columns.items()})
+        # Among floats hardly two are equal: a dictionary of them takes time and saves nothing.
+        words: Any = [name for name, column in columns.items() if column.dtype.kind == "U"]
+        writer = writer or ParquetWriter(path, table.schema, use_dictionary=words)
         writer.write_table(table)
 
     try:
@@ -107,7 +122,7 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
             for name, column in columns.items():
                 if column.dtype.kind == "U":
                     numbers = known.setdefault(name, {})
-                    words, back = np.unique(column, return_inverse=True)
+                    words, back = _numbered(column)
                     column = np.array([numbers.setdefault(word, len(numbers)) for word in words.tolist()], int)[back]
                 kinds[name] = column.dtype
                 with (Path(folder) / name).open("ab") as file:
@@ -115,12 +130,13 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
             rows = rows + len(column)
 
         yield put
-        with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+        with ZipFile(path, "w") as archive:
             for name, kind in kinds.items():
                 words = np.array(list(known[name]), str) if name in known else None
                 head = {"descr": (kind if words is None else words.dtype).str, "fortran_order": False, "shape": (rows,)}
-                waiting, entry = (Path(folder) / name).open("rb"), archive.open(f"{name}.npy", "w", force_zip64=True)
-                with waiting as file, entry as out:
+                entry = ZipInfo(f"{name}.npy")
+                entry.compress_type = ZIP_STORED if words is None else ZIP_DEFLATED
+                with (Path(folder) / name).open("rb") as file, archive.open(entry, "w", force_zip64=True) as out:
                     np.lib.format.write_array_header_2_0(out, head)
                     if words is None:
                         shutil.copyfileobj(file, out)

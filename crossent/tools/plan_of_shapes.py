@@ -68,7 +68,7 @@ def show(plan: crossent.Plan, as_json: bool) -> None:
     if plan.chunks is not None:
         rows.add_row("chunks", f"{plan.chunks} of {plan.chunk_rows} rows")
     rows.add_row("memory", f"{plan.extra_bytes / 1e6:.1f} MB beside arguments, results and gradients")
-    rows.add_row("because", "\n".join(plan.reasons))
+    rows.add_row("because", "\n".join(f"- {reason}" for reason in plan.reasons))
     Console(highlight=False).print(rows)
 
 

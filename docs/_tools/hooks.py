@@ -41,15 +41,16 @@ def on_page_markdown(markdown, **_):
 
 
 def on_page_content(html, **_):
-    """Tables that leave a cell empty where it is the one above get a row of its own for it."""
-    return re.sub("<table>.*?</table>", lambda found: _grouped(found[0]), html, flags=re.DOTALL)
+    """Tables that leave a cell empty where it is the one above get a row of its own for it, and no empty headings."""
+    html = re.sub("<table>.*?</table>", lambda found: _grouped(found[0]), html, flags=re.DOTALL)
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)
 
 
 def _grouped(table):
     if not re.search(r"<tr>\s*<td></td>", table):
         return table
-    table, columns = re.subn(r"<th\b", "<th", table)
-    table = re.sub(r"<th>.*?</th>\s*", "", table, count=1)
+    columns = len(re.findall(r"<th\b", table))
+    table = re.sub(r"<th\b.*?</th>\s*", "", table, count=1)
     head = rf'<tr><th colspan="{columns - 1}" scope="colgroup">\2</th></tr>\n\1'
     return re.sub(r"(<tr>\s*)<td></td>", r"\1", re.sub(r"(<tr>\s*)<td>(.+?)</td>", head, table))
 

@@ -152,10 +152,10 @@ def triton_kernels():
 def on_triton(softmax_from=0, **attributes):
     """On kernels of which these attributes have other values, and which make softmax of so many bytes."""
     pytest.importorskip("triton")
-    from crossent.frontends.torch import softmax
+    from crossent.frontends.torch import late, softmax
     from crossent.kernels.triton.device import DeviceKernels
 
-    kernels = DeviceKernels(processors=lambda device: 2)
+    kernels = DeviceKernels(processors=lambda device: 2, note=late.note)
     vars(kernels).update(attributes)
     with mock.patch.object(softmax, "_LAUNCH_FROM", softmax_from), on_device(kernels):
         yield

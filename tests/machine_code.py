@@ -21,6 +21,10 @@ from unittest import mock
 
 import networkx
 import torch
+
+if sys.argv[1:2] and sys.argv[1].startswith("gfx"):  # before anything asks how many threads a warp has
+    torch.version.hip = "7.0"
+
 from harness import on_triton
 
 import crossent
@@ -91,9 +95,8 @@ class Call(NamedTuple):
         for name, size in (("weight", self.shape[1:2]), ("sample_weight", labels.shape)):
             if name in options:
                 options[name] = torch.ones(size)
-        # Nothing is computed, and memory that kernels would have written must not look like a bad label.
         softmax = self.function in ("softmax", "log_softmax")
-        with on_triton(processors=lambda device: 132), mock.patch.object(torch, "empty", _none_is_bad):
+        with on_triton(processors=lambda device: 132):
             found = getattr(crossent, self.function)(x, 1 if softmax else labels, **options)
             if self.mode == "step":
                 found.backward(torch.empty_like(found))
@@ -108,10 +111,6 @@ class TokenCall(Call):
         results, kernels = [*torch.zeros(3, rows), labels], TokenKernels()
         kernels.tokens(logits, labels, loss_options(), results)
         kernels.token_gradient(logits, labels, loss_options(), results, results[:3])
-
-
-def _none_is_bad(*shape, **options):
-    return torch.full(*shape, -1, **options)
 
 
 ALL = {"label_smoothing": 0.1, "softcap": 30.0, "z_loss": 1e-4, "weight": None, "sample_weight": None}

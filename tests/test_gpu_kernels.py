@@ -37,10 +37,10 @@ def waiting_for_nothing():
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    from crossent.frontends.torch import staged
+    from crossent.frontends.torch import late, staged
     from crossent.kernels.triton.device import DeviceKernels
 
-    monkeypatch.setitem(staged.KERNELS_OF, DEVICE, DeviceKernels(once_from=WAYS[request.param]))
+    monkeypatch.setitem(staged.KERNELS_OF, DEVICE, DeviceKernels(once_from=WAYS[request.param], note=late.note))
     return request.param
 
 

@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "crossent._options",
         "crossent._rows",
     ),
-    "crossent.kernels.triton": ("crossent.kernels", "crossent._rules", "torch", "triton"),
+    "crossent.kernels.triton": ("crossent._kept", "crossent.kernels", "crossent._rules", "torch", "triton"),
     "crossent.kernels": ("crossent._kept", "crossent.kernels", "crossent._rules", "numba", "llvmlite", "numpy"),
     "crossent.frontends._heads": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends._memory": ("numpy",),

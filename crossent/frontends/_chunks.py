@@ -16,7 +16,9 @@ class StagedChunk:
     def __init__(self, lib, kernels, tensors, options, shard=None):
         self.lib, self.kernels, self.tensors = lib, kernels, tensors
         self.x, self.labels, *_ = tensors
-        self.call = Call(options, 1, out_dtype=lib.dtypes[compute_storage(lib.storage(self.x))])
+        # Sums of chunks are added up, which takes more bits.
+        storage = compute_storage(lib.storage(self.x)) if options.reduction == "none" else "float64"
+        self.call = Call(options, 1, out_dtype=lib.dtypes[storage])
         of_shard = () if shard is None else (shard.first, shard.classes)
         self.rows = _stages.rows_of(lib, tensors, self.call, *of_shard)
         self.merged = None if shard is None else shard.sent(kernels.sums(self.rows))
@@ -57,5 +59,5 @@ class StagedChunk:
         return self.lib.xp.reshape(gradient, self.x.shape), None
 
 
-def _told_already(bad, error, label=None):
+def _told_already(bad, error):
     """The labels of all chunks are looked at together."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from crossent import _rows
 from crossent.frontends._problem import class_weights, compute_storage, sample_weights
-from crossent.kernels import Rows, Sums
+from crossent.kernels import Note, Rows, Sums
 
 
 class Finished(NamedTuple):
@@ -64,14 +64,13 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     )
 
 
-def raise_now(bad, error, label=None):
-    """Raise `error(row)` for the row of a bad label, or `error(row, label)`, if there is one. It waits for the device.
-
-    `bad` and `label` are as in `Outcome`.
+def raise_now(bad, error):
+    """Raise `error(row)` for the row of a bad label, or of a `Note` `error(row, label)`, if there is one. It waits for
+    the device. `bad` is as in `Outcome`.
     """
-    row = int(bad)
-    if row >= 0:
-        raise error(row) if label is None else error(row, int(label))
+    found = bad.found.tolist() if isinstance(bad, Note) else [int(bad)]
+    if found[0] >= 0:
+        raise error(*found)
 
 
 def loss(lib, kernels, rows, call, labels, merge=None, refuse=raise_now):
@@ -92,20 +91,20 @@ def finished(lib, kernels, rows, sums, call, labels, refuse=raise_now):
 def reduced(lib, rows, sums, outcome, call, labels, refuse=raise_now):
     """The `Finished` loss of an `Outcome`."""
     if not rows.soft:
-        label, shape = outcome.bad_label, tuple(labels.shape)
-        read = partial(lib.item, labels) if label is None else None  # else the labels are not kept for it
-        refuse(outcome.bad, partial(_label_error, read, shape, rows.all_classes, call.options), label)
-    total, weights = outcome.totals
+        refuse(outcome.bad, _error_of(lib, outcome.bad, labels, rows.all_classes, call.options))
     if call.options.reduction == "none":
         shape = labels.shape
         if rows.soft:
             axis = _rows.class_axis(labels.ndim, call.dim)
             shape = labels.shape[:axis] + labels.shape[axis + 1 :]
         return Finished(lib.xp.reshape(outcome.losses, shape), sums, 1.0)
-    if call.options.reduction == "sum":
-        return Finished(total, sums, 1.0)
+    if call.options.reduction == "sum" and outcome.total is not None:
+        return Finished(outcome.total, sums, 1.0)
     if call.divisor is None and outcome.mean is not None:
         return Finished(outcome.mean, sums, outcome.scale)
+    total, weights = outcome.totals
+    if call.options.reduction == "sum":
+        return Finished(total, sums, 1.0)
     divisor = weights if call.divisor is None else call.divisor
     return Finished(total / divisor, sums, 1.0 / (lib.xp.zeros_like(weights) + divisor))
 
@@ -113,8 +112,7 @@ def reduced(lib, rows, sums, outcome, call, labels, refuse=raise_now):
 def predictions(lib, kernels, rows, call, labels, refuse=raise_now):
     """What metrics need of every row; the rest is as in `loss`."""
     found, bad = kernels.predictions(rows)
-    read = partial(lib.item, labels)
-    refuse(bad, partial(_label_error, read, tuple(labels.shape), rows.all_classes, call.options))
+    refuse(bad, _error_of(lib, bad, labels, rows.all_classes, call.options))
     return tuple(lib.xp.reshape(one, labels.shape) for one in found)
 
 
@@ -125,6 +123,12 @@ def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, o
     upstream = lib.broadcast(dloss, shape) if dloss.ndim == 0 else lib.xp.reshape(dloss, shape)
     found = kernels.gradients(rows, finished.sums, upstream, finished.scale, want_target, over_logits)
     return [None if one is None else lib.xp.reshape(one, like.shape) for one, like in zip(found, tensors)]
+
+
+def _error_of(lib, bad, labels, classes, options):
+    """What makes the error of a row, or of a row and its label: of a `Note` the labels are not kept for it."""
+    read = None if isinstance(bad, Note) else partial(lib.item, labels)
+    return partial(_label_error, read, tuple(labels.shape), classes, options)
 
 
 def _label_error(read, shape, classes, options, row, label=None):

@@ -96,22 +96,33 @@ class TokenSums(NamedTuple):
     ahead: Any
 
 
+class Note(NamedTuple):
+    """Memory in which kernels leave the first row that has a bad label, and that label: `found`, beside a `flag` that
+    becomes 1. If no label is bad they leave it as it is, found[0] being -1. `at` is for whoever made it.
+    """
+
+    flag: Any
+    found: Any
+    at: Any = None
+
+
 class Outcome(NamedTuple):
     """What the rows add up to.
 
-    losses          (outer, inner), 0 for ignored rows
-    totals          two numbers: the sum of the losses, and that of the weights, by which a mean is divided
-    bad             the number of the first row with a bad label, -1 if there is none
-    mean, scale     the quotient of the totals and the inverse of the second, where the kernels have made them already
-    bad_label       the bad label, where they have
+    losses          (outer, inner), 0 for ignored rows; they may be None where the options want them added up
+    totals          two numbers: the sum of the losses, and that of the weights, by which a mean is divided; they may be
+                    None where the options want the losses of rows
+    bad             the number of the first row with a bad label, -1 if there is none; or the `Note` of it
+    total, mean     the first total and the quotient of both, in the dtype of the loss, and
+    scale           the inverse of the second; None unless the kernels have made what the options want
     """
 
     losses: Any
     totals: Any
     bad: Any
+    total: Any = None
     mean: Any = None
     scale: Any = None
-    bad_label: Any = None
 
 
 class LossKernels:

@@ -128,6 +128,8 @@ def divisor_of(options, denominator, input):
     if type(denominator) not in ORDINARY:
         check_distributed("denominator", denominator, input)
         denominator = plain_tensor(denominator)
+    if not denominator.is_cpu and denominator.device != input.device:  # such as another GPU
+        denominator = denominator.to(input.device)
     if compiling() or denominator.requires_grad or not ordinary(denominator):
         return denominator
     return float(denominator)

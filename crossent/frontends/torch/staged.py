@@ -14,6 +14,7 @@ from crossent._call import Call
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
+from crossent.frontends._problem import UNASKED_AT_MOST
 from crossent.frontends.torch import late, modes, namespace
 from crossent.frontends.torch.arrays import TORCH, UNREAD, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
@@ -56,7 +57,7 @@ def kernels_on(device_type):
 def _triton_kernels():
     from crossent.kernels.triton.device import DeviceKernels
 
-    return DeviceKernels()
+    return DeviceKernels(note=late.note)
 
 
 def is_made_at_once(input, options, in_place, of_target):
@@ -86,12 +87,19 @@ def has_predictions(tensors):
     return has_stages(tensors) and kernels_on(tensors[0].device.type).predictions is not None
 
 
+class _Asked:
+    """How many gradients in a row a forward pass has made for nobody."""
+
+    unasked = 0
+
+
 class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
-        may_be_made = call.shard is None and not call.picks
+        may_be_made = call.shard is None and not call.picks and _Asked.unasked < UNASKED_AT_MOST
         if may_be_made and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
+            _Asked.unasked += 1
             ctx.made, finished = _made_at_once(tensors, call)
         else:
             ctx.made, finished = None, _finished(tensors, call, late.refuse)
@@ -103,6 +111,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss):
         late.look()
+        _Asked.unasked = 0
         tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad
         if needs_composite(dloss):
             make = differentiable_gradients if call.shard is None else _differentiable_gradients

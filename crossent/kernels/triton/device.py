@@ -7,4 +7,6 @@ from crossent.kernels.triton.token_launches import TokenKernels
 
 
 class DeviceKernels(SoftmaxKernels, PredictionKernels, TokenKernels, TritonKernels):
-    picked = PickedKernels()
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.picked = PickedKernels(self.note)

@@ -4,15 +4,17 @@ What is read or written lies where the caller says, by strides; what the kernels
 waits for the device.
 """
 
+import math
 import struct
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from crossent.kernels import LossKernels, Outcome, Sums, has_mass, has_own_weight
+from crossent._kept import kept
+from crossent.kernels import LossKernels, Note, Outcome, Rows, Sums, has_mass, has_own_weight
 from crossent.kernels.triton import losses as kernels
 from crossent.kernels.triton.losses import Totals
 from crossent.kernels.triton.rows import Array, How, Settings, Shape
@@ -22,6 +24,9 @@ AT_ONCE = 32768  # classes at most that a program holds in its registers: 32 for
 THREADS = 1024  # of a program at most
 WARP = 64 if torch.version.hip else 32  # threads
 SHORT = 256  # classes at most, side by side, of rows that share a program
+PART = 2048  # classes of a tile at most, where rows are cut into parts
+FEW_ROWS = 32
+TOTALLED = 4096  # programs at most that leave totals to the last of them; of more a launch of its own takes less time
 FEW = 64  # classes at most, across memory, that stay in the cache while they are read twice
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
 USUAL = tl.float32, torch.float32
@@ -32,8 +37,7 @@ def bits(value):
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """How rows are cut into tiles, see `rows.How`, and how many warps a program has."""
 
     T: int
@@ -42,16 +46,11 @@ class Cut:
     LOOP: bool
     warps: int
 
-    @property
-    def classes(self):
-        return self.T * self.W
-
 
 def power(n):
     return triton.next_power_of_2(max(1, n))
 
 
-@cache
 def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
     """The cut of rows of so many classes, of which at most so many are in a tile.
 
@@ -70,33 +69,55 @@ def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
     return Cut(1, 8, 128 * (16 // itemsize), True, few)
 
 
-def side_by_side(array):
-    return array.shape[1] <= 1 or array.stride(1) == 1
+def line_of(itemsize, side_by_side, classes, inner, steps):
+    """`rows.How.LINE`: as many numbers as a thread loads at once, or fewer. `steps` are the strides (outer, class,
+    inner) of each array.
+    """
+    line = math.gcd(16 // itemsize, classes if side_by_side else inner)
+    for outer, of_class, row in steps:
+        beside, apart = (of_class, row) if side_by_side else (row, of_class)
+        line = math.gcd(line, outer, apart) if beside == 1 else 1
+    return line
 
 
 def run(device, kernel, programs, *arguments, **options):
     """Launch a kernel on the device that has its arguments, whichever is the current one."""
-    with torch.cuda.device(device if device.type == "cuda" else -1):  # -1: none
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
         kernel[(programs,)](*arguments, **options)
+    else:
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **options)
 
 
-class Launch:
-    """Rows as the kernels are told of them. A row axis of length 1 is turned inside out, so that the rows of the other
-    one share programs.
+class Walk(NamedTuple):
+    """How programs walk over rows: so many programs, each with tiles of so many classes; what the kernels are told of
+    that. `alone`: any such rows are one program's.
     """
 
-    def __init__(self, rows):
-        self.rows, self.logits = rows, rows.logits
-        self.outer, self.classes, self.inner = rows.logits.shape
+    programs: int
+    classes: int
+    shape: Shape
+    how: How
+    warps: int
+    alone: bool
+
+
+class Layout:
+    """Rows as the kernels are told of them, but for the memory that they lie in. A row axis of length 1 is turned
+    inside out, so that the rows of the other one share programs.
+    """
+
+    def __init__(self, shape, strides, dtype, of_target, weighted, sampled, *others):
+        rows = Rows(None, None, None, None, *others)
+        self.outer, self.classes, self.inner = shape
         self.turned = self.inner == 1
         if self.turned:
             self.outer, self.inner = 1, self.outer
         if self.classes >= 2**31:
             raise ValueError(f"input must have fewer than 2**31 classes on a GPU, got {self.classes}")
-        self.count, self.device = self.outer * self.inner, rows.logits.device
-        self.arithmetic, self.dtype = TYPES.get(rows.logits.dtype, USUAL)
-        self.target = self.array(rows.target if rows.soft else rows.target.contiguous())
-        self.samples = None if rows.sample_weight is None else rows.sample_weight.contiguous()
+        self.count, self.itemsize = self.outer * self.inner, dtype.itemsize
+        self.arithmetic, self.dtype = TYPES.get(dtype, USUAL)
+        self.given = strides, *((of_target,) if rows.soft else ())
         options = rows.options
         self.settings = Settings(
             options.ignore_index,
@@ -110,67 +131,100 @@ class Launch:
             self.arithmetic,
             SOFT=rows.soft,
             MASS=has_mass(rows),
-            WEIGHTED=rows.weight is not None,
-            SAMPLED=rows.sample_weight is not None,
+            WEIGHTED=weighted,
+            SAMPLED=sampled,
             CAPPED=options.softcap is not None,
-            X_SIDE=side_by_side(rows.logits),
-            T_SIDE=rows.soft and side_by_side(rows.target),
+            X_SIDE=self.side_by_side(strides),
+            T_SIDE=rows.soft and self.side_by_side(of_target),
         )
+        self.walk = cache(self._walk)
+        self.shape = Shape(self.classes, self.inner, 1, self.count)
+
+    def side_by_side(self, strides):
+        return self.classes <= 1 or strides[1] == 1
+
+    def steps(self, strides):
+        """The strides (outer, class, inner) of an array (outer, classes, inner) or (outer, inner)."""
+        outer, *of_class, inner = strides
+        (of_class,) = of_class or (0,)
+        return (0, of_class, outer) if self.turned else (outer, of_class, inner)
+
+    def _cut(self, at_most):
+        """`cut_of`, with no more rows than there are beside each other; of rows along memory either a few or many, so
+        that not every number of rows is compiled for. Few classes across memory are walked in a loop in which each
+        thread has rows of its own, so that no class is padded and no thread waits.
+        """
+        side = self.how.X_SIDE
+        if self.how.MASS or self.itemsize == 8:  # which take twice the registers
+            at_most = min(at_most, AT_ONCE // 2)
+        cut = cut_of(self.classes, self.itemsize, side, at_most)
+        if not side and self.classes <= FEW:
+            cut = Cut(1, 4, 128 * (16 // self.itemsize), True, max(1, 128 // WARP))
+        if not (side and self.turned):
+            return cut._replace(R=min(cut.R, power(self.inner)))
+        return cut._replace(R=min(cut.R, FEW_ROWS)) if self.inner <= FEW_ROWS else cut
+
+    def _walk(self, at_most=AT_ONCE, dx=None, dtarget=None):
+        """The `Walk`; `dx` and `dtarget` are the strides of gradients that are written."""
+        cut, arrays = self._cut(at_most), [one for one in (*self.given, dx, dtarget) if one is not None]
+        how = self.how._replace(
+            T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP,
+            DX_SIDE=dx is not None and self.side_by_side(dx),
+            DT_SIDE=dtarget is not None and self.side_by_side(dtarget),
+            LINE=line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays)),
+        )  # fmt: skip
+        blocks, alone = triton.cdiv(self.inner, cut.R), cut.R > 1 and self.turned and self.inner <= min(cut.R, FEW_ROWS)
+        return Walk(self.outer * blocks, cut.T * cut.W, self.shape._replace(blocks=blocks), how, cut.warps, alone)
+
+
+_layout = kept(Layout)
+
+
+class Launch:
+    """Rows as the kernels are told of them."""
+
+    def __init__(self, rows):
+        x, target, weight, samples, *others = rows
+        self.layout = layout = _layout(
+            x.shape, x.stride(), x.dtype, target.stride() if rows.soft else None, weight is not None,
+            samples is not None, *others,
+        )  # fmt: skip
+        self.rows, self.logits, self.device = rows, x, x.device
+        self.count, self.classes, self.dtype = layout.count, layout.classes, layout.dtype
+        self.target = self.array(target) if rows.soft else Array(target.contiguous())
+        self.samples = None if samples is None else samples.contiguous()
 
     def array(self, array):
-        """An array (outer, classes, inner) or (outer, inner)."""
-        outer, *of_class, inner = array.stride()
-        (of_class,) = of_class or (0,)
-        return Array(array, 0, of_class, outer) if self.turned else Array(array, outer, of_class, inner)
+        return Array(array, *self.layout.steps(array.stride()))
 
     def new(self, *shape, dtype=None):
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def cut(self, at_most=AT_ONCE):
-        """`cut_of`, with no more rows than there are beside each other. Few classes across memory are walked in a loop
-        in which each thread has rows of its own, so that no class is padded and no thread waits.
-        """
-        itemsize, side = self.logits.element_size(), self.how.X_SIDE
-        if self.how.MASS or itemsize == 8:  # which take twice the registers
-            at_most = min(at_most, AT_ONCE // 2)
-        cut = cut_of(self.classes, itemsize, side, at_most)
-        if not side and self.classes <= FEW:
-            cut = Cut(1, 4, 128 * (16 // itemsize), True, max(1, 128 // WARP))
-        return replace(cut, R=min(cut.R, power(self.inner)))
+    def losses(self, dtype):
+        """Where the losses of rows go; they are kept where nobody adds them up."""
+        return self.new(self.count, dtype=dtype) if self.rows.options.reduction == "none" else None
 
-    def cut_how(self, cut, *others, **more):
-        """`others` are arrays beside the logits and probabilities, (outer, classes, inner)."""
-        arrays = self.logits, *(one for one in others if one is not None)
-        line = self.line(arrays if not self.how.SOFT else (*arrays, self.rows.target))
-        return self.how._replace(T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP, LINE=line, **more)
+    def totals(self, programs, note, alone=False, **wanted):
+        """Where the totals of so many programs go."""
+        if alone:
+            return Totals(note.flag, note.found, **wanted)
+        partial = self.new(3 if wanted else 1, programs, dtype=torch.float64)
+        return Totals(note.flag, note.found, partial, counter_on(self.device), **wanted)
 
-    def line(self, arrays):
-        """`How.LINE`: as many numbers as a thread loads at once, or 1."""
-        line, side = 16 // self.logits.element_size(), self.how.X_SIDE
-        steps = [self.classes if side else self.inner]
-        for _, outer, of_class, inner in map(self.array, arrays):
-            steps += (outer, inner) if side else (outer, of_class)
-            if (of_class if side else inner) != 1:
-                return 1
-        return 1 if any(step % line for step in steps) else line
+    def wanted(self, dtype):
+        """The totals that a loss of this dtype needs."""
+        reduction = self.rows.options.reduction
+        if reduction == "none":
+            return {}
+        numbers, result = self.new(2, dtype=torch.float64), self.new(dtype=dtype)
+        if reduction == "sum":
+            return {"numbers": numbers, "total": result}
+        return {"numbers": numbers, "scale": self.new(dtype=torch.float64), "mean": result}
 
-    def blocks(self, cut):
-        return triton.cdiv(self.inner, cut.R)
-
-    def shape(self, blocks=1):
-        return Shape(self.classes, self.inner, blocks, self.count)
-
-    def totals(self, programs, dtype, through=None):
-        """`through` is a counter that an earlier kernel makes 0."""
-        numbers, partial = self.new(3, dtype=torch.float64), self.new(3, programs, dtype=torch.float64)
-        bad, through = self.new(2, dtype=torch.int64), counter_on(self.device) if through is None else through
-        return Totals(numbers, self.new(dtype=dtype), bad, partial, through)
-
-    def outcome(self, losses, totals):
-        losses = losses.view(self.logits.shape[0], self.logits.shape[2])
-        total, weight, scale = totals.numbers.unbind()
-        bad, label = totals.bad.unbind()
-        return Outcome(losses, (total, weight), bad, totals.mean, scale, None if self.rows.soft else label)
+    def outcome(self, losses, totals, note):
+        if losses is not None:
+            losses = losses.view(self.logits.shape[0], self.logits.shape[2])
+        return Outcome(losses, totals.numbers, note, totals.total, totals.mean, totals.scale)
 
 
 @cache
@@ -178,28 +232,42 @@ def processors_of(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def new_note(device):
+    """A `Note` in the device's memory."""
+    return Note(torch.zeros(1, dtype=torch.int64, device=device), torch.full((2,), -1, device=device))
+
+
 class TritonKernels(LossKernels):
     """`processors(device)` is how many multiprocessors it has; logits of `once_from` bytes and more are worth reading
-    once, since fewer stay in the cache.
+    once, since fewer stay in the cache. `note(device)` makes the `Note` of a call, in any memory that the device may
+    write to.
     """
 
-    def __init__(self, processors=processors_of, once_from=2**25):
-        self.processors, self.once_from = processors, once_from
+    def __init__(self, processors=processors_of, once_from=2**25, note=new_note):
+        self.processors, self.once_from, self.note = processors, once_from, note
 
     def sums(self, rows):
         launch = Launch(rows)
-        found, parts = self._sums(launch)
+        parts, tiles = self._parts(launch)
+        found = self._sums(launch, parts, tiles)
         if parts > 1:
-            found = self._merged(launch, found, parts)
-        return _views(rows, found.view(6, launch.count))
+            found, of_parts = launch.new(6, launch.count), found
+            self._second_stage(launch, of_parts, parts, found, None, None)
+        return _views(rows, found)
 
     def forward(self, rows, dtype=None):
         launch = Launch(rows)
-        through = launch.new(1, dtype=torch.int32) if launch.count else None
-        found, parts = self._sums(launch, through)
+        parts, tiles = self._parts(launch)
+        programs = launch.layout.walk().programs
+        if parts == 1 and 0 < programs <= TOTALLED:
+            losses, note = launch.losses(dtype), self.note(launch.device)
+            totals = launch.totals(programs, note, launch.layout.walk().alone, **launch.wanted(dtype))
+            sums = self._sums(launch, parts, tiles, losses, totals)
+            return _StackedSums(sums), launch.outcome(losses, totals, note)
+        sums = self._sums(launch, parts, tiles)
         merged = launch.new(6, launch.count) if parts > 1 else None
-        outcome = self._losses(launch, found, parts, merged, dtype, through)
-        return _views(rows, (found if merged is None else merged).view(6, launch.count)), outcome
+        outcome = self._losses(launch, sums, parts, merged, dtype)
+        return _StackedSums(sums if merged is None else merged), outcome
 
     def losses(self, rows, sums, dtype=None):
         launch = Launch(rows)
@@ -211,16 +279,14 @@ class TritonKernels(LossKernels):
         dtarget = torch.empty_like(target) if want_target else None
         if not (launch.count and launch.classes):
             return dx, dtarget
-        cut = launch.cut(at_most=4096)
-        tiles, blocks = triton.cdiv(launch.classes, cut.classes), launch.blocks(cut)
+        walk = launch.layout.walk(4096, dx.stride(), dtarget.stride() if want_target else None)
+        tiles = triton.cdiv(launch.classes, walk.classes)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-        sides = {"DX_SIDE": side_by_side(dx), "DT_SIDE": want_target and side_by_side(dtarget)}
-        how = launch.cut_how(cut, dx, dtarget, **sides)
         run(
-            launch.device, kernels.gradients_of_rows, launch.outer * blocks * tiles,
+            launch.device, kernels.gradients_of_rows, walk.programs * tiles,
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
             bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, tiles,
-            launch.shape(blocks), launch.settings, how, num_warps=cut.warps,
+            *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
         )  # fmt: skip
         return dx, dtarget
 
@@ -230,20 +296,18 @@ class TritonKernels(LossKernels):
         return may_wait and logits.numel() * logits.element_size() >= max(1, self.once_from)
 
     def at_once(self, rows, mean, divisor, dtype, over_logits=False):
-        launch, x = Launch(rows), rows.logits
-        dx, cut = x if over_logits else torch.empty_like(x), launch.cut()
-        blocks = launch.blocks(cut)
-        programs = launch.outer * blocks
-        scale = self._scale(launch, divisor) if mean else torch.ones((), dtype=launch.dtype, device=x.device)
-        totals = launch.totals(programs, dtype or launch.dtype)
-        sums, losses = launch.new(6, launch.count), launch.new(launch.count, dtype=dtype)
+        launch, x, note = Launch(rows), rows.logits, self.note(rows.logits.device)
+        dx = x if over_logits else torch.empty_like(x)
+        walk = launch.layout.walk(AT_ONCE, dx.stride())
+        scale = self._scale(launch, divisor, note) if mean else None
+        totals = launch.totals(walk.programs, note, walk.alone, **launch.wanted(dtype))
+        sums, losses = launch.new(6, launch.count), launch.losses(dtype)
         run(
-            launch.device, kernels.at_once, programs,
+            launch.device, kernels.at_once, walk.programs,
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
-            programs, launch.shape(blocks), launch.settings, launch.cut_how(cut, dx, DX_SIDE=side_by_side(dx)),
-            num_warps=cut.warps,
+            walk.programs, *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
         )  # fmt: skip
-        return _views(rows, sums), launch.outcome(losses, totals), dx
+        return _StackedSums(sums), launch.outcome(losses, totals, note), dx
 
     def multiply(self, gradient, by):
         arithmetic, _ = TYPES.get(gradient.dtype, USUAL)
@@ -255,80 +319,75 @@ class TritonKernels(LossKernels):
         return sums.stacked
 
     def unpacked(self, rows, packed):
-        return _views(rows, packed)
+        return _StackedSums(packed)
 
-    def _scale(self, launch, divisor):
+    def _scale(self, launch, divisor, note):
         """What the losses are multiplied by in their mean, before they are known; where kernels find it."""
         if divisor is not None:
             return 1.0 / (torch.zeros((), dtype=torch.float64, device=launch.device) + divisor)
         programs = triton.cdiv(launch.count, ROWS)
-        totals = launch.totals(programs, launch.dtype)
+        scale = launch.new(dtype=torch.float64)
+        totals = launch.totals(programs, note, numbers=launch.new(2, dtype=torch.float64), scale=scale)
         run(
             launch.device, kernels.weights_of_rows, programs,
-            launch.target, launch.rows.weight, launch.samples, totals, programs, launch.shape(), launch.settings,
-            launch.how, BLOCK=ROWS,
+            launch.target, launch.rows.weight, launch.samples, totals, programs, *launch.layout.shape,
+            launch.layout.settings, launch.layout.how, BLOCK=ROWS,
         )  # fmt: skip
-        return totals.numbers[2]
+        return scale
 
-    def _sums(self, launch, through=None):
-        """The sums of each part of the rows' classes, and how many parts there are; `through` is made 0."""
-        cut, processors = launch.cut(), self.processors(launch.device)
-        programs, parts, span = launch.outer * launch.blocks(cut), 1, max(1, launch.classes)
-        if programs < processors and launch.classes > 4096:  # few long rows would leave processors without work
-            cut = launch.cut(at_most=2048)
-            tiles, programs = triton.cdiv(launch.classes, cut.classes), launch.outer * launch.blocks(cut)
-            span = triton.cdiv(tiles, triton.cdiv(2 * processors, max(1, programs))) or 1
-            span *= cut.classes
-            parts = triton.cdiv(launch.classes, span)
-        found = launch.new(parts, 6, launch.count)
+    def _parts(self, launch):
+        """In how many parts the classes of each row are read, and how many tiles each has."""
+        walk, processors = launch.layout.walk(), self.processors(launch.device)
+        if walk.programs >= processors or launch.classes <= 4096:
+            return 1, triton.cdiv(launch.classes, walk.classes)
+        walk = launch.layout.walk(PART)  # few long rows would leave processors without work
+        tiles = triton.cdiv(launch.classes, walk.classes)
+        of_part = max(1, triton.cdiv(tiles, triton.cdiv(2 * processors, max(1, walk.programs))))
+        return triton.cdiv(tiles, of_part), of_part
+
+    def _sums(self, launch, parts, tiles, losses=None, totals=None):
+        """The sums of each part of the rows' classes; with `losses` and `totals` these as well."""
+        walk, found = launch.layout.walk(AT_ONCE if parts == 1 else PART), launch.new(6 * parts, launch.count)
         if launch.count:
             run(
-                launch.device, kernels.sums_of_rows, programs * parts,
-                launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found,
-                through, parts, span,
-                launch.shape(launch.blocks(cut)), launch.settings, launch.cut_how(cut), num_warps=cut.warps,
+                launch.device, kernels.sums_of_rows, walk.programs * parts,
+                launch.array(launch.logits), launch.target, launch.rows.weight, launch.samples, found, losses, totals,
+                parts, tiles, walk.programs, *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
             )  # fmt: skip
-        return found, parts
+        return found
 
-    def _merged(self, launch, sums, parts):
-        merged = launch.new(6, launch.count)
-        self._second_stage(launch, sums, parts, merged, None, None, max(1, triton.cdiv(launch.count, ROWS)))
-        return merged
+    def _losses(self, launch, sums, parts, merged, dtype):
+        losses, note = launch.losses(dtype), self.note(launch.device)
+        totals = launch.totals(max(1, triton.cdiv(launch.count, ROWS)), note, **launch.wanted(dtype))
+        self._second_stage(launch, sums, parts, merged, losses, totals)
+        return launch.outcome(losses, totals, note)
 
-    def _losses(self, launch, sums, parts, merged, dtype, through=None):
-        programs, dtype = max(1, triton.cdiv(launch.count, ROWS)), dtype or launch.dtype
-        losses, totals = launch.new(launch.count, dtype=dtype), launch.totals(programs, dtype, through)
-        self._second_stage(launch, sums, parts, merged, losses, totals, programs)
-        return launch.outcome(losses, totals)
-
-    def _second_stage(self, launch, sums, parts, merged, losses, totals, programs):
+    def _second_stage(self, launch, sums, parts, merged, losses, totals):
+        programs = max(1, triton.cdiv(launch.count, ROWS))
         run(
             launch.device, kernels.losses_of_rows, programs,
-            launch.target, launch.samples, sums, parts, merged, losses, totals, programs, launch.shape(),
-            launch.settings, launch.how, BLOCK=ROWS,
+            launch.target, launch.samples, sums, parts, merged, losses, totals, programs, *launch.layout.shape,
+            launch.layout.settings, launch.layout.how, BLOCK=ROWS,
         )  # fmt: skip
 
 
-class _StackedSums(Sums):
-    """Sums that are views of one array, `stacked`."""
+class _StackedSums(NamedTuple):
+    """The `Sums` of rows as one array (6, rows), for the second stage alone."""
 
-    stacked = None
+    stacked: Any
 
 
 def _views(rows, found):
     shape = rows.logits.shape[0], rows.logits.shape[2]
-    views = dict(zip(Sums._fields, (one.view(shape) for one in found)))
+    views = dict(zip(Sums._fields, (one.view(shape) for one in found.view(6, -1))))
     if not has_own_weight(rows):
         views["own_weight"] = None
     if not has_mass(rows):
         views["mass"] = views["dot"] = None
-    sums = _StackedSums(**views)
-    sums.stacked = found
-    return sums
+    return Sums(**views)
 
 
 def _stacked(launch, sums):
-    """The sums as one array (6, rows)."""
     if isinstance(sums, _StackedSums):
         return sums.stacked
     found = launch.new(6, launch.count)

@@ -13,6 +13,8 @@ import triton.language as tl
 from crossent.kernels import Sums
 from crossent.kernels.triton.language import INFINITY, exp, finite, number, relative_to, target_grad
 from crossent.kernels.triton.rows import (
+    COUNTS,
+    Shape,
     added,
     at_classes,
     at_rows,
@@ -27,7 +29,6 @@ from crossent.kernels.triton.rows import (
     losses_of,
     no_sums,
     own_of,
-    past,
     place_of,
     rows_beside,
     rows_of_block,
@@ -35,6 +36,7 @@ from crossent.kernels.triton.rows import (
     store,
     sums_of_tile,
     terms_of,
+    tile_of,
     tiles_of,
     without_ignored,
 )
@@ -43,16 +45,20 @@ NO_ROW = tl.constexpr(2.0**62)
 
 
 class Totals(NamedTuple):
-    """Where the totals of all rows go: `numbers` of float64 are the sum of the losses, that of the weights, and its
-    inverse; `mean` has the dtype of the loss; `bad` are the first row with a bad label or -1, and that label.
-    `partial` has room for three numbers of each program, `through` counts the programs and is 0 again after the last.
+    """Where the totals of all rows go: `numbers` of float64 are the sum of the losses and that of the weights, `scale`
+    is the inverse of the second, `total` and `mean` have the dtype of the loss; None where nobody wants them. `flag`
+    and `found` are those of a `Note`. Of several programs, `partial` has room for three numbers of each, and `through`
+    counts them and is 0 again after the last; else both are None.
     """
 
-    numbers: Any
-    mean: Any
-    bad: Any
-    partial: Any
-    through: Any
+    flag: Any
+    found: Any
+    partial: Any = None
+    through: Any = None
+    numbers: Any = None
+    scale: Any = None
+    total: Any = None
+    mean: Any = None
 
 
 # Sums
@@ -63,13 +69,11 @@ def _sums_by_line(x, target, w, program, lo, hi, shape, terms, how: tl.constexpr
     """The sums of lines over the classes lo to hi."""
     sums = no_sums(how)
     plain, at = tiles_of(program, lo, hi, how)
-    for start in range(lo, plain, how.T * how.W):
-        tile = load_tile(x, target, w, program, past(start, at, how), hi, shape, terms, how, False, "evict_last")
-        sums = added(sums, tile, program, terms, how, False)
-    for start in range(plain, hi, how.T * how.W):
-        where = tl.where(start == plain, at, start)
-        tile = load_tile(x, target, w, program, where, hi, shape, terms, how, True, "evict_last")
-        sums = added(sums, tile, program, terms, how, True)
+    for LAST in tl.static_range(2):
+        for start in range(plain if LAST else lo, hi if LAST else plain, how.T * how.W):
+            here = tile_of(start, plain, at, how, LAST == 1)
+            tile = load_tile(x, target, w, program, here, hi, shape, terms, how, LAST == 1, "evict_last")
+            sums = added(sums, tile, program, terms, how, LAST == 1)
     return sums
 
 
@@ -105,29 +109,27 @@ def _load_sums(sums, program, rows):
     )
 
 
-@triton.jit
-def sums_of_rows(x, target, w, samples, sums, through, parts, span, shape, settings, how: tl.constexpr):
-    """The first stage, for each of the parts of the classes, `span` of them: sums[part] are its `Sums`. `through` is
-    made 0 for what follows.
+@triton.jit(do_not_specialize=COUNTS)
+def sums_of_rows(x, target, w, samples, sums, losses, totals, parts, tiles, programs, classes, inner, blocks, rows,
+                 settings, how: tl.constexpr):  # fmt: skip
+    """The first stage, for each of the parts of the classes, so many tiles: sums[part] are its `Sums`. If all classes
+    are one part, `totals` may be given, and both stages are made.
     """
-    if through is not None:
-        tl.store(through, 0, mask=tl.program_id(0) == 0)
+    shape = Shape(classes, inner, blocks, rows)
     part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
-    lo = part * span
-    hi = _read_to(tl.minimum(lo + span, shape.classes), program, how)
+    lo = part * tiles * (how.T * how.W)
+    hi = _read_to(tl.minimum(lo + tiles * (how.T * how.W), shape.classes), program, how)
     if how.LOOP:
         found = joined(_sums_by_line(x, target, w, program, lo, hi, shape, terms, how), own, own_weight, terms, how)
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_last")
         found, _, _ = sums_of_tile(tile, program, own, own_weight, terms, how)
-    _store_sums(
-        without_ignored(found, program),
-        sums + part.to(tl.int64) * 6 * tl.cast(shape.rows, tl.int64),
-        program,
-        shape.rows,
-    )
+    found = without_ignored(found, program)
+    _store_sums(found, sums + part.to(tl.int64) * 6 * tl.cast(shape.rows, tl.int64), program, shape.rows)
+    if totals is not None:
+        finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, target, how)
 
 
 @triton.jit
@@ -155,71 +157,104 @@ def _merged(sums, parts, program, rows):
 
 
 @triton.jit
-def _total(totals, programs, loss, weight, bad_row, target, how: tl.constexpr):
-    """Store what a program's rows add to the totals; the last program adds all up, in the order of their numbers."""
-    BLOCK: tl.constexpr = 1024
-    at = totals.partial + tl.program_id(0)
-    tl.store(at, loss)
-    tl.store(at + programs, weight)
-    tl.store(at + 2 * programs, bad_row)
-    if tl.atomic_add(totals.through, 1, sem="acq_rel") == programs - 1:
-        losses, weights = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-        first_bad = tl.full((BLOCK,), NO_ROW, tl.float64)
-        for start in range(0, programs, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            of_all, there = totals.partial + i, i < programs
-            losses += tl.load(of_all, mask=there, other=0.0, cache_modifier=".cg")
-            weights += tl.load(of_all + programs, mask=there, other=0.0, cache_modifier=".cg")
-            bad_of_some = tl.load(of_all + 2 * programs, mask=there, other=NO_ROW, cache_modifier=".cg")
-            first_bad = tl.minimum(first_bad, bad_of_some)
-        sum_of_losses, sum_of_weights, bad_of_all = tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
-        mean = sum_of_losses / sum_of_weights
-        HALF: tl.constexpr = totals.mean.dtype.element_ty.primitive_bitwidth == 16
-        if HALF:  # no kernel turns float64 into 16 bits
-            mean = mean.to(tl.float32)
-        tl.store(totals.numbers, sum_of_losses)
-        tl.store(totals.numbers + 1, sum_of_weights)
-        tl.store(totals.numbers + 2, 1.0 / sum_of_weights)
-        tl.store(totals.mean, mean.to(totals.mean.dtype.element_ty))
-        row = tl.where(bad_of_all == NO_ROW, -1.0, bad_of_all).to(tl.int64)
-        tl.store(totals.bad, row)
-        if not how.SOFT:
-            tl.store(totals.bad + 1, tl.load(target.at + row, mask=row >= 0, other=0))
-        tl.store(totals.through, 0)
+def _store_rounded(at, value):
+    HALF: tl.constexpr = at.dtype.element_ty.primitive_bitwidth == 16
+    if HALF:  # no kernel turns float64 into 16 bits
+        value = value.to(tl.float32)
+    tl.store(at, value.to(at.dtype.element_ty))
+
+
+@triton.jit
+def _store_totals(totals, loss, weight, bad_row, target, how: tl.constexpr):
+    if totals.numbers is not None:
+        tl.store(totals.numbers, loss)
+        tl.store(totals.numbers + 1, weight)
+    if totals.scale is not None:
+        tl.store(totals.scale, 1.0 / weight)
+    if totals.total is not None:
+        _store_rounded(totals.total, loss)
+    if totals.mean is not None:
+        _store_rounded(totals.mean, loss / weight)
+    if not how.SOFT:
+        if bad_row != NO_ROW:
+            row = bad_row.to(tl.int64)
+            tl.store(totals.found, row)
+            tl.store(totals.found + 1, tl.load(target.at + row))
+            tl.store(totals.flag, 1)
+
+
+@triton.jit
+def add_up(totals, programs, loss, weight, bad_row, target, how: tl.constexpr):
+    """Store the totals of what a program's rows add. Of several the last one adds all up, in the order of their
+    numbers.
+    """
+    if totals.through is None:
+        _store_totals(totals, loss, weight, bad_row, target, how)
+    else:
+        BLOCK: tl.constexpr = 1024
+        at = totals.partial + tl.program_id(0)
+        tl.store(at, bad_row)
+        if totals.numbers is not None:
+            tl.store(at + programs, loss)
+            tl.store(at + 2 * programs, weight)
+        if tl.atomic_add(totals.through, 1, sem="acq_rel") == programs - 1:
+            losses, weights = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+            first_bad = tl.full((BLOCK,), NO_ROW, tl.float64)
+            for start in range(0, programs, BLOCK):
+                i = start + tl.arange(0, BLOCK)
+                of_all, there = totals.partial + i, i < programs
+                bad_of_some = tl.load(of_all, mask=there, other=NO_ROW, cache_modifier=".cg")
+                first_bad = tl.minimum(first_bad, bad_of_some)
+                if totals.numbers is not None:
+                    losses += tl.load(of_all + programs, mask=there, other=0.0, cache_modifier=".cg")
+                    weights += tl.load(of_all + 2 * programs, mask=there, other=0.0, cache_modifier=".cg")
+            _store_totals(totals, tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0), target, how)
+            tl.store(totals.through, 0)
+
+
+@triton.jit
+def first_bad_row(program):
+    """The number of a program's first row with a bad label, as `add_up` takes it."""
+    return tl.min(tl.where(program.bad, program.row.to(tl.float64), NO_ROW), 0)
 
 
 @triton.jit
 def finish(losses, totals, programs, program, loss, own_weight, target, how: tl.constexpr):
-    """Store the losses of a program's rows, and total them. A bad label makes its row's loss nan, and has no weight."""
+    """Total the losses of a program's rows, and store them where they are wanted. A bad label makes its row's loss nan,
+    and has no weight.
+    """
     loss = tl.where(program.bad, float("nan"), tl.where(program.counts, loss, 0.0))
     weight = tl.where(program.counts, program.keep if how.SOFT else program.keep * own_weight, 0.0)
-    tl.store(losses + program.row, loss.to(losses.dtype.element_ty), mask=program.here)
-    bad_row = tl.min(tl.where(program.bad, program.row.to(tl.float64), NO_ROW), 0)
+    if losses is not None:
+        tl.store(losses + program.row, loss.to(losses.dtype.element_ty), mask=program.here)
     loss = tl.sum(tl.where(program.here, loss, 0.0).to(tl.float64), 0)
-    _total(totals, programs, loss, tl.sum(weight.to(tl.float64), 0), bad_row, target, how)
+    add_up(totals, programs, loss, tl.sum(weight.to(tl.float64), 0), first_bad_row(program), target, how)
 
 
-@triton.jit
-def losses_of_rows(target, samples, sums, parts, merged, losses, totals, programs, shape, settings, how: tl.constexpr,
-                   BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=COUNTS)
+def losses_of_rows(target, samples, sums, parts, merged, losses, totals, programs, classes, inner, blocks, rows,
+                   settings, how: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The second stage. The sums of parts are put together first, and left in `merged` if it is given."""
+    shape = Shape(classes, inner, blocks, rows)
     terms, program = terms_of(settings, how), rows_beside(target, samples, shape, settings, how, BLOCK)
     found = _merged(sums, parts, program, shape.rows)
     if merged is not None:
         _store_sums(found, merged, program, shape.rows)
-    if losses is not None:
+    if totals is not None:
         loss = losses_of(found, program.keep, terms, how)
         finish(losses, totals, programs, program, loss, found.own_weight, target, how)
 
 
-@triton.jit
-def weights_of_rows(target, w, samples, totals, programs, shape, settings, how: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=COUNTS)
+def weights_of_rows(target, w, samples, totals, programs, classes, inner, blocks, rows, settings, how: tl.constexpr,
+                    BLOCK: tl.constexpr):  # fmt: skip
     """The total of the weights alone, before anything is read of the logits."""
+    shape = Shape(classes, inner, blocks, rows)
     program = rows_beside(target, samples, shape, settings, how, BLOCK)
     weight = tl.where(program.counts, program.keep, 0.0)
     if how.WEIGHTED and not how.SOFT:
         weight *= tl.load(w + program.label, mask=program.counts, other=0.0).to(how.A)
-    _total(totals, programs, 0.0, tl.sum(weight.to(tl.float64), 0), NO_ROW, target, how)
+    add_up(totals, programs, 0.0, tl.sum(weight.to(tl.float64), 0), NO_ROW, target, how)
 
 
 # Gradients
@@ -267,10 +302,11 @@ def _put_gradients(x, target, w, dx, dtarget, program, start, hi, peak, relative
         _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how)
 
 
-@triton.jit
-def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, shape, settings,
-                      how: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=COUNTS)
+def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, classes, inner, blocks,
+                      rows, settings, how: tl.constexpr):  # fmt: skip
     """The second stage, for a tile: the gradients of by * scale * upstream * losses. dx may be x."""
+    shape = Shape(classes, inner, blocks, rows)
     BLOCK: tl.constexpr = how.T * how.W
     start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
@@ -296,28 +332,31 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
                        terms, how, True)  # fmt: skip
 
 
-@triton.jit
-def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, shape, settings, how: tl.constexpr):
-    """Both stages of rows whose classes are all here, and the gradient of `scale` times the sum of the losses: the
-    logits are read from memory once. In a loop they are read twice, the second time from the cache for the most part.
+@triton.jit(do_not_specialize=COUNTS)
+def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, classes, inner, blocks, rows, settings,
+            how: tl.constexpr):  # fmt: skip
+    """Both stages of rows whose classes are all here, and the gradient of the sum of the losses, times `scale` if it is
+    given: the logits are read from memory once. In a loop they are read twice, the second time from the cache for the
+    most part.
     """
+    shape = Shape(classes, inner, blocks, rows)
     terms = terms_of(settings, how)
     program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
-    upstream, hi = tl.load(scale).to(how.A), _read_to(shape.classes, program, how)
+    upstream, hi = tl.full((), 1.0, how.A), _read_to(shape.classes, program, how)
+    if scale is not None:
+        upstream = tl.load(scale).to(how.A)
     if how.LOOP:
         found = joined(_sums_by_line(x, target, w, program, 0, hi, shape, terms, how), own, own_weight, terms, how)
         found = without_ignored(found, program)
         relative = relative_to(found.peak)
         slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), relative[2])
         plain, at = tiles_of(program, 0, hi, how)
-        for start in range(0, plain, how.T * how.W):
-            _put_gradients(x, target, w, dx, None, program, past(start, at, how), hi, found.peak, relative, slopes,
-                           shape, terms, how, False)  # fmt: skip
-        for start in range(plain, hi, how.T * how.W):
-            where = tl.where(start == plain, at, start)
-            _put_gradients(x, target, w, dx, None, program, where, hi, found.peak, relative, slopes, shape, terms, how,
-                           True)  # fmt: skip
+        for LAST in tl.static_range(2):
+            for start in range(plain if LAST else 0, hi if LAST else plain, how.T * how.W):
+                here = tile_of(start, plain, at, how, LAST == 1)
+                _put_gradients(x, target, w, dx, None, program, here, hi, found.peak, relative, slopes, shape, terms,
+                               how, LAST == 1)  # fmt: skip
         for start in range(hi, shape.classes, how.T * how.W):
             _put_zeros(dx, program, start, shape, how)
     else:

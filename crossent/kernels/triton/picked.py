@@ -5,8 +5,25 @@ import triton.language as tl
 
 from crossent.kernels.triton.language import label_weight, number
 from crossent.kernels.triton.losses import finish
-from crossent.kernels.triton.rows import at_rows, classes_from, place_of, rows_beside, rows_of_block
-from crossent.kernels.triton.softmax import array_of, shape_of, store_tile
+from crossent.kernels.triton.rows import (
+    COUNTS,
+    Shape,
+    at_rows,
+    bound,
+    classes_from,
+    place_of,
+    rows_beside,
+    rows_of_block,
+)
+from crossent.kernels.triton.softmax import store_tile
+
+
+@triton.jit
+def left(row, flag, found):
+    first = tl.load(row)
+    if first >= 0:
+        tl.store(found, first)
+        tl.store(flag, 1)
 
 
 @triton.jit
@@ -18,9 +35,10 @@ def _mass_of(w, program, how: tl.constexpr):
     return own_weight, tl.where(program.counts, label_weight(own_weight, program.keep, 0.0), 0.0)
 
 
-@triton.jit
-def losses_of_labels(x, target, w, samples, losses, totals, programs, shape, settings, how: tl.constexpr,
-                     BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=COUNTS)
+def losses_of_labels(x, target, w, samples, losses, totals, programs, classes, inner, blocks, rows, settings,
+                     how: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    shape = Shape(classes, inner, blocks, rows)
     program = rows_beside(target, samples, shape, settings, how, BLOCK)
     own_weight, mass = _mass_of(w, program, how)
     outer, inner = program.row // shape.inner, program.row % shape.inner
@@ -29,11 +47,11 @@ def losses_of_labels(x, target, w, samples, losses, totals, programs, shape, set
     finish(losses, totals, programs, program, tl.where(mass == 0.0, 0.0, -mass * log_p), own_weight, target, how)
 
 
-@triton.jit
-def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, shape, settings, how: tl.constexpr,
-                        MASKED: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=COUNTS)
+def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, classes, inner, blocks, rows, settings,
+                        how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """A program writes a tile: the labels' derivatives and zeros."""
-    shape, dx = shape_of(shape, UNITS), array_of(dx, 2, UNITS)
+    shape = Shape(classes, inner, blocks, rows)
     start, block = tl.program_id(0) % tiles * (how.T * how.W), tl.program_id(0) // tiles
     program = rows_of_block(block, target, samples, shape, settings, how)
     _, mass = _mass_of(w, program, how)
@@ -42,6 +60,6 @@ def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, shap
         above *= tl.load(scale).to(how.A)
     of_label = tl.where(mass == 0.0, 0.0, -mass * above)
     c = classes_from(start, how)
-    ok = (c < shape.classes) & program.here[None, None, :]
+    ok = (c < bound(shape.classes, how)) & program.here[None, None, :]
     d = tl.where(c == program.label[None, None, :], of_label[None, None, :], 0.0)
-    store_tile(dx, d, program, c, ok, how.DX_SIDE, MASKED)
+    store_tile(dx, d, program, c, ok, how.DX_SIDE, how, MASKED)

@@ -9,10 +9,21 @@ import triton
 import triton.language as tl
 
 from crossent.kernels.triton.language import INFINITY, brier, finite, kept_exp
-from crossent.kernels.triton.rows import at_label, at_rows, load_tile, nll_of, own_of, place_of, rows_of_block, terms_of
-from crossent.kernels.triton.softmax import array_of, shape_of
+from crossent.kernels.triton.losses import add_up, first_bad_row
+from crossent.kernels.triton.rows import (
+    COUNTS,
+    Shape,
+    at_label,
+    at_rows,
+    load_tile,
+    nll_of,
+    own_of,
+    place_of,
+    rows_of_block,
+    terms_of,
+)
 
-NO_CLASS, NO_ROW = tl.constexpr(2**31 - 1), tl.constexpr(2**62)
+NO_CLASS = tl.constexpr(2**31 - 1)
 
 
 class Results(NamedTuple):
@@ -105,10 +116,10 @@ def _store(into, values, of_bad, ignored, program):
     tl.store(into + program.row, values.to(into.dtype.element_ty), mask=program.here)
 
 
-@triton.jit
-def statistics_of_rows(x, target, results, bad_row, shape, settings, how: tl.constexpr, MASKED: tl.constexpr,
-                       UNITS: tl.constexpr):  # fmt: skip
-    shape, x = shape_of(shape, UNITS), array_of(x, 2, UNITS)
+@triton.jit(do_not_specialize=COUNTS)
+def statistics_of_rows(x, target, results, totals, programs, classes, inner, blocks, rows, settings, how: tl.constexpr,
+                       MASKED: tl.constexpr):  # fmt: skip
+    shape = Shape(classes, inner, blocks, rows)
     terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     own, _ = own_of(x, None, program, shape, terms, how)
@@ -137,6 +148,4 @@ def statistics_of_rows(x, target, results, bad_row, shape, settings, how: tl.con
     _store(results.prediction, _prediction(x, sums, own, program, shape, how), -1, -1, program)
     _store(results.confidence, confidence, float("nan"), 0.0, program)
     _store(results.brier, brier(sums.others, sums.squares, total), float("nan"), 0.0, program)
-    first_bad = tl.min(tl.where(program.bad, program.row, NO_ROW), 0)
-    if first_bad != NO_ROW:  # -1 is the largest number without a sign
-        tl.atomic_min(bad_row.to(tl.pointer_type(tl.uint64)), first_bad.to(tl.uint64))
+    add_up(totals, programs, 0.0, 0.0, first_bad_row(program), target, how)

@@ -24,6 +24,10 @@ from crossent.kernels.triton.language import (
     target_weight,
 )
 
+# Arguments of kernels that are numbers like those of rows: for others than before, nothing is compiled anew. Of their
+# multiples kernels are told by `How.LINE`.
+COUNTS = "parts", "programs", "tiles", "by", "classes", "inner", "blocks", "rows"
+
 
 class How(NamedTuple):
     """What a kernel is compiled for: the type of the arithmetic; a tile of T lines of W classes of R rows, and whether
@@ -272,8 +276,8 @@ def at_label(values, of_label, tile, program):
 def tiles_of(program, lo, hi, how: tl.constexpr):
     """How far the whole tiles of a row go, from lo on, that are not the label's; and where that one begins.
 
-    They lie around that one, see `past`. It comes after them, and then the last tile if it is not whole. So nothing is
-    masked, and no label looked for, in any other. Of several rows every tile may have a label.
+    They lie around that one, see `tile_of`. It comes after them, and then the last tile if it is not whole. So nothing
+    is masked, and no label looked for, in any other. Of several rows every tile may have a label.
     """
     BLOCK: tl.constexpr = how.T * how.W
     plain, at = lo, lo
@@ -285,9 +289,13 @@ def tiles_of(program, lo, hi, how: tl.constexpr):
 
 
 @triton.jit
-def past(start, at, how: tl.constexpr):
-    """Where the tile is that does without the one at `at`."""
-    return tl.where(start < at, start, start + how.T * how.W)
+def tile_of(start, plain, at, how: tl.constexpr, LAST: tl.constexpr):
+    """Where the tile is whose turn comes at `start`, given `tiles_of`; LAST: it comes after the plain ones."""
+    if LAST:
+        place = tl.where(start == plain, at, start)
+    else:
+        place = tl.where(start < at, start, start + how.T * how.W)
+    return place
 
 
 @triton.jit

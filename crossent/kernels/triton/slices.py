@@ -1,13 +1,13 @@
 """softmax and log_softmax on tensors: how their slices are walked, and the launches."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 
+from crossent._kept import kept
 from crossent.kernels.triton import softmax as kernels
-from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, cut_of, power, run
+from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, cut_of, line_of, power, run
 from crossent.kernels.triton.rows import Array, How, Shape
 
 
@@ -40,7 +40,6 @@ class Walk(NamedTuple):
     shape: Shape
     how: How
     masked: bool
-    units: tuple
     warps: int
 
 
@@ -53,19 +52,19 @@ def _walk_of(arrays, axis, at_most):
     return _walk(like.shape, tuple(array.stride() for array in arrays), like.dtype, like.element_size(), axis, at_most)
 
 
-@lru_cache(maxsize=1024)
+@kept
 def _walk(shape, strides, dtype, itemsize, axis, at_most):
     loops = loops_of(shape, axis, strides)
     if loops is None:
         return None
     (outer, inner, steps), n = loops, shape[axis]
     side_by_side = dict(zip(_SIDES[len(strides)], (n == 1 or of_class == 1 for _, of_class, _ in steps)))
-    cut, (arithmetic, _) = cut_of(n, itemsize, side_by_side["X_SIDE"], at_most), TYPES.get(dtype, USUAL)
-    slices = min(cut.R, power(inner))
-    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, **side_by_side), triton.cdiv(inner, slices)
-    (classes, rows, *steps), units = in_units(how.X_SIDE, n, inner, *(step for of in steps for step in of))
-    shape_in_units, masked = Shape(classes, rows, blocks, outer * inner), slices > 1 or n % cut.classes > 0
-    return Walk(outer * blocks, steps, shape_in_units, how, masked, units, cut.warps)
+    side = side_by_side["X_SIDE"]
+    cut, (arithmetic, _) = cut_of(n, itemsize, side, at_most), TYPES.get(dtype, USUAL)
+    slices, line = min(cut.R, power(inner)), line_of(itemsize, side, n, inner, steps)
+    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, **side_by_side), triton.cdiv(inner, slices)
+    masked, steps = slices > 1 or n % (cut.T * cut.W) > 0, [step for of in steps for step in of]
+    return Walk(outer * blocks, steps, Shape(n, inner, blocks, outer * inner), how, masked, cut.warps)
 
 
 def loops_of(shape, axis, strides):
@@ -85,24 +84,11 @@ def loops_of(shape, axis, strides):
     return outer, inner, [(o, of[axis], i) for o, of, i in zip(first, strides, second)]
 
 
-def in_units(side_by_side, classes, inner, *strides):
-    """The numbers by powers of 2, their units, which the kernels are compiled for. How many rows or slices there are
-    does not matter unless these are what lies side by side.
-
-    Of itself Triton looks for multiples of 16 alone, so that of 1,000 numbers it would load one at a time.
-    """
-    numbers = classes, inner, *strides
-    units = [number & -number if number % 16 else 1 for number in numbers]
-    if side_by_side:
-        units[1] = 1
-    return [number // unit for number, unit in zip(numbers, units)], tuple(units)
-
-
 def _launch(kernel, walk, arrays, log):
     if not arrays[0].numel():
         return
     run(
         arrays[0].device, kernel, walk.programs,
-        *(Array(array, *walk.strides[3 * i : 3 * i + 3]) for i, array in enumerate(arrays)), walk.shape, walk.how,
-        LOG=log, MASKED=walk.masked, UNITS=walk.units, num_warps=walk.warps,
+        *(Array(array, *walk.strides[3 * i : 3 * i + 3]) for i, array in enumerate(arrays)), *walk.shape, walk.how,
+        LOG=log, MASKED=walk.masked, num_warps=walk.warps,
     )  # fmt: skip

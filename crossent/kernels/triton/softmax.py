@@ -14,7 +14,17 @@ import triton.language as tl
 
 from crossent.kernels.plain import SliceSums
 from crossent.kernels.triton.language import INFINITY, NEARLY_CERTAIN, exp, expm1, finite, kept_exp, log1p
-from crossent.kernels.triton.rows import Array, Shape, at_rows, classes_from, place_of, store
+from crossent.kernels.triton.rows import (
+    COUNTS,
+    Shape,
+    at_classes,
+    bound,
+    class_step,
+    classes_from,
+    in_lines,
+    place_of,
+    store,
+)
 
 
 class Slices(NamedTuple):
@@ -26,21 +36,8 @@ class Slices(NamedTuple):
 
 
 @triton.jit
-def shape_of(shape, UNITS: tl.constexpr):
-    """The shape that came in units, see `slices.in_units`."""
-    return Shape(shape.classes * UNITS[0], shape.inner * UNITS[1], shape.blocks, shape.rows)
-
-
-@triton.jit
-def array_of(array, AT: tl.constexpr, UNITS: tl.constexpr):
-    """The array whose strides came in units, from `AT` on among the `UNITS`."""
-    strides = array.outer * UNITS[AT], array.of_class * UNITS[AT + 1], array.inner * UNITS[AT + 2]
-    return Array(array.at, strides[0], strides[1], strides[2])
-
-
-@triton.jit
-def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, MASKED: tl.constexpr):
-    place = at_rows(array, rows)[None, None, :] + place_of(c, array.of_class, SIDE)
+def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr):
+    place = at_classes(array, rows, how)[None, None, :] + place_of(c, class_step(array, how), SIDE)
     store(place, values.to(array.at.dtype.element_ty), ok, MASKED)
 
 
@@ -48,13 +45,14 @@ def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, MASKED: tl.conste
 def _slices_of(shape, how: tl.constexpr):
     outer, block = (tl.program_id(0) // shape.blocks).to(tl.int64), tl.program_id(0) % shape.blocks
     inner = block.to(tl.int64) * how.R + tl.arange(0, how.R)
-    return Slices(outer, inner, inner < shape.inner)
+    slices = shape.inner if how.X_SIDE else in_lines(shape.inner, how)
+    return Slices(outer, inner, inner < slices)
 
 
 @triton.jit
 def _load(array, slices, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
     """A tile's entries; 0 where there are none."""
-    place = at_rows(array, slices)[None, None, :] + place_of(c, array.of_class, SIDE)
+    place = at_classes(array, slices, how)[None, None, :] + place_of(c, class_step(array, how), SIDE)
     if MASKED:
         return tl.load(place, mask=ok, other=0.0, eviction_policy=POLICY).to(how.A)
     return tl.load(place, eviction_policy=POLICY).to(how.A)
@@ -100,7 +98,7 @@ def _sums_in_a_loop(x, slices, shape, whole, how: tl.constexpr, NARROW: tl.const
     for LAST in tl.static_range(2):
         for start in range(whole if LAST else 0, shape.classes if LAST else whole, how.T * how.W):
             c = classes_from(start, how)
-            ok = (c < shape.classes) & slices.here[None, None, :]
+            ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
             sums = _added(sums, _load_logits(x, slices, c, ok, how, LAST == 1, "evict_last"), NARROW)
     return _joined(sums, NARROW)
 
@@ -115,11 +113,11 @@ def _results(z, e, sums, LOG: tl.constexpr):
     return e * (1.0 / (1.0 + rest))
 
 
-@triton.jit
-def forward(x, out, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr):
+@triton.jit(do_not_specialize=COUNTS)
+def forward(x, out, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr):
     """The logits are read once, in a loop twice, the second time from the cache for the most part. DX_SIDE is out's."""
+    shape = Shape(classes, inner, blocks, rows)
     NARROW: tl.constexpr = out.at.dtype.element_ty.primitive_bitwidth == 16
-    shape, x, out = shape_of(shape, UNITS), array_of(x, 2, UNITS), array_of(out, 5, UNITS)
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
     if how.LOOP:
@@ -128,20 +126,20 @@ def forward(x, out, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.cons
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
                 z = _load_logits(x, slices, c, ok, how, LAST == 1, "evict_first") - sums.peak[None, None, :]
                 results = _results(z, z if LOG else kept_exp(z, NARROW), sums, LOG)
-                store_tile(out, results, slices, c, ok, how.DX_SIDE, LAST == 1)
+                store_tile(out, results, slices, c, ok, how.DX_SIDE, how, LAST == 1)
     else:
         c = classes_from(0, how)
-        ok = (c < shape.classes) & slices.here[None, None, :]
+        ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
         z = _load_logits(x, slices, c, ok, how, MASKED, "evict_first")
         peak = tl.max(tl.max(z, 1), 0)
         z -= peak[None, None, :]
         e, largest = kept_exp(z, NARROW), z == 0.0
         others = tl.sum(tl.sum(tl.where(largest, 0.0, e), 1), 0)
         sums = SliceSums(peak, tl.sum(tl.sum(tl.where(largest, 1.0, 0.0), 1), 0), others)
-        store_tile(out, _results(z, e, sums, LOG), slices, c, ok, how.DX_SIDE, MASKED)
+        store_tile(out, _results(z, e, sums, LOG), slices, c, ok, how.DX_SIDE, how, MASKED)
 
 
 # Backward
@@ -162,11 +160,10 @@ def _derivatives(y, g, total, LOG: tl.constexpr):
     return y * (g - total)
 
 
-@triton.jit
-def backward(out, dout, dx, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr):
+@triton.jit(do_not_specialize=COUNTS)
+def backward(out, dout, dx, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr):
     """X_SIDE is out's, T_SIDE dout's."""
-    shape, out = shape_of(shape, UNITS), array_of(out, 2, UNITS)
-    dout, dx = array_of(dout, 5, UNITS), array_of(dx, 8, UNITS)
+    shape = Shape(classes, inner, blocks, rows)
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
     if how.LOOP:
@@ -175,19 +172,19 @@ def backward(out, dout, dx, shape, how: tl.constexpr, LOG: tl.constexpr, MASKED:
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_last")
                 totals += tl.sum(g if LOG else y * g, 1)
         total = tl.sum(totals, 0)
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_first")
-                store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, LAST == 1)
+                store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, LAST == 1)
     else:
         c = classes_from(0, how)
-        ok = (c < shape.classes) & slices.here[None, None, :]
+        ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
         y, g = _load_both(out, dout, slices, c, ok, how, MASKED, "evict_first")
         total = tl.sum(tl.sum(g if LOG else y * g, 1), 0)
-        store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, MASKED)
+        store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, MASKED)

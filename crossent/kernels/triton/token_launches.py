@@ -14,23 +14,22 @@ class TokenKernels:
 
     def tokens(self, logits, target, options, results):
         launch = _launch(logits, target, options)
-        cut = launch.cut(self.tokens_at_once)
-        blocks = launch.blocks(cut)
+        walk = launch.layout.walk(self.tokens_at_once)
         if launch.count:
             run(
-                launch.device, kernels.tokens_of_rows, blocks, launch.array(launch.logits), launch.target,
-                Results(*results), launch.shape(blocks), launch.settings, launch.cut_how(cut), num_warps=cut.warps,
+                launch.device, kernels.tokens_of_rows, walk.programs, launch.array(launch.logits), launch.target,
+                Results(*results), *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
             )  # fmt: skip
 
     def token_gradient(self, logits, target, options, results, upstream):
         launch = _launch(logits, target, options)
-        cut = launch.cut(self.token_gradients_at_once)
-        tiles, blocks = triton.cdiv(launch.classes, cut.classes), launch.blocks(cut)
+        walk = launch.layout.walk(self.token_gradients_at_once)
+        tiles = triton.cdiv(launch.classes, walk.classes)
         if launch.count and launch.classes:
             run(
-                launch.device, kernels.token_gradients_of_rows, blocks * tiles, launch.array(launch.logits),
-                launch.target, Results(*results), *upstream, tiles, launch.shape(blocks), launch.settings,
-                launch.cut_how(cut), num_warps=cut.warps,
+                launch.device, kernels.token_gradients_of_rows, walk.programs * tiles, launch.array(launch.logits),
+                launch.target, Results(*results), *upstream, tiles, *walk.shape, launch.layout.settings, walk.how,
+                num_warps=walk.warps,
             )  # fmt: skip
 
 

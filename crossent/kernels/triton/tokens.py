@@ -21,6 +21,8 @@ from crossent.kernels.triton.language import (
 )
 from crossent.kernels.triton.predictions import others_of
 from crossent.kernels.triton.rows import (
+    COUNTS,
+    Shape,
     Tile,
     at_label,
     at_rows,
@@ -69,8 +71,9 @@ def _added(sums, tile, own, program, start, how: tl.constexpr, NARROW: tl.conste
     return LineSums(top, sums.others * factor + tl.sum(e, 1), dot, sums.ahead + ahead)
 
 
-@triton.jit
-def tokens_of_rows(x, target, results, shape, settings, how: tl.constexpr):
+@triton.jit(do_not_specialize=COUNTS)
+def tokens_of_rows(x, target, results, classes, inner, blocks, rows, settings, how: tl.constexpr):
+    shape = Shape(classes, inner, blocks, rows)
     terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     BLOCK: tl.constexpr = how.T * how.W
@@ -128,9 +131,11 @@ def _put_gradients(x, program, start, found, above, of_label, shape, terms, how:
     store(place, g, tile.ok, MASKED)
 
 
-@triton.jit
-def token_gradients_of_rows(x, target, results, dlogprob, dlse, dentropy, tiles, shape, settings, how: tl.constexpr):
+@triton.jit(do_not_specialize=COUNTS)
+def token_gradients_of_rows(x, target, results, dlogprob, dlse, dentropy, tiles, classes, inner, blocks, rows, settings,
+                            how: tl.constexpr):  # fmt: skip
     """Of a tile. Of one row only the last tile is masked."""
+    shape = Shape(classes, inner, blocks, rows)
     BLOCK: tl.constexpr = how.T * how.W
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles

@@ -16,36 +16,28 @@ from unittest import mock
 import torch
 from harness import on_triton
 from machine_code import CALLS, TARGETS, Call, Device, calls_in
+from triton.compiler import CompiledKernel
 
 import crossent
+from crossent.kernels.triton.device import DeviceKernels
 
 
-class Kernel:
+class Kernel(CompiledKernel):
     """What Triton has compiled, as far as a launch asks for it."""
 
-    function = packed_metadata = None
-
     def __init__(self, launched):
-        self.launched = launched
-
-    def launch_metadata(self, *arguments):
-        return None
-
-    def run(self, *arguments):
-        self.launched()
-
-    def __getitem__(self, grid):
-        return self.run
+        self.module, self.function, self.packed_metadata, self._run = True, None, None, launched
+        self.src = self.name = None
 
 
 _numbers = itertools.count()
 
 
 class Launches:
-    """What is launched: the kernels' names, and for each name what is compiled for it, with how many warps."""
+    """What is launched: the kernels' names and arguments; for each name how many warps what is compiled for it has."""
 
     def __init__(self):
-        self.names, self.compiled = [], {}
+        self.names, self.arguments, self.compiled = [], [], {}
 
 
 @contextlib.contextmanager
@@ -57,7 +49,12 @@ def launches():
 
     def compiled(self, key, signature, device, constexprs, options, attrs, warmup):
         name = self.fn.__name__
-        kernel = Kernel(lambda: found.names.append(name))
+
+        def launched(*arguments):
+            found.names.append(name)
+            found.arguments.append(arguments)  # behind those of a launcher
+
+        kernel = Kernel(launched)
         found.compiled.setdefault(name, []).append(options.num_warps)
         self.device_caches[device][0][key] = kernel
         return kernel
@@ -105,6 +102,27 @@ def calls_of_a_step():
         return seen, found.names
 
 
+def plain(argument):
+    """An argument of a kernel, but for the address."""
+    if isinstance(argument, torch.Tensor):
+        return str(argument.dtype)
+    return [plain(one) for one in argument] if isinstance(argument, tuple) else repr(argument)
+
+
+def differences():
+    """What a launch that is ready says otherwise than one that Triton looks up."""
+    found = []
+    for shape, reduction in itertools.product([(32, 10), (300, 10), (3, 7, 5), (200, 300)], ["mean", "sum", "none"]):
+        said = []
+        for ready in (DeviceKernels.ready_step, None):
+            with launches() as seen, mock.patch.object(DeviceKernels, "ready_step", ready):
+                for _ in range(2):
+                    Call(shape, "float32", {"reduction": reduction}).run()
+            said.append([plain(one[9:]) for one in seen.arguments[2:]])
+        found += [(shape, reduction, said)] if said[0] != said[1] else []
+    return found
+
+
 def largest_programs():
     """For each kernel the most warps that a call's program has."""
     found = {}
@@ -123,7 +141,8 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["json"]:
         compiled = {", ".join(map(str, step)): compiled_for_rows(*step) for step in STEPS}
         warps = largest_programs()
-        print(json.dumps({"calls": seen.total(), "launches": names, "compiled": compiled, "warps": warps}))
+        found = {"calls": seen.total(), "launches": names, "compiled": compiled, "warps": warps}
+        print(json.dumps(found | {"differences": differences()}))
     else:
         for name, times in seen.most_common():
             print(times, name)

@@ -59,7 +59,7 @@ def as_on_a_gpu(monkeypatch):
 
     monkeypatch.setattr(late, "_refuse", lambda bad, error, wait: None)
     launches = triton_kernels()
-    monkeypatch.setattr(launches, "counter_on", functools.cache(launches.counter_on))
+    monkeypatch.setattr(launches, "counters_on", functools.cache(launches.counters_on))
 
 
 def step(loss, *args, **options):

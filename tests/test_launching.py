@@ -28,6 +28,11 @@ def test_a_small_step():
     assert found["calls"] <= 202
 
 
+def test_a_launch_that_is_ready():
+    """It tells kernels what one tells them that Triton looks up."""
+    assert found_for("sm_90")["differences"] == []
+
+
 def test_other_numbers_of_rows_are_not_compiled_for():
     """Of 1, 2, 7, 16, 17, 32 and 1,024 rows: a few and many are programs of other sizes, where rows are short, and a
     few long rows are cut into parts.

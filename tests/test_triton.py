@@ -8,12 +8,14 @@ import pytest
 import torch
 from harness import check, on_triton, on_triton_at_once, triton_kernels
 from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, make
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent._options import loss_options
 from crossent.frontends.torch import compiled, staged
 from crossent.frontends.torch.arrays import TORCH, UNREAD
+from crossent.frontends.torch.router import divisor_of
 
 pytest.importorskip("triton")
 
@@ -283,6 +285,88 @@ def test_scaled_gradients_of_float16(way):
         loss = crossent.cross_entropy(x, y, denominator=4 * 2.0**28, loss_dtype="float32")
         loss.backward(torch.tensor(2.0**14))
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-3, atol=2.0**-24)
+
+
+def test_groups_of_programs(as_on_a_gpu):
+    """The last program of each group adds up the group, and the last of all the groups."""
+    x, y = logits(150, 300), torch.arange(150)
+    y[[97, 149]] = 300
+    for way in (on_triton, on_triton_at_once):
+        with way():
+            loss = crossent.cross_entropy(x, y.clamp(max=299), reduction="sum")
+            expected = torch.nn.functional.cross_entropy(x.double(), y.clamp(max=299), reduction="sum")
+            torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0.0)
+            assert crossent.cross_entropy(x, y).isnan()
+            with pytest.raises(IndexError, match="Target 300 at position 97 is out"):
+                loss.backward()
+
+
+def test_a_captured_note_is_told_of_whenever_it_arrives(as_on_a_gpu, monkeypatch):
+    """A graph runs its kernels again and again: a run with good labels takes nothing back, and each bad one is told."""
+    with monkeypatch.context() as capturing:
+        capturing.setattr(as_on_a_gpu, "is_captured", lambda device: True)
+        with pytest.raises(RuntimeError, match="run the step once before"):
+            as_on_a_gpu.note(torch.device("cpu"))
+    x, y = logits(4, 9), torch.tensor([0, 1, 2, 3])
+    with on_triton():
+        crossent.cross_entropy(x, y)
+        with monkeypatch.context() as capturing:
+            capturing.setattr(as_on_a_gpu, "is_captured", lambda device: True)
+            note = as_on_a_gpu.note(x.device)
+            capturing.setattr(as_on_a_gpu._late, "note", lambda device: note)
+            crossent.cross_entropy(x, y)
+        for label in (9, -7):
+            note.found[:] = torch.tensor([2, label])
+            note.flag[0] = 1
+            for _ in range(as_on_a_gpu._IN_TURN + 1):
+                as_on_a_gpu.note(x.device)  # nobody else gets it
+            with pytest.raises(IndexError, match=f"Target {label} at position 2 is out"):
+                crossent.cross_entropy(x, y)
+            crossent.cross_entropy(x, y)  # it was told once
+
+
+def gradients_made(monkeypatch):
+    """A list that grows with each gradient that a forward pass makes."""
+    made, at_once = [], triton_kernels().TritonKernels.at_once
+    monkeypatch.setattr(triton_kernels().TritonKernels, "at_once", lambda *a, **k: made.append(1) or at_once(*a, **k))
+    return made
+
+
+def test_gradients_that_nobody_can_ask_for_are_not_made(monkeypatch):
+    x, y, made = logits(4, 9), torch.tensor([0, 8, 1, 2]), gradients_made(monkeypatch)
+    soft = torch.softmax(logits(4, 9, seed=1).detach(), 1)
+    with on_triton_at_once():
+        with torch.no_grad():
+            crossent.cross_entropy(x, y)
+        with torch.inference_mode():
+            crossent.cross_entropy(x, y)
+        crossent.cross_entropy(x.detach(), y)
+        crossent.cross_entropy(x.detach(), soft.requires_grad_())
+        assert not made
+        crossent.cross_entropy(x, y)
+        assert made
+
+
+def test_gradients_that_nobody_has_asked_for(monkeypatch):
+    """After some no more are made, until one is asked for."""
+    x, y, made = logits(4, 9), torch.tensor([0, 8, 1, 2]), gradients_made(monkeypatch)
+    monkeypatch.setattr(staged._Asked, "unasked", 0)
+    with on_triton_at_once():
+        for _ in range(12):
+            loss = crossent.cross_entropy(x, y)
+        assert len(made) == 8
+        loss.backward()
+        expected = torch.nn.functional.cross_entropy(x, y)
+        torch.testing.assert_close(x.grad, torch.autograd.grad(expected, x)[0])
+        crossent.cross_entropy(x, y)
+        assert len(made) == 9
+
+
+def test_a_denominator_on_another_device():
+    """It is sent to the logits, which takes no waiting between GPUs."""
+    with FakeTensorMode():
+        x, denominator = torch.empty(4, 9, device="xpu:0"), torch.empty((), device="xpu:1")
+        assert divisor_of(loss_options(), denominator, x).device == x.device
 
 
 def test_labels_that_were_overwritten(as_on_a_gpu):

@@ -126,9 +126,16 @@ def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, o
 
 
 def _error_of(lib, bad, labels, classes, options):
-    """What makes the error of a row, or of a row and its label: of a `Note` the labels are not kept for it."""
-    read = None if isinstance(bad, Note) else partial(lib.item, labels)
-    return partial(_label_error, read, tuple(labels.shape), classes, options)
+    """What makes the error of a row: of a `Note`, which has the label, the labels are not kept for it."""
+    shape = tuple(labels.shape)
+    if isinstance(bad, Note):
+        return error_of_notes(shape, classes, options)
+    return partial(_label_error, partial(lib.item, labels), shape, classes, options)
+
+
+def error_of_notes(shape, classes, options):
+    """What makes the error of a row and its label; `shape` is that of the labels."""
+    return partial(_label_error, None, shape, classes, options)
 
 
 def _label_error(read, shape, classes, options, row, label=None):

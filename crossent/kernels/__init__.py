@@ -136,6 +136,9 @@ class LossKernels:
                         (outer, inner), and the number of the first row with a bad label as in an `Outcome`
     tokens              of logits (rows, classes) whose classes lie side by side, labels that are good or ignored, the
                         options, and four arrays to write: logprob, lse, entropy and rank, see `plain.token_stats`
+    ready_step          of a shape (outer, classes, inner), that of the labels, the dtype of the logits, the options,
+                        the dtype of the loss and a device: what makes the loss of logits and labels that lie dense in
+                        memory, and the gradient of the logits, in a launch each; None if nothing can
     token_gradient      of the same, with the arrays filled, and the upstream gradients of the first three or None: the
                         gradient is written over the logits
     """
@@ -144,6 +147,7 @@ class LossKernels:
     softmax: Any = None
     softmax_gradient: Any = None
     predictions: Any = None
+    ready_step: Any = None
     tokens: Any = None
     token_gradient: Any = None
 

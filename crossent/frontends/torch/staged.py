@@ -5,12 +5,13 @@ import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from crossent import _rows
 from crossent._call import Call
+from crossent._kept import kept
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
@@ -97,14 +98,19 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
+        ctx.ready, ctx.call, ctx.made = _ready_of(tensors, call), call, None
+        if ctx.ready is not None:
+            ctx.save_for_backward(*tensors)
+            loss, ctx.finished = _ready_loss(ctx.ready, tensors, late.refuse)
+            return loss
         may_be_made = call.shard is None and not call.picks and _Asked.unasked < UNASKED_AT_MOST
         if may_be_made and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
             _Asked.unasked += 1
             ctx.made, finished = _made_at_once(tensors, call)
         else:
-            ctx.made, finished = None, _finished(tensors, call, late.refuse)
+            finished = _finished(tensors, call, late.refuse)
         ctx.save_for_backward(*tensors)
-        ctx.call, ctx.finished = call, finished._replace(loss=None)  # the loss holds this node
+        ctx.finished = finished._replace(loss=None)  # the loss holds this node
         loss = finished.loss.to(call.out_dtype)
         return loss.new_empty(0).set_(loss) if loss._is_view() else loss  # a view could not be changed in place
 
@@ -120,6 +126,12 @@ class _StagedCrossEntropy(torch.autograd.Function):
         if made is not None:
             _kernels_of(tensors, call).multiply(made, in_memory(dloss))
             return made, None, None, None, None
+        if (
+            ctx.ready is not None and input.is_contiguous() and tensors[1].is_contiguous()
+        ):  # hooks may have changed that
+            above, sums, scale = in_memory(dloss), ctx.finished.sums, ctx.finished.scale
+            above = above.contiguous() if above.ndim else above
+            return ctx.ready.step.backward(input, tensors[1], sums, scale, above), None, None, None, None
         in_place = call.in_place and wanted[0] and not overlaps(input)
         if in_place:
             input.data_ptr()  # gives a copy-on-write tensor memory of its own
@@ -137,6 +149,40 @@ def _kernels_of(tensors, call):
 
 def _lib_of(tensors):
     return TORCH if tensors[0].is_cpu else UNREAD
+
+
+class _Ready(NamedTuple):
+    """The step that kernels have ready, and what makes the error of a row and its label."""
+
+    step: Any
+    error: Any
+
+
+def _ready_of(tensors, call):
+    """The `_Ready` of a call without weights, of labels and logits that lie dense in memory; None if there is none."""
+    input, target, weight, sample_weight = tensors
+    usual = weight is sample_weight is call.divisor is call.shard is None and not (call.picks or call.in_place)
+    if not (usual and target.dtype is torch.int64 and input.is_contiguous() and target.is_contiguous()):
+        return None
+    kernels, device = kernels_on(input.device.type), input.device
+    if kernels is None or kernels.ready_step is None or (input.is_cuda and device.index != torch.cuda.current_device()):
+        return None
+    return _ready(kernels, device, input.shape, input.dtype, target.shape, call.dim, call.options, call.out_dtype)
+
+
+@kept
+def _ready(kernels, device, shape, dtype, row_shape, dim, options, loss_dtype):
+    axis, _ = _rows.target_kind(shape, row_shape, dim, False)
+    by_class = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    step = kernels.ready_step(by_class, row_shape, dtype, options, loss_dtype, device)
+    return None if step is None else _Ready(step, _stages.error_of_notes(tuple(row_shape), shape[axis], options))
+
+
+def _ready_loss(ready, tensors, refuse):
+    """The loss, and what else is `Finished`."""
+    loss, sums, scale, note = ready.step.forward(*tensors[:2])
+    refuse(note, ready.error)
+    return loss, _stages.Finished(None, sums, 1.0 if scale is None else scale)
 
 
 def _viewable(tensors, call):
@@ -203,6 +249,9 @@ def loss(tensors, call, by_weights=False):
     input, target, *_ = tensors
     if grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply(*tensors, call)
+    ready = _ready_of(tensors, call)
+    if ready is not None:
+        return _ready_loss(ready, tensors, late.refuse_outside_training)[0]
     return _finished(tensors, call, late.refuse_outside_training).loss.to(call.out_dtype)
 
 

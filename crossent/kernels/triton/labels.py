@@ -1,11 +1,10 @@
 """nll_loss and prediction_stats: the launches."""
 
 import torch
-import triton
 
 from crossent.kernels import LossKernels
 from crossent.kernels.triton import picked, predictions
-from crossent.kernels.triton.launches import ROWS, Launch, bits, new_note, run
+from crossent.kernels.triton.launches import ROWS, Launch, bits, cdiv, new_note, run
 from crossent.kernels.triton.predictions import Results
 
 
@@ -22,7 +21,7 @@ class PickedKernels(LossKernels):
 
     def forward(self, rows, dtype=None):
         launch = Launch(rows)
-        programs, note = max(1, triton.cdiv(launch.count, ROWS)), self.note(launch.device)
+        programs, note = max(1, cdiv(launch.count, ROWS)), self.note(launch.device)
         losses, totals = launch.losses(dtype), launch.totals(programs, note, **launch.wanted(dtype))
         run(
             launch.device, picked.losses_of_labels, programs, launch.array(rows.logits), launch.target, rows.weight,
@@ -36,7 +35,7 @@ class PickedKernels(LossKernels):
         if not dx.numel():
             return dx, None
         walk = launch.layout.walk(4096, dx.stride())
-        tiles = triton.cdiv(launch.classes, walk.classes)
+        tiles = cdiv(launch.classes, walk.classes)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
         run(
             launch.device, picked.gradients_of_labels, walk.programs * tiles, launch.target, rows.weight,
@@ -59,7 +58,8 @@ class PredictionKernels:
 
     def predictions(self, rows):
         launch, x = Launch(rows), rows.logits
-        kinds = launch.dtype, torch.int64, torch.int64, launch.dtype, launch.dtype
+        dtype = launch.layout.dtype
+        kinds = dtype, torch.int64, torch.int64, dtype, dtype
         results = Results(*(launch.new(x.shape[0], x.shape[2], dtype=dtype) for dtype in kinds))
         walk, note = launch.layout.walk(self.predictions_at_once), self.note(launch.device)
         if launch.count:

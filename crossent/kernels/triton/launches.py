@@ -6,7 +6,7 @@ waits for the device.
 
 import math
 import struct
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ import triton.language as tl
 from crossent._kept import kept
 from crossent.kernels import LossKernels, Note, Outcome, Rows, Sums, has_mass, has_own_weight
 from crossent.kernels.triton import losses as kernels
-from crossent.kernels.triton.losses import Totals
+from crossent.kernels.triton.losses import GROUP, Totals
 from crossent.kernels.triton.rows import Array, How, Settings, Shape
 
 ROWS = 1024  # in a program of the kernels that read a few numbers for each row
@@ -26,7 +26,6 @@ WARP = 64 if torch.version.hip else 32  # threads
 SHORT = 256  # classes at most, side by side, of rows that share a program
 PART = 2048  # classes of a tile at most, where rows are cut into parts
 FEW_ROWS = 32
-TOTALLED = 4096  # programs at most that leave totals to the last of them; of more a launch of its own takes less time
 FEW = 64  # classes at most, across memory, that stay in the cache while they are read twice
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
 USUAL = tl.float32, torch.float32
@@ -48,7 +47,12 @@ class Cut(NamedTuple):
 
 
 def power(n):
-    return triton.next_power_of_2(max(1, n))
+    """The next power of 2."""
+    return 1 << (max(1, n) - 1).bit_length()
+
+
+def cdiv(n, by):
+    return -(n // -by)
 
 
 def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
@@ -137,7 +141,7 @@ class Layout:
             X_SIDE=self.side_by_side(strides),
             T_SIDE=rows.soft and self.side_by_side(of_target),
         )
-        self.walk = cache(self._walk)
+        self.walk, self.reduction = cache(self._walk), options.reduction
         self.shape = Shape(self.classes, self.inner, 1, self.count)
 
     def side_by_side(self, strides):
@@ -173,58 +177,68 @@ class Layout:
             DT_SIDE=dtarget is not None and self.side_by_side(dtarget),
             LINE=line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays)),
         )  # fmt: skip
-        blocks, alone = triton.cdiv(self.inner, cut.R), cut.R > 1 and self.turned and self.inner <= min(cut.R, FEW_ROWS)
+        blocks, alone = cdiv(self.inner, cut.R), cut.R > 1 and self.turned and self.inner <= min(cut.R, FEW_ROWS)
         return Walk(self.outer * blocks, cut.T * cut.W, self.shape._replace(blocks=blocks), how, cut.warps, alone)
 
 
-_layout = kept(Layout)
+layout_of = kept(Layout)
 
 
-class Launch:
-    """Rows as the kernels are told of them."""
+class Memory:
+    """What launches over the rows of a layout write to."""
 
-    def __init__(self, rows):
-        x, target, weight, samples, *others = rows
-        self.layout = layout = _layout(
-            x.shape, x.stride(), x.dtype, target.stride() if rows.soft else None, weight is not None,
-            samples is not None, *others,
-        )  # fmt: skip
-        self.rows, self.logits, self.device = rows, x, x.device
-        self.count, self.classes, self.dtype = layout.count, layout.classes, layout.dtype
-        self.target = self.array(target) if rows.soft else Array(target.contiguous())
-        self.samples = None if samples is None else samples.contiguous()
+    def __init__(self, layout, device):
+        self.layout, self.device = layout, device
 
     def array(self, array):
         return Array(array, *self.layout.steps(array.stride()))
 
     def new(self, *shape, dtype=None):
-        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return torch.empty(shape, dtype=dtype or self.layout.dtype, device=self.device)
 
     def losses(self, dtype):
         """Where the losses of rows go; they are kept where nobody adds them up."""
-        return self.new(self.count, dtype=dtype) if self.rows.options.reduction == "none" else None
+        return self.new(self.layout.count, dtype=dtype) if self.layout.reduction == "none" else None
 
     def totals(self, programs, note, alone=False, **wanted):
         """Where the totals of so many programs go."""
         if alone:
             return Totals(note.flag, note.found, **wanted)
-        partial = self.new(3 if wanted else 1, programs, dtype=torch.float64)
-        return Totals(note.flag, note.found, partial, counter_on(self.device), **wanted)
+        groups = cdiv(programs, GROUP.value)
+        partial = self.new(3 if wanted else 1, programs + groups, dtype=torch.float64)
+        return Totals(note.flag, note.found, partial, counters_on(self.device, 1 + groups), **wanted)
 
     def wanted(self, dtype):
         """The totals that a loss of this dtype needs."""
-        reduction = self.rows.options.reduction
-        if reduction == "none":
+        if self.layout.reduction == "none":
             return {}
         numbers, result = self.new(2, dtype=torch.float64), self.new(dtype=dtype)
-        if reduction == "sum":
+        if self.layout.reduction == "sum":
             return {"numbers": numbers, "total": result}
         return {"numbers": numbers, "scale": self.new(dtype=torch.float64), "mean": result}
+
+
+class Launch(Memory):
+    """Rows as the kernels are told of them."""
+
+    def __init__(self, rows):
+        x, target, weight, samples, *others = rows
+        layout = layout_of(
+            x.shape, x.stride(), x.dtype, target.stride() if rows.soft else None, weight is not None,
+            samples is not None, *others,
+        )  # fmt: skip
+        super().__init__(layout, x.device)
+        self.rows, self.logits, self.count, self.classes = rows, x, layout.count, layout.classes
+        self.target = self.array(target) if rows.soft else Array(target.contiguous())
+        self.samples = None if samples is None else samples.contiguous()
 
     def outcome(self, losses, totals, note):
         if losses is not None:
             losses = losses.view(self.logits.shape[0], self.logits.shape[2])
         return Outcome(losses, totals.numbers, note, totals.total, totals.mean, totals.scale)
+
+
+_ONE = bits(1.0)
 
 
 @cache
@@ -259,15 +273,15 @@ class TritonKernels(LossKernels):
         launch = Launch(rows)
         parts, tiles = self._parts(launch)
         programs = launch.layout.walk().programs
-        if parts == 1 and 0 < programs <= TOTALLED:
+        if parts == 1 and programs:
             losses, note = launch.losses(dtype), self.note(launch.device)
             totals = launch.totals(programs, note, launch.layout.walk().alone, **launch.wanted(dtype))
             sums = self._sums(launch, parts, tiles, losses, totals)
-            return _StackedSums(sums), launch.outcome(losses, totals, note)
+            return StackedSums(sums), launch.outcome(losses, totals, note)
         sums = self._sums(launch, parts, tiles)
         merged = launch.new(6, launch.count) if parts > 1 else None
         outcome = self._losses(launch, sums, parts, merged, dtype)
-        return _StackedSums(sums if merged is None else merged), outcome
+        return StackedSums(sums if merged is None else merged), outcome
 
     def losses(self, rows, sums, dtype=None):
         launch = Launch(rows)
@@ -280,7 +294,7 @@ class TritonKernels(LossKernels):
         if not (launch.count and launch.classes):
             return dx, dtarget
         walk = launch.layout.walk(4096, dx.stride(), dtarget.stride() if want_target else None)
-        tiles = triton.cdiv(launch.classes, walk.classes)
+        tiles = cdiv(launch.classes, walk.classes)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
         run(
             launch.device, kernels.gradients_of_rows, walk.programs * tiles,
@@ -290,10 +304,23 @@ class TritonKernels(LossKernels):
         )  # fmt: skip
         return dx, dtarget
 
+    def ready_step(self, shape, row_shape, dtype, options, loss_dtype, device):
+        _, classes, inner = shape
+        once = options.reduction != "none" and self._is_best_at_once(math.prod(shape), dtype)
+        strides = classes * inner, inner, 1
+        layout = layout_of(shape, strides, dtype, None, False, False, options, False, 0, classes)
+        if once or not math.prod(shape):
+            return None
+        parts, _ = self._parts(Memory(layout, device))
+        return ReadyStep(layout, strides, row_shape, loss_dtype, device, self.note) if parts == 1 else None
+
     def is_best_at_once(self, logits, over_logits=False):
+        return self._is_best_at_once(logits.numel(), logits.dtype, over_logits)
+
+    def _is_best_at_once(self, numbers, dtype, over_logits=False):
         # float16: what its numbers cannot hold yet, an upstream gradient may scale up.
-        may_wait = over_logits or logits.dtype is not torch.float16
-        return may_wait and logits.numel() * logits.element_size() >= max(1, self.once_from)
+        may_wait = over_logits or dtype is not torch.float16
+        return may_wait and numbers * dtype.itemsize >= max(1, self.once_from)
 
     def at_once(self, rows, mean, divisor, dtype, over_logits=False):
         launch, x, note = Launch(rows), rows.logits, self.note(rows.logits.device)
@@ -307,25 +334,25 @@ class TritonKernels(LossKernels):
             launch.array(x), launch.target, rows.weight, launch.samples, sums, scale, launch.array(dx), losses, totals,
             walk.programs, *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
         )  # fmt: skip
-        return _StackedSums(sums), launch.outcome(losses, totals, note), dx
+        return StackedSums(sums), launch.outcome(losses, totals, note), dx
 
     def multiply(self, gradient, by):
         arithmetic, _ = TYPES.get(gradient.dtype, USUAL)
         count, block = gradient.numel(), 4096
-        programs = triton.cdiv(count, block)
+        programs = cdiv(count, block)
         run(gradient.device, kernels.multiplied, programs, gradient, by, count, How(arithmetic), BLOCK=block)
 
     def packed(self, rows, sums):
         return sums.stacked
 
     def unpacked(self, rows, packed):
-        return _StackedSums(packed)
+        return StackedSums(packed)
 
     def _scale(self, launch, divisor, note):
         """What the losses are multiplied by in their mean, before they are known; where kernels find it."""
         if divisor is not None:
             return 1.0 / (torch.zeros((), dtype=torch.float64, device=launch.device) + divisor)
-        programs = triton.cdiv(launch.count, ROWS)
+        programs = cdiv(launch.count, ROWS)
         scale = launch.new(dtype=torch.float64)
         totals = launch.totals(programs, note, numbers=launch.new(2, dtype=torch.float64), scale=scale)
         run(
@@ -337,13 +364,14 @@ class TritonKernels(LossKernels):
 
     def _parts(self, launch):
         """In how many parts the classes of each row are read, and how many tiles each has."""
-        walk, processors = launch.layout.walk(), self.processors(launch.device)
-        if walk.programs >= processors or launch.classes <= 4096:
-            return 1, triton.cdiv(launch.classes, walk.classes)
-        walk = launch.layout.walk(PART)  # few long rows would leave processors without work
-        tiles = triton.cdiv(launch.classes, walk.classes)
-        of_part = max(1, triton.cdiv(tiles, triton.cdiv(2 * processors, max(1, walk.programs))))
-        return triton.cdiv(tiles, of_part), of_part
+        layout, processors = launch.layout, self.processors(launch.device)
+        walk = layout.walk()
+        if walk.programs >= processors or layout.classes <= 4096:
+            return 1, cdiv(layout.classes, walk.classes)
+        walk = layout.walk(PART)  # few long rows would leave processors without work
+        tiles = cdiv(layout.classes, walk.classes)
+        of_part = max(1, cdiv(tiles, cdiv(2 * processors, max(1, walk.programs))))
+        return cdiv(tiles, of_part), of_part
 
     def _sums(self, launch, parts, tiles, losses=None, totals=None):
         """The sums of each part of the rows' classes; with `losses` and `totals` these as well."""
@@ -358,12 +386,12 @@ class TritonKernels(LossKernels):
 
     def _losses(self, launch, sums, parts, merged, dtype):
         losses, note = launch.losses(dtype), self.note(launch.device)
-        totals = launch.totals(max(1, triton.cdiv(launch.count, ROWS)), note, **launch.wanted(dtype))
+        totals = launch.totals(max(1, cdiv(launch.count, ROWS)), note, **launch.wanted(dtype))
         self._second_stage(launch, sums, parts, merged, losses, totals)
         return launch.outcome(losses, totals, note)
 
     def _second_stage(self, launch, sums, parts, merged, losses, totals):
-        programs = max(1, triton.cdiv(launch.count, ROWS))
+        programs = max(1, cdiv(launch.count, ROWS))
         run(
             launch.device, kernels.losses_of_rows, programs,
             launch.target, launch.samples, sums, parts, merged, losses, totals, programs, *launch.layout.shape,
@@ -371,7 +399,67 @@ class TritonKernels(LossKernels):
         )  # fmt: skip
 
 
-class _StackedSums(NamedTuple):
+class _ReadyLaunch:
+    """A launch of which all but the addresses is known. The kernel is looked for once for addresses that are multiples
+    of 16 alike: of itself Triton does that at every launch, which takes longer than the launch.
+    """
+
+    def __init__(self, kernel, programs, numbers, warps):
+        self.kernel, self.grid, self.numbers, self.options = kernel, (programs, 1, 1), numbers, {"num_warps": warps}
+        self.found = {}
+
+    def __call__(self, aligned, *arrays):
+        launch = self.found.get(aligned)
+        if launch is None:
+            launch = self.found[aligned] = self._find(*arrays)
+        launch(*arrays, *self.numbers)
+
+    def _find(self, *arrays):
+        if triton.knobs.runtime.interpret:
+            return partial(self.kernel[self.grid], **self.options)
+        return self.kernel.warmup(*arrays, *self.numbers, grid=self.grid, **self.options)[self.grid]
+
+
+class ReadyStep(Memory):
+    """What `LossKernels.ready_step` gives out: nothing is looked up but what depends on the addresses of tensors."""
+
+    def __init__(self, layout, strides, row_shape, loss_dtype, device, note):
+        super().__init__(layout, device)
+        self.row_shape, self.loss_dtype, self.note, self.steps = row_shape, loss_dtype, note, layout.steps(strides)
+        self.above = layout.steps((strides[1], 1) if layout.reduction == "none" else (0, 0))
+        walk = layout.walk()
+        self.programs, self.alone = walk.programs, walk.alone
+        numbers = *walk.shape, layout.settings, walk.how
+        tiles = cdiv(layout.classes, walk.classes)
+        self.sums = _ReadyLaunch(kernels.sums_of_rows, walk.programs, (1, tiles, walk.programs, *numbers), walk.warps)
+        walk = layout.walk(4096, strides)
+        tiles = cdiv(layout.classes, walk.classes)
+        numbers = None, tiles, *walk.shape, layout.settings, walk.how
+        self.gradients = _ReadyLaunch(kernels.gradients_of_rows, walk.programs * tiles, numbers, walk.warps)
+
+    def forward(self, x, target):
+        """The losses, or their sum or mean; the sums, what a mean is multiplied by, and the `Note`."""
+        note, sums, losses = self.note(self.device), self.new(6, self.layout.count), None
+        if self.layout.reduction == "none":
+            losses = self.new(*self.row_shape, dtype=self.loss_dtype)
+        totals = self.totals(self.programs, note, self.alone, **self.wanted(self.loss_dtype))
+        aligned = x.data_ptr() % 16, target.data_ptr() % 16
+        self.sums(aligned, Array(x, *self.steps), Array(target), None, None, sums, losses, totals)
+        loss = losses if losses is not None else totals.total if totals.mean is None else totals.mean
+        return loss, StackedSums(sums), totals.scale, note
+
+    def backward(self, x, target, sums, scale, upstream):
+        """The gradient of the logits. The upstream gradient is one number, or lies dense in memory."""
+        dx = torch.empty_like(x)
+        aligned = x.data_ptr() % 16, target.data_ptr() % 16, upstream.data_ptr() % 16
+        self.gradients(
+            aligned, Array(x, *self.steps), Array(target), None, None, sums.stacked, Array(upstream, *self.above),
+            _ONE, scale if isinstance(scale, torch.Tensor) else None, Array(dx, *self.steps),
+        )  # fmt: skip
+        return dx
+
+
+class StackedSums(NamedTuple):
     """The `Sums` of rows as one array (6, rows), for the second stage alone."""
 
     stacked: Any
@@ -388,7 +476,7 @@ def _views(rows, found):
 
 
 def _stacked(launch, sums):
-    if isinstance(sums, _StackedSums):
+    if isinstance(sums, StackedSums):
         return sums.stacked
     found = launch.new(6, launch.count)
     for name, into in zip(Sums._fields, found):
@@ -400,16 +488,16 @@ def _stacked(launch, sums):
 _counters = {}
 
 
-def counter_on(device):
-    """The count of a stream's programs, 0 between launches; a captured graph, which may run beside others, has one of
-    its own.
+def counters_on(device, count):
+    """So many counts of a stream's programs, 0 between launches; a captured graph, which may run beside others, has
+    some of its own.
     """
     if device.type != "cuda":
-        return torch.zeros(1, dtype=torch.int32, device=device)
+        return torch.zeros(count, dtype=torch.int32, device=device)
     with torch.cuda.device(device):
         if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(1, dtype=torch.int32, device=device)
+            return torch.zeros(count, dtype=torch.int32, device=device)
         key = device, torch.cuda.current_stream().stream_id
-    if key not in _counters:
-        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    if key not in _counters or len(_counters[key]) < count:
+        _counters[key] = torch.zeros(max(1024, power(count)), dtype=torch.int32, device=device)
     return _counters[key]

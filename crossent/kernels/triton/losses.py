@@ -14,11 +14,9 @@ from crossent.kernels import Sums
 from crossent.kernels.triton.language import INFINITY, exp, finite, number, relative_to, target_grad
 from crossent.kernels.triton.rows import (
     COUNTS,
-    Shape,
     added,
     at_classes,
     at_rows,
-    bound,
     by_exponentials,
     class_step,
     classes_from,
@@ -32,6 +30,7 @@ from crossent.kernels.triton.rows import (
     place_of,
     rows_beside,
     rows_of_block,
+    shape_of,
     slopes_of,
     store,
     sums_of_tile,
@@ -42,13 +41,14 @@ from crossent.kernels.triton.rows import (
 )
 
 NO_ROW = tl.constexpr(2.0**62)
+GROUP = tl.constexpr(64)  # programs
 
 
 class Totals(NamedTuple):
     """Where the totals of all rows go: `numbers` of float64 are the sum of the losses and that of the weights, `scale`
     is the inverse of the second, `total` and `mean` have the dtype of the loss; None where nobody wants them. `flag`
-    and `found` are those of a `Note`. Of several programs, `partial` has room for three numbers of each, and `through`
-    counts them and is 0 again after the last; else both are None.
+    and `found` are those of a `Note`. Of several programs, `partial` has room for three numbers of each and of each
+    group, and `through` counts groups and the programs of each, and is 0 again after the last; else both are None.
     """
 
     flag: Any
@@ -115,7 +115,7 @@ def sums_of_rows(x, target, w, samples, sums, losses, totals, parts, tiles, prog
     """The first stage, for each of the parts of the classes, so many tiles: sums[part] are its `Sums`. If all classes
     are one part, `totals` may be given, and both stages are made.
     """
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
@@ -184,32 +184,50 @@ def _store_totals(totals, loss, weight, bad_row, target, how: tl.constexpr):
 
 
 @triton.jit
+def _store_part(totals, at, stride, loss, weight, bad_row):
+    """What a program's rows add, or a group's, in the place `at` of the partial numbers."""
+    at = totals.partial + at
+    tl.store(at, bad_row)
+    if totals.numbers is not None:
+        tl.store(at + stride, loss)
+        tl.store(at + 2 * stride, weight)
+
+
+@triton.jit
+def _sum_of_parts(totals, lo, hi, stride, BLOCK: tl.constexpr):
+    """The sums of those from lo to hi, in their order, and the first bad row."""
+    losses, weights = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    first_bad = tl.full((BLOCK,), NO_ROW, tl.float64)
+    for start in range(lo, hi, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        at, there = totals.partial + i, i < hi
+        first_bad = tl.minimum(first_bad, tl.load(at, mask=there, other=NO_ROW, cache_modifier=".cg"))
+        if totals.numbers is not None:
+            losses += tl.load(at + stride, mask=there, other=0.0, cache_modifier=".cg")
+            weights += tl.load(at + 2 * stride, mask=there, other=0.0, cache_modifier=".cg")
+    return tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0)
+
+
+@triton.jit
 def add_up(totals, programs, loss, weight, bad_row, target, how: tl.constexpr):
-    """Store the totals of what a program's rows add. Of several the last one adds all up, in the order of their
-    numbers.
+    """Store the totals of what a program's rows add. Of several the last of each group adds up the group, and the last
+    of these all groups, in the order of their numbers.
     """
     if totals.through is None:
         _store_totals(totals, loss, weight, bad_row, target, how)
     else:
-        BLOCK: tl.constexpr = 1024
-        at = totals.partial + tl.program_id(0)
-        tl.store(at, bad_row)
-        if totals.numbers is not None:
-            tl.store(at + programs, loss)
-            tl.store(at + 2 * programs, weight)
-        if tl.atomic_add(totals.through, 1, sem="acq_rel") == programs - 1:
-            losses, weights = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-            first_bad = tl.full((BLOCK,), NO_ROW, tl.float64)
-            for start in range(0, programs, BLOCK):
-                i = start + tl.arange(0, BLOCK)
-                of_all, there = totals.partial + i, i < programs
-                bad_of_some = tl.load(of_all, mask=there, other=NO_ROW, cache_modifier=".cg")
-                first_bad = tl.minimum(first_bad, bad_of_some)
-                if totals.numbers is not None:
-                    losses += tl.load(of_all + programs, mask=there, other=0.0, cache_modifier=".cg")
-                    weights += tl.load(of_all + 2 * programs, mask=there, other=0.0, cache_modifier=".cg")
-            _store_totals(totals, tl.sum(losses, 0), tl.sum(weights, 0), tl.min(first_bad, 0), target, how)
-            tl.store(totals.through, 0)
+        groups = tl.cdiv(programs, GROUP)
+        group, stride = tl.program_id(0) // GROUP, programs + groups
+        lo, hi = group * GROUP, tl.minimum(group * GROUP + GROUP, programs)
+        _store_part(totals, tl.program_id(0), stride, loss, weight, bad_row)
+        if tl.atomic_add(totals.through + 1 + group, 1, sem="acq_rel") == hi - lo - 1:
+            of_group = _sum_of_parts(totals, lo, hi, stride, GROUP)
+            _store_part(totals, programs + group, stride, of_group[0], of_group[1], of_group[2])
+            tl.store(totals.through + 1 + group, 0)
+            if tl.atomic_add(totals.through, 1, sem="acq_rel") == groups - 1:
+                of_all = _sum_of_parts(totals, programs, stride, stride, 4 * GROUP)
+                _store_totals(totals, of_all[0], of_all[1], of_all[2], target, how)
+                tl.store(totals.through, 0)
 
 
 @triton.jit
@@ -235,7 +253,7 @@ def finish(losses, totals, programs, program, loss, own_weight, target, how: tl.
 def losses_of_rows(target, samples, sums, parts, merged, losses, totals, programs, classes, inner, blocks, rows,
                    settings, how: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The second stage. The sums of parts are put together first, and left in `merged` if it is given."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     terms, program = terms_of(settings, how), rows_beside(target, samples, shape, settings, how, BLOCK)
     found = _merged(sums, parts, program, shape.rows)
     if merged is not None:
@@ -249,7 +267,7 @@ def losses_of_rows(target, samples, sums, parts, merged, losses, totals, program
 def weights_of_rows(target, w, samples, totals, programs, classes, inner, blocks, rows, settings, how: tl.constexpr,
                     BLOCK: tl.constexpr):  # fmt: skip
     """The total of the weights alone, before anything is read of the logits."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     program = rows_beside(target, samples, shape, settings, how, BLOCK)
     weight = tl.where(program.counts, program.keep, 0.0)
     if how.WEIGHTED and not how.SOFT:
@@ -266,7 +284,7 @@ def _put_zeros(dx, program, start, shape, how: tl.constexpr):
     c = classes_from(start, how)
     place = at_classes(dx, program, how)[None, None, :] + place_of(c, class_step(dx, how), how.DX_SIDE)
     zeros = tl.zeros(c.shape, how.A).to(dx.at.dtype.element_ty)
-    tl.store(place, zeros, mask=c < bound(shape.classes, how), cache_modifier=".cs")
+    tl.store(place, zeros, mask=c < shape.classes, cache_modifier=".cs")
 
 
 @triton.jit
@@ -281,7 +299,7 @@ def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.co
 
 @triton.jit
 def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how: tl.constexpr):
-    there = tile.c < bound(shape.classes, how)
+    there = tile.c < shape.classes
     weight = tl.load(w + tile.c, mask=there, other=0.0).to(how.A) if how.WEIGHTED else 1.0
     z = tile.z * terms.cap if how.CAPPED else tile.z
     relative, by = z - peak[None, None, :], slopes.of_target[None, None, :]
@@ -306,7 +324,7 @@ def _put_gradients(x, target, w, dx, dtarget, program, start, hi, peak, relative
 def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtarget, tiles, classes, inner, blocks,
                       rows, settings, how: tl.constexpr):  # fmt: skip
     """The second stage, for a tile: the gradients of by * scale * upstream * losses. dx may be x."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     BLOCK: tl.constexpr = how.T * how.W
     start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
@@ -339,7 +357,7 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, cl
     given: the logits are read from memory once. In a loop they are read twice, the second time from the cache for the
     most part.
     """
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     terms = terms_of(settings, how)
     program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
@@ -357,7 +375,7 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, cl
                 here = tile_of(start, plain, at, how, LAST == 1)
                 _put_gradients(x, target, w, dx, None, program, here, hi, found.peak, relative, slopes, shape, terms,
                                how, LAST == 1)  # fmt: skip
-        for start in range(hi, shape.classes, how.T * how.W):
+        for start in range(0, tl.where(hi == 0, shape.classes, 0), how.T * how.W):
             _put_zeros(dx, program, start, shape, how)
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_first")

@@ -7,13 +7,12 @@ from crossent.kernels.triton.language import label_weight, number
 from crossent.kernels.triton.losses import finish
 from crossent.kernels.triton.rows import (
     COUNTS,
-    Shape,
     at_rows,
-    bound,
     classes_from,
     place_of,
     rows_beside,
     rows_of_block,
+    shape_of,
 )
 from crossent.kernels.triton.softmax import store_tile
 
@@ -38,7 +37,7 @@ def _mass_of(w, program, how: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def losses_of_labels(x, target, w, samples, losses, totals, programs, classes, inner, blocks, rows, settings,
                      how: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     program = rows_beside(target, samples, shape, settings, how, BLOCK)
     own_weight, mass = _mass_of(w, program, how)
     outer, inner = program.row // shape.inner, program.row % shape.inner
@@ -51,7 +50,7 @@ def losses_of_labels(x, target, w, samples, losses, totals, programs, classes, i
 def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, classes, inner, blocks, rows, settings,
                         how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """A program writes a tile: the labels' derivatives and zeros."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     start, block = tl.program_id(0) % tiles * (how.T * how.W), tl.program_id(0) // tiles
     program = rows_of_block(block, target, samples, shape, settings, how)
     _, mass = _mass_of(w, program, how)
@@ -60,6 +59,6 @@ def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, clas
         above *= tl.load(scale).to(how.A)
     of_label = tl.where(mass == 0.0, 0.0, -mass * above)
     c = classes_from(start, how)
-    ok = (c < bound(shape.classes, how)) & program.here[None, None, :]
+    ok = (c < shape.classes) & program.here[None, None, :]
     d = tl.where(c == program.label[None, None, :], of_label[None, None, :], 0.0)
     store_tile(dx, d, program, c, ok, how.DX_SIDE, how, MASKED)

@@ -12,7 +12,6 @@ from crossent.kernels.triton.language import INFINITY, brier, finite, kept_exp
 from crossent.kernels.triton.losses import add_up, first_bad_row
 from crossent.kernels.triton.rows import (
     COUNTS,
-    Shape,
     at_label,
     at_rows,
     load_tile,
@@ -20,6 +19,7 @@ from crossent.kernels.triton.rows import (
     own_of,
     place_of,
     rows_of_block,
+    shape_of,
     terms_of,
 )
 
@@ -119,7 +119,7 @@ def _store(into, values, of_bad, ignored, program):
 @triton.jit(do_not_specialize=COUNTS)
 def statistics_of_rows(x, target, results, totals, programs, classes, inner, blocks, rows, settings, how: tl.constexpr,
                        MASKED: tl.constexpr):  # fmt: skip
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     own, _ = own_of(x, None, program, shape, terms, how)

@@ -149,8 +149,8 @@ def rows_of_block(block, target, samples, shape, settings, how: tl.constexpr):
     """The `Program` of a block of R rows."""
     outer = (block // shape.blocks).to(tl.int64)
     inner = (block % shape.blocks).to(tl.int64) * how.R + tl.arange(0, how.R)
-    rows = shape.inner if how.X_SIDE else in_lines(shape.inner, how)
-    return read_rows(outer, inner, outer * shape.inner + inner, inner < rows, target, samples, settings, how)
+    row = outer * shape.inner + inner
+    return read_rows(outer, inner, row, inner < shape.inner, target, samples, settings, how)
 
 
 @triton.jit
@@ -172,6 +172,16 @@ def in_lines(number, how: tl.constexpr):
     that of 1,000 numbers it would load one at a time.
     """
     return number // how.LINE * how.LINE
+
+
+@triton.jit
+def shape_of(classes, inner, blocks, rows, how: tl.constexpr):
+    """The `Shape`, whose numbers are `in_lines` where they are the length of what lies side by side."""
+    if how.X_SIDE:
+        classes = in_lines(classes, how)
+    else:
+        inner, rows = in_lines(inner, how), in_lines(rows, how)
+    return Shape(classes, inner, blocks, rows)
 
 
 @triton.jit

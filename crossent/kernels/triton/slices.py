@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import torch
-import triton
 
 from crossent._kept import kept
 from crossent.kernels.triton import softmax as kernels
-from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, cut_of, line_of, power, run
+from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, cdiv, cut_of, line_of, power, run
 from crossent.kernels.triton.rows import Array, How, Shape
 
 
@@ -62,7 +61,7 @@ def _walk(shape, strides, dtype, itemsize, axis, at_most):
     side = side_by_side["X_SIDE"]
     cut, (arithmetic, _) = cut_of(n, itemsize, side, at_most), TYPES.get(dtype, USUAL)
     slices, line = min(cut.R, power(inner)), line_of(itemsize, side, n, inner, steps)
-    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, **side_by_side), triton.cdiv(inner, slices)
+    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, **side_by_side), cdiv(inner, slices)
     masked, steps = slices > 1 or n % (cut.T * cut.W) > 0, [step for of in steps for step in of]
     return Walk(outer * blocks, steps, Shape(n, inner, blocks, outer * inner), how, masked, cut.warps)
 

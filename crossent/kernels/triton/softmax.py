@@ -16,13 +16,11 @@ from crossent.kernels.plain import SliceSums
 from crossent.kernels.triton.language import INFINITY, NEARLY_CERTAIN, exp, expm1, finite, kept_exp, log1p
 from crossent.kernels.triton.rows import (
     COUNTS,
-    Shape,
     at_classes,
-    bound,
     class_step,
     classes_from,
-    in_lines,
     place_of,
+    shape_of,
     store,
 )
 
@@ -45,8 +43,7 @@ def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, how: tl.constexpr
 def _slices_of(shape, how: tl.constexpr):
     outer, block = (tl.program_id(0) // shape.blocks).to(tl.int64), tl.program_id(0) % shape.blocks
     inner = block.to(tl.int64) * how.R + tl.arange(0, how.R)
-    slices = shape.inner if how.X_SIDE else in_lines(shape.inner, how)
-    return Slices(outer, inner, inner < slices)
+    return Slices(outer, inner, inner < shape.inner)
 
 
 @triton.jit
@@ -98,7 +95,7 @@ def _sums_in_a_loop(x, slices, shape, whole, how: tl.constexpr, NARROW: tl.const
     for LAST in tl.static_range(2):
         for start in range(whole if LAST else 0, shape.classes if LAST else whole, how.T * how.W):
             c = classes_from(start, how)
-            ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+            ok = (c < shape.classes) & slices.here[None, None, :]
             sums = _added(sums, _load_logits(x, slices, c, ok, how, LAST == 1, "evict_last"), NARROW)
     return _joined(sums, NARROW)
 
@@ -116,7 +113,7 @@ def _results(z, e, sums, LOG: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def forward(x, out, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr):
     """The logits are read once, in a loop twice, the second time from the cache for the most part. DX_SIDE is out's."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     NARROW: tl.constexpr = out.at.dtype.element_ty.primitive_bitwidth == 16
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
@@ -126,13 +123,13 @@ def forward(x, out, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.con
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+                ok = (c < shape.classes) & slices.here[None, None, :]
                 z = _load_logits(x, slices, c, ok, how, LAST == 1, "evict_first") - sums.peak[None, None, :]
                 results = _results(z, z if LOG else kept_exp(z, NARROW), sums, LOG)
                 store_tile(out, results, slices, c, ok, how.DX_SIDE, how, LAST == 1)
     else:
         c = classes_from(0, how)
-        ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+        ok = (c < shape.classes) & slices.here[None, None, :]
         z = _load_logits(x, slices, c, ok, how, MASKED, "evict_first")
         peak = tl.max(tl.max(z, 1), 0)
         z -= peak[None, None, :]
@@ -163,7 +160,7 @@ def _derivatives(y, g, total, LOG: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def backward(out, dout, dx, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr):
     """X_SIDE is out's, T_SIDE dout's."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
     if how.LOOP:
@@ -172,19 +169,19 @@ def backward(out, dout, dx, classes, inner, blocks, rows, how: tl.constexpr, LOG
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+                ok = (c < shape.classes) & slices.here[None, None, :]
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_last")
                 totals += tl.sum(g if LOG else y * g, 1)
         total = tl.sum(totals, 0)
         for LAST in tl.static_range(2):
             for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
                 c = classes_from(start, how)
-                ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+                ok = (c < shape.classes) & slices.here[None, None, :]
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_first")
                 store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, LAST == 1)
     else:
         c = classes_from(0, how)
-        ok = (c < bound(shape.classes, how)) & slices.here[None, None, :]
+        ok = (c < shape.classes) & slices.here[None, None, :]
         y, g = _load_both(out, dout, slices, c, ok, how, MASKED, "evict_first")
         total = tl.sum(tl.sum(g if LOG else y * g, 1), 0)
         store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, MASKED)

@@ -1,10 +1,8 @@
 """The statistics of labels and their gradients: the launches."""
 
-import triton
-
 from crossent.kernels import Rows
 from crossent.kernels.triton import tokens as kernels
-from crossent.kernels.triton.launches import Launch, run
+from crossent.kernels.triton.launches import Launch, cdiv, run
 from crossent.kernels.triton.tokens import Results
 
 
@@ -24,7 +22,7 @@ class TokenKernels:
     def token_gradient(self, logits, target, options, results, upstream):
         launch = _launch(logits, target, options)
         walk = launch.layout.walk(self.token_gradients_at_once)
-        tiles = triton.cdiv(launch.classes, walk.classes)
+        tiles = cdiv(launch.classes, walk.classes)
         if launch.count and launch.classes:
             run(
                 launch.device, kernels.token_gradients_of_rows, walk.programs * tiles, launch.array(launch.logits),

@@ -22,7 +22,6 @@ from crossent.kernels.triton.language import (
 from crossent.kernels.triton.predictions import others_of
 from crossent.kernels.triton.rows import (
     COUNTS,
-    Shape,
     Tile,
     at_label,
     at_rows,
@@ -30,6 +29,7 @@ from crossent.kernels.triton.rows import (
     nll_of,
     own_of,
     rows_of_block,
+    shape_of,
     store,
     terms_of,
 )
@@ -73,7 +73,7 @@ def _added(sums, tile, own, program, start, how: tl.constexpr, NARROW: tl.conste
 
 @triton.jit(do_not_specialize=COUNTS)
 def tokens_of_rows(x, target, results, classes, inner, blocks, rows, settings, how: tl.constexpr):
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     BLOCK: tl.constexpr = how.T * how.W
@@ -135,7 +135,7 @@ def _put_gradients(x, program, start, found, above, of_label, shape, terms, how:
 def token_gradients_of_rows(x, target, results, dlogprob, dlse, dentropy, tiles, classes, inner, blocks, rows, settings,
                             how: tl.constexpr):  # fmt: skip
     """Of a tile. Of one row only the last tile is masked."""
-    shape = Shape(classes, inner, blocks, rows)
+    shape = shape_of(classes, inner, blocks, rows, how)
     BLOCK: tl.constexpr = how.T * how.W
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
     start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles

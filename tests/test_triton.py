@@ -266,10 +266,13 @@ def test_compiled(kind, monkeypatch):
 def test_plan():
     x, y = logits(5, 7), torch.tensor([0, 6, 3, -100, 2])
     with on_triton():
-        assert "the sums of the rows are made first" in str(crossent.plan(crossent.cross_entropy, x, y))
+        planned = str(crossent.plan(crossent.cross_entropy, x, y))
+        assert "a few sums of each row" in planned and "one launch, which is kept ready" in planned
+        assert "kept ready" not in str(crossent.plan(crossent.cross_entropy, x, y, torch.rand(7)))
     with on_triton_at_once():
         planned = crossent.plan(crossent.cross_entropy, x, y)
         assert planned.path == "kernels in two stages" and "the logits are read once" in str(planned)
+        assert "kept ready" not in str(planned)
         for options in ({"reduction": "none"}, {"inplace_backward": True}):
             assert "the logits are read once" not in str(crossent.plan(crossent.cross_entropy, x, y, **options))
 

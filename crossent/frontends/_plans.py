@@ -45,15 +45,17 @@ def of_loss(lib, name, input, target, dim, options, out_of_kernels, of_gradient=
     return Plan(name, KERNELS, arithmetic, copied + 3 * rows * _size(arithmetic), reasons=tuple(reasons))
 
 
-def of_stages(lib, name, input, target, dim, at_once=False):
-    """`at_once` says that the forward pass makes the gradient."""
+def of_stages(lib, name, input, target, dim, at_once=False, ready=False):
+    """`at_once` says that the forward pass makes the gradient, `ready` that launches are kept for calls like this."""
     axis, _ = _rows.target_kind(tuple(input.shape), tuple(target.shape), dim, True)
     arithmetic = compute_storage(lib.storage(input))
     rows = math.prod(input.shape) // max(1, input.shape[axis])
-    reasons = ("a first kernel makes the sums of each row, a second one the loss and the gradient from these",)
+    reasons = ["the forward pass makes the loss and a few sums of each row, the backward pass the gradient from these"]
     if at_once:
-        reasons = ("the logits are read once: the loss and its gradient are made in the forward pass",)
-    return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=reasons)
+        reasons = ["the logits are read once: the loss and its gradient are made in the forward pass"]
+    if ready:
+        reasons.append("each pass is one launch, which is kept ready for calls of these shapes")
+    return Plan(name, STAGES, arithmetic, (len(Sums._fields) + 1) * rows * _size(arithmetic), reasons=tuple(reasons))
 
 
 def on_device(lib, name, input, reason):

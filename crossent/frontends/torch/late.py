@@ -10,6 +10,7 @@ import ctypes
 import os
 from itertools import count
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -44,7 +45,8 @@ class _Notes:
             memory = torch.full((2 * size + 1,), -1, dtype=torch.int64, pin_memory=pinned)
         self.flag, self.found = memory[-1:], memory[:-1].view(size, 2).unbind()
         self.numbers = (ctypes.c_int64 * len(memory)).from_address(memory.data_ptr())  # the same memory
-        self.meaning, self.lock = [None] * size, Lock()
+        self.meaning: list[Any] = [None] * size
+        self.lock = Lock()
         self.turns, self.captured = count(), iter(range(_IN_TURN, size))
 
     def new(self, device):

@@ -55,7 +55,7 @@ def plan(name, arguments, options, how):
     if way_of(tensors, by_weights, in_stages=has_picked if picks else has_stages) is STAGES:
         if picks:
             return _plans.on_device(TORCH, name, input, "only the label's number is read of each row")
-        return _of_stages(name, a, options)
+        return _of_stages(name, a, tensors, options, divisor)
     out_of_kernels = _out_of_kernels(tensors, by_weights)
     in_place, wanted = a.get("inplace_backward", False), input.requires_grad and torch.is_grad_enabled()
     may_wait = wanted and not (in_place or target.requires_grad or modes.packs_what_is_saved())
@@ -67,14 +67,16 @@ def plan(name, arguments, options, how):
     return _plans.of_loss(TORCH, name, input, target, a["dim"], options, out_of_kernels, of_gradient)
 
 
-def _of_stages(name, a, options):
-    input, target, in_place = a["input"], a["target"], a.get("inplace_backward", False)
+def _of_stages(name, a, tensors, options, divisor):
+    input, target, *_ = tensors
+    in_place = a.get("inplace_backward", False)
     at_once = (
         torch.is_grad_enabled()
         and input.requires_grad
         and staged.is_made_at_once(input, options, in_place, target.requires_grad)
     )
-    return _plans.of_stages(TORCH, name, input, target, a["dim"], at_once)
+    call = Call(options, a["dim"], divisor=divisor, out_dtype=dtypes.result_dtype(input, options), in_place=in_place)
+    return _plans.of_stages(TORCH, name, input, target, a["dim"], at_once, staged.ready_of(tensors, call) is not None)
 
 
 def _best_at_once(name, input, target, dim, options):

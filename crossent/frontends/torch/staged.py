@@ -98,7 +98,7 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
         tensors = input, target, weight, sample_weight
-        ctx.ready, ctx.call, ctx.made = _ready_of(tensors, call), call, None
+        ctx.ready, ctx.call, ctx.made = ready_of(tensors, call), call, None
         if ctx.ready is not None:
             ctx.save_for_backward(*tensors)
             loss, ctx.finished = _ready_loss(ctx.ready, tensors, late.refuse)
@@ -158,7 +158,7 @@ class _Ready(NamedTuple):
     error: Any
 
 
-def _ready_of(tensors, call):
+def ready_of(tensors, call):
     """The `_Ready` of a call without weights, of labels and logits that lie dense in memory; None if there is none."""
     input, target, weight, sample_weight = tensors
     usual = weight is sample_weight is call.divisor is call.shard is None and not (call.picks or call.in_place)
@@ -249,7 +249,7 @@ def loss(tensors, call, by_weights=False):
     input, target, *_ = tensors
     if grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply(*tensors, call)
-    ready = _ready_of(tensors, call)
+    ready = ready_of(tensors, call)
     if ready is not None:
         return _ready_loss(ready, tensors, late.refuse_outside_training)[0]
     return _finished(tensors, call, late.refuse_outside_training).loss.to(call.out_dtype)

@@ -25,7 +25,7 @@ THREADS = 1024  # of a program at most
 WARP = 64 if torch.version.hip else 32  # threads
 SHORT = 256  # classes at most, side by side, of rows that share a program
 PART = 2048  # classes of a tile at most, where rows are cut into parts
-FEW_ROWS = 32
+FEW_ROWS = 32  # which one program has, if they are short
 FEW = 64  # classes at most, across memory, that stay in the cache while they are read twice
 TYPES = {torch.float64: (tl.float64, torch.float64)}  # of the arithmetic, as kernels and PyTorch name it
 USUAL = tl.float32, torch.float32
@@ -272,10 +272,10 @@ class TritonKernels(LossKernels):
     def forward(self, rows, dtype=None):
         launch = Launch(rows)
         parts, tiles = self._parts(launch)
-        programs = launch.layout.walk().programs
-        if parts == 1 and programs:
+        walk = launch.layout.walk()
+        if parts == 1 and walk.programs:
             losses, note = launch.losses(dtype), self.note(launch.device)
-            totals = launch.totals(programs, note, launch.layout.walk().alone, **launch.wanted(dtype))
+            totals = launch.totals(walk.programs, note, walk.alone, **launch.wanted(dtype))
             sums = self._sums(launch, parts, tiles, losses, totals)
             return StackedSums(sums), launch.outcome(losses, totals, note)
         sums = self._sums(launch, parts, tiles)
@@ -443,7 +443,7 @@ class ReadyStep(Memory):
         if self.layout.reduction == "none":
             losses = self.new(*self.row_shape, dtype=self.loss_dtype)
         totals = self.totals(self.programs, note, self.alone, **self.wanted(self.loss_dtype))
-        aligned = x.data_ptr() % 16, target.data_ptr() % 16
+        aligned = x.data_ptr() % 16 == 0, target.data_ptr() % 16 == 0
         self.sums(aligned, Array(x, *self.steps), Array(target), None, None, sums, losses, totals)
         loss = losses if losses is not None else totals.total if totals.mean is None else totals.mean
         return loss, StackedSums(sums), totals.scale, note
@@ -451,7 +451,7 @@ class ReadyStep(Memory):
     def backward(self, x, target, sums, scale, upstream):
         """The gradient of the logits. The upstream gradient is one number, or lies dense in memory."""
         dx = torch.empty_like(x)
-        aligned = x.data_ptr() % 16, target.data_ptr() % 16, upstream.data_ptr() % 16
+        aligned = x.data_ptr() % 16 == 0, target.data_ptr() % 16 == 0, upstream.data_ptr() % 16 == 0
         self.gradients(
             aligned, Array(x, *self.steps), Array(target), None, None, sums.stacked, Array(upstream, *self.above),
             _ONE, scale if isinstance(scale, torch.Tensor) else None, Array(dx, *self.steps),

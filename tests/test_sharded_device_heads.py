@@ -33,7 +33,7 @@ def plans(mesh):
     with on_unknown_device(), collectives() as sent:
         planned = crossent.plan(*call, weight=weight)
     assert planned.path == "kernels in two stages" and not sent
-    assert "a chunk takes 1.1 GB at most, alike in all processes" in str(planned)
+    assert "a chunk takes 1.1 GB at most, the same in all processes" in str(planned)
 
 
 @CASES.add

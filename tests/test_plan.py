@@ -106,6 +106,22 @@ def test_says_where_the_gradient_of_soft_targets_is_made(wanted, dtype):
     assert (waiting_gradient(loss) is None) == wanted == ("made in the forward pass" not in str(planned))
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((64, 5), "rows of so few classes are computed several at a time"),
+        ((8, 1000), "each row is computed by itself"),
+        ((2, 7, 30), "neighbouring rows lie side by side in memory"),
+    ],
+)
+def test_says_how_rows_are_computed(shape, said):
+    labels = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+    reasons = crossent.plan(crossent.cross_entropy, torch.zeros(shape), labels).reasons
+    assert [said in reason for reason in reasons] == [True]
+    reasons = crossent.plan(crossent.nll_loss, torch.zeros(shape), labels).reasons
+    assert reasons == ("only the label's number is read of each row",)
+
+
 def test_transforms_count():
     def planned(logits):
         plans.append(crossent.plan(crossent.cross_entropy, logits, LABELS))

@@ -22,16 +22,12 @@ def score(
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
     dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
-    ignore_index: Annotated[
-        int | None, typer.Option(help="The label of rows that do not count; -100 if left out.")
-    ] = None,
-    top: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="How many of the worst to show; 10 if left out.")
-    ] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="Label of rows that do not count; -100 if left out.")] = None,
+    top: Annotated[int | None, typer.Option(metavar="N", min=0, help="How many of the worst; 10 if left out.")] = None,
     temperature: Annotated[float | None, typer.Option(help="A number to divide the logits by.")] = None,
     scaling: Annotated[Path | None, typer.Option(help="A file of calibrate --save, to scale the logits by.")] = None,
     top_k: Annotated[
-        str | None, typer.Option(metavar="K,...", help="Accuracies among the first K; 5 if left out.")
+        str | None, typer.Option(metavar="K,...", help="Accuracy among the K best; 5 if left out.")
     ] = None,
     group: Annotated[
         str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: equal ones are a group.")
@@ -40,11 +36,9 @@ def score(
     html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
     partial: Annotated[Path | None, typer.Option(help="A file for what --merge takes.")] = None,
     rows: Annotated[Path | None, typer.Option(help="A file for each row's loss: .parquet, .csv or .npz.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that cannot count, and count them.")
-    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,
     shift: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="The label of a row is N positions later.")
+        int | None, typer.Option(metavar="N", min=0, help="Labels are those of N positions later.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME|FOLDER", help="Decodes labels, to count bytes and words.")
@@ -56,9 +50,7 @@ def score(
     fail_if: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if it holds, as in 'nll>1.2'.")
     ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="The files are those of --partial: score all of them.")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="The files are of --partial: score all rows.")] = False,
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
 

@@ -248,7 +248,7 @@ def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool
             each(file | places(first + row, more) | columns | beside)
 
         _check_labels(pair, block, held.options)
-        if paired:
+        if paired and labels.size:
             path, (first, *_) = "", np.unravel_index(start, pair.shape)
         numbers, groups = first + np.arange(len(labels)), block.beside.get("group")
         lengths = totals | {name: values for name, values in block.beside.items() if name in UNITS}

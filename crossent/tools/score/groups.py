@@ -92,10 +92,11 @@ class GroupCells:
     def found(self, labels: float) -> list[Group]:
         """`labels` is how many of them a row of the data has.
 
-        First come the groups with the least upper end of the accuracy: those that are bad beyond what chance explains,
-        and not those that have few rows.
+        First come those that are worse than all rows together beyond what chance explains, by the upper end of their
+        accuracy, since a low accuracy of few rows may be chance; then the others, by their accuracy.
         """
         sums = self.table.folded(len(self.numbers))
+        of_all = sums["right"].sum() / max(1, sums["rows"].sum())
         columns = (self.table[name].reshape(_CELLS, -1).T for name in ("rows", "right", "nll", "impossible"))
         rows, right, nll, impossible = columns
         losses = means(np.where(impossible.any(1), np.nan, nll.T).T, rows)
@@ -104,4 +105,4 @@ class GroupCells:
         means_of = (sums.mean(name).tolist() for name in ("right", "nll", "confidence"))
         accuracy, mean, confidence = means_of
         found = map(Group, self.numbers, sums["rows"].tolist(), accuracy, of_right, mean, of_nll, confidence)
-        return sorted(found, key=lambda group: (group.accuracy_interval[1], natural(group.name), group.name))
+        return sorted(found, key=lambda g: (min(g.accuracy_interval[1], of_all), g.accuracy, natural(g.name), g.name))

@@ -81,9 +81,13 @@ class Shown(NamedTuple):
 
     def print(self, console: Console, **options: Any) -> None:
         table = Table(title=self.title, title_justify="left", **options)
-        for name in self.columns:
-            words = name.endswith(".")
-            table.add_column(name.rstrip("."), justify="left" if words else "right", overflow="fold")
+        widths = [max(map(len, cells)) + 3 for cells in zip(self.columns, *self.rows)]
+        words = [name.endswith(".") for name in self.columns]
+        # Words are folded before numbers are, where these have room.
+        room = sum(10 if word else width for word, width in zip(words, widths)) < console.width
+        for name, word in zip(self.columns, words):
+            justify = "left" if word else "right"
+            table.add_column(name.rstrip("."), justify=justify, overflow="fold", no_wrap=room and not word)
         for row in self.rows:
             table.add_row(*row)
         console.print(table)
@@ -116,14 +120,14 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
     rows = [(f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}") for share, accuracy, least in coverage_rows(m)]
     yield Shown("Accuracy of the surest rows", ("coverage", "confidence from", "accuracy"), rows)
     if m.groups and top:
-        columns = ("group.", "rows", "accuracy", "95% interval", "mean NLL", "95% interval", "confidence")
+        columns = ("group.", "rows", "accuracy", "interval", "NLL", "interval", "confidence")
         rows = [
-            (printable(g.name), f"{g.rows:,}", percent(g.accuracy), interval(g.accuracy_interval, ".1%"), nats(g.nll),
-             interval(g.nll_interval, ".3f"), percent(g.confidence))
+            (printable(g.name), f"{g.rows:,}", percent(g.accuracy), _narrow(g.accuracy_interval, ".1%"), nats(g.nll),
+             _narrow(g.nll_interval, ".3f"), percent(g.confidence))
             for g in m.groups[:top]
         ]  # fmt: skip
         few = f"{top} of {len(m.groups):,} groups." if len(m.groups) > top else ""
-        yield Shown("Groups, worst first", columns, rows, few)
+        yield Shown("Groups, worst first, with intervals of 95%", columns, rows, few)
     if classes := class_rows(m, m.by_class.worst(top)):
         columns = ("class", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
         short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
@@ -142,6 +146,10 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
             for w in score.worst
         ]  # fmt: skip
         yield Shown("Rows with the largest loss", columns, rows)
+
+
+def _narrow(ends: Interval, form: str) -> str:
+    return interval(ends, form).replace("% to ", "–").replace(" to ", "–")
 
 
 def nats(value: float | None) -> str:

@@ -356,6 +356,16 @@ def test_every_confidence_has_its_step():
 
 def test_a_model_that_is_worse_than_knowing_nothing(tmp_path):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
+    shares = np.log([0.6, 0.3, 0.1])
+    np.save(tmp_path / "y.npy", labels)
+    for row, said in (
+        (shares, "nats"),
+        (0 * shares, "worse than the labels' shares"),
+        (-shares, "worse than knowing nothing"),
+    ):
+        np.save(tmp_path / "x.npy", np.tile(row, (100, 1)).astype(np.float32))
+        status, printed = typed(f"crossent score {tmp_path}/x.npy {tmp_path}/y.npy --logits")
+        assert status == 0 and said in next(line for line in printed.splitlines() if line.startswith("mean NLL"))
     found = crossent.Score().update(np.zeros((100, 3)), labels).result()
     assert found["baselines"]["uniform"] == pytest.approx(math.log(3)) == found["nll"]
     assert found["baselines"]["label_entropy"] == pytest.approx(stats.entropy([60, 30, 10]), abs=1e-12)

@@ -24,6 +24,7 @@ from crossent.tools.score.sums import Cells, ratio
 _GROUP = 2**15  # rows, at most 2**20
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
+NEAR = 1e-6  # a part of the NLL, which rounded logits may change: no worse than knowing nothing
 _COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
 
 
@@ -94,7 +95,7 @@ class Metrics:
     @property
     def baselines(self) -> dict[str, Any]:
         """The mean NLL of whoever says the same of every row."""
-        return baselines(self.by_class.rows, self.rows, self.nll, 0.0)
+        return baselines(self.by_class.rows, self.rows, self.nll, NEAR)
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from crossent.tools.explain.lines import finding_line
 from crossent.tools.score import Scored
 from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.intervals import Interval
-from crossent.tools.score.metrics import BINS
+from crossent.tools.score.metrics import BINS, NEAR
 from crossent.tools.score.readers import printable
 from crossent.tools.score.said import class_rows, coverage_rows
 from crossent.tools.score.texts import UNITS
@@ -27,7 +27,7 @@ def summary(score: Scored) -> list[tuple[str, str, str, str]]:
         return name, f"{m.numbers[key]:{form}}", interval(m.intervals[key], ends), meaning
 
     before = m.baselines
-    unlike = [f"worse than {what}" for name, what in KNOWING.items() if m.nll > before[name]]
+    unlike = [f"worse than {what}" for name, what in KNOWING.items() if m.nll > before[name] * (1 + NEAR)]
     known = f"NLL of their shares; log C {before['uniform']:.4f}"
     top = [row(f"top-{k} accuracy", f"top{k}", ".2%", ".1%", f"the label is among the first {k}") for k in m.top_k]
     rows = [

@@ -329,7 +329,7 @@ def test_what_autograd_records_is_left_alone():
     [
         ((FIRST, LABELS[:3]), {}, ValueError, "wrong shape"),
         ((FIRST.astype(int), LABELS), {}, TypeError, "float16"),
-        ((FIRST.tolist(), LABELS), {}, TypeError, "list"),
+        ((dict(enumerate(FIRST)), LABELS), {}, TypeError, "dict"),
         ((FIRST, LABELS), {"dim": 2}, IndexError, "dim"),
         ((FIRST, LABELS), {"label_smoothing": 2.0}, ValueError, "label_smoothing"),
         ((FIRST, LABELS), {"reduction": "max"}, ValueError, "reduction"),

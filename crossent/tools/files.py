@@ -37,3 +37,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def write(path: Path, text: str) -> None:
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def lines_of(path: Path, option: str) -> list[str]:
+    """Of a text file, without empty ones at its end."""
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(f"{option} must be a text file, got {path}: {reason}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 from crossent.tools.output import end
@@ -21,6 +22,7 @@ else:
     LabelsKey = Annotated[str | None, typer.Option(help="The entry or column of the labels.")]
     Header = Annotated[bool | None, typer.Option(help="Whether the first line of a text file holds names.")]
     Columns = Annotated[str | None, typer.Option(help="The columns of the classes: names, or numbers such as 1-10.")]
+    Names = Annotated[Path | None, typer.Option(help="A text file with the name of a class in each line.")]
     Logits = Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")]
     Probabilities = Annotated[bool, typer.Option("--probabilities", help="The numbers are probabilities.")]
     LogProbabilities = Annotated[

@@ -25,6 +25,7 @@ def explain(
     label_smoothing: Annotated[float, typer.Option(help="The share of each target that all classes get.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
     dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out, 0 for a single row.")] = None,
+    names: common.Names = None,
     learning_rate: Annotated[float, typer.Option(help="Of the step along the gradient that is shown.")] = 1.0,
     lang: Annotated[str, typer.Option(help="The language: en or zh (Chinese).")] = "en",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -49,7 +50,7 @@ def explain(
     from crossent.tools.score.scales import asked
 
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
-    options |= {"learning_rate": learning_rate, "lang": lang}
+    options |= {"learning_rate": learning_rate, "lang": lang, "names": names}
     with bad_input():
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
         status = run(files or [], reading, scale, row or [], html, play, plot, json, options)

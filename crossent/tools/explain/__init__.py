@@ -21,7 +21,8 @@ from crossent.tools.explain.explanation import (
     Step as Step,
 )
 from crossent.tools.explain.findings import Facts, findings_of
-from crossent.tools.explain.language import LANGUAGES, speaking
+from crossent.tools.explain.given import as_arrays, naming
+from crossent.tools.explain.language import LANGUAGES, name_of, speaking
 from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
@@ -34,6 +35,7 @@ def explain(
     function: Callable[..., Any] = cross_entropy,
     rows: Iterable[Position] | None = None,
     learning_rate: float = 1.0,
+    names: Any = None,
     lang: str = "en",
     **kwargs: Any,
 ) -> Explanation:
@@ -43,13 +45,16 @@ def explain(
 
     Args:
         args, kwargs: what the function takes, all of its options included: tensors on any device or NumPy arrays, of
-            any size.
+            any size; also lists, frames and whatever has `__array__`, of which NumPy makes arrays.
         function: `crossent.cross_entropy`, `crossent.nll_loss` or `crossent.linear_cross_entropy`.
         rows: which rows to show, numbers in the order of the losses (negative ones count from the end) or positions,
             tuples with an index for each axis of the labels. None shows all rows if they are at most four, else the
             first with a bad label or a loss that is not finite, the smallest and the largest losses. Of a row at most
             six classes are shown: the label, what is not finite, and the largest.
         learning_rate: of the step of gradient descent, on the logits themselves, whose effect on each row is shown.
+        names: what classes are called: a sequence with a name for each, a mapping from classes to names, or a
+            tokenizer (whatever has `decode`). None takes the names of a frame's columns. With names the
+            target may hold names.
         lang: the language of all sentences, "en" or "zh" (Chinese). Errors stay in English.
 
     The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
@@ -77,6 +82,9 @@ def explain(
     ...     print(finding.severity, finding.rows, finding.classes, finding.sentence)
     error (1,) (2,) Row 1: the logit of the label's class, 2, is -inf, so that the loss is inf. A mask has
     removed the right answer: unmask it, or ignore the row.
+    >>> found = crossent.explain([[2.0, 1.0, 0.0]], ["dog"], names=["cat", "dog", "elk"])
+    >>> found.names, found.rows[0].label, round(found.result, 4)
+    ({0: 'cat', 1: 'dog', 2: 'elk'}, 1, 1.4076)
     >>> [check.passed for check in found.checks]
     [True, True, True, True]
     """
@@ -85,7 +93,7 @@ def explain(
     rate = number("learning_rate", learning_rate)
     if not math.isfinite(rate):
         raise ValueError(f"learning_rate must be finite, got {rate}")
-    a = bind(function, args, kwargs)
+    a, names = as_arrays(bind(function, args, kwargs), names)
     options = loss_options(**of_arguments(a))
     a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
     with np.errstate(over="ignore"):  # in float16, which is a finding
@@ -98,7 +106,7 @@ def explain(
     if mistake is not None:
         a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
     planned = plan(function, **a)
-    with speaking(lang):
+    with speaking(lang, naming(names, case.classes)):
         return _explanation(case, rows, losses, result, mistake, rate, styles=styles, plan=planned, lang=lang)
 
 
@@ -121,6 +129,8 @@ def _explanation(case, wanted, losses, result, mistake, rate, **told):
     worked = [work(case, row, rate) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
     facts = Facts(case, *scan(case), worked, losses, result, dtype, mistake)
+    findings = findings_of(facts)
+    shown = {c for one in (*rows, *findings) for c in one.classes} | {r.label for r in rows if r.label is not None}
     return Explanation(
         function=case.name,
         shape=case.shape,
@@ -131,11 +141,12 @@ def _explanation(case, wanted, losses, result, mistake, rate, **told):
         rows=rows,
         steps=steps_of(case, rows, worked, losses, result, rate),
         checks=checks_of(facts),
-        findings=findings_of(facts),
+        findings=findings,
         summary=_summary(facts),
         baselines=_baselines(facts),
         losses=losses.reshape(case.row_shape),
         given=given_of(case, worked, rate),
+        names={c: name for c in sorted(shown) if (name := name_of(c)) is not None},
         **told,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from crossent import cross_entropy, nll_loss
 from crossent.tools.arrays import as_numpy
 from crossent.tools.explain import Explanation, explain
-from crossent.tools.files import check_file, replacing, write
+from crossent.tools.files import check_file, lines_of, replacing, write
 from crossent.tools.score.pairs import pair_of
 from crossent.tools.score.readers import Reading, two_files
 from crossent.tools.score.scales import LOGITS, PROBABILITIES, log_of
@@ -64,7 +64,10 @@ def _explained(files: list[str], reading: Reading, scale: str | None, rows: list
     function = cross_entropy
     logits, labels = worked_example()
     if files:
-        logits, labels, notes = pair_of(*two_files(files), reading).whole()
+        pair = pair_of(*two_files(files), reading)
+        logits, labels, notes = pair.whole()
+        names = options.pop("names")
+        options["names"] = pair.names if names is None else lines_of(names, "--names")
         for note in notes:
             print(f"crossent explain: {note}", file=sys.stderr)
     if scale not in (None, LOGITS):

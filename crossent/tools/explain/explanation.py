@@ -93,7 +93,7 @@ class Explanation:
     "module", what it holds and what it is then called with, and as a "function". `baselines` are the mean losses of
     models that say the same of every row, in nats: "uniform" of equal probabilities, "label_entropy" of each class's
     share of the targets; "mean" is the loss beside them, "worse_than_uniform" says how it compares. No row, no
-    baselines. `lang` is the language of all sentences.
+    baselines. `names` are those of the classes shown, where they have some. `lang` is the language of all sentences.
     """
 
     function: str
@@ -112,6 +112,7 @@ class Explanation:
     plan: Plan
     losses: np.ndarray = field(compare=False)
     given: Any = field(compare=False)  # what `to_play` starts from
+    names: dict[int, str] = field(default_factory=dict)
     lang: str = "en"
 
     @property
@@ -126,7 +127,7 @@ class Explanation:
         """
         from crossent.tools.explain.lines import show
 
-        with speaking(self.lang):
+        with speaking(self.lang, self.names.get):
             if find_spec("rich"):
                 show(self, console)
             else:
@@ -135,7 +136,7 @@ class Explanation:
     def __str__(self) -> str:
         from crossent.tools.explain.lines import text
 
-        with speaking(self.lang):
+        with speaking(self.lang, self.names.get):
             return text(self)
 
     def __repr__(self) -> str:
@@ -166,7 +167,7 @@ class Explanation:
     def _rendered(self, template: str) -> str:
         from crossent.tools.pages import rendered
 
-        with speaking(self.lang):
+        with speaking(self.lang, self.names.get):
             return rendered("crossent.tools.explain", template, e=self, words=words, say=say)
 
     def plot(self, path: str | Path | None = None) -> "Figure":

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -12,6 +12,7 @@ from unicodedata import east_asian_width
 
 LANGUAGES = ("en", "zh")
 _speaking = ContextVar("speaking", default="en")
+_naming: ContextVar[Callable[[int], str | None]] = ContextVar("naming", default=lambda c: None)
 _CHARACTERS = "\u2e80-\u9fff\uff00-\uffef"
 _WIDE = re.compile(f"(?<=[{_CHARACTERS}]) +(?=[{_CHARACTERS}])")
 _PIECES = re.compile(f"(?:[（]?[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+)[，。：；、）]*|\\s+")
@@ -23,13 +24,19 @@ def messages() -> dict[str, Any]:
 
 
 @contextmanager
-def speaking(language: str) -> Iterator[None]:
-    """What is said in here is said in this language."""
-    token = _speaking.set(language)
+def speaking(language: str, naming: Callable[[int], str | None]) -> Iterator[None]:
+    """What is said in here is said in this language, with these names of classes."""
+    tokens = _speaking.set(language), _naming.set(naming)
     try:
         yield
     finally:
-        _speaking.reset(token)
+        _speaking.reset(tokens[0])
+        _naming.reset(tokens[1])
+
+
+def name_of(c: int) -> str | None:
+    """The name of a class, None where it has none."""
+    return _naming.get()(c)
 
 
 def say(key: str, **values: Any) -> str:

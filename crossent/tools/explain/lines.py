@@ -81,7 +81,7 @@ def _table(e, index, width):
     """The steps of a row, so many classes beside each other; what there is one number of stands below the first."""
     row = e.rows[index]
     hidden = e.classes - len(row.classes)
-    headers = [f"y={name}" if row.picks(c) else name for c in row.classes for name in [words.class_name(c)]]
+    headers = [f"y={name}" if row.picks(c) else name for c in row.classes for name in [words.class_head(c)]]
     headers += [say("others")] * bool(hidden)
     styles = ["bold green" if row.picks(c) else "" for c in row.classes] + ["dim"]
     room = max(1, (width - _LINE) // (_CELL + 1))

@@ -50,12 +50,12 @@ def _heat(axes, e, step):
                 image.cmap(image.norm(values[i, j])) if np.isfinite(values[i, j]) else (1, 1, 1, 1)
             )
             dark = opaque and 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
-            text = words.number(values[i, j]) + ("" if all_shown else f"\nclass {words.class_name(c)}")
+            text = words.number(values[i, j]) + ("" if all_shown else f"\nclass {words.class_head(c)}")
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
             if row.picks(c):
                 axes.add_patch(_frame(j, i))
     axes.set_yticks(range(len(e.rows)), [f"row {row.position}" for row in e.rows])
-    axes.set_xticks(range(columns), [f"class {words.class_name(c)}" for c in range(columns)] if all_shown else [])
+    axes.set_xticks(range(columns), [f"class {words.class_head(c)}" for c in range(columns)] if all_shown else [])
     axes.tick_params(length=0)
     axes.set_title(f"{step.name}, {step.formula}", fontsize=10)
 

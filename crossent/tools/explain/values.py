@@ -10,7 +10,7 @@ from crossent.tools.explain.checks import LARGEST
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.language import say
 from crossent.tools.explain.tally import one_based
-from crossent.tools.explain.words import classes, few, first, in_first, rows
+from crossent.tools.explain.words import class_name, classes, few, first, in_first, rows
 
 _FEW_ROWS = 10
 
@@ -140,7 +140,13 @@ def target_at_minus_infinity(facts):
     else:
         key, where = "masked_target", np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))
     at = rows(case, numbers).capitalize()
-    sentence = say(key, rows=at, label=label, classes=classes(where), in_first=in_first(numbers))
+    sentence = say(
+        key,
+        rows=at,
+        label=class_name(where[0]),
+        classes=classes(where),
+        in_first=in_first(numbers),
+    )
     return Finding("target_at_minus_infinity", "error", sentence, first(case, numbers), few(where))
 
 

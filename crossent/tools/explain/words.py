@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from crossent.tools.explain.language import say
+from crossent.tools.explain.language import name_of, say
 
 _FIRST = 5
+_HEAD = 12  # characters of a name above a column
 
 
 def first(case, numbers):
@@ -25,8 +26,17 @@ def classes(numbers):
 
 
 def class_name(c):
-    """What a class is called, wherever one is named."""
-    return str(c)
+    """What a class is called in a sentence: its number, and its name where it has one."""
+    name = name_of(c)
+    return str(c) if name is None else f"{c} ({name})"
+
+
+def class_head(c):
+    """What it is called above a column: its name where it has one, of which some characters are left out."""
+    name = name_of(c)
+    if name is None:
+        return str(c)
+    return name if len(name) <= _HEAD else f"{name[: _HEAD - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def few(numbers):

@@ -49,7 +49,7 @@ def page(e) -> str:
         raise ValueError(f"a page to play with knows no {' and no '.join(e.given.unknown)}: explain a call without")
     if not e.rows:
         raise ValueError("a page to play with needs at least one row, got none")
-    with speaking(e.lang):
+    with speaking(e.lang, e.names.get):
         texts = {key: say(f"play.{key}", **_PLACES) for key in messages()["play"]}
         start = _start(e) | {"text": texts}
         return rendered(__name__, "play.html", e=e, t=texts, start=start, notes=_notes(e), version=crossent.__version__)
@@ -70,7 +70,7 @@ def _start(e):
         "rows": rows,
         "classes": e.classes,
         "weight": _packed(e.given.weight),
-        "names": {c: words.class_name(c) for row in e.rows for c in row.classes},
+        "names": {c: words.class_head(c) for row in e.rows for c in row.classes},
         "smoothing": e.given.smoothing,
         "rate": e.given.rate,
         "reduction": e.reduction,

@@ -1,0 +1,86 @@
+"""Arguments as people have them: lists, frames with names for their classes, labels that are names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from crossent.tools.arrays import is_numpy, like
+
+_ARRAYS = {"target", "weight", "sample_weight", "linear_weight", "linear_bias"}
+
+
+def as_arrays(arguments: dict[str, Any], names: Any) -> tuple[dict[str, Any], Any]:
+    """The arguments as the function takes them, and what classes are called, by `names` or by a frame's columns.
+
+    Lists, frames and whatever has `__array__` become arrays of the input's library, whole numbers as input floats, and
+    words as target the numbers of the classes so called.
+    """
+    given = arguments["input"]
+    if names is None and hasattr(given, "columns"):
+        names = list(given.columns)
+    logits = _as_array("input", given)
+    if not _is_array(logits):
+        return arguments, names  # which the function refuses
+    if logits is not given and logits.dtype.kind in "iub":
+        logits = logits.astype(np.float64)
+    found = arguments | {"input": logits}
+    for name in _ARRAYS & arguments.keys():
+        array = _as_array(name, arguments[name])
+        if is_numpy(array) and array.dtype.kind in "OUS" and name == "target":
+            array = _numbers(array, names)
+        if array is not arguments[name]:
+            found[name] = like(logits, array)
+    return found, names
+
+
+def naming(names: Any, classes: int) -> Callable[[int], str | None]:
+    """What says the name of a class, None where it has none."""
+    if names is None:
+        return lambda c: None
+    if hasattr(names, "decode"):
+        return lambda c: repr(names.decode([c])) if 0 <= c < classes else None
+    if isinstance(names, Mapping):
+        return lambda c: str(names[c]) if c in names else None
+    if isinstance(names, str) or not hasattr(names, "__len__"):
+        raise TypeError(
+            "names must be a sequence of names, a mapping from classes to names or a tokenizer, got "
+            f"{type(names).__name__}"
+        )
+    if len(names) != classes:
+        raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
+    if all(str(name) == str(c) for c, name in enumerate(names)):
+        return lambda c: None
+    return lambda c: str(names[c]) if 0 <= c < classes else None
+
+
+def _is_array(value: Any) -> bool:
+    return is_numpy(value) or hasattr(value, "__torch_function__")
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Itself where it is an array or a tensor, or nothing that could become one."""
+    if _is_array(value) or not (isinstance(value, list | tuple) or hasattr(value, "__array__")):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must have as many numbers in every row: {error}") from error
+
+
+def _numbers(words: np.ndarray, names: Any) -> np.ndarray:
+    """Names of classes as their numbers."""
+    if isinstance(names, Mapping):
+        places = {str(name): c for c, name in names.items()}
+    elif names is None or hasattr(names, "decode"):
+        raise TypeError(f"target must hold numbers of classes, or names that are in names; got {words.reshape(-1)[:1]}")
+    else:
+        places = {str(name): c for c, name in enumerate(names)}
+    found = [places.get(str(word), -1) for word in words.reshape(-1)]
+    if -1 in found:
+        at = found.index(-1)
+        known = ", ".join(map(repr, list(places)[:5]))
+        raise ValueError(
+            f"target holds {str(words.reshape(-1)[at])!r} in row {at}, which is no name of a class such as {known}"
+        )
+    return np.array(found, np.int64).reshape(words.shape)

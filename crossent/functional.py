@@ -653,8 +653,8 @@ def plan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     >>> hidden, vocabulary = torch.zeros(4096, 64), torch.zeros(50304, 64)
     >>> print(crossent.plan(crossent.linear_cross_entropy, hidden, vocabulary, torch.zeros(4096, dtype=torch.int64)))
     linear_cross_entropy: kernels in float32, 13 chunks of 333 rows, 67.0 MB beside arguments, results and gradients
-      4096 of 4096 rows count
-      the gradients are made in the forward pass, where somebody wants them
+      4096 of 4096 rows count, and only these are computed
+      the gradients that are asked for are made in the forward pass, so that the logits are made once
     """
     name = getattr(function, "__name__", "")
     if globals().get(name) is not function or name not in _PLANNED:

@@ -147,6 +147,22 @@ def test_shards_and_blocks_change_nothing(files, tmp_path, monkeypatch):
         assert [starts[row["file"]] + row["index"][0] for row in found[name]] == [r["index"][0] for r in expected[name]]
 
 
+def test_rows_of_several_places(files, tmp_path):
+    expected = result("crossent compare a.npy b.npy y.npy --json")
+    for name in "ab":
+        write(tmp_path / f"{name}-images.npy", "npy", np.load(f"{name}.npy").reshape(150, 10, 6).transpose(0, 2, 1))
+    write(tmp_path / "pixels.npy", "npy", np.load("y.npy").reshape(150, 10))
+    found = result("crossent compare a-images.npy b-images.npy pixels.npy --json")
+    assert found["agreement"] == expected["agreement"]
+    assert [row["index"] for row in found["lost"]] == [
+        [n // 10, n % 10] for (n,) in (r["index"] for r in expected["lost"])
+    ]
+    for name, one in expected["differences"].items():
+        assert found["differences"][name]["difference"] == pytest.approx(one["difference"], rel=1e-6)
+    status, printed = typed("crossent compare a-images.npy b-images.npy pixels.npy --top 1")
+    assert status == 0 and str(tuple(found["lost"][0]["index"])) in printed
+
+
 def test_a_model_beside_itself(files):
     found = result("crossent compare a.npy a.npy y.npy --json")
     calibration = found["differences"].pop("calibration_error")
@@ -203,6 +219,7 @@ WRONG = {
     "a.csv b.csv y.npy": "b.csv: the header names other classes than that of a.csv, or in another order",
     "a.npy nan.npy y.npy": "nan.npy: row 7: the logits hold nan or inf",
     "a.npy nothing.npy y.npy": "nothing.npy: there is no such file",
+    "nil.npy nil.npy nil-y.npy": "nil.npy: nothing to score, there are no rows",
     "a.npy b.npy none.npy": "a.npy: nothing to score, every label is ignored",
     "a.npy b.npy y.npy --html nowhere/page.html": "--html must be a file to write",
     "a.npy b.npy y.npy --html b.npy": "--html must be another file than those that are read, got b.npy",
@@ -214,6 +231,8 @@ def test_what_cannot_be_compared(command, files, tmp_path):
     a = np.load("a.npy")
     write(tmp_path / "few.npy", "npy", a[:100])
     write(tmp_path / "narrow.npy", "npy", a[:, :5])
+    write(tmp_path / "nil.npy", "npy", a[:0])
+    write(tmp_path / "nil-y.npy", "npy", np.zeros(0, int))
     write(tmp_path / "none.npy", "npy", np.full(1500, -100))
     for name, header in (("a", "cat,dog,elk,fox,gnu,hen"), ("b", "dog,cat,elk,fox,gnu,hen")):
         np.savetxt(tmp_path / f"{name}.csv", a, delimiter=",", header=header, comments="")

@@ -128,7 +128,7 @@ MAY_IMPORT = {
         "crossent.tools.score",
         "crossent.tools.arrays",
         "crossent.tools.files",
-        "crossent.tools.pages",
+        "crossent.tools.explain.explanation",
         "crossent.tools.plain_json",
         "lightning",
         "numpy",

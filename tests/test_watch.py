@@ -641,7 +641,7 @@ def run(tmp_path_factory):
 def test_the_page_in_a_browser(run, width, dark):
     with browser.opened(run.as_uri(), width, dark) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("document.querySelectorAll('svg[role=img]').length") == 10
+        assert page.evaluate("document.querySelectorAll('svg[role=img]').length") == 11
         text = page.evaluate("document.body.innerText")
         assert page.errors == [] and [address for address in page.requests if not address.startswith("file:")] == []
         assert browser.violations(page) == []
@@ -650,12 +650,33 @@ def test_the_page_in_a_browser(run, width, dark):
     assert "nll_loss of 5 classes: 2 of 5 steps were looked at, 18 of 45 rows that count" in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_pages_of_little(tmp_path):
+    """Of a fault in the first step, of rows that are all ignored, and of no step."""
+    for name, spoilt, loss_of in (
+        ("fault", math.nan, F.cross_entropy),
+        ("ignored", 1.0, lambda logits, labels: F.cross_entropy(logits, labels * 0 - 100, reduction="sum")),
+    ):
+        model = torch.nn.Linear(FEATURES, CLASSES)
+        model.weight.data *= spoilt
+        with pytest.MonkeyPatch.context() as patch, watch(model, tmp_path / f"{name}.jsonl", every=1) as watched:
+            patch.setattr(watched, "on_fault", lambda fault: None)
+            train(model, loss_of, steps=1)
+    with watch(model, tmp_path / "nothing.jsonl"):
+        pass
+    pages = {path.stem: path.read_text() for path in tmp_path.glob("*.html")}
+    assert "It first arose in the model itself (Linear)" in pages["fault"] and "Ignored<b>100.0%" in pages["ignored"]
+    assert "Linear of 25 parameters, 0 steps." in pages["nothing"]
+
+
 def test_the_page_says_what_the_lines_say(run):
     said = lines(run.with_suffix(".jsonl"))
     steps = [line["losses"]["nll_loss of 5 classes"] for line in said if line["event"] == "step"]
     windows = [line for line in said if line["event"] == "classes" and line["loss"] == "nll_loss of 5 classes"]
-    text = run.read_text().partition("<h2>nll_loss of 5 classes")[2]
+    text, of = run.read_text(), " (nll_loss of 5 classes)"
     shown = dict(re.findall(r"<div>([^<]+)<b>([^<]+)</b>", text))
+    shown = {name.removesuffix(of): value for name, value in shown.items() if name.endswith(of)}
+    text = text.partition(f"<h2>Classes with the largest loss{of}</h2>")[2]
     assert float(shown["Loss"]) == pytest.approx(steps[-1]["loss"], rel=1e-3)
     assert shown["Accuracy"] == f"{steps[3]['looked']['accuracy']:.1%}"
     rows, right, confidence = np.sum([line["bins"] for line in windows], axis=0)

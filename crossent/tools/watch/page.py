@@ -2,7 +2,10 @@
 
 import json
 import math
+from array import array
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,37 +13,76 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import crossent
 from crossent.tools import files
-from crossent.tools.pages import rendered
+from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import plots
 from crossent.tools.score.metrics import Calibration
+from crossent.tools.score.report import made
 from crossent.tools.watch.looks import Sums
 
 _POINTS = 400  # of a curve, at most
 _CLASSES = 30  # shown, at most
-_END = 10  # the end of a training is one in so many of its steps
 
-Curve = list[tuple[int, float]]  # numbers of steps, and values
+Curve = NDArray[np.float64]  # numbers of steps, and values
+
+
+@dataclass
+class _Loss:
+    """What the lines say of a loss; curves are numbers of steps and values in turn."""
+
+    name: str
+    curves: dict[str, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    windows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, step: int, said: dict[str, Any], prefix: str = "") -> None:
+        for what, value in said.items():
+            if isinstance(value, dict):
+                self.add(step, value, "looked ")
+            else:
+                self.curves[prefix + what].extend((step, float(value)))
+
+    def curve(self, what: str) -> Curve:
+        return np.array(self.curves[what]).reshape(-1, 2).T
+
+    def looked(self) -> str:
+        (looks, rows), (steps, of) = self.curve("looked rows"), self.curve("rows")
+        shares = f"{len(looks):,} of {len(steps):,} steps were looked at, {int(rows.sum()):,} of {int(of.sum()):,} rows"
+        return f"{self.name}: {shares} that count"
 
 
 def write(path: Path) -> None:
     """Beside the lines; as a whole or not at all."""
-    lines = list(_lines(path))
-    steps = [line for line in lines if line["event"] == "step"]
-    for number, line in enumerate(steps, 1):  # of a training that went on there was more than one start
-        line["number"] = number
-    names = dict.fromkeys(name for line in steps for name in line["losses"])
-    start, end = lines[0], lines[-1]
-    stopped = f", stopped by {end['stopped']}" if end.get("stopped") else ""
-    text = rendered(
-        "crossent.tools", "watch/watch.html", kind="Training", title=path.name, version=crossent.__version__,
-        told=f"{start['model']} of {start['parameters']:,} parameters, {len(steps):,} steps{stopped}",
-        fault=next((line for line in lines if line["event"] == "fault"), None),
-        losses=[_shown(f"{i}", name, lines, steps) for i, name in enumerate(names)],
-        notes=[_looked(name, steps) for name in names],
-    )  # fmt: skip
-    files.write(path.with_suffix(".html"), text)
+    said: dict[str, dict[str, Any]] = {}
+    losses: dict[str, _Loss] = {}
+    whole, steps = _Loss(""), 0  # of a training that went on there was more than one start
+    for line in _lines(path):
+        event = line["event"]
+        if event == "classes":
+            losses.setdefault(line["loss"], _Loss(line["loss"])).windows.append(line)
+        elif event == "step":
+            steps += 1
+            whole.add(steps, {"gradient": line["gradient"]})
+            for name, found in line["losses"].items():
+                losses.setdefault(name, _Loss(name)).add(steps, found)
+        else:
+            said[event] = line
+    start, stopped, fault = said["start"], said["end"]["stopped"], said.get("fault")
+    told = f"{start['model']} of {start['parameters']:,} parameters, {steps:,} step{'s' * (steps != 1)}"
+    gradient = whole.curve("gradient")
+    shown: dict[str, list] = {"summary": [], "plots": [], "tables": []}
+    if steps:
+        drawn = _drawn("gradient", "Norm of the gradient by step", {"of all parameters": gradient}, "norm", scale="log")
+        shown["plots"].append(("Gradient", drawn, "Before clipping, with the scale of a GradScaler in it."))
+    for number, loss in enumerate(losses.values()):
+        for part, found in _shown(f"{number}", loss, f" ({loss.name})" if len(losses) > 1 else "").items():
+            shown[part] += found
+    notes = [loss.looked() for loss in losses.values()]
+    findings = []
+    if fault:
+        findings.append(Finding("fault", "error", fault["sentence"]))
+        notes.append(f"All of the explanation is in the line of the fault in {path.name}")
+    told = [f"{told}, stopped by {stopped}." if stopped else f"{told}."]
+    files.write(path.with_suffix(".html"), made("Training", path.name, told, notes, findings=findings, **shown))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -52,68 +94,44 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def _curve(name: str, what: str, steps: list[dict[str, Any]], looked: bool = False) -> Curve:
-    said = ((line["number"], line["losses"].get(name)) for line in steps)
-    if looked:
-        said = ((number, part and part.get("looked")) for number, part in said)
-    return [(number, float(part[what])) for number, part in said if part]
-
-
-def _looked(name: str, steps: list[dict[str, Any]]) -> str:
-    looks, counted = _curve(name, "rows", steps, looked=True), _curve(name, "rows", steps)
-    rows, of = (sum(int(n) for _, n in curve) for curve in (looks, counted))
-    return f"{name}: {len(looks):,} of {len(counted):,} steps were looked at, {rows:,} of {of:,} rows that count"
-
-
-def _shown(key: str, name: str, lines: list[dict[str, Any]], steps: list[dict[str, Any]]) -> dict[str, Any]:
-    classes = int(name.split()[2])
-    windows = [line for line in lines if line["event"] == "classes" and line["loss"] == name]
-    first, last = _sums(classes, windows[:1]), _sums(classes, windows[-2:])
-    loss, ignored = (_curve(name, what, steps) for what in ("loss", "ignored"))
-    right, sure, gradient = (
-        _curve(name, what, steps, looked=True) for what in ("accuracy", "confidence", "gradient_at_logits")
-    )
-    nothing = f"knowing nothing costs {math.log(classes):.4g}"
-    gradients = {"of all parameters": [(line["number"], float(line["gradient"])) for line in steps]}
+def _shown(key: str, found: _Loss, of: str) -> dict[str, list]:
+    """What is shown of a loss, by the parts of a page; `of` says of which, where there are several."""
+    classes = int(found.name.split()[2])
+    nothing, loss = f"knowing nothing costs {math.log(classes):.4g}", found.curve("loss")
     summary = [
-        ("Loss", f"{_end(loss):.4g}", f"nats a row; {nothing}"),
-        ("Ignored", f"{_end(ignored):.1%}", "of targets"),
+        ("Loss" + of, f"{_end(loss):.4g}", "", f"nats a row; {nothing}"),
+        ("Ignored" + of, f"{_end(found.curve('ignored')):.1%}", "", "of the targets"),
     ]
-    drawn = [
-        ("Loss", _drawn(f"loss-{key}", "Loss by step", {"loss": loss}, "nats a row", level=math.log(classes)),
-         f"The mean of each step's rows; {nothing} (the dashed line)."),
+    drawn = _drawn(f"loss-{key}", f"Loss by step{of}", {"loss": loss}, "nats a row", level=math.log(classes))
+    plotted = [("Loss" + of, drawn, f"The mean of each step's rows; {nothing} (the dashed line).")]
+    if not found.windows:
+        return {"summary": summary, "plots": plotted}
+    first, last = _sums(classes, found.windows[:1]), _sums(classes, found.windows[-2:])
+    names = "accuracy", "confidence", "gradient_at_logits"
+    right, sure, gradient = (found.curve(f"looked {what}") for what in names)
+    calibration, rows = _calibration(last), f"{int(last.rows.sum()):,} rows that were looked at last"
+    summary += [
+        ("Accuracy" + of, f"{_end(right):.1%}", "", "labels with the largest logit"),
+        ("Confidence" + of, f"{_end(sure):.1%}", "", "mean probability of the largest logit"),
+        ("Calibration error" + of, f"{calibration.error:.4f}", "", "distance between accuracy and confidence"),
+        ("Gradient at the logits" + of, f"{_end(gradient):.4g}", "", "norm of a row's, root mean square"),
+    ]
+    both = {"accuracy": right, "confidence": sure}
+    reliability = plots.reliability(SimpleNamespace(calibration=calibration), f"reliability-{key}")  # pyright: ignore
+    plotted += [
+        ("Confidence" + of, _drawn(f"confidence-{key}", f"Accuracy and confidence by step{of}", both, "of the rows"),
+         "Where it is above the accuracy, the model is too sure of itself."),
+        ("Gradient at the logits" + of, _drawn(f"logits-{key}", f"Norm of a row's gradient by step{of}",
+         {"at the logits": gradient}, "norm"), "Of a row's loss, root mean square: 0 when all is learnt."),
+        ("Reliability" + of, reliability, f"Of {rows}."),
+        ("Classes" + of, _by_class(f"classes-{key}", last, of), f"Those with the largest loss, of {rows}."),
     ]  # fmt: skip
-    if right:
-        calibration, all_rows = _calibration(last), f"{int(last.rows.sum()):,} rows that were looked at last"
-        summary += [
-            ("Accuracy", f"{_end(right):.1%}", "labels with the largest logit"),
-            ("Confidence", f"{_end(sure):.1%}", "mean probability of the largest logit"),
-            ("Calibration error", f"{calibration.error:.4f}", "distance between accuracy and confidence"),
-            ("Gradient at the logits", f"{_end(gradient):.4g}", "norm of a row's, root mean square"),
-        ]
-        gradients["at the logits"] = gradient
-        both = {"accuracy": right, "confidence": sure}
-        reliability = plots.reliability(SimpleNamespace(calibration=calibration), f"reliability-{key}")  # pyright: ignore
-        drawn += [
-            ("Confidence", _drawn(f"confidence-{key}", "Accuracy and confidence by step", both, "of the rows"),
-             "Where it is above the accuracy, the model is too sure of itself."),
-            ("Reliability", reliability, f"Of {all_rows}."),
-            ("Classes", _by_class(f"classes-{key}", last), f"Those with the largest loss, of {all_rows}."),
-        ]  # fmt: skip
-    drawn.append(
-        ("Gradients", _drawn(f"gradient-{key}", "Norms of gradients by step", gradients, "norm", scale="log"),
-         "Before clipping; with the scale of a GradScaler in that of the parameters."),
-    )  # fmt: skip
-    return {
-        "name": name,
-        "summary": [(what, number, "", told) for what, number, told in summary],
-        "plots": drawn,
-        "tables": [_table(first, last)] if right else [],
-    }
+    return {"summary": summary, "plots": plotted, "tables": [_table(first, last, of)]}
 
 
 def _end(curve: Curve) -> float:
-    return float(np.mean([value for _, value in curve[-max(1, len(curve) // _END) :]]))
+    """The mean of its last tenth."""
+    return float(curve[1, -max(1, curve.shape[1] // 10) :].mean())
 
 
 def _sums(classes: int, windows: list[dict[str, Any]]) -> Sums:
@@ -137,7 +155,7 @@ def _worst(sums: Sums) -> NDArray[np.int64]:
     return met[np.argsort(-sums.nll[met] / sums.rows[met], kind="stable")[:_CLASSES]]
 
 
-def _by_class(name: str, sums: Sums) -> str:
+def _by_class(name: str, sums: Sums, of: str) -> str:
     chosen = _worst(sums)
     nll, labels = sums.nll[chosen] / sums.rows[chosen], [str(c) for c in chosen]
     with plots._figure() as figure:
@@ -149,15 +167,16 @@ def _by_class(name: str, sums: Sums) -> str:
         axes.set(xlabel="class", ylabel="mean loss in nats")
         plots._legend(axes)
         said = ", ".join(f"{label}: {value:.4g}" for label, value in zip(labels, nll))
-        return plots._svg(figure, name, "Loss by class", f"By class: {said}.")
+        return plots._svg(figure, name, f"Loss by class{of}", f"By class: {said}.")
 
 
-def _table(first: Sums, last: Sums) -> tuple:
+def _table(first: Sums, last: Sums, of: str) -> dict[str, Any]:
     rows = []
     for c in _worst(last)[:10].tolist():
         n, then = int(last.rows[c]), f"{first.nll[c] / first.rows[c]:.4g}" if first.rows[c] else ""
         rows.append((c, f"{n:,}", then, f"{last.nll[c] / n:.4g}", f"{last.right[c] / n:.1%}"))
-    return "Classes with the largest loss", ("class", "rows", "loss at first", "loss at last", "right"), rows
+    columns = "class", "rows", "loss at first", "loss at last", "right"
+    return {"title": f"Classes with the largest loss{of}", "columns": columns, "rows": rows, "note": ""}
 
 
 def _drawn(name: str, title: str, curves: dict[str, Curve], unit: str, scale="linear", level: float = math.nan) -> str:
@@ -165,19 +184,21 @@ def _drawn(name: str, title: str, curves: dict[str, Curve], unit: str, scale="li
     with plots._figure() as figure:
         axes = figure.add_subplot()
         for (label, curve), colour in zip(curves.items(), (plots._BLUE, plots._ORANGE)):
-            step, value = _thinned(np.array(curve, float).T)
+            step, value = _thinned(curve)
             axes.plot(step, value, color=colour, linewidth=1.2, label=label, marker="o" if len(step) == 1 else None)
             said.append(f"{label}: {value[0]:.4g} at first, {value[-1]:.4g} at last")
         if not math.isnan(level):
             axes.axhline(level, color=plots._ORANGE, linewidth=1.2, linestyle="--")
-        axes.set(xlabel="step", ylabel=unit, yscale=scale)
-        if scale == "linear":
+        axes.set(xlabel="step", ylabel=unit)
+        if scale == "log" and any((curve[1] > 0.0).any() for curve in curves.values()):
+            axes.set_yscale("log")
+        else:
             axes.set_ylim(0, None)
         plots._legend(axes)
         return plots._svg(figure, name, title, "; ".join(said) + ".")
 
 
-def _thinned(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+def _thinned(curve: Curve) -> Curve:
     """Means of as many steps as make few enough points."""
     starts = np.arange(0, curve.shape[1], -(-curve.shape[1] // _POINTS))
     return np.add.reduceat(curve, starts, axis=1) / np.diff(np.append(starts, curve.shape[1]))

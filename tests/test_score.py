@@ -412,7 +412,7 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
     logits, labels = example()
     files, report = saved(tmp_path, logits, labels), tmp_path / "report.html"
     monkeypatch.setattr(held, "prediction_stats", stats)
-    monkeypatch.setattr(readers, "_AT_ONCE", 160)  # ten rows of no more than 16 numbers
+    monkeypatch.setattr(readers, "_AT_ONCE", 80)  # ten rows of no more than 16 numbers, mapped
     before = signal.getsignal(signal.SIGINT)
     assert command(*files, as_json=True, html=report, part=tmp_path / "part") == 130
     assert signal.getsignal(signal.SIGINT) is before and not report.exists() and not (tmp_path / "part").exists()

@@ -9,7 +9,7 @@ error of it. Files of columns are those of `tables`.
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,13 +27,14 @@ class Stored:
     """An array in a file: its shape, the kind of its numbers as NumPy's letter, and `blocks(n)`, n rows at a time.
 
     Blocks are NumPy arrays or tensors; of no rows there is one empty block. `note` says what was made of it, if that
-    does not go without saying.
+    does not go without saying. Blocks of what is `mapped` into memory take none.
     """
 
     shape: tuple[int, ...]
     kind: str
     blocks: Callable[[int], Iterator[Any]]
     note: str = ""
+    mapped: bool = False
 
 
 def _sliced(opened: Callable[[], Any], shape: Iterable[int], kind: str, note: str = "") -> Stored:
@@ -93,7 +94,7 @@ def npy(path: Path) -> dict[str, Stored]:
         return np.lib.format.open_memmap(path, mode="r")
 
     array = mapped()
-    return {"": _sliced(mapped, array.shape, *_known(array.dtype))}
+    return {"": replace(_sliced(mapped, array.shape, *_known(array.dtype)), mapped=array.dtype != BFLOAT16)}
 
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

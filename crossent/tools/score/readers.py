@@ -18,7 +18,7 @@ from crossent.tools.score.tables import LABELS, Table, UnclearError, listed
 from crossent.tools.score.text import text
 from crossent.tools.score.worst import natural
 
-_AT_ONCE = 2**23  # numbers in a block
+_AT_ONCE = 2**23  # numbers in a block; twice as many where it takes no memory
 _NARROW = 16  # what a row counts as at least, for what is kept of it
 _LONGEST_ROW = 2**28  # numbers; a longer one is taken for a mistake in the file's head
 
@@ -105,8 +105,9 @@ class Rows:
 
     def blocks(self, at_once: int | None = None) -> Iterator[Any]:
         """All rows, in blocks that hold about as many numbers whatever the width."""
-        step = max(1, (at_once or _AT_ONCE) // max(int(np.prod(self.shape[1:])), _NARROW))
+        width = max(int(np.prod(self.shape[1:])), _NARROW)
         for path, stored in self.files:
+            step = max(1, (at_once or _AT_ONCE * (1 + stored.mapped)) // width)
             with naming(path):
                 rows = 0
                 for block in stored.blocks(step):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +41,7 @@ def shown(index: Index) -> int | Index:
     return index if len(index) > 1 else sum(index)
 
 
+@lru_cache(1024)
 def natural(name: str) -> list[tuple[int, str]]:
     """What sorts shard 10 after shard 9."""
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]

@@ -66,7 +66,7 @@ def _explained(files: list[str], reading: Reading, scale: str | None, rows: list
     if files:
         pair = pair_of(*two_files(files), reading)
         logits, labels, notes = pair.whole()
-        names = options.pop("names")
+        names = options.pop("names", None)
         options["names"] = pair.names if names is None else lines_of(names, "--names")
         for note in notes:
             print(f"crossent explain: {note}", file=sys.stderr)

@@ -31,6 +31,14 @@ class Kernel(CompiledKernel):
 
 
 _numbers = itertools.count()
+OF_LAUNCHER = 9  # arguments before those of a kernel
+
+
+def plain(argument):
+    """An argument of a kernel, but for the address."""
+    if isinstance(argument, torch.Tensor):
+        return str(argument.dtype)
+    return [plain(one) for one in argument] if isinstance(argument, tuple) else repr(argument)
 
 
 class Launches:
@@ -52,7 +60,7 @@ def launches():
 
         def launched(*arguments):
             found.names.append(name)
-            found.arguments.append(arguments)  # behind those of a launcher
+            found.arguments.append(plain(arguments[OF_LAUNCHER:]))  # no tensors, which would be kept with the kernel
 
         kernel = Kernel(launched)
         found.compiled.setdefault(name, []).append(options.num_warps)
@@ -102,13 +110,6 @@ def calls_of_a_step():
         return seen, found.names
 
 
-def plain(argument):
-    """An argument of a kernel, but for the address."""
-    if isinstance(argument, torch.Tensor):
-        return str(argument.dtype)
-    return [plain(one) for one in argument] if isinstance(argument, tuple) else repr(argument)
-
-
 def differences():
     """What a launch that is ready says otherwise than one that Triton looks up."""
     found = []
@@ -118,7 +119,7 @@ def differences():
             with launches() as seen, mock.patch.object(DeviceKernels, "ready_step", ready):
                 for _ in range(2):
                     Call(shape, "float32", {"reduction": reduction}).run()
-            said.append([plain(one[9:]) for one in seen.arguments[2:]])
+            said.append(seen.arguments[2:])
         found += [(shape, reduction, said)] if said[0] != said[1] else []
     return found
 

@@ -481,3 +481,13 @@ def test_a_file_streams_in_little_memory(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < 120e6
+
+
+def test_tables_have_the_names_of_classes(tmp_path, capsys):
+    rows = "2.0,1.5,0.1\n0.1,3.5,-1.5\n0.5,0.1,0.25\n"
+    (tmp_path / "logits.csv").write_text(f"cat,dog,elk\n{rows}")
+    (tmp_path / "labels.csv").write_text("cat\nelk\ncat\n")
+    assert run([str(tmp_path / "logits.csv"), str(tmp_path / "labels.csv")]) == 0
+    shown = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    assert ["elk", "dog (1)"] in [[line[1].strip(), line[-2].strip()] for line in shown if len(line) == 8]
+    assert ["elk", "dog"] in [[cell.strip() for cell in line[2:4]] for line in shown if len(line) == 7]

@@ -116,7 +116,12 @@ def tables(console: Console, score: Scored, top: int) -> None:
 
 def parts(score: Scored, top: int) -> Iterator[Shown]:
     """The surest rows, the worst groups, classes and rows."""
-    m = score.metrics
+    m, names = score.metrics, score.total._held.options.names
+
+    def called(c: int) -> str:
+        return str(c) if names is None else printable(names[c])
+
+    words = "" if names is None else "."
     rows = [(f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}") for share, accuracy, least in coverage_rows(m)]
     yield Shown("Accuracy of the surest rows", ("coverage", "confidence from", "accuracy"), rows)
     if m.groups and top:
@@ -129,20 +134,21 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
         few = f"{top} of {len(m.groups):,} groups." if len(m.groups) > top else ""
         yield Shown("Groups, worst first, with intervals of 95%", columns, rows, few)
     if classes := class_rows(m, m.by_class.worst(top)):
-        columns = ("class", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
+        columns = (f"class{words}", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
         short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
         rows = [
-            (str(c.label), f"{c.rows:,}", percent(c.recall), percent(c.precision), nats(c.nll),
-             ", ".join(f"{label} ({n:,})" for label, n in c.taken_for))
+            (called(c.label), f"{c.rows:,}", percent(c.recall), percent(c.precision), nats(c.nll),
+             ", ".join(f"{called(label)} ({n:,})" for label, n in c.taken_for))
             for c in classes
         ]  # fmt: skip
         yield Shown("Classes with the most errors", columns, rows, short if m.confusion.short else "")
     if score.worst:
         files = score.files > 1
-        columns = (*(["file."] if files else []), "row", "label", "prediction", "confidence", "NLL")
+        predicted = (f"label{words}", f"prediction{words}")
+        columns = (*(["file."] if files else []), "row", *predicted, "confidence", "NLL")
         rows = [
-            (*([w.file or ""] if files else []), str(w.row), str(w.label), str(w.prediction), f"{w.confidence:.2%}",
-             nats(0.0 - w.logprob))
+            (*([w.file or ""] if files else []), str(w.row), called(w.label), called(w.prediction),
+             f"{w.confidence:.2%}", nats(0.0 - w.logprob))
             for w in score.worst
         ]  # fmt: skip
         yield Shown("Rows with the largest loss", columns, rows)

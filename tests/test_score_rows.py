@@ -18,6 +18,7 @@ from test_score import command, probabilities, saved
 from test_score_reading import text
 
 import crossent
+from crossent.tools.arrays import words_apart
 from crossent.tools.score import held, readers, score
 from crossent.tools.score.command import run
 from crossent.tools.score.readers import BadFile, Reading
@@ -289,3 +290,18 @@ def test_a_condition_about_nothing_fails(tmp_path, capsys):
     labels[:] = 1 - labels % 2
     assert command(*saved(tmp_path, logits, labels), fail_if=["by_class.6.recall<0.5"]) == 3
     assert "by_class.6.recall is not known, so by_class.6.recall<0.5 fails" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 5000])
+def test_words_are_told_apart(count):
+    words = np.array([f"{'é' * (i % 3)}{i}" for i in range(count)])[np.random.default_rng(0).integers(count, size=3000)]
+    different, number = words_apart(words)
+    np.testing.assert_array_equal(different[number], words)
+    assert len(set(different.tolist())) == len(different) == len(set(words.tolist()))
+
+
+@pytest.mark.parametrize("words", [np.array([], "U3"), np.array(["", ""]), np.broadcast_to(np.array("one"), 4)])
+def test_few_words_are_told_apart(words):
+    different, number = words_apart(words)
+    np.testing.assert_array_equal(different[number], words)
+    assert len(different) == len(set(words.tolist()))

@@ -40,5 +40,27 @@ def like(original: Any, values: Any) -> Any:
     return torch.from_numpy(np.asarray(values)).to(original.device)
 
 
+def words_apart(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of an array of text, in any order, and the number of each among them.
+
+    Sorted are they only where two of them fall on one of 65,536 places: without that a score with groups and a file of
+    all rows takes a seventh less, as `python -m benchmarks.score 5` shows.
+    """
+    if words.strides == (0,):  # a single one, for all of them
+        return words[:1], np.zeros(len(words), np.intp)
+    if words.itemsize and len(words):
+        letters = np.ascontiguousarray(words).view(np.uint32).reshape(len(words), -1)
+        factors = np.random.default_rng(0).integers(2**32, size=letters.shape[1], dtype=np.uint32)
+        place = (letters @ factors) >> 16
+        last = np.full(2**16, -1)
+        last[place] = np.arange(len(words))
+        taken = np.flatnonzero(last >= 0)
+        if (words[last[place]] == words).all():
+            number = np.empty(2**16, np.intp)
+            number[taken] = np.arange(len(taken))
+            return words[last[taken]], number[place]
+    return np.unique(words, return_inverse=True)
+
+
 def moved_axis(array: Any, source: int, destination: int) -> Any:
     return np.moveaxis(array, source, destination) if is_numpy(array) else array.movedim(source, destination)

@@ -12,6 +12,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
+from crossent.tools.arrays import words_apart
 from crossent.tools.files import replacing
 
 Columns: TypeAlias = dict[str, np.ndarray]  # of equal length, words or numbers
@@ -58,13 +59,6 @@ def check_rows_file(path: Path | None) -> None:
         raise ValueError(f"{path}: writing .parquet needs pyarrow: pip install crossent[parquet]")
 
 
-def _numbered(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different ones, and the number of each among them."""
-    if words.strides == (0,):  # a single one, for all rows
-        return words[:1], np.zeros(len(words), np.intp)
-    return np.unique(words, return_inverse=True)
-
-
 @contextmanager
 def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
     import pyarrow as pa
@@ -73,7 +67,7 @@ def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
     def array_of(column: np.ndarray) -> pa.Array:
         if column.dtype.kind != "U":
             return pa.array(column)
-        words, back = _numbered(column)
+        words, back = words_apart(column)
         return pa.DictionaryArray.from_arrays(back, words)
 
     writer = None
@@ -122,7 +116,7 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
             for name, column in columns.items():
                 if column.dtype.kind == "U":
                     numbers = known.setdefault(name, {})
-                    words, back = _numbered(column)
+                    words, back = words_apart(column)
                     column = np.array([numbers.setdefault(word, len(numbers)) for word in words.tolist()], int)[back]
                 kinds[name] = column.dtype
                 with (Path(folder) / name).open("ab") as file:

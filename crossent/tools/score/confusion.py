@@ -24,7 +24,8 @@ class Confusion:
         which, within = np.repeat(np.arange(len(labels)), hi - lo), _counted_up(hi - lo)
         at = lo[which] + within
         prediction, rows = self.prediction[at], self.rows[at]
-        chosen = np.lexsort((prediction, -rows, which))[within < n]
+        # Predictions stand in their order already, which a stable sort keeps.
+        chosen = np.argsort(which * (rows.max(initial=0) + 1) - rows, kind="stable")[within < n]
         found: list[list[tuple[int, int]]] = [[] for _ in labels]
         for i, *pair in zip(which[chosen].tolist(), prediction[chosen].tolist(), rows[chosen].tolist()):
             found[i].append((pair[0], pair[1]))

@@ -118,7 +118,7 @@ def test_command(tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\nthree\n")
     for named, wanted in ((None, "2 (elk)"), (names, "2 (three)")):
-        assert run(files, Reading(), None, [], None, None, None, False, {"names": named}) == 0
+        assert run(files, Reading(), None, [], None, None, False, {"names": named}) == 0
         assert wanted in capsys.readouterr().out
 
 

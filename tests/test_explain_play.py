@@ -1,5 +1,6 @@
 """The page to play with, in a browser: its numbers are those of the library whatever its controls are set to."""
 
+import html
 import json
 import re
 from contextlib import ExitStack
@@ -121,7 +122,7 @@ def opened(tmp_path_factory):
 
         def opens(*args, width=1200, dark=False, **kwargs):
             path = folder / "play.html"
-            path.write_text(crossent.explain(*args, **kwargs).to_play(), encoding="utf-8")
+            path.write_text(crossent.explain(*args, **kwargs).to_html(), encoding="utf-8")
             page = stack.enter_context(browser.opened(path.as_uri(), width, dark))
             assert page.errors == [] and page.requests == [path.as_uri()]
             page.evaluate(DRIVE)
@@ -374,22 +375,31 @@ def test_buttons_and_plots_move_the_logits(opened):
     assert page.errors == []
 
 
-def test_what_a_page_has_no_control_for_is_refused():
+def test_what_a_page_has_no_control_for_is_to_be_read():
     logits, labels = worked_example()
-    for options in ({"softcap": 5.0}, {"z_loss": 0.1}, {"sample_weight": np.ones(3)}, {"denominator": 2.0}):
-        with pytest.raises(ValueError, match=f"a page to play with knows no {next(iter(options))}"):
-            crossent.explain(logits, labels, **options).to_play()
-    with pytest.raises(ValueError, match="knows no probabilities as target"):
-        crossent.explain(logits, np.full((3, 4), 0.25, np.float32)).to_play()
-    with pytest.raises(ValueError, match="needs at least one row"):
-        crossent.explain(logits[:0], labels[:0]).to_play()
+    calls = [((logits, labels), options) for options in (
+        {"softcap": 5.0}, {"z_loss": 0.1}, {"sample_weight": np.ones(3)}, {"denominator": 2.0})]  # fmt: skip
+    calls += [((logits, np.full((3, 4), 0.25, np.float32)), {}), ((logits[:0], labels[:0]), {})]
+    for call, options in calls:
+        page = crossent.explain(*call, **options).to_html()
+        assert "<script" not in page and "cross_entropy: mean" in page
+    assert "<script" in crossent.explain(logits, labels).to_html()
+
+
+def test_the_call_as_it_was_given_stands_below():
+    logits, labels = worked_example()
+    found = crossent.explain(logits, np.array([1, 0, 9]), names=["cat", "dog", "elk", "fox"])
+    page = found.to_html()
+    assert page.count(html.escape(found.findings[0].sentence)) == 1
+    for told in ("y = dog", "log p = x - lse", "the softmax sums to 1", "crossent.cross_entropy(input, target)"):
+        assert page.index(told) > page.index('id="given-title"')
 
 
 def test_where_a_page_differs_from_its_call_it_says_so():
     logits, labels = np.zeros((9, 3), np.float32), np.array([0, 1, 2, 9, 0, 1, 2, 0, 1])
-    page = crossent.explain(logits, labels, rows=range(9)).to_play()
+    page = crossent.explain(logits, labels, rows=range(9)).to_html()
     assert "Of 9 rows the page has 8" in page and "Row 3 has the label 9, which is no class" in page
-    page = crossent.explain(logits - np.log(3.0), labels % 3, function=crossent.nll_loss).to_play()
+    page = crossent.explain(logits - np.log(3.0), labels % 3, function=crossent.nll_loss).to_html()
     assert "was given log-probabilities" in page and '"given"' not in crossent.explain(logits, labels).to_json()
 
 
@@ -398,7 +408,7 @@ def test_the_command(tmp_path, capsys):
     np.savez(tmp_path / "both.npz", logits=logits, labels=labels)
     for files in ([], [str(tmp_path / "both.npz")]):
         with pytest.raises(SystemExit) as stopped:
-            _application()(["explain", *files, "--play", str(tmp_path / "play.html")])
+            _application()(["explain", *files, "--html", str(tmp_path / "play.html")])
         assert stopped.value.code == 0, capsys.readouterr().err
         page = (tmp_path / "play.html").read_text(encoding="utf-8")
-        assert page == crossent.explain(logits, labels).to_play()
+        assert page == crossent.explain(logits, labels).to_html()

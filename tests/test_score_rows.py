@@ -18,7 +18,7 @@ from test_score import command, probabilities, saved
 from test_score_reading import text
 
 import crossent
-from crossent.tools.arrays import words_apart
+from crossent.tools.arrays import told_apart
 from crossent.tools.score import held, readers, score
 from crossent.tools.score.command import run
 from crossent.tools.score.readers import BadFile, Reading
@@ -293,15 +293,17 @@ def test_a_condition_about_nothing_fails(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 5000])
-def test_words_are_told_apart(count):
+def test_values_are_told_apart(count):
     words = np.array([f"{'é' * (i % 3)}{i}" for i in range(count)])[np.random.default_rng(0).integers(count, size=3000)]
-    different, number = words_apart(words)
+    different, number = told_apart(words)
     np.testing.assert_array_equal(different[number], words)
     assert len(set(different.tolist())) == len(different) == len(set(words.tolist()))
 
 
-@pytest.mark.parametrize("words", [np.array([], "U3"), np.array(["", ""]), np.broadcast_to(np.array("one"), 4)])
-def test_few_words_are_told_apart(words):
-    different, number = words_apart(words)
+@pytest.mark.parametrize(
+    "words", [np.array([3, 1, 3]), np.array([], "U3"), np.array(["", ""]), np.broadcast_to(np.array("one"), 4)]
+)
+def test_few_values_are_told_apart(words):
+    different, number = told_apart(words)
     np.testing.assert_array_equal(different[number], words)
     assert len(different) == len(set(words.tolist()))

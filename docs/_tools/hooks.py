@@ -26,7 +26,7 @@ def on_files(files, config):
             files.append(File.generated(config, f"plots/{name}-{scheme}.svg", content=plots.svg(name, scheme)))
     files.append(File.generated(config, "plots/explanation.svg", content=plots.explanation()))
     for language, name in {"en": "play.html", "zh": "play.zh.html"}.items():
-        files.append(File.generated(config, name, content=explain(*worked_example(), lang=language).to_play()))
+        files.append(File.generated(config, name, content=explain(*worked_example(), lang=language).to_html()))
     for language, path in notebooks.NOTEBOOKS.items():
         page, images = notebooks.page(language)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))

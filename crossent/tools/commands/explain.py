@@ -29,8 +29,7 @@ def explain(
     learning_rate: Annotated[float, typer.Option(help="Of the step along the gradient that is shown.")] = 1.0,
     lang: Annotated[str, typer.Option(help="The language: en or zh (Chinese).")] = "en",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A file for the same as a page.")] = None,
-    play: Annotated[Path | None, typer.Option(help="A file for a page whose numbers can be moved.")] = None,
+    html: Annotated[Path | None, typer.Option(help="A file for a page, whose numbers can be moved.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A file for a picture: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Show every step of a cross entropy: of stored logits and labels, or of a worked example.
@@ -42,8 +41,8 @@ def explain(
     Exit status 1: something is.
     Exit status 2: the files or the command line are wrong.
     """
-    if html or play:
-        require("explain --html" if html else "explain --play", "jinja2")
+    if html:
+        require("explain --html", "jinja2")
     if plot:
         require("explain --plot", "matplotlib")
     from crossent.tools.explain.command import run
@@ -53,5 +52,5 @@ def explain(
     options |= {"learning_rate": learning_rate, "lang": lang, "names": names}
     with bad_input():
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        status = run(files or [], reading, scale, row or [], html, play, plot, json, options)
+        status = run(files or [], reading, scale, row or [], html, plot, json, options)
     raise typer.Exit(status)

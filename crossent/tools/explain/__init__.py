@@ -63,8 +63,8 @@ def explain(
     losses of all rows; beside these, all logits are read once, in blocks. Losses are in nats.
 
     Returns an `Explanation`: rows, steps, checks, findings, a summary of the losses, what knowing nothing would cost,
-    the call in both styles, and what `crossent.plan` says of it. It has print(), plot(), to_dict(), to_json(),
-    to_html() and to_play(), and shows itself in a notebook.
+    the call in both styles, and what `crossent.plan` says of it. It has print(), plot(), to_dict(), to_json() and
+    to_html(), and shows itself in a notebook.
 
     Raises what the function raises for shapes, dtypes and options; but a label that is no class is a finding. TypeError
     for another function; IndexError for rows that are not there. An input without classes is a ValueError.

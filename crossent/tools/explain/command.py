@@ -33,7 +33,6 @@ def run(
     scale: str | None,
     rows: list[int],
     html: Path | None,
-    play: Path | None,
     plot: Path | None,
     json: bool,
     options: dict,
@@ -43,13 +42,10 @@ def run(
     Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
     """
     check_file(html, "--html")
-    check_file(play, "--play")
     check_file(plot, "--plot")
     found = _explained(files, reading, scale, rows, options)
     if html is not None:
         write(html, found.to_html())
-    if play is not None:
-        write(play, found.to_play())
     if plot is not None:
         with replacing(plot) as part:
             found.plot(part)
@@ -63,11 +59,12 @@ def run(
 def _explained(files: list[str], reading: Reading, scale: str | None, rows: list[int], options: dict) -> Explanation:
     function = cross_entropy
     logits, labels = worked_example()
+    names = options.pop("names", None)
+    named = None if names is None else lines_of(names, "--names")
     if files:
         pair = pair_of(*two_files(files), reading)
         logits, labels, notes = pair.whole()
-        names = options.pop("names", None)
-        options["names"] = pair.names if names is None else lines_of(names, "--names")
+        named = named or pair.names
         for note in notes:
             print(f"crossent explain: {note}", file=sys.stderr)
     if scale not in (None, LOGITS):
@@ -77,4 +74,4 @@ def _explained(files: list[str], reading: Reading, scale: str | None, rows: list
         function = nll_loss
         if scale == PROBABILITIES:
             logits, labels = log_of(logits), as_numpy(labels)
-    return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, **options)
+    return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, names=named, **options)

@@ -111,7 +111,7 @@ class Explanation:
     baselines: dict[str, Any]
     plan: Plan
     losses: np.ndarray = field(compare=False)
-    given: Any = field(compare=False)  # what `to_play` starts from
+    given: Any = field(compare=False)  # what a page starts from that can be played with
     names: dict[int, str] = field(default_factory=dict)
     lang: str = "en"
 
@@ -149,20 +149,16 @@ class Explanation:
         return self._rendered("explanation.html")
 
     def to_html(self) -> str:
-        """A page of its own that asks for no other file. Needs jinja2."""
-        _require("jinja2", "to_html")
-        return self._rendered("page.html")
+        """A page of its own that asks for no other file, on which logits, labels, weights and smoothing can be moved.
 
-    def to_play(self) -> str:
-        """A page to play with: logits, labels, weights and smoothing of the first rows shown, which the reader moves.
-
-        It asks for no other file. Raises ValueError for a softcap, a z-loss, sample weights, a denominator and
-        probabilities as target, which it has no controls for. Needs jinja2.
+        These are of the first rows shown, eight at most. With a softcap, a z-loss, sample weights, a denominator or
+        probabilities as target, for which it has no controls, and without rows, the page is to be read only. Needs
+        jinja2.
         """
-        _require("jinja2", "to_play")
+        _require("jinja2", "to_html")
         from crossent.tools.explain.play import page
 
-        return page(self)
+        return page(self) if self.rows and self.given.playable else self._rendered("page.html")
 
     def _rendered(self, template: str) -> str:
         from crossent.tools.pages import rendered

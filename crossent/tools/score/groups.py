@@ -3,20 +3,16 @@
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from crossent.tools.arrays import words_apart
+from crossent.tools.arrays import told_apart
 from crossent.tools.score.intervals import Interval, means, shares
 from crossent.tools.score.sums import Cells
 from crossent.tools.score.worst import natural
 
 MOST = 10_000
 _CELLS = 32  # of the sample, in each group
-
-
-_apart = partial(np.unique, return_inverse=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class GroupCells:
     def places(self, names: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """The number of the group of each row, of which those `kept` count."""
         given = names.astype(str) if names.dtype.kind == "O" else names  # in which words may stand beside numbers
-        known, back = (words_apart if given.dtype.kind == "U" else _apart)(given[kept])
+        known, back = told_apart(given[kept])
         found = np.zeros(len(names), np.intp)
         found[kept] = self.numbered(known.astype(str).tolist())[back]
         return found

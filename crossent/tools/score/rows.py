@@ -12,7 +12,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
-from crossent.tools.arrays import words_apart
+from crossent.tools.arrays import told_apart
 from crossent.tools.files import replacing
 
 Columns: TypeAlias = dict[str, np.ndarray]  # of equal length, words or numbers
@@ -67,7 +67,7 @@ def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
     def array_of(column: np.ndarray) -> pa.Array:
         if column.dtype.kind != "U":
             return pa.array(column)
-        words, back = words_apart(column)
+        words, back = told_apart(column)
         return pa.DictionaryArray.from_arrays(back, words)
 
     writer = None
@@ -116,7 +116,7 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
             for name, column in columns.items():
                 if column.dtype.kind == "U":
                     numbers = known.setdefault(name, {})
-                    words, back = words_apart(column)
+                    words, back = told_apart(column)
                     column = np.array([numbers.setdefault(word, len(numbers)) for word in words.tolist()], int)[back]
                 kinds[name] = column.dtype
                 with (Path(folder) / name).open("ab") as file:

@@ -21,38 +21,36 @@ _PLACES = {
 class Given:
     """What a page starts from: all logits of the first rows shown, in float64, and what the call had beside them.
 
-    `unknown` names the arguments of the call that a page knows nothing of.
+    It is `playable` if the call had nothing that a page knows nothing of.
     """
 
     logits: tuple[np.ndarray, ...]
     weight: np.ndarray
     smoothing: float
     rate: float
-    unknown: tuple[str, ...]
+    playable: bool
 
 
 def given_of(case, worked, rate) -> Given:
     options, arguments = case.options, case.arguments
     left_out = [option for option in fields(options) if option.name not in _KNOWN]
-    unknown = [option.name for option in left_out if getattr(options, option.name) != option.default]
-    unknown += [name for name in ("sample_weight", "denominator") if arguments[name] is not None]
-    unknown += ["probabilities as target"] if case.soft else []
+    default = all(getattr(options, option.name) == option.default for option in left_out)
+    weighed = arguments["sample_weight"] is not None or arguments["denominator"] is not None
     weight = np.ones(case.classes) if case.weight is None else case.weight
-    return Given(tuple(w.x for w in worked[:ROWS]), weight, options.label_smoothing, rate, tuple(unknown))
+    return Given(
+        tuple(w.x for w in worked[:ROWS]), weight, options.label_smoothing, rate, default and not (weighed or case.soft)
+    )
 
 
 def page(e) -> str:
-    """The page of an explanation, as HTML."""
+    """The page of an explanation that is playable, as HTML."""
     from crossent.tools.pages import rendered
 
-    if e.given.unknown:
-        raise ValueError(f"a page to play with knows no {' and no '.join(e.given.unknown)}: explain a call without")
-    if not e.rows:
-        raise ValueError("a page to play with needs at least one row, got none")
     with speaking(e.lang, e.names.get):
         texts = {key: say(f"play.{key}", **_PLACES) for key in messages()["play"]}
         start = _start(e) | {"text": texts}
-        return rendered(__name__, "play.html", e=e, t=texts, start=start, notes=_notes(e), version=crossent.__version__)
+        values = {"e": e, "words": words, "say": say, "t": texts, "start": start, "notes": _notes(e)}
+        return rendered("crossent.tools.explain", "play/play.html", **values, version=crossent.__version__)
 
 
 def _start(e):

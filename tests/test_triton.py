@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent._options import loss_options
-from crossent.frontends.torch import compiled, staged
+from crossent.frontends.torch import compiled, gpus, staged
 from crossent.frontends.torch.arrays import TORCH, UNREAD
 from crossent.frontends.torch.router import divisor_of
 
@@ -371,6 +371,15 @@ def test_a_denominator_on_another_device():
         assert divisor_of(loss_options(), denominator, x).device == x.device
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_dtypes_are_checked_where_a_step_is_ready(dtype):
+    with on_triton():
+        with pytest.raises(TypeError, match="input must be float16, bfloat16, float32 or float64"):
+            crossent.cross_entropy(torch.ones(4, 9).to(dtype), torch.zeros(4, dtype=torch.int64))
+        with pytest.raises(TypeError, match="target"):
+            crossent.cross_entropy(torch.ones(4, 9), torch.ones(4, 9, dtype=torch.int64))
+
+
 def test_labels_that_were_overwritten(as_on_a_gpu):
     """The error names the label that was bad, though its buffer has other labels by now."""
     x, y = logits(4, 9), torch.tensor([0, 9, 3, 2])
@@ -502,4 +511,4 @@ def test_operators(layout):
 
 def test_version():
     triton = pytest.importorskip("triton")
-    assert staged.version_of_triton() == tuple(map(int, triton.__version__.split(".")[:2]))
+    assert gpus.version_of_triton() == tuple(map(int, triton.__version__.split(".")[:2]))

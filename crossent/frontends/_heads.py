@@ -25,20 +25,21 @@ def check_classes(lib, classes, count):
     """The classes of a sparse target as int64, after a check; and which are bad, where that is told later."""
     wide, _ = lib.labels(classes)  # PyTorch's uint8 counts 300 as 44
     bad = (wide < 0) | (wide >= count)
-    _refuse(lib, bad, partial(_class_error, lib, classes, count))
+    _refuse(lib, bad, classes, partial(_class_error, tuple(classes.shape), count))
     return wide, bad
 
 
-def _refuse(lib, bad, error):
-    """Raise an error for the first number that is bad; on a device it is told later."""
+def _refuse(lib, bad, values, error):
+    """Raise the error of the first value that is bad and its number; on a device it is told later."""
     if not lib.reads:
-        lib.tell(bad, error)
+        lib.tell(bad, values, error)
     elif bad.any():
-        raise error(int(lib.xp.argwhere(bad.reshape(-1))[0, 0]))
+        number = int(lib.xp.argwhere(bad.reshape(-1))[0, 0])
+        raise error(lib.item(values, number), number)
 
 
-def _class_error(lib, classes, count, number):
-    return _rows.class_error(lib.item(classes, number), _rows.place_of(number, classes.shape), count)
+def _class_error(shape, count, value, number):
+    return _rows.class_error(value, _rows.place_of(number, shape), count)
 
 
 def _counts(lib, labels, samples, call):
@@ -56,9 +57,8 @@ def _all_classes(call):
     return call.shape.classes if call.shard is None else call.shard.classes
 
 
-def _label_error(lib, target, call, row):
-    ignore_index = call.options.ignore_index
-    return _rows.label_error(lib.item(target, row), row, call.shape.targets, _all_classes(call), ignore_index)
+def _label_error(targets, classes, ignore_index, value, row):
+    return _rows.label_error(value, row, targets, classes, ignore_index)
 
 
 def _targets(lib, target, samples, call):
@@ -69,18 +69,19 @@ def _targets(lib, target, samples, call):
     is_float = lib.storages.get(target.dtype) not in (None, "labels")
     _rows.check_target_dtype(shape.soft, is_float, lib.is_integer(target), target.dtype)
     given = target
+    error = partial(_label_error, shape.targets, _all_classes(call), call.options.ignore_index)
     if shape.soft:
         _rows.check_soft_options(call.options)
     else:
         target, bad = lib.labels(given)
         if bad is not None:
-            raise _label_error(lib, given, call, bad)
+            raise error(lib.item(given, bad), bad)
     if samples is not None:
         samples = sample_weights(lib, samples, shape.targets, lib.dtypes["float64"])
     counts, bad = _counts(lib, target, samples, call), None
     if not shape.soft:
         bad = ((target < 0) | (target >= _all_classes(call))) & counts
-        _refuse(lib, bad, partial(_label_error, lib, given, call))
+        _refuse(lib, bad, given, error)
     return target, None if samples is None else lib.xp.where(counts, samples, 0.0), counts, bad
 
 

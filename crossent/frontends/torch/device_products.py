@@ -1,6 +1,6 @@
 """The fused head's matrix products on a device, by the library that PyTorch has for it. Nothing is read back."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -16,6 +16,13 @@ _SHARE_OF_MEMORY = 16
 # rows of 128,256 classes that these bytes hold, and 90 % with the 261 rows of the CPU's chunks.
 _BYTES_OF_MANY_CHUNKS = 2**31
 _BYTES_OF_SPREAD_CLASSES = 2**30  # the same in all processes, whatever memory each has
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def _told(error, value, number):
+    return error(value.item(), number)
 
 
 class OnDevice(UNREAD):
@@ -37,11 +44,13 @@ class OnDevice(UNREAD):
             return value.to(self.device, torch.float64)
         return torch.full((), value, dtype=torch.float64, device=self.device)
 
-    def tell(self, bad, error):
-        """Tell of the first number that is bad by `error(number)`."""
+    def tell(self, bad, values, error):
+        """Tell of the first value that is bad by `error(value, number)`. Until then it is kept alone."""
         if bad.numel():
             first = bad.reshape(-1).to(torch.int8).argmax()
-            self._refuse(torch.where(bad.any(), first, -1), error)
+            signed = _SIGNED.get(values.dtype, values.dtype)  # PyTorch selects no others
+            value = values.reshape(-1).view(signed).index_select(0, first.reshape(1)).view(values.dtype)
+            self._refuse(torch.where(bad.any(), first, -1), partial(_told, error, value))
 
     @staticmethod
     def is_same_memory(tensor, other):  # not by addresses, which stand-ins without numbers do not have

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from crossent.frontends._stages import raise_now
+from crossent.frontends.torch.gpus import GPUS_HAVE_KERNELS
 from crossent.kernels import Note
 
 _IN_TURN = 2048  # calls, more than wait for a device at a time
@@ -80,8 +81,10 @@ class _Notes:
 
     def taken(self, at):
         """A row and its label, which are told now."""
-        found, self.numbers[2 * at] = self.numbers[2 * at : 2 * at + 2], -1
-        self.numbers[2 * len(self.found)] = max(self.numbers[:-1:2])
+        flag = 2 * len(self.found)
+        found, self.numbers[2 * at], self.numbers[flag] = self.numbers[2 * at : 2 * at + 2], -1, -1
+        if max(self.numbers[:-1:2]) >= 0:  # seen after the flag is down, which a device may raise at any time
+            self.numbers[flag] = 1
         return found
 
 
@@ -107,7 +110,7 @@ class _Late:
 
     def look(self):
         """Raise the first error that has arrived."""
-        for notes in self.notes.values():
+        for notes in list(self.notes.values()):
             if notes.is_raised():
                 notes.tell()
 
@@ -138,7 +141,7 @@ def refuse_outside_training(bad, error):
 def _refuse(bad, error, wait):
     has_label = isinstance(bad, Note)
     if not has_label:
-        if not isinstance(bad, torch.Tensor) or not is_late(bad.device) or (wait and not is_captured(bad.device)):
+        if not _may_be_late(bad, wait):
             raise_now(bad, error)
             return
         bad = _noted(bad)
@@ -152,6 +155,13 @@ def _refuse(bad, error, wait):
         with notes.lock:
             found = notes.taken(at)
         raise error(*found)
+
+
+def _may_be_late(bad, wait):
+    """Whether the number of a row may be told later, for which a GPU needs a kernel that leaves it in a note."""
+    if not isinstance(bad, torch.Tensor) or not is_late(bad.device) or (bad.is_cuda and not GPUS_HAVE_KERNELS):
+        return False
+    return not wait or is_captured(bad.device)
 
 
 def _noted(row):

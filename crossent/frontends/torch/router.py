@@ -42,6 +42,7 @@ from crossent.frontends.torch.dtypes import (
     result_dtype,
 )
 from crossent.frontends.torch.fast import fast_first
+from crossent.frontends.torch.gpus import GPUS_HAVE_KERNELS
 from crossent.frontends.torch.modes import (
     IsTracedError,
     autocasts,
@@ -56,7 +57,7 @@ from crossent.frontends.torch.modes import (
     transforms,
 )
 from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is_tiny, softmax_elsewhere, softmax_of
-from crossent.frontends.torch.staged import GPUS_HAVE_KERNELS, has_picked, has_predictions, has_stages
+from crossent.frontends.torch.staged import has_picked, has_predictions, has_stages
 
 _BY_POSITION = "input", "linear_weight", "target"
 

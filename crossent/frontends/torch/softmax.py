@@ -6,6 +6,7 @@ from crossent.frontends._problem import softmax_backward, softmax_forward
 from crossent.frontends.torch import namespace as xp, plain, staged
 from crossent.frontends.torch.arrays import TORCH, address
 from crossent.frontends.torch.dtypes import compute_dtype, number_at
+from crossent.frontends.torch.gpus import GPUS_HAVE_KERNELS
 from crossent.frontends.torch.modes import (
     applier,
     grad_enabled,
@@ -127,7 +128,7 @@ class _FusedLogSoftmax(torch.autograd.Function):
 
 def compiled_softmax(x, axis, log):
     """By kernels for large inputs. Small ones are left to the compiler to fuse, and exported programs to PyTorch."""
-    devices = ("cpu", "cuda") if staged.GPUS_HAVE_KERNELS else ("cpu",)
+    devices = ("cpu", "cuda") if GPUS_HAVE_KERNELS else ("cpu",)
     if not is_operator(x, devices) or is_exporting():
         return plain.softmax(x, axis, log)
     on_cpu = x.device.type == "cpu"

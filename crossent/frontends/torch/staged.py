@@ -1,10 +1,7 @@
 """Losses by a device's kernels: which devices have them, and the node of the autograd graph."""
 
 import math
-import re
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +16,7 @@ from crossent.frontends._problem import UNASKED_AT_MOST
 from crossent.frontends.torch import late, modes, namespace
 from crossent.frontends.torch.arrays import TORCH, UNREAD, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
+from crossent.frontends.torch.gpus import GPUS_HAVE_KERNELS
 from crossent.frontends.torch.modes import applier, compiling, grad_enabled, packs_what_is_saved, transformed
 from crossent.frontends.torch.nodes import in_memory, needs_composite
 from crossent.frontends.torch.plain import checked_rows, differentiable_gradients
@@ -27,25 +25,6 @@ from crossent.kernels.stages import PlainKernels
 
 KERNELS_OF: dict[str, Any] = {"cpu": CpuKernels(TORCH)}  # device type -> its `LossKernels`, None if it has none
 PLAIN_KERNELS = PlainKernels(namespace, COMPUTE, namespace.freeze)  # for devices without
-
-
-def _has_triton():
-    """Whether there is a Triton that the kernels for GPUs are tested with."""
-    for_gpus = torch.version.cuda or torch.version.hip
-    return bool(for_gpus) and version_of_triton() >= (3, 6)
-
-
-def version_of_triton() -> tuple[int, int]:
-    """The first two numbers, (0, 0) without Triton. It is not imported for that, which takes long, nor looked for among
-    the distributions, where it has a name for each kind of GPU.
-    """
-    spec = find_spec("triton")
-    text = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
-    found = re.search(r"__version__ *= *[\"'](\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-GPUS_HAVE_KERNELS = _has_triton()
 
 
 def kernels_on(device_type):
@@ -162,7 +141,8 @@ def ready_of(tensors, call):
     """The `_Ready` of a call without weights, of labels and logits that lie dense in memory; None if there is none."""
     input, target, weight, sample_weight = tensors
     usual = weight is sample_weight is call.divisor is call.shard is None and not (call.picks or call.in_place)
-    if not (usual and target.dtype is torch.int64 and input.is_contiguous() and target.is_contiguous()):
+    dense = input.is_contiguous() and target.is_contiguous()
+    if not (usual and dense and target.dtype is torch.int64 and input.dtype in COMPUTE and target.ndim < input.ndim):
         return None
     kernels, device = kernels_on(input.device.type), input.device
     if kernels is None or kernels.ready_step is None or (input.is_cuda and device.index != torch.cuda.current_device()):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.compiler import CompiledKernel
 
 from crossent._kept import kept
 from crossent.kernels import LossKernels, Note, Outcome, Rows, Sums, has_mass, has_own_weight
@@ -411,13 +412,18 @@ class _ReadyLaunch:
     def __call__(self, aligned, *arrays):
         launch = self.found.get(aligned)
         if launch is None:
-            launch = self.found[aligned] = self._find(*arrays)
+            launch = self._find(aligned, *arrays)
         launch(*arrays, *self.numbers)
 
-    def _find(self, *arrays):
+    def _find(self, aligned, *arrays):
+        usual = partial(self.kernel[self.grid], **self.options)
         if triton.knobs.runtime.interpret:
-            return partial(self.kernel[self.grid], **self.options)
-        return self.kernel.warmup(*arrays, *self.numbers, grid=self.grid, **self.options)[self.grid]
+            return usual
+        compiled = self.kernel.warmup(*arrays, *self.numbers, grid=self.grid, **self.options)
+        if not isinstance(compiled, CompiledKernel):  # others compile it, or it will be there later
+            return usual
+        self.found[aligned] = compiled[self.grid]
+        return self.found[aligned]
 
 
 class ReadyStep(Memory):

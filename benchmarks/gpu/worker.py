@@ -143,10 +143,10 @@ def _proportion(measured: str, samples: dict, peaks: dict, missing: dict) -> dic
 def as_on_a_gpu() -> AbstractContextManager:
     """Tensors on the CPU take the ways of a GPU's, with kernels that Triton's interpreter runs."""
     from crossent._plan import STAGES
-    from crossent.frontends.torch import modes, staged
+    from crossent.frontends.torch import late, modes, staged
     from crossent.kernels.triton.device import DeviceKernels
 
-    staged.KERNELS_OF["cpu"] = DeviceKernels(lambda device: 2, once_from=0)
+    staged.KERNELS_OF["cpu"] = DeviceKernels(lambda device: 2, once_from=0, note=late.note)
     return modes.only(STAGES)
 
 

@@ -97,7 +97,7 @@ def test_infinite_losses(tmp_path):
 
 def figures(monkeypatch):
     """Plots as figures, not yet drawn."""
-    monkeypatch.setattr("crossent.tools.score.plots._svg", lambda figure, *_: figure)
+    monkeypatch.setattr("crossent.tools.score.plots.svg", lambda figure, *_: figure)
 
 
 @pytest.mark.parametrize("bad", [-np.inf, -1e4])

@@ -25,15 +25,15 @@ def calibrate(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    dim: common.Dim = None,
+    ignore_index: common.IgnoreIndex = -100,
     method: Annotated[
         str, typer.Option(help="temperature, or vector: a weight and a bias of each class.")
     ] = "temperature",
     split: Annotated[float, typer.Option(help="The share of rows to fit, drawn at random; 1 for all.")] = 0.5,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the random draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every bin.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+    html: common.Html = None,
     save: Annotated[Path | None, typer.Option(help="A file for the scaling, which score --scaling takes.")] = None,
 ) -> None:
     """Fit a temperature to stored predictions, and show how well calibrated they are before and after.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # of which typer alone reads the values
 
-from pathlib import Path
 from typing import Annotated
 
 from crossent.tools.commands import common
@@ -20,11 +19,11 @@ def compare(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    dim: common.Dim = None,
+    ignore_index: common.IgnoreIndex = -100,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="How many classes and rows to show at most.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+    html: common.Html = None,
 ) -> None:
     """Compare two models on the same rows: by how much they differ, and whether that may be chance.
 

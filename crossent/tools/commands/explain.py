@@ -21,7 +21,7 @@ def explain(
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
     row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given several times.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="The label of rows that do not count.")] = -100,
+    ignore_index: common.IgnoreIndex = -100,
     label_smoothing: Annotated[float, typer.Option(help="The share of each target that all classes get.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
     dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out, 0 for a single row.")] = None,

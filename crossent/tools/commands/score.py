@@ -21,7 +21,7 @@ def score(
     logits: common.Logits = False,
     probabilities: common.Probabilities = False,
     log_probabilities: common.LogProbabilities = False,
-    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out.")] = None,
+    dim: common.Dim = None,
     ignore_index: Annotated[int | None, typer.Option(help="Label of rows that do not count; -100 if left out.")] = None,
     top: Annotated[int | None, typer.Option(metavar="N", min=0, help="How many of the worst; 10 if left out.")] = None,
     temperature: Annotated[float | None, typer.Option(help="A number to divide the logits by.")] = None,
@@ -33,7 +33,7 @@ def score(
         str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: equal ones are a group.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every class.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A file for a page with plots.")] = None,
+    html: common.Html = None,
     partial: Annotated[Path | None, typer.Option(help="A file for what --merge takes.")] = None,
     rows: Annotated[Path | None, typer.Option(help="A file for each row's loss: .parquet, .csv or .npz.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,

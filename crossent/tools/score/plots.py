@@ -12,7 +12,7 @@ from crossent.tools.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
 from crossent.tools.score.said import coverage_rows
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is made
-_BLUE, _ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
+BLUE, ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
 _RED, _GREY = "#c4494c", "#8a9099"
 _BARS = 60  # at most, of the classes
 # Where the bars of the losses begin and end, in steps of the histogram: eight narrow ones, then four an octave.
@@ -27,21 +27,21 @@ def reliability(metrics: Metrics, name: str = "reliability") -> str:
     rows, accuracy, confidence = (column[used] for column in (bins.rows, bins.accuracy, bins.confidence))
     told = zip((middle - 0.5 / BINS).tolist(), rows.tolist(), accuracy.tolist(), confidence.tolist())
     said = "; ".join(f"above {lo:.2f} {n:,} rows, {a:.1%} right, sure to {c:.1%}" for lo, n, a, c in told)
-    with _figure() as figure:
+    with new_figure() as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        axes.bar(middle, accuracy, 0.92 / BINS, color=_BLUE, label="accuracy")
+        axes.bar(middle, accuracy, 0.92 / BINS, color=BLUE, label="accuracy")
         axes.bar(
-            middle, confidence - accuracy, 0.5 / BINS, accuracy, color=_ORANGE, alpha=0.7, label="gap to confidence"
+            middle, confidence - accuracy, 0.5 / BINS, accuracy, color=ORANGE, alpha=0.7, label="gap to confidence"
         )
-        axes.plot(middle, accuracy, "o", color=_BLUE, markersize=3.5)  # seen where there is no bar to be seen
+        axes.plot(middle, accuracy, "o", color=BLUE, markersize=3.5)  # seen where there is no bar to be seen
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
-        _legend(axes)
+        legend(axes)
         below.bar(middle, rows, 0.92 / BINS, color=_GREY)
         below.set(yscale="log", ylim=(0.7, rows.max() ** 1.5 + 30), xlabel="confidence", ylabel="rows")
         for x, n in zip(middle, rows.tolist()):
             below.text(x, 1.3 * n, _short(n), ha="center", va="bottom", rotation=90, size=7)
-        return _svg(figure, name, "Accuracy and number of rows by confidence", f"By confidence: {said}.")
+        return svg(figure, name, "Accuracy and number of rows by confidence", f"By confidence: {said}.")
 
 
 def _short(n: int) -> str:
@@ -52,14 +52,14 @@ def coverage(metrics: Metrics) -> str:
     """The accuracy of the surest rows, over their share of all."""
     found = metrics.coverage
     rows, right = np.cumsum(found.rows), np.cumsum(found.right)
-    with _figure() as figure:
+    with new_figure() as figure:
         axes = figure.add_subplot()
-        axes.plot(rows / rows[-1], right / rows, color=_BLUE, label=f"accuracy, on average {found.area:.1%}")
-        axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
+        axes.plot(rows / rows[-1], right / rows, color=BLUE, label=f"accuracy, on average {found.area:.1%}")
+        axes.axhline(metrics.accuracy, color=ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
         axes.set(xlim=(0, 1), ylim=(None, 1.01), xlabel="share of the rows, surest first", ylabel="accuracy")
-        _legend(axes)
+        legend(axes)
         told = "; ".join(f"{share:.0%} of the rows, {right:.1%}" for share, right, _ in coverage_rows(metrics))
-        return _svg(figure, "coverage", "Accuracy of the surest rows", f"Right of the surest rows: {told}.")
+        return svg(figure, "coverage", "Accuracy of the surest rows", f"Right of the surest rows: {told}.")
 
 
 def losses(metrics: Metrics) -> str:
@@ -69,22 +69,20 @@ def losses(metrics: Metrics) -> str:
     edges, last = _EDGES * LOSS_STEP, int(np.flatnonzero(bars)[-1]) if bars.any() else 0
     last = max(last, int(np.searchsorted(edges, 1.0)))
     mean = f"mean {metrics.nll:.4g}"
-    with _figure() as figure:
+    with new_figure() as figure:
         axes = figure.add_subplot()
-        axes.bar(np.arange(last + 1) + 0.5, bars[: last + 1], 0.92, color=_BLUE)
+        axes.bar(np.arange(last + 1) + 0.5, bars[: last + 1], 0.92, color=BLUE)
         if infinite:
             axes.bar(last + 2.5, infinite, 0.92, color=_RED, label=f"{infinite:,} infinite")
         at = np.nan if infinite else float(np.interp(metrics.nll, edges, np.arange(len(edges))))
-        axes.axvline(at, color=_ORANGE, linewidth=1.2, label=mean)
+        axes.axvline(at, color=ORANGE, linewidth=1.2, label=mean)
         ticks = [i for i in range(last + 2) if i < len(edges) and edges[i] in (0, *2.0 ** np.arange(-3, 7))]
         axes.set_xticks(ticks, [f"{edges[i]:g}" for i in ticks])
         axes.set(yscale="log", ylim=(0.7, None), xlim=(0, None), xlabel="NLL in nats", ylabel="rows")
-        _legend(axes)
+        legend(axes)
         upto = (np.cumsum(bars) / max(1, metrics.rows)).tolist()
         said = ", ".join(f"{upto[i - 1]:.1%} below {edges[i]:g}" for i in ticks if i)
-        return _svg(
-            figure, "losses", "Number of rows by loss", f"{mean} nats; of the rows {said}; {infinite} infinite."
-        )
+        return svg(figure, "losses", "Number of rows by loss", f"{mean} nats; of the rows {said}; {infinite} infinite.")
 
 
 def classes(metrics: Metrics) -> str:
@@ -95,25 +93,25 @@ def classes(metrics: Metrics) -> str:
     if len(known) <= _BARS:
         chosen = known
     whole, recall = len(chosen) == len(known), found.recall[chosen]
-    with _figure() as figure:
+    with new_figure() as figure:
         axes = figure.add_subplot()
         place = np.arange(len(chosen))
-        axes.bar(place, recall, 0.8, color=_BLUE)
-        axes.plot(place, recall, "o", color=_BLUE, markersize=2.5)  # as above
-        axes.axhline(metrics.accuracy, color=_ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
+        axes.bar(place, recall, 0.8, color=BLUE)
+        axes.plot(place, recall, "o", color=BLUE, markersize=2.5)  # as above
+        axes.axhline(metrics.accuracy, color=ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
         shown = place[:: -(-len(place) // 12)]
         axes.set_xticks(shown, [str(label) for label in chosen[shown]], rotation=90 if chosen.max() > 99 else 0)
         axes.set(ylim=(-0.02, 1.02), ylabel="recall", xlabel="class" if whole else "classes, worst first")
-        _legend(axes)
+        legend(axes)
         said = ", ".join(f"{label}: {value:.1%}" for label, value in zip(chosen.tolist(), recall.tolist()))
         which = "" if whole else f" of the {len(chosen)} worst classes"
-        return _svg(
+        return svg(
             figure, "classes", f"Recall by class{which}", f"By class: {said}; of all rows {metrics.accuracy:.1%}."
         )
 
 
 @contextmanager
-def _figure():
+def new_figure():
     """A figure in the page's colours."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -127,20 +125,20 @@ def _figure():
         yield Figure((4.8, 3.9), layout="constrained")
 
 
-def _legend(axes) -> None:
+def legend(axes) -> None:
     """Above the axes, where there are no bars."""
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
 
 
-def _svg(figure, name: str, title: str, said: str) -> str:
+def svg(figure, name: str, title: str, said: str) -> str:
     """The same for the same numbers, with ids that no other plot of the page has; `title` and `said` for who hears."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"\b(id=\"|href=\"#|url\(#)", rf"\g<1>{name}-", svg)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\b(id=\"|href=\"#|url\(#)", rf"\g<1>{name}-", text)
     heard = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(said)}</desc>'
     role = f'<svg role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
-    head, _, rest = svg.removeprefix("<svg").partition(">")
+    head, _, rest = text.removeprefix("<svg").partition(">")
     return f"{role}{head}>{heard}{rest}"

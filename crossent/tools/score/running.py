@@ -257,8 +257,13 @@ class Score:
         return numbers
 
 
+def _values(given: Any) -> np.ndarray:
+    """Of a tensor, or of what NumPy makes an array of."""
+    return as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
+
+
 def _lengths(name: str, given: Any, count: int, labels: np.ndarray) -> np.ndarray:
-    found = as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
+    found = _values(given)
     if found.shape not in ((), (count,), labels.shape) or found.dtype.kind not in "iu" or (found < 0).any():
         raise ValueError(
             f"{name} must be an integer, {count} or as many as there are labels, none negative, got {found.dtype} of "
@@ -269,7 +274,7 @@ def _lengths(name: str, given: Any, count: int, labels: np.ndarray) -> np.ndarra
 
 def _words(groups: Any, count: int, labels: np.ndarray) -> np.ndarray:
     """A name for each row or each label."""
-    found = np.atleast_1d(as_numpy(groups) if hasattr(groups, "detach") else np.asarray(groups))
+    found = np.atleast_1d(_values(groups))
     if found.shape not in ((count,), labels.shape):
         raise ValueError(f"groups must be {count} values, or of the shape {labels.shape}, got {found.shape}")
     return found

@@ -12,9 +12,9 @@ from torch import Tensor
 import crossent
 from crossent._options import of_arguments
 from crossent.tools.arrays import as_numpy
+from crossent.tools.score.metrics import BINS, bin_of
 from crossent.tools.watch.seen import Loss
 
-BINS = 15  # of confidence
 _NUMBERS = 2**20  # logits in a look
 _FEWEST = 16  # rows, however many classes there are
 
@@ -90,7 +90,7 @@ class Sums:
         np.add.at(self.rows, found.label, 1)
         np.add.at(self.right, found.label, found.right)
         np.add.at(self.nll, found.label, found.nll)
-        place = np.clip(np.ceil(found.confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        place = bin_of(found.confidence)
         for column, values in zip(self.bins, (1, found.right, found.confidence)):
             np.add.at(column, place, values)
 

@@ -158,16 +158,16 @@ def _worst(sums: Sums) -> NDArray[np.int64]:
 def _by_class(name: str, sums: Sums, of: str) -> str:
     chosen = _worst(sums)
     nll, labels = sums.nll[chosen] / sums.rows[chosen], [str(c) for c in chosen]
-    with plots._figure() as figure:
+    with plots.new_figure() as figure:
         axes = figure.add_subplot()
-        axes.bar(labels, nll, 0.8, color=plots._BLUE)
+        axes.bar(labels, nll, 0.8, color=plots.BLUE)
         mean = float(sums.nll.sum() / sums.rows.sum())
-        axes.axhline(mean, color=plots._ORANGE, linewidth=1.2, label=f"all rows {mean:.4g}")
+        axes.axhline(mean, color=plots.ORANGE, linewidth=1.2, label=f"all rows {mean:.4g}")
         axes.tick_params("x", rotation=90 if len("".join(labels)) > 40 else 0, labelsize=7)
         axes.set(xlabel="class", ylabel="mean loss in nats")
-        plots._legend(axes)
+        plots.legend(axes)
         said = ", ".join(f"{label}: {value:.4g}" for label, value in zip(labels, nll))
-        return plots._svg(figure, name, f"Loss by class{of}", f"By class: {said}.")
+        return plots.svg(figure, name, f"Loss by class{of}", f"By class: {said}.")
 
 
 def _table(first: Sums, last: Sums, of: str) -> dict[str, Any]:
@@ -181,21 +181,21 @@ def _table(first: Sums, last: Sums, of: str) -> dict[str, Any]:
 
 def _drawn(name: str, title: str, curves: dict[str, Curve], unit: str, scale="linear", level: float = math.nan) -> str:
     said = []
-    with plots._figure() as figure:
+    with plots.new_figure() as figure:
         axes = figure.add_subplot()
-        for (label, curve), colour in zip(curves.items(), (plots._BLUE, plots._ORANGE)):
+        for (label, curve), colour in zip(curves.items(), (plots.BLUE, plots.ORANGE)):
             step, value = _thinned(curve)
             axes.plot(step, value, color=colour, linewidth=1.2, label=label, marker="o" if len(step) == 1 else None)
             said.append(f"{label}: {value[0]:.4g} at first, {value[-1]:.4g} at last")
         if not math.isnan(level):
-            axes.axhline(level, color=plots._ORANGE, linewidth=1.2, linestyle="--")
+            axes.axhline(level, color=plots.ORANGE, linewidth=1.2, linestyle="--")
         axes.set(xlabel="step", ylabel=unit)
         if scale == "log" and any((curve[1] > 0.0).any() for curve in curves.values()):
             axes.set_yscale("log")
         else:
             axes.set_ylim(0, None)
-        plots._legend(axes)
-        return plots._svg(figure, name, title, "; ".join(said) + ".")
+        plots.legend(axes)
+        return plots.svg(figure, name, title, "; ".join(said) + ".")
 
 
 def _thinned(curve: Curve) -> Curve:

@@ -123,10 +123,10 @@ class SparseTarget:
 
 class HeadShape:
     """The shapes of a fused head. `leading` are the input's axes without the last, which make `rows` rows. `out` are
-    the axes of a K-dimensional loss, which has `places` targets for each row. `logits` is the shape of all logits,
-    which never exist together; axis number len(leading) has the classes."""
+    the axes of a K-dimensional loss, which has `places` targets for each row. `targets` is the shape of the labels,
+    `logits` that of all logits, which never exist together; its axis number len(leading) has the classes."""
 
-    __slots__ = ("classes", "features", "leading", "logits", "out", "places", "rows", "soft")
+    __slots__ = ("classes", "features", "leading", "logits", "out", "places", "rows", "soft", "targets")
 
     def __init__(self, input, linear_weight, linear_bias, target, shift):
         if not input:
@@ -140,10 +140,8 @@ class HeadShape:
                 "input and linear_weight must have as many features, which are their last axes, "
                 f"got {_text(input)} and {_text(linear_weight)}"
             )
-        *leading, self.features = input
-        self.classes, *out = linear_weight[:-1]
-        self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
-        self.logits = *leading, self.classes, *out
+        self.sized(input, linear_weight)
+        leading, out = self.leading, self.out
         if out and len(leading) != 1:
             raise ValueError(
                 f"a K-dimensional loss, linear_weight of shape {_text(linear_weight)}, needs an input of shape "
@@ -154,14 +152,14 @@ class HeadShape:
         if shift and (out or not leading):
             raise ValueError(f"shift needs an input of shape (..., time, features), got {_text(input)}")
         # A SparseTarget is compared with nothing, which PyTorch 2.6 cannot compile.
-        self.soft = isinstance(target, SparseTarget) or target == (*leading, self.classes, *out)
+        self.soft = isinstance(target, SparseTarget) or target == self.logits
         if isinstance(target, SparseTarget):
             self._check_sparse(tuple(target.classes.shape), tuple(target.probs.shape))
-        elif not self.soft and target != (*leading, *out):
+        elif not self.soft and target != self.targets:
             raise ValueError(
                 f"target has the wrong shape for an input of shape {_text(input)} and a linear_weight of shape "
-                f"{_text(linear_weight)}: expected {_text((*leading, *out))} for labels or "
-                f"{_text((*leading, self.classes, *out))} for class probabilities, got {_text(target)}"
+                f"{_text(linear_weight)}: expected {_text(self.targets)} for labels or "
+                f"{_text(self.logits)} for class probabilities, got {_text(target)}"
             )
 
     def _check_sparse(self, classes, probs):
@@ -171,16 +169,11 @@ class HeadShape:
                 f"got {_text(classes)} and {_text(probs)}"
             )
 
-    def traced(self, input, linear_weight):
-        """Replace the sizes, once they have been checked as numbers, by those that a tracer records."""
+    def sized(self, input, linear_weight):
+        """Set the sizes. A tracer sets them anew by those it records, once they have been checked as numbers."""
         (*leading, self.features), (self.classes, *out) = input, linear_weight[:-1]
         self.leading, self.out, self.rows, self.places = tuple(leading), tuple(out), math.prod(leading), math.prod(out)
-        self.logits = *leading, self.classes, *out
-
-    @property
-    def targets(self):
-        """The shape of the labels."""
-        return *self.leading, *self.out
+        self.logits, self.targets = (*leading, self.classes, *out), (*leading, *out)
 
     def losses(self, shift):
         """The shape of the losses. With a shift a sequence has fewer losses than rows."""

@@ -53,10 +53,6 @@ def _counts(lib, labels, samples, call):
     return counts
 
 
-def _all_classes(call):
-    return call.shape.classes if call.shard is None else call.shard.classes
-
-
 def _label_error(targets, classes, ignore_index, value, row):
     return _rows.label_error(value, row, targets, classes, ignore_index)
 
@@ -69,7 +65,8 @@ def _targets(lib, target, samples, call):
     is_float = lib.storages.get(target.dtype) not in (None, "labels")
     _rows.check_target_dtype(shape.soft, is_float, lib.is_integer(target), target.dtype)
     given = target
-    error = partial(_label_error, shape.targets, _all_classes(call), call.options.ignore_index)
+    classes = (call.shard or shape).classes
+    error = partial(_label_error, shape.targets, classes, call.options.ignore_index)
     if shape.soft:
         _rows.check_soft_options(call.options)
     else:
@@ -80,7 +77,7 @@ def _targets(lib, target, samples, call):
         samples = sample_weights(lib, samples, shape.targets, lib.dtypes["float64"])
     counts, bad = _counts(lib, target, samples, call), None
     if not shape.soft:
-        bad = ((target < 0) | (target >= _all_classes(call))) & counts
+        bad = ((target < 0) | (target >= classes)) & counts
         _refuse(lib, bad, given, error)
     return target, None if samples is None else lib.xp.where(counts, samples, 0.0), counts, bad
 

@@ -79,7 +79,7 @@ def call_of(tensors, call, classes=None):
     else:
         with modes.untraced():
             shape = _heads.shape_of(tensors, classes, call.how.shift)
-        shape.traced(tensors[0].shape, tensors[1].shape)
+        shape.sized(tensors[0].shape, tensors[1].shape)
     # Not `dataclasses.replace`, which PyTorch 2.6 cannot compile.
     given = {"divisor": call.divisor, "out_dtype": call.out_dtype, "how": call.how, "shard": call.shard}
     return Call(call.options, shape=shape, classes=classes, **given)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -107,6 +108,12 @@ def test_files_of_texts(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     for said in ("perplexity by byte", "perplexity by word", "bits per byte", "document NLL"):
         assert said in out
+    nats = losses(1)[there]
+    order = np.argsort(-np.nanmean(nats, 1))
+    expected = [[str(np.flatnonzero(there)[i]), str((~np.isnan(nats[i])).sum()), f"{np.nanmean(nats[i]):.4f}"]
+                for i in order[:5]]  # fmt: skip
+    _, _, shown = out.partition("Documents, worst first")
+    assert [re.findall("[0-9.]+", line) for line in shown.splitlines() if "│" in line] == expected
     found = score(*files, reading=Reading(dim=2), shift=1, beside=beside)
     assert found.worst[0].index == np.unravel_index(np.nanargmax(losses(1)), (N, T))  # the row of the logits
 

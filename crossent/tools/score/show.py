@@ -115,7 +115,7 @@ def tables(console: Console, score: Scored, top: int) -> None:
 
 
 def parts(score: Scored, top: int) -> Iterator[Shown]:
-    """The surest rows, the worst groups, classes and rows."""
+    """The surest rows, the worst groups, classes, rows and documents."""
     m, names = score.metrics, score.total._held.options.names
 
     def called(c: int) -> str:
@@ -142,16 +142,20 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
             for c in classes
         ]  # fmt: skip
         yield Shown("Classes with the most errors", columns, rows, short if m.confusion.short else "")
+    file = ("file.",) if score.files > 1 else ()
     if score.worst:
-        files = score.files > 1
-        predicted = (f"label{words}", f"prediction{words}")
-        columns = (*(["file."] if files else []), "row", *predicted, "confidence", "NLL")
         rows = [
-            (*([w.file or ""] if files else []), str(w.row), called(w.label), called(w.prediction),
-             f"{w.confidence:.2%}", nats(0.0 - w.logprob))
+            (*[w.file or ""][: len(file)], str(w.row), called(w.label), called(w.prediction), f"{w.confidence:.2%}",
+             nats(0.0 - w.logprob))
             for w in score.worst
         ]  # fmt: skip
+        columns = (*file, "row", f"label{words}", f"prediction{words}", "confidence", "NLL")
         yield Shown("Rows with the largest loss", columns, rows)
+    if worst := score.texts.get("documents", {}).get("worst"):
+        rows = [
+            (*[one["file"] or ""][: len(file)], str(one["row"]), f"{one['rows']:,}", nats(one["nll"])) for one in worst
+        ]
+        yield Shown("Documents, worst first", (*file, "row", "tokens", "mean NLL"), rows)
 
 
 def _narrow(ends: Interval, form: str) -> str:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -450,37 +451,54 @@ def test_the_command_line(tmp_path):
 
 
 def test_a_file_streams_in_little_memory(tmp_path):
-    """200 MB of logits, of which no more than a few blocks are held."""
+    """200 MB of logits, of which no more than a few blocks are held; explain has what is packed in a file."""
     logits = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (50_000, 1000))
     logits[:, ::100] = 1
     np.savez(tmp_path / "x.npz", x=logits)
     labels = write(tmp_path / "y.npy", "npy", np.arange(50_000) % 1000)
-    for file in ("x.npy", "x.npz"):
-        source = f"""
-            import resource
-            from crossent.tools.score import score
-            import numpy, crossent
-            crossent.prediction_stats(numpy.zeros((2, 3), numpy.float32), numpy.zeros(2, int))
-            before = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
-            peak = [0]
-            def go_on(done, rows):
-                peak[0] = max(peak[0], int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]))
-                return True
-            score({str(tmp_path / file)!r}, {labels!r}, go_on=go_on)
-            print((peak[0] - before) * 1024)
-        """
-        import textwrap
+    source = """
+        import sys, threading
+        import numpy, crossent
+        from crossent.tools.explain.command import _explained
+        from crossent.tools.score import score
+        from crossent.tools.score.readers import Reading
 
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(source)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        assert int(done.stdout) < 120e6
+        def held():
+            return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
+
+        def peak(work):
+            peaks, done, before = [], threading.Event(), held()
+
+            def watch():
+                while not done.wait(1e-3):
+                    peaks.append(held() - before)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            work()
+            done.set()
+            watcher.join()
+            return max(peaks)
+
+        plain, packed, labels = sys.argv[1:]
+        crossent.explain(numpy.zeros((2, 3), numpy.float32), [0, 1])
+        crossent.prediction_stats(numpy.zeros((2, 3), numpy.float32), numpy.zeros(2, int))
+        print(peak(lambda: score(plain, labels)))
+        print(peak(lambda: score(packed, labels)))
+        print(peak(lambda: _explained([packed, labels], Reading(), None, [49_999], {})))
+    """
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(source),
+        *(f"{tmp_path}/x.{kind}" for kind in ("npy", "npz")),
+        labels,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    peaks = [*map(int, done.stdout.split())]
+    assert len(peaks) == 3 and max(peaks) < 120e6, peaks
 
 
 def test_tables_have_the_names_of_classes(tmp_path, capsys):

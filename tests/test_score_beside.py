@@ -111,9 +111,9 @@ def test_what_cannot_be_groups_is_refused(tmp_path, case):
 
 
 @pytest.mark.parametrize("values, message", [
-    (-NUMBERS, "row 1: bytes must not be negative, got -1"),
+    (-NUMBERS, "row 1: bytes must be whole numbers, none negative, got -1"),
     (WORDS, "bytes must be whole numbers"),
-    (NUMBERS + 0.5, "row 0: bytes must be whole numbers, got 0.5"),
+    (NUMBERS + 0.5, "row 0: bytes must be whole numbers, none negative, got 0.5"),
 ])  # fmt: skip
 def test_lengths_are_whole_numbers(tmp_path, values, message):
     with pytest.raises(BadFile, match=message):

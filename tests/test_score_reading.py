@@ -234,6 +234,13 @@ REFUSED = {
         {"x.csv": text(COUNT, X, names=["", *NAMES]), "y.csv": text(SHUFFLED, Y[SHUFFLED], names=["", "label"])}, {},
         "x.csv: names the same rows as .*y.csv in another order, and rows are paired by their order: sort them alike",
     ),
+    "rows in another order, labels named": (
+        {
+            "x.csv": text(COUNT, X, names=["", *NAMES]),
+            "y.csv": text(SHUFFLED, Y[SHUFFLED], Y, names=["", "label", "more"]),
+        },
+        {"labels_key": "label"}, "names the same rows as .*y.csv in another order",
+    ),
     "rows in another order, files": (
         {
             "x.csv": text([f"{i}.png" for i in COUNT], X, names=["file", *NAMES]),
@@ -607,6 +614,40 @@ def test_logits_and_labels_of_two_libraries(tmp_path, kind):
     files = [f"{tmp_path}/t.pt", files[1]] if kind == "pt" else [files[0], f"{tmp_path}/t.pt"]
     assert score(*files).metrics.nll == pytest.approx(RIGHT, rel=1e-6)
     assert explain_command._explained(files, Reading(), None, [], {}).result == pytest.approx(RIGHT, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npz", "x-*.npy", "x.parquet"])
+def test_explain_reads_what_is_too_long_for_memory(tmp_path, name, monkeypatch):
+    """Its rows lie in a file then, which nobody sees."""
+    monkeypatch.setattr("crossent.tools.score.readers._IN_MEMORY", N * C - 1)
+    monkeypatch.setattr("crossent.tools.score.readers._AT_ONCE", 160)
+    single = X[7:].astype(np.float32)
+    half = {"x-1.npy": X[:7], "x-2.npy": single} if "*" in name else {name: X}
+    half = {"x.csv": {name: text(X)}, "x.npz": {name: {"x": X}}, "x.parquet": {name: parquet(PARQUET)}}.get(name, half)
+    write(tmp_path, {**half, "y.npy": Y})
+    files = [f"{tmp_path}/{name}", f"{tmp_path}/y.npy"]
+    logits, labels, _ = pair_of(*files, Reading()).whole()
+    assert isinstance(logits, np.memmap) and logits.dtype == np.float64
+    np.testing.assert_array_equal(logits, np.concatenate([X[:7], single]) if "*" in name else X)
+    np.testing.assert_array_equal(labels, Y)
+    found = explain_command._explained(files, Reading(), None, [11, -1], {})
+    assert found.result == pytest.approx(RIGHT, rel=1e-6) and [row.position for row in found.rows] == [11, N - 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*half, "y.npy"])
+
+
+def test_numbers_that_lie_askew(tmp_path):
+    """As some writers of .safetensors leave them, behind three bytes of something else."""
+    import json
+
+    kinds = {"y": ("U8", Y.astype(np.uint8)[:39]), "x": ("F32", X[:39].astype(np.float32))}
+    head, data = {}, b""
+    for name, (kind, array) in kinds.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        head[name], data = {"dtype": kind, "shape": array.shape, "data_offsets": offsets}, data + array.tobytes()
+    told = json.dumps(head).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(told).to_bytes(8, "little") + told + data)
+    found = score(f"{tmp_path}/x.safetensors")
+    assert found.metrics.nll == pytest.approx(nll(X[:39], Y[:39]), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

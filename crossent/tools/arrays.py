@@ -1,5 +1,6 @@
 """Tensors and NumPy arrays alike: what the tools ask of either."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,13 @@ def told_apart(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             number[taken] = np.arange(len(taken))
             return words[last[taken]], number[place]
     return np.unique(words, return_inverse=True)
+
+
+def numbered(values: np.ndarray, known: Mapping[Any, int], missing: int | None = None) -> np.ndarray:
+    """What each word or number is in `known`; those that are not there are `missing`, or None: stay what they are."""
+    different, place = told_apart(values.reshape(-1))
+    found = [known.get(one, one if missing is None else missing) for one in different.tolist()]
+    return np.array(found, np.int64)[place].reshape(values.shape)
 
 
 def moved_axis(array: Any, source: int, destination: int) -> Any:

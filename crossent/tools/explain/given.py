@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.arrays import is_numpy, like
+from crossent.tools.arrays import is_numpy, like, numbered
 
 _ARRAYS = {"target", "weight", "sample_weight", "linear_weight", "linear_bias"}
 
@@ -36,22 +36,20 @@ def as_arrays(arguments: dict[str, Any], names: Any) -> tuple[dict[str, Any], An
 
 def naming(names: Any, classes: int) -> Callable[[int], str | None]:
     """What says the name of a class, None where it has none."""
-    if names is None:
-        return lambda c: None
     if hasattr(names, "decode"):
         return lambda c: repr(names.decode([c])) if 0 <= c < classes else None
-    if isinstance(names, Mapping):
-        return lambda c: str(names[c]) if c in names else None
-    if isinstance(names, str) or not hasattr(names, "__len__"):
-        raise TypeError(
-            "names must be a sequence of names, a mapping from classes to names or a tokenizer, got "
-            f"{type(names).__name__}"
-        )
-    if len(names) != classes:
-        raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
-    if all(str(name) == str(c) for c, name in enumerate(names)):
-        return lambda c: None
-    return lambda c: str(names[c]) if 0 <= c < classes else None
+    if not isinstance(names, Mapping | None):
+        if isinstance(names, str) or not hasattr(names, "__len__"):
+            raise TypeError(
+                "names must be a sequence of names, a mapping from classes to names or a tokenizer, got "
+                f"{type(names).__name__}"
+            )
+        if len(names) != classes:
+            raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
+        numbers_alone = all(str(name) == str(c) for c, name in enumerate(names))
+        names = None if numbers_alone else dict(enumerate(names))
+    named = names or {}
+    return lambda c: str(named[c]) if c in named else None
 
 
 def _is_array(value: Any) -> bool:
@@ -70,17 +68,14 @@ def _as_array(name: str, value: Any) -> Any:
 
 def _numbers(words: np.ndarray, names: Any) -> np.ndarray:
     """Names of classes as their numbers."""
-    if isinstance(names, Mapping):
-        places = {str(name): c for c, name in names.items()}
-    elif names is None or hasattr(names, "decode"):
+    if names is None or hasattr(names, "decode"):
         raise TypeError(f"target must hold numbers of classes, or names that are in names; got {words.reshape(-1)[:1]}")
-    else:
-        places = {str(name): c for c, name in enumerate(names)}
-    found = [places.get(str(word), -1) for word in words.reshape(-1)]
-    if -1 in found:
-        at = found.index(-1)
-        known = ", ".join(map(repr, list(places)[:5]))
+    words = words.astype(str)
+    places = {str(name): c for c, name in (names.items() if isinstance(names, Mapping) else enumerate(names))}
+    found = numbered(words, places, -1)
+    if (found < 0).any():
+        at, known = int(found.argmin()), ", ".join(map(repr, list(places)[:5]))
         raise ValueError(
-            f"target holds {str(words.reshape(-1)[at])!r} in row {at}, which is no name of a class such as {known}"
+            f"target holds {str(words.flat[at])!r} in row {at}, which is no name of a class such as {known}"
         )
-    return np.array(found, np.int64).reshape(words.shape)
+    return found

@@ -13,37 +13,33 @@ from crossent.tools.explain.tally import ENOUGH, fits_better
 from crossent.tools.explain.words import first, in_first, rows
 
 
+def _said(name, severity, sentence=None, **named):
+    return Finding(name, severity, say(sentence or name, **named))
+
+
 def one_class(facts):
-    if facts.case.classes > 1 or facts.case.picks or not facts.tally.counted:
-        return None
-    return Finding("one_class", "error", say("one_class"))
+    alone = facts.case.classes == 1 and not facts.case.picks and facts.tally.counted
+    return _said("one_class", "error") if alone else None
 
 
 def equal_logits(facts):
-    if not facts.tally.holds("equal"):
-        return None
-    return Finding("equal_logits", "warning", say("equal_logits"))
+    return _said("equal_logits", "warning") if facts.tally.holds("equal") else None
 
 
 def probabilities(facts):
-    if not facts.tally.holds("probable"):
-        return None
-    sentence = say("probabilities_to_nll_loss" if facts.case.picks else "probabilities")
-    return Finding("probabilities", "error", sentence)
+    sentence = "probabilities_to_nll_loss" if facts.case.picks else None
+    return _said("probabilities", "error", sentence) if facts.tally.holds("probable") else None
 
 
 def log_probabilities(facts):
     if facts.case.picks or not facts.tally.holds("log-probable") or equal_logits(facts):
         return None
-    if facts.stored:
-        return Finding("log_probabilities", "note", say("log_probabilities_stored"))
-    return Finding("log_probabilities", "warning", say("log_probabilities"))
+    severity, sentence = ("note", "log_probabilities_stored") if facts.stored else ("warning", None)
+    return _said("log_probabilities", severity, sentence)
 
 
 def softmax_twice(facts):
-    if not facts.tally.twice:
-        return None
-    return Finding("softmax_twice", "error", say("softmax_twice"))
+    return _said("softmax_twice", "error") if facts.tally.twice else None
 
 
 def logits_to_nll_loss(facts):
@@ -67,16 +63,14 @@ def labels_off_by_one(facts):
     if not tally.off_by_one:
         return None
     before, hits = tally.before.sum() / tally.counted, tally.hits / tally.counted
-    sentence = say("labels_off_by_one", before=f"{before:.0%}", hits=f"{hits:.0%}")
-    return Finding("labels_off_by_one", "warning", sentence)
+    return _said("labels_off_by_one", "warning", before=f"{before:.0%}", hits=f"{hits:.0%}")
 
 
 def class_axis(facts):
     if (axis := facts.other_axis()) is None:
         return None
-    key, severity = ("class_axis_soft", "error") if facts.case.soft else ("class_axis", "warning")
-    sentence = say(key, axis=axis, own=facts.case.axis, shape=facts.case.shape)
-    return Finding("class_axis", severity, sentence)
+    sentence, severity = ("class_axis_soft", "error") if facts.case.soft else ("class_axis", "warning")
+    return _said("class_axis", severity, sentence, axis=axis, own=facts.case.axis, shape=facts.case.shape)
 
 
 def other_axis(facts):

@@ -18,7 +18,8 @@ import numpy as np
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.tally import ENOUGH, ONE_BASED, one_based
 from crossent.tools.score import partial, scales
-from crossent.tools.score.held import SKIPPED, Options, Part
+from crossent.tools.score.held import SKIPPED, Held, Options, Part
+from crossent.tools.score.inputs import along_rows
 from crossent.tools.score.metrics import Metrics
 from crossent.tools.score.pairs import Block, Pair, pair_of
 from crossent.tools.score.readers import BadFile, Reading, paths_of
@@ -186,7 +187,7 @@ def opened(
             shape = pair.logits.shape
             raise BadFile(f"{pair.logits.path}: {option} needs logits of shape (rows, time, classes), got {shape}")
     if not shift:
-        _look_along_rows(total, pair)
+        _look_along_rows(total._held, pair)
     part = Part(logits, logits if labels is None else labels, len(pair.logits.files), notes)
     return Opened(pair, total, part, asked, tokenizer, totals)
 
@@ -222,11 +223,11 @@ def _nothing(files: Any, total: Score) -> BadFile:
     return BadFile(f"{files}: nothing to score, {why}")
 
 
-def _look_along_rows(total: Score, pair: Pair) -> None:
+def _look_along_rows(held: Held, pair: Pair) -> None:
     """Where there are as many rows as classes, which no block can tell, the classes may lie along the rows."""
-    shape = pair.logits.shape
-    if pair.axis and pair.rows >= ENOUGH and pair.classes >= 3 and shape[1:] == pair.shape:
-        total._held.look_along_rows(shape[0], pair.targets())
+    square = pair.axis and pair.logits.shape[1:] == pair.shape
+    if held.scale == scales.LOGITS and square and pair.rows >= ENOUGH and pair.classes >= 3:
+        held.inputs.along[0] = along_rows(pair, held.options.ignore_index)
 
 
 def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool) -> Iterator[int]:
@@ -266,7 +267,7 @@ def _counted(begun: Opened, each: Callable[[Columns], None] | None, paired: bool
 def _check_labels(pair: Pair, block: Block, options: Options) -> None:
     labels, start = block.labels, block.start
     if labels.dtype.kind not in "iu":
-        where = pair.label_place(start) if len(labels) else pair.labels.rows.path
+        where = pair.place(start, pair.labels.rows) if len(labels) else pair.labels.rows.path
         raise BadFile(f"{where}: labels must be integers, got {labels.dtype}")
     ignored, bad = options.ignore_index, (labels < 0) | (labels >= pair.classes)
     if options.skip_bad or not bad.any():
@@ -276,10 +277,11 @@ def _check_labels(pair: Pair, block: Block, options: Options) -> None:
         bad[..., : options.shift] = False  # of which nothing is asked
     if bad.any():
         row = int(bad.argmax())
+        place = pair.place(start + row, pair.labels.rows)
         targets = pair.targets()
         targets = targets[targets != ignored]
         advice = f". {ONE_BASED}" if one_based(targets.min(), targets.max(), pair.classes) else ""
         raise BadFile(
-            f"{pair.label_place(start + row)}: label {labels.reshape(-1)[row]} is out of bounds: labels must be "
-            f"between 0 and {pair.classes - 1}, or {ignored} to be ignored{advice}"
+            f"{place}: label {labels.reshape(-1)[row]} is out of bounds: labels must be between 0 and "
+            f"{pair.classes - 1}, or {ignored} to be ignored{advice}"
         )

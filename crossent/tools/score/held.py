@@ -12,7 +12,7 @@ from crossent._options import integer, whole_number
 from crossent.tools.arrays import as_numpy, is_numpy, like
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import scales
-from crossent.tools.score.inputs import AlongRows, Inputs
+from crossent.tools.score.inputs import Inputs
 from crossent.tools.score.intervals import cells_of
 from crossent.tools.score.metrics import Counts, Metrics
 from crossent.tools.score.rows import spread
@@ -190,11 +190,6 @@ class Held:
             raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
         if counts is not None and counts.classes != classes:
             raise ValueError(f"input has {classes} classes, and that of the rows before {counts.classes}")
-
-    def look_along_rows(self, rows: int, labels: np.ndarray) -> None:
-        """In so many rows of logits, which come in order; `labels` are all of theirs."""
-        if self.scale == scales.LOGITS:
-            self.inputs.along[0] = AlongRows(rows, labels)
 
     def check(self, name: str, other: "Held") -> None:
         """Whether another one, which messages call `name`, can be merged with this one."""

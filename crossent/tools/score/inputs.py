@@ -1,16 +1,18 @@
 """What `explain` finds of the input of a call, found in a stream of rows."""
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from crossent import cross_entropy
-from crossent.tools.arrays import as_numpy, dtype_of, like, moved_axis
+from crossent.tools.arrays import dtype_of, like, moved_axis
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.findings import OF_INPUTS, findings_of
 from crossent.tools.explain.tally import ENOUGH, Tally, fits_better
+from crossent.tools.score.pairs import Pair
 from crossent.tools.score.scales import LOGITS, add
 
 
@@ -27,7 +29,7 @@ class Inputs:
     tally: Tally | None = None
     axis: int = 0
     shape: tuple[int, ...] = ()
-    along: dict[int, Any] = field(default_factory=dict)
+    along: "dict[int, Along]" = field(default_factory=dict)
 
     stored = True
 
@@ -44,11 +46,10 @@ class Inputs:
         shape = (*block.shape[:axis], classes, *block.shape[axis:-1])
         self._add_shape(axis, shape)
         if axis and classes >= 3 and self.scale == LOGITS:
-            for i in range(1, len(shape)):
-                if i != axis and shape[:i] + shape[i + 1 :] == labels.shape:
-                    self.along.setdefault(i, Along())
-        for i, other in self.along.items():
-            other.add(block, axis, i, labels, self.ignore_index)
+            logits = moved_axis(block, -1, axis)
+            for i in {*range(1, len(shape))} - {axis}:
+                if shape[:i] + shape[i + 1 :] == labels.shape:
+                    self.along[i] = self.along.get(i, Along()) + along(logits, labels, i, self.ignore_index)
 
     def _add_shape(self, axis: int, shape: tuple[int, ...]) -> None:
         if not self.shape:
@@ -88,19 +89,12 @@ class Inputs:
         return findings_of(self, OF_INPUTS)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Along:
     """The loss along an axis that each block has whole."""
 
     total: float = 0.0
     rows: int = 0
-
-    def add(self, block: Any, own: int, axis: int, labels: np.ndarray, ignore_index: int) -> None:
-        stored, target = moved_axis(block, -1, own), like(block, labels)
-        if stored.shape[:axis] + stored.shape[axis + 1 :] != labels.shape:
-            return
-        self.total += float(cross_entropy(stored, target, dim=axis, ignore_index=ignore_index, reduction="sum"))
-        self.rows += int((labels != ignore_index).sum())
 
     def __add__(self, other: "Along") -> "Along":
         return Along(self.total + other.total, self.rows + other.rows)
@@ -110,28 +104,15 @@ class Along:
         return self.total / counted if self.rows == counted else np.inf
 
 
-class AlongRows:
-    """The loss along the rows of logits that have as many of them as classes: for each other position lse of what came
-    so far, and the logit that its label picks."""
+def along(logits: Any, labels: np.ndarray, axis: int, ignore_index: int) -> Along:
+    total = cross_entropy(logits, like(logits, labels), dim=axis, ignore_index=ignore_index, reduction="sum")
+    return Along(float(total), int((labels != ignore_index).sum()))
 
-    def __init__(self, rows: int, labels: np.ndarray):
-        self.rows, self.labels, self.done = rows, labels, 0
-        self.peak, self.summed = np.full(labels.shape, -np.inf), np.zeros(labels.shape)
-        self.picked = np.full(labels.shape, np.nan)
 
-    def add(self, block: Any, own: int, axis: int, labels: np.ndarray, ignore_index: int) -> None:
-        self.ignore_index = ignore_index
-        x = np.moveaxis(as_numpy(block), -1, own)
-        with np.errstate(all="ignore"):
-            peak = np.maximum(self.peak, x.max(0))
-            self.summed = self.summed * np.exp(self.peak - peak) + np.exp(x - peak).sum(0)
-        here = (self.labels >= self.done) & (self.labels < self.done + len(x))
-        place = np.where(here, self.labels - self.done, 0)[None]
-        self.picked[here] = np.take_along_axis(x, place, 0)[0][here]
-        self.peak, self.done = peak, self.done + len(x)
-
-    def mean(self, counted: int) -> float:
-        if self.done < self.rows:
-            return np.inf
-        losses = (self.peak + np.log(self.summed) - self.picked)[self.labels != self.ignore_index]
-        return float(losses.mean()) if np.isfinite(losses).all() else np.inf
+def along_rows(pair: Pair, ignore_index: int) -> Along:
+    """Along the rows of files, which no block has whole; not of all where one has what is refused later."""
+    found = Along()
+    with suppress(IndexError, TypeError, ValueError):
+        for block in replace(pair, axis=0, beside={}).blocks():
+            found += along(block.logits, block.labels, -1, ignore_index)
+    return found

@@ -1,6 +1,7 @@
 """Logits, their labels and what else rows have: all opened by one rule, and side by side in blocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,10 @@ import numpy as np
 
 from crossent.tools.arrays import as_numpy, is_numpy, like, moved_axis
 from crossent.tools.score.formats import Stored
-from crossent.tools.score.labels import Labels, is_one_hot, labels_for, others_for
+from crossent.tools.score.labels import Values, labels_for, one_hot, others_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
 
 _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
-
-
-@dataclass(frozen=True)
-class Values:
-    """What each row has, and how it is read; what cannot be is refused, or `marked`."""
-
-    rows: Rows
-    reading: Labels
-    marked: bool = False
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        start = 0
-        for block in self.rows.blocks():
-            with naming(self.rows.path):
-                place = None if self.marked else lambda row, start=start: self.rows.place(start + row)
-                found = self.reading.of(block, place)
-            yield found
-            start += len(block)
 
 
 @dataclass(frozen=True)
@@ -104,34 +87,23 @@ class Pair:
 
         Labels are of the library of the logits.
         """
-        rows, reading = self.labels.rows, self.labels.reading
-        logits, labels, notes = self.logits.whole(), rows.whole(), self.notes
-        if reading.soft and not is_one_hot(as_numpy(labels), self.axis):
-            notes = tuple(note for note in notes if note not in reading.notes)
-        else:
-            with naming(rows.path):
-                labels = reading.of(labels, rows.place)
-        if is_numpy(logits):
-            return logits, labels if is_numpy(labels) else as_numpy(labels), notes
-        if is_numpy(labels):
-            labels = like(logits, labels.copy())  # since a mapped file cannot be written to, as a tensor can
-        return logits, labels, notes
+        logits = self.logits.whole()
+        if self.labels.soft:
+            given = self.labels.rows.whole()
+            if not np.all(one_hot(as_numpy(given), self.axis)[1]):
+                labels = as_numpy(given) if is_numpy(logits) else like(logits, given) if is_numpy(given) else given
+                return logits, labels, tuple(note for note in self.notes if note not in self.labels.notes)
+        return logits, like(logits, self.targets()), self.notes
 
-    def find(self, row: int) -> tuple[Path, int | tuple[int, ...]]:
-        """The file of the logits that belong to a label, and where they are in it: a number, or one for each axis."""
-        return self._find(row, self.logits if self.axis else None)
-
-    def place(self, row: int) -> str:
-        return "{}: row {}".format(*self.find(row))
-
-    def label_place(self, row: int) -> str:
-        return "{}: row {}".format(*self._find(row, self.labels.rows))
-
-    def _find(self, row: int, shards: Rows | None) -> tuple[Path, int | tuple[int, ...]]:
-        """Where a label is among these, or in the one file of the logits."""
+    def find(self, row: int, rows: Rows | None = None) -> tuple[Path, int | tuple[int, ...]]:
+        """Where a label's logits are, or what it has in other `rows`: the file, and a number or one for each axis."""
         first, *others = (int(i) for i in np.unravel_index(row, self.shape))
-        path, first = (self.logits.path, first) if shards is None else shards.find(first)
+        shards = self.logits if rows is None else rows
+        path, first = shards.find(first) if self.axis or rows else (self.logits.path, first)
         return path, (first, *others) if others else first
+
+    def place(self, row: int, rows: Rows | None = None) -> str:
+        return "{}: row {}".format(*self.find(row, rows))
 
 
 class _Following:
@@ -155,28 +127,30 @@ def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[s
 
     `beside` names what else rows have, and where: FILE or FILE:COLUMN.
     """
-    here = labels is None or labels == logits
-    rows, targets = _both(logits, logits if labels is None else labels, reading, here)
-    if here and set(rows.parts) & set(targets.parts):
-        raise BadFile(f"{logits}: holds no labels beside the logits: name the file of the labels as well")
+    named = logits if labels is None else labels
+    here = named == logits
+    rows = _fitting(logits, "logits", reading, here, lambda: len(rows_of(named, "labels", reading)))
     first = rows.path
     if len(rows.shape) < 2:
         raise BadFile(f"{first}: logits must have the shape (rows, classes), or more axes, got {rows.shape}")
     axis = _axis(rows, reading.dim)
     if not 0 < rows.shape[axis] <= _CLASSES:
         raise BadFile(f"{first}: logits must have from 1 to {_CLASSES} classes, got {rows.shape}")
-    _check_length(rows, axis, targets, "labels", reading)
-    if not here:
-        _check_order(rows, targets)
-    read = Values(targets, labels_for(rows, targets, axis), reading.skip_bad)
-    notes, others = [*_notes(rows, targets, here), *read.reading.notes], {}
+    targets = _beside(rows, axis, "labels", named, reading)
+    if here and set(rows.parts) & set(targets.parts):
+        raise BadFile(f"{logits}: holds no labels beside the logits: name the file of the labels as well")
+    others = {}
     for name, said in (beside or {}).items():
-        other = _other(name, said, reading, rows, axis)
-        others[name] = Values(other, others_for(name, other, rows, axis))
-        if other.path not in (first, targets.path):
-            _check_order(rows, other)
-            notes += _notes(other, other, True)
-    return Pair(rows, read, axis, tuple(notes), others)
+        file, column = file_and_column(said)
+        others[name] = _beside(rows, axis, name, file, replace(reading, labels_key=column))
+    told = {first: replace(rows, notes=(*rows.notes, *targets.notes) if targets.path == first else rows.notes)}
+    for one in (targets, *others.values()):
+        if one.path not in told:
+            _check_order(rows, one)
+            told[one.path] = one
+    values = labels_for(rows, targets, axis, reading.skip_bad)
+    notes = (*(_note(one) for one in told.values() if one.notes), *values.notes)
+    return Pair(rows, values, axis, notes, {name: others_for(name, one, rows, axis) for name, one in others.items()})
 
 
 def file_and_column(said: str) -> tuple[str, str | None]:
@@ -185,40 +159,40 @@ def file_and_column(said: str) -> tuple[str, str | None]:
     return (file, column) if file and not Path(said).exists() else (said, None)
 
 
-def _other(name: str, said: str, reading: Reading, rows: Rows, axis: int) -> Rows:
-    file, column = file_and_column(said)
-    reading = replace(reading, key=None, labels_key=column)
-    found = _opened(file, name, reading, False)
-    if isinstance(found, UnclearFile):
-        found = _settled(file, name, reading, False, _count(rows, axis), found)
-    _check_length(rows, axis, found, "values", reading)
-    return found
+def _fitting(pattern: str, role: str, reading: Reading, here: bool, rows: Callable[[], int]) -> Rows:
+    """Where its first line may be a header or a row, it is what makes a file as long as another, of so many `rows`."""
+    try:
+        return rows_of(pattern, role, reading, here)
+    except UnclearFile:
+        wanted = rows()
+        for header in (False, True):
+            with suppress(BadFile):
+                found = rows_of(pattern, role, replace(reading, header=header), here)
+                if len(found) == wanted:
+                    return found
+        raise
 
 
-def _count(rows: Rows, axis: int) -> int:
-    """How many rows of labels belong to logits."""
-    return len(rows) if axis else rows.shape[1]
+def _beside(rows: Rows, axis: int, role: str, file: str, reading: Reading) -> Rows:
+    """As many rows as there are of logits."""
+    wanted = len(rows) if axis else rows.shape[1]
+    found = _fitting(file, role, reading, False, lambda: wanted)
+    if len(found) == wanted:
+        return found
+    blamed = ""
+    if reading.dim is None and rows.shape[1] == len(found):
+        blamed = ": do the classes lie along axis 0? See --dim"
+    elif reading.header is None and abs(wanted - len(found)) == 1:
+        blamed = ": is the first line of one of them a header, or not? See --header and --no-header"
+    what = "labels" if role == "labels" else "values"
+    raise BadFile(f"{rows.path}: {wanted} rows of logits do not fit the {len(found)} {what} of {found.path}{blamed}")
 
 
-def _check_length(rows: Rows, axis: int, others: Rows, what: str, reading: Reading) -> None:
-    wanted = _count(rows, axis)
-    if wanted != len(others):
-        raise BadFile(
-            f"{rows.path}: {wanted} rows of logits do not fit the {len(others)} {what} of {others.path}"
-            f"{_to_blame(rows.shape, len(others), reading)}"
-        )
-
-
-def _notes(rows: Rows, targets: Rows, here: bool) -> list[str]:
-    """A line for each file, or for as many as are read alike."""
-    said = [(rows, (*rows.notes, *targets.notes))] if here else [(rows, rows.notes), (targets, targets.notes)]
-    lines = []
-    for one, notes in said:
-        if notes:
-            (first, _), *others = one.files
-            more = f" and {len(others)} more" if others else ""
-            lines.append(printable(f"{first}{more}: {', '.join(dict.fromkeys(notes))}"))
-    return lines
+def _note(rows: Rows) -> str:
+    """A line for a file, or for as many as are read alike."""
+    (first, _), *others = rows.files
+    more = f" and {len(others)} more" if others else ""
+    return printable(f"{first}{more}: {', '.join(dict.fromkeys(rows.notes))}")
 
 
 def _check_order(rows: Rows, targets: Rows) -> None:
@@ -235,30 +209,12 @@ def _check_order(rows: Rows, targets: Rows) -> None:
 
 def _fingerprint(path: Path, ids: Stored) -> tuple[int, int]:
     """Numbers that are the same for the same names: whatever their order, and in the same order."""
-    names = order = np.uint64(0)
-    start = 0
-    with naming(path), np.errstate(over="ignore"):
+    names = order = 0
+    with naming(path):
         for block in ids.blocks(2**16):
-            values = block.astype(np.float64).view(np.uint64) if ids.kind == "f" else _hashes(block)
-            mixed = (values ^ (values >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(32)
-            names += mixed.sum(dtype=np.uint64)
-            order += (mixed * np.arange(start + 1, start + 1 + len(block), dtype=np.uint64)).sum(dtype=np.uint64)
-            start += len(block)
-    return int(names), int(order)
-
-
-def _hashes(words: np.ndarray) -> np.ndarray:
-    return np.array([hash(word) % 2**64 for word in words.tolist()], np.uint64)
-
-
-def _to_blame(shape: tuple[int, ...], labels: int, reading: Reading) -> str:
-    """What may have gone wrong, as a question."""
-    if reading.dim is None and shape[1] == labels:
-        return ": do the classes lie along axis 0? See --dim"
-    if reading.header is None and abs(shape[0] - labels) == 1:
-        return ": is the first line of one of them a header, or not? See --header and --no-header"
-    return ""
+            for name in map(hash, zip(block.tolist())):  # since numbers alone are their own hashes
+                names, order = names + name, hash((order, name))
+    return names, order
 
 
 def _axis(rows: Rows, dim: int | None) -> int:
@@ -269,33 +225,3 @@ def _axis(rows: Rows, dim: int | None) -> int:
     if not axis % axes and len(rows.files) > 1:
         raise BadFile(f"--dim must not be the axis along which shards are cut, got {dim}")
     return axis % axes
-
-
-def _opened(pattern: str, role: str, reading: Reading, here: bool) -> Rows | UnclearFile:
-    try:
-        return rows_of(pattern, role, reading, here)
-    except UnclearFile as error:
-        return error
-
-
-def _settled(pattern: str, role: str, reading: Reading, here: bool, rows: int, unclear: UnclearFile) -> Rows:
-    """Where the first line may be a header or a row, it is what makes a file as long as the other."""
-    for header in (False, True):
-        try:
-            found = rows_of(pattern, role, replace(reading, header=header), here)
-        except BadFile:
-            continue
-        if len(found) == rows:
-            return found
-    raise unclear
-
-
-def _both(logits: str, labels: str, reading: Reading, here: bool) -> tuple[Rows, Rows]:
-    one, other = _opened(logits, "logits", reading, here), _opened(labels, "labels", reading, here)
-    if isinstance(one, UnclearFile):
-        if isinstance(other, UnclearFile):
-            raise one
-        return _settled(logits, "logits", reading, here, len(other), one), other
-    if isinstance(other, UnclearFile):
-        return one, _settled(labels, "labels", reading, here, len(one), other)
-    return one, other

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from crossent.tools.score.tables import SAMPLED, Column, Table, number_kind
+from crossent.tools.score.tables import SAMPLED, Column, Table, of_numbers
 
 
 def parquet(path: Path, header: bool | None = None, skip_bad: bool = False) -> Table:
@@ -15,22 +16,21 @@ def parquet(path: Path, header: bool | None = None, skip_bad: bool = False) -> T
 
     with ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-        batch = next(file.iter_batches(SAMPLED), None)
-        columns = tuple(_column(field, None if batch is None else batch.column(i)) for i, field in enumerate(schema))
-        index = _index(schema)
+        some = next(file.iter_batches(SAMPLED), schema.empty_table())
+        columns = tuple(replace(_column(name, some.column(i)), name=name) for i, name in enumerate(schema.names))
 
     def read(wanted: Sequence[int], words: bool, step: int) -> Iterator[np.ndarray]:
+        names, block = [schema.names[i] for i in wanted], None
+        if any(schema.names.count(name) > 1 for name in names):
+            raise ValueError("has several columns of one name")
         with ParquetFile(path) as file:
-            names, some = [schema.names[i] for i in wanted], None
-            if len(set(names)) < len(names) or any(schema.names.count(name) > 1 for name in names):
-                raise ValueError("has several columns of one name")
-            for some in file.iter_batches(step, columns=names):
-                found = [(_words if words else _numbers)(name, some[name], skip_bad) for name in names]
+            for block in file.iter_batches(step, columns=names):
+                found = [(_words if words else _numbers)(name, block[name], skip_bad) for name in names]
                 yield found[0] if len(found) == 1 else np.column_stack(found)
-            if some is None:
-                yield np.empty((0, len(names)) if len(names) > 1 else 0)
+        if block is None:
+            yield np.empty((0, len(names)) if len(names) > 1 else 0)
 
-    return Table(rows, columns, read, True, index)
+    return Table(rows, columns, read, True, _index(schema))
 
 
 def _index(schema) -> frozenset[int]:
@@ -49,18 +49,22 @@ def _is_list(type) -> bool:
     return types.is_list(type) or types.is_large_list(type) or types.is_fixed_size_list(type)
 
 
-def _column(field, values) -> Column:
+def _is_number(type) -> bool:
     from pyarrow import types
 
-    if _is_list(field.type):
-        return Column(field.name, "lists", np.empty((0, 0)) if values is None else _numbers(field.name, values))
-    if not (types.is_integer(field.type) or types.is_floating(field.type)):
-        words = [] if values is None else [str(word) for word in values.drop_null().to_pylist()]
-        return Column(field.name, "words", np.array(words, str))
-    if values is None:
-        return Column(field.name, "empty")
-    numbers = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
-    return Column(field.name, number_kind(numbers), numbers, len(numbers) if types.is_floating(field.type) else 0)
+    return types.is_floating(type) or types.is_integer(type)
+
+
+def _column(name: str, column) -> Column:
+    if _is_list(column.type):
+        return Column("lists", _numbers(name, column) if len(column) else np.empty((0, 0)))
+    there = column.drop_null()
+    if not _is_number(column.type):
+        return Column("words", _words(name, there))
+    if not len(column):
+        return Column("empty")
+    values = there.to_numpy(zero_copy_only=False)
+    return of_numbers(values.astype(np.float64), len(values) if values.dtype.kind == "f" else 0)
 
 
 def _words(name: str, column, skip_bad: bool = False) -> np.ndarray:
@@ -70,15 +74,13 @@ def _words(name: str, column, skip_bad: bool = False) -> np.ndarray:
 
 
 def _numbers(name: str, column, skip_bad: bool = False) -> np.ndarray:
-    from pyarrow import types
-
     lists = _is_list(column.type)
-    numbers = column.flatten() if lists else column
-    if (column.null_count and (lists or not skip_bad)) or (numbers.null_count and not skip_bad):
+    values = column.flatten() if lists else column
+    if (column.null_count and (lists or not skip_bad)) or (values.null_count and not skip_bad):
         raise ValueError(f"column {name!r} has missing values")
-    if not (types.is_floating(numbers.type) or types.is_integer(numbers.type)):
+    if not _is_number(values.type):
         raise ValueError(f"column {name!r} holds {column.type}, not numbers")
-    array = numbers.to_numpy(zero_copy_only=False)
+    array = values.to_numpy(zero_copy_only=False)
     if not lists:
         return array
     lengths = np.diff(column.value_lengths().to_numpy(zero_copy_only=False))

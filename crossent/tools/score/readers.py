@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from crossent.tools.score import roles
-from crossent.tools.score.formats import ARRAYS, Stored, chosen
+from crossent.tools.score.formats import ARRAYS, BFLOAT16, Stored, check, plain
 from crossent.tools.score.parquet import parquet
-from crossent.tools.score.tables import LABELS, Table, UnclearError, listed
+from crossent.tools.score.tables import KNOWN, Table, UnclearError, listed
 from crossent.tools.score.text import text
 from crossent.tools.score.worst import natural
 
 _AT_ONCE = 2**23  # numbers in a block; twice as many where it takes no memory
+_IN_MEMORY = 2**24  # numbers; an array of more is put together in a file
 _NARROW = 16  # what a row counts as at least, for what is kept of it
 _LONGEST_ROW = 2**28  # numbers; a longer one is taken for a mistake in the file's head
 
@@ -114,25 +116,27 @@ class Rows:
                     rows += len(block)
                     if tuple(block.shape[1:]) != stored.shape[1:] or rows > stored.shape[0]:
                         raise BadFile(f"{path}: its rows do not have the shape {stored.shape} that its head tells of")
-                    yield block
+                    yield plain(block)
                 if rows != stored.shape[0]:
                     raise BadFile(f"{path}: holds {rows} rows, not the {stored.shape[0]} that its head tells of")
 
     def whole(self) -> Any:
-        """All rows in one array, of one file mapped into memory where the format can be."""
-        if len(self.files) == 1:
-            path, stored = self.files[0]
+        """All rows in one array: a file mapped into memory where the format can be, or a copy of what is long."""
+        (path, stored), *others = self.files
+        if stored.mapped and not others:
             with naming(path):
-                blocks = list(stored.blocks(max(1, stored.shape[0])))
-        else:
-            blocks = list(self.blocks())
-        if len(blocks) == 1:
-            return blocks[0]
-        if isinstance(blocks[0], np.ndarray):
-            return np.concatenate(blocks)
-        import torch
+                return plain(next(stored.blocks(max(1, stored.shape[0]))))
+        if path.suffix.lower() == ".pt":
+            import torch
 
-        return torch.cat(blocks)
+            return torch.cat(list(self.blocks()))
+        if np.prod(self.shape, dtype=object) <= _IN_MEMORY:
+            return np.concatenate(list(self.blocks()))
+        kind = np.result_type(*(next(replace(self, files=[one]).blocks(1)).dtype for one in self.files))
+        with TemporaryFile() as file, naming(path):
+            for block in self.blocks():
+                file.write(np.ascontiguousarray(block, kind).data)
+            return np.memmap(file, kind, "r", shape=self.shape)
 
     def find(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
@@ -205,8 +209,7 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
         else:
             rows = _columns(path, TABLES[suffix](path, reading.header, reading.skip_bad), role, reading, labels_here)
         _, stored = rows.files[0]
-        if not stored.kind:
-            next(stored.blocks(1))  # which says why it cannot be read
+        check(stored.dtype)
         if not stored.shape:
             raise BadFile(f"{path}: holds one number, not rows of them")
         if min(stored.shape) < 0:
@@ -227,29 +230,37 @@ def _inside(folder: Path) -> str:
 
 # What entries may hold that have the logits, the labels, or something beside them.
 _KINDS = {"logits": "f", "labels": "iubUS", "group": "iubUS", "bytes": "iu", "words": "iu"}
-_KNOWN = {"logits": {"logits"}, "labels": LABELS}
 
 
 def _entry(path: Path, entries: dict[str, Stored], role: str, reading: Reading) -> Rows:
     """The entry that is named, or the only one that can be meant."""
-    name, said = chosen(entries, reading.key if role == "logits" else reading.labels_key), ""
-    if name is None:
+    name, said = reading.key if role == "logits" else reading.labels_key, ""
+    if name is None and len(entries) == 1:
+        (name,) = entries
+    elif name is None:
         name = _meant(entries, role)
         said = f"its entry {name!r} has the {role}"
+    elif "" in entries:
+        raise ValueError(f"a file of one array has no entries, got the key {name!r}")
+    elif name not in entries:
+        raise ValueError(f"has no entry {name!r}, only {listed(sorted(entries))}")
     stored = entries[name]
-    return Rows([(path, stored)], parts=(name,), notes=tuple(filter(None, (said, stored.note))))
+    guess = "its numbers of two bytes are taken for bfloat16, as ml_dtypes writes it"
+    guessed = stored.dtype == BFLOAT16 and path.suffix.lower() != ".safetensors"  # which has a name for it
+    return Rows([(path, stored)], parts=(name,), notes=tuple(filter(None, (said, guess if guessed else ""))))
 
 
 def _meant(entries: dict[str, Stored], role: str) -> str:
+    if not entries:
+        raise ValueError("holds no entries")
     if {"head", "rows by class", "confused"} <= entries.keys():
         raise ValueError("is a partial result: --merge takes it")
-    fit = [name for name, stored in entries.items() if stored.kind and stored.kind in _KINDS[role] and stored.shape]
-    if role == "logits":
-        fit = [name for name in fit if len(entries[name].shape) > 1]
+    fit = [name for name, stored in entries.items() if stored.kind in _KINDS[role] and stored.shape]
+    fit = [name for name in fit if role != "logits" or len(entries[name].shape) > 1]
     if len(fit) > 1:
-        fit = [name for name in fit if name.lower() in _KNOWN.get(role, {role})]
+        fit = [name for name in fit if name.lower() in KNOWN.get(role, {role})]
     if len(fit) != 1:
-        how = "as its key" if role in _KNOWN else "behind a colon, as in FILE:ENTRY"
+        how = "as its key" if role in KNOWN else "behind a colon, as in FILE:ENTRY"
         raise ValueError(f"holds {len(entries)} entries, name one of them {how}: {listed(sorted(entries))}")
     return fit[0]
 
@@ -257,15 +268,14 @@ def _meant(entries: dict[str, Stored], role: str) -> str:
 def _columns(path: Path, table: Table, role: str, reading: Reading, labels_here: bool) -> Rows:
     if role == "logits":
         found = roles.classes_of(table, reading.key, reading.columns, labels_here and reading.labels_key is None)
-    elif role == "labels":
-        found = roles.labels_of(table, reading.labels_key)
     else:
-        found = roles.other_of(table, reading.labels_key, role)
+        found = roles.beside_of(table, reading.labels_key, role)
 
     def stored(columns: tuple[int, ...], words: bool) -> Stored:
         first, *others = columns
         width = (len(columns),) if others else table.columns[first].values.shape[1:]
-        return Stored((table.rows, *width), "U" if words else "f", lambda step: table.read(columns, words, step))
+        dtype = np.dtype("U" if words else np.float64)
+        return Stored((table.rows, *width), dtype, lambda step: table.read(columns, words, step))
 
     names = tuple(table.columns[i].name for i in found.columns)
     ids = None if found.ids is None else stored((found.ids,), table.columns[found.ids].kind == "words")

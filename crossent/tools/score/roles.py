@@ -6,11 +6,11 @@ What could be either is refused, and the message says which option settles it.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from crossent.tools.score.tables import INDICES, LABELS, OTHERS, Column, Table, listed
+from crossent.tools.score.tables import INDICES, KNOWN, LABELS, OTHERS, Column, Table, listed
 
 _ENOUGH = 3  # rows, before what they have in common says something; or decimals that a number has not
 _SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
@@ -46,67 +46,62 @@ def classes_of(table: Table, key: str | None, columns: str | None, labels_here: 
     labels = [i for i in _called(table, rest, LABELS) if table.columns[i].kind in ("whole", "words", "empty")]
     kept = [i for i in rest if i not in words and i not in labels]
     if not kept:
-        first = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
-        raise ValueError(f"has no column of numbers for the logits{first}: {_names(table, range(len(table.columns)))}")
-    _refuse_counting(table, kept)
+        said = "".join(f", but words such as {str(table.columns[i].values[:1])[1:21]}" for i in words[:1])
+        raise ValueError(f"has no column of numbers for the logits{said}: {_names(table, range(len(table.columns)))}")
+    first = table.columns[kept[0]]
+    if len(kept) > 1 and not table.header and first.counts and len(first.values) >= _ENOUGH:
+        raise ValueError(f"column {table.name(kept[0])} counts the rows and may be a class or not: {_SETTLE}")
     if strange := _strange(table, kept) or [i for i in words if i not in labels and kept[0] < i < kept[-1]]:
         raise ValueError(f"column {table.name(strange[0])} may be no class, seen from its name: {_SETTLE}")
     odd = _odd(table, kept, labels_here)
-    if odd and not (labels_here and not labels and len(odd) == 1 and not _numbers_rows(table, odd[0])):
+    in_order = [i for i in odd if i == 0 and (np.diff(np.sort(table.columns[i].values)) == 1).all()]
+    if odd and (len(odd) > 1 or labels or in_order or not labels_here):  # else these are the labels
         raise ValueError(f"column {table.name(odd[0])} holds whole numbers and the others do not: {_SETTLE}")
     labels += odd
     kept = [i for i in kept if i not in odd]
     notes = _left_out(table, index, () if labels_here else labels, [i for i in words if i not in labels])
     if not table.header and len(_of_kind(table, kept, "whole")) == len(kept):
         notes = (*notes, f"whole numbers alone: all {len(kept)} columns are taken for classes")
-    return Chosen(tuple(kept), notes=notes, ids=_ids(table, index, words))
+    ids = next((i for i in (*index, *words) if i in index or _all_differ(table, i)), None)
+    return Chosen(tuple(kept), notes=notes, ids=ids)
 
 
-def labels_of(table: Table, key: str | None) -> Chosen:
-    """The column of the labels; several where they are one-hot or probabilities."""
+def beside_of(table: Table, key: str | None, role: str) -> Chosen:
+    """The column of the labels, several where they are one-hot or probabilities, or that of what else has this role.
+
+    Groups are words, whatever they look like.
+    """
     columns = table.columns
-    if key is not None:
-        return _chosen(table, _named(table, key))
     index, rest = _without_index(table)
-    named = _called(table, rest, LABELS)
     words = [i for i in _of_kind(table, rest, "words") if _all_differ(table, i)]
-    whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in words]
-    ids = _ids(table, index, [i for i in words if i not in named])
-    if len(rest) == 1:
-        return replace(_chosen(table, rest[0], _left_out(table, index, (), ())), ids=ids)
-    for one in (named, whole):
-        if len(one) == 1:
-            return replace(_chosen(table, one[0], (f"the labels are in column {table.name(one[0])}",)), ids=ids)
-    if len(whole) in (0, len(rest)) and all(columns[i].numbers for i in rest) and (not whole or _one_hot(table, rest)):
+    named, whole, notes = _called(table, rest, KNOWN.get(role, frozenset([role]))), [], ()
+    if role == "labels":
+        whole = [i for i in rest if columns[i].kind in ("whole", "words", "mixed") and i not in words]
+    if key is not None:
+        found = [_named(table, key)]
+    elif len(rest) == 1:
+        found, notes = rest, _left_out(table, index, (), ())
+    else:
+        found = next((one for one in (named, whole) if len(one) == 1), [])
+        notes = tuple(f"the {role} {'are' if role == 'labels' else 'is'} in column {table.name(i)}" for i in found)
+    if found:
+        (column,) = found
+        ids = next((i for i in (*index, *words) if i != column), None)
+        return Chosen((column,), role == "group" or columns[column].kind == "words", notes, ids)
+    if role != "labels":
+        how = "one of them behind a colon, as in FILE:COLUMN"
+    elif (
+        len(whole) in (0, len(rest)) and all(columns[i].numbers for i in rest) and (not whole or _one_hot(table, rest))
+    ):
         return Chosen(tuple(rest), notes=_left_out(table, index, (), ()))
-    raise ValueError(f"holds {len(rest)} columns, name that of the labels with --labels-key: {_names(table, rest)}")
-
-
-def other_of(table: Table, key: str | None, role: str) -> Chosen:
-    """The column of what is beside the labels. Groups are words, whatever they look like."""
-    index, rest = _without_index(table)
-    found = [_named(table, key)] if key is not None else _called(table, rest, frozenset([role]))
-    if len(found or rest) != 1:
-        raise ValueError(
-            f"holds {len(rest)} columns, name one of them behind a colon, as in FILE:COLUMN: {_names(table, rest)}"
-        )
-    (column,) = found or rest
-    ids = _ids(table, index, [i for i in _of_kind(table, rest, "words") if i != column])
-    notes = () if key is not None or len(rest) == 1 else (f"the {role} is in column {table.name(column)}",)
-    return Chosen((column,), role == "group", notes, ids)
-
-
-def _ids(table: Table, index: Sequence[int], words: Sequence[int]) -> int | None:
-    return next((i for i in (*index, *words) if i in index or _all_differ(table, i)), None)
+    else:
+        how = "that of the labels with --labels-key"
+    raise ValueError(f"holds {len(rest)} columns, name {how}: {_names(table, rest)}")
 
 
 def _all_differ(table: Table, i: int) -> bool:
     values = table.columns[i].values
     return len(set(values.tolist())) == len(values) > 1
-
-
-def _chosen(table: Table, i: int, notes: tuple[str, ...] = ()) -> Chosen:
-    return Chosen((i,), table.columns[i].kind == "words", notes)
 
 
 def _named(table: Table, key: str) -> int:
@@ -146,14 +141,10 @@ def _without_index(table: Table) -> tuple[list[int], list[int]]:
     """The columns that number the rows, and all others."""
     columns, index = table.columns, set(table.index)
     first, others = columns[0], columns[1:]
-    if len(index) < len(columns) - 1 and others:
-        nameless = table.header and any(column.name for column in others)
-        if nameless and first.name in ("", "Unnamed: 0"):
-            index.add(0)
-        elif first.name.lower() in INDICES and first.kind == "whole":
-            index.add(0)
-        elif first.counts and _counts_alone(table):
-            index.add(0)
+    nameless = table.header and any(column.name for column in others) and first.name in ("", "Unnamed: 0")
+    named = first.name.lower() in INDICES and first.kind == "whole"
+    if len(index) < len(columns) - 1 and (nameless or named or (first.counts and _counts_alone(table))):
+        index.add(0)
     return sorted(index), [i for i in range(len(columns)) if i not in index]
 
 
@@ -167,19 +158,6 @@ def _counts_alone(table: Table) -> bool:
     return len(others) == 1 and not others[0].counts and rows >= _ENOUGH
 
 
-def _numbers_rows(table: Table, i: int) -> bool:
-    """Whether a first column has each number once, so that it may be an index without order."""
-    values = np.sort(table.columns[i].values)
-    return i == 0 and bool((np.diff(values) == 1).all())
-
-
-def _refuse_counting(table: Table, kept: Sequence[int]) -> None:
-    """A first column that counts among other whole numbers may be either."""
-    first = table.columns[kept[0]]
-    if len(kept) > 1 and not table.header and first.counts and len(first.values) >= _ENOUGH:
-        raise ValueError(f"column {table.name(kept[0])} counts the rows and may be a class or not: {_SETTLE}")
-
-
 def _strange(table: Table, kept: Sequence[int]) -> list[int]:
     """Columns whose names do not belong to those of the others, or are known to be of something else."""
     known = _called(table, kept, OTHERS)
@@ -189,7 +167,7 @@ def _strange(table: Table, kept: Sequence[int]) -> list[int]:
     stem, _ = Counter(stem for stem, _ in parts.values()).most_common(1)[0]
     numbers = sorted(int(number) for i, (one, number) in parts.items() if one == stem)
     in_order = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    return [i for i in kept if parts.get(i, ("", ""))[0] != stem or i not in parts] if in_order else []
+    return [i for i in kept if i not in parts or parts[i][0] != stem] if in_order else []
 
 
 def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
@@ -200,13 +178,13 @@ def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
     fractions = [table.columns[i] for i in _of_kind(table, kept, "fraction")]
     if not fractions:
         return []
-    pointed = all(column.pointed for column in fractions)
+    pointed = all(column.points == len(column.values) for column in fractions)
     decimals = _decimals(np.concatenate([column.values for column in fractions]))
 
     def is_odd(column: Column) -> bool:
         if pointed and not column.points:
             return True
-        if not column.varies and (column.values <= 0).all():
+        if (column.values == column.values[:1]).all() and (column.values <= 0).all():
             return False
         return labels_here or len(column.values) * decimals >= _ENOUGH
 
@@ -216,11 +194,8 @@ def _odd(table: Table, kept: Sequence[int], labels_here: bool) -> list[int]:
 def _decimals(values: np.ndarray) -> int:
     """How many the numbers have after the point, or more than enough."""
     finite = values[np.isfinite(values)]
-    for decimals in range(_ENOUGH):
-        scaled = finite * 10.0**decimals
-        if np.allclose(scaled, np.rint(scaled), 1e-12, 1e-9):
-            return decimals
-    return _ENOUGH
+    scaled = (finite * 10.0**decimals for decimals in range(_ENOUGH))
+    return next((i for i, one in enumerate(scaled) if np.allclose(one, np.rint(one), 1e-12, 1e-9)), _ENOUGH)
 
 
 def _one_hot(table: Table, columns: Iterable[int]) -> bool:
@@ -244,7 +219,8 @@ def _names(table: Table, columns: Iterable[int]) -> str:
 def _left_out(table: Table, index: Sequence[int], labels: Sequence[int], words: Sequence[int]) -> tuple[str, ...]:
     """Each kind of column that is not taken, in a few words."""
     kinds = ((index, "the numbers of the rows"), (labels, "labels"), (words, "words"))
-    one, many = "column {} with {} is left out", "columns {} with {} are left out"
     return tuple(
-        (many if len(columns) > 1 else one).format(_names(table, columns), what) for columns, what in kinds if columns
+        f"column{'s' * (len(of) > 1)} {_names(table, of)} with {what} {'are' if len(of) > 1 else 'is'} left out"
+        for of, what in kinds
+        if of
     )

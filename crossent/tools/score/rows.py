@@ -1,7 +1,6 @@
 """A file with a line for each row that counts, written as rows come: of Parquet, of text, or an archive of arrays."""
 
 import csv
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -109,10 +108,8 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
     with TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
         kinds: dict[str, np.dtype] = {}
         known: dict[str, dict[str, int]] = {}
-        rows = 0
 
         def put(columns: Columns) -> None:
-            nonlocal rows
             for name, column in columns.items():
                 if column.dtype.kind == "U":
                     numbers = known.setdefault(name, {})
@@ -121,21 +118,22 @@ def _archive(path: Path) -> Iterator[Callable[[Columns], None]]:
                 kinds[name] = column.dtype
                 with (Path(folder) / name).open("ab") as file:
                     file.write(column.tobytes())
-            rows = rows + len(column)
 
         yield put
         with ZipFile(path, "w") as archive:
             for name, kind in kinds.items():
+                file = Path(folder) / name
+                column = np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
                 words = np.array(list(known[name]), str) if name in known else None
-                head = {"descr": (kind if words is None else words.dtype).str, "fortran_order": False, "shape": (rows,)}
+                dtype = kind if words is None else words.dtype
+                head = {"descr": dtype.str, "fortran_order": False, "shape": column.shape}
                 entry = ZipInfo(f"{name}.npy")
                 entry.compress_type = ZIP_STORED if words is None else ZIP_DEFLATED
-                with (Path(folder) / name).open("rb") as file, archive.open(entry, "w", force_zip64=True) as out:
+                with archive.open(entry, "w", force_zip64=True) as out:
                     np.lib.format.write_array_header_2_0(out, head)
-                    if words is None:
-                        shutil.copyfileobj(file, out)
-                    while words is not None and len(some := np.fromfile(file, kind, _AT_ONCE)):
-                        out.write(words[some].tobytes())
+                    for lo in range(0, len(column), _AT_ONCE):
+                        some = column[lo : lo + _AT_ONCE]
+                        out.write((some if words is None else words[some]).tobytes())
 
 
 WRITERS = {".parquet": _parquet, ".csv": _text, ".npz": _archive}

@@ -11,6 +11,7 @@ SAMPLED = 1000  # rows at most, from which it is decided what the columns are
 LABELS = frozenset(
     "class classes ground_truth gt label label_id label_ids labels target targets true_label y y_true".split()
 )
+KNOWN = {"logits": frozenset(["logits"]), "labels": LABELS}
 # Of columns that stand beside logits and are no classes.
 OTHERS = frozenset(
     "argmax confidence epoch fold loss nll pred predicted prediction predictions sample_weight split step top1 weight "
@@ -34,28 +35,19 @@ class Column:
     words. `points` says how many of them are written with a point or an exponent, or are of a type of floats.
     """
 
-    name: str
     kind: str
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
     points: int = 0
+    name: str = ""
 
     @property
     def numbers(self) -> bool:
         return self.kind in ("whole", "fraction")
 
     @property
-    def pointed(self) -> bool:
-        """Whether all are written as floats are."""
-        return self.numbers and self.points == len(self.values)
-
-    @property
     def counts(self) -> bool:
         """Whether these are whole numbers that go up by one from row to row."""
         return self.kind == "whole" and len(self.values) > 1 and bool((np.diff(self.values) == 1).all())
-
-    @property
-    def varies(self) -> bool:
-        return bool((self.values != self.values[:1]).any())
 
 
 @dataclass(frozen=True)
@@ -87,22 +79,21 @@ def name_of(name: str, i: int) -> str:
     return repr(name) if name else str(i)
 
 
-def column_of(name: str, cells: Sequence[str]) -> Column:
+def column_of(cells: Sequence[str]) -> Column:
     """A column of text, by some of its cells."""
     full = [cell for cell in cells if cell]
     written = [kind_of(cell) for cell in full]
-    kinds = set(written)
     if not full:
-        return Column(name, "empty")
-    if "words" in kinds:
+        return Column("empty")
+    if "words" in written:
         missing = {cell.lower() for cell in full} <= _MISSING
-        return Column(name, "words", np.array(full)) if len(kinds) == 1 and not missing else Column(name, "mixed")
-    values = np.array(full, np.float64)
-    return Column(name, number_kind(values), values, written.count("fraction"))
+        return Column("words", np.array(full)) if set(written) == {"words"} and not missing else Column("mixed")
+    return of_numbers(np.array(full, np.float64), written.count("fraction"))
 
 
-def number_kind(values: np.ndarray) -> str:
-    return "whole" if np.isfinite(values).all() and (values == np.floor(values)).all() else "fraction"
+def of_numbers(values: np.ndarray, points: int) -> Column:
+    kind = "whole" if np.isfinite(values).all() and (values == np.floor(values)).all() else "fraction"
+    return Column(kind, values, points)
 
 
 def kind_of(cell: str) -> str:

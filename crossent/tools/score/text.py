@@ -3,7 +3,8 @@
 import csv
 import gzip
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -23,43 +24,42 @@ def text(path: Path, header: bool | None = None, skip_bad: bool = False) -> Tabl
 
     With `skip_bad` cells that are no numbers are nan, and so is all of a line that has not as many as the first.
     """
-    with _opened(path) as file:
-        lines = _lines(file)
-        first, second = next(lines, ""), next(lines, "")
-        if not first.strip():
-            raise ValueError("the file is empty, or its first line")
-        commented = first.startswith("#") and header is not False
-        first = first.removeprefix("#") if commented else first
-        between = _between(path, first, second)
-        names = _cells(first, between)
-        width = len(_cells(second, between)) if commented and second else len(names)
-        sample = [_cells(line, between) for line in [second, *islice(lines, _sampled(width))] if line]
+    lines = _lines(path)
+    first, second = next(lines, ""), next(lines, "")
+    if not first.strip():
+        raise ValueError("the file is empty, or its first line")
+    commented = first.startswith("#") and header is not False
+    first = first.removeprefix("#") if commented else first
+    between = _between(path, first, second)
+    names = _cells(first, between)
+    width = len(_cells(second, between)) if commented and second else len(names)
+    sampled = max(20, min(SAMPLED, _SAMPLED_CELLS // width))
+    sample = [_cells(line, between) for line in [second, *islice(lines, sampled)] if line]
     sample = [cells for cells in sample if len(cells) == width]  # others are found when they are read
-    below = [column_of("", cells) for cells in zip(*sample)] or [Column("", "empty")] * width
+    below = [column_of(cells) for cells in zip(*sample)] or [Column("empty")] * width
+    few = names if len(names) <= 6 else [*names[:3], "...", names[-1]]
+    shown = ",".join(name if len(name) <= 20 else f"{name[:17]}..." for name in few)
     if header is None:
         header = commented or _is_header(names, below)
+    if header is None:
+        raise UnclearError(
+            f"its first line ({shown}) may be a header or a row: say --header or --no-header, which hold for both files"
+        )
     if header and len(names) == width:
-        columns = tuple(Column(name, column.kind, column.values) for name, column in zip(names, below))
-    elif header:
-        columns = tuple(below)
-    else:
-        columns = tuple(column_of("", cells) for cells in zip(names, *sample))
-    note = f"the first line ({_shortened(names)}) is taken for its header" if header else ""
-    lines = _Lines(path, between, header, tuple(column.name for column in columns), skip_bad)
-    return Table(_count(path) - header, columns, lines.read, header, note=note)
+        below = [replace(column, name=name) for name, column in zip(names, below)]
+    elif not header:
+        below = [column_of(cells) for cells in zip(names, *sample)]
+    note = f"the first line ({shown}) is taken for its header" if header else ""
+    rows = _Rows(path, between, int(header), [column.name for column in below], skip_bad)
+    return Table(_count(path) - header, tuple(below), rows.read, header, note=note)
 
 
-def _shortened(names: Sequence[str]) -> str:
-    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in names]
-    return ",".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
+def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool | None:
+    """Whether names stand above the columns, or the first of their numbers; None where it may be either.
 
-
-def _sampled(width: int) -> int:
-    return max(20, min(SAMPLED, _SAMPLED_CELLS // width))
-
-
-def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool:
-    """Whether names stand above the columns, or the first of their numbers. Raises `UnclearError`."""
+    Words above numbers are names; above words they may be words themselves. Numbers in order may be names above others
+    that are written as floats are.
+    """
     # A number with a decimal comma is no name either.
     kinds = [kind_of(cell.replace(",", ".")) if cell else "empty" for cell in first]
     if "fraction" in kinds:
@@ -67,57 +67,36 @@ def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool:
     whole = [int(cell) for cell, kind in zip(first, kinds) if kind == "whole"]
     in_order = whole == list(range(len(whole))) or (len(whole) > 1 and whole == list(range(1, len(whole) + 1)))
     if "words" in kinds:
-        if not in_order:
-            raise _unclear(first)
-        return _names(first, kinds, below)
+        if in_order and any(column.numbers for column, kind in zip(below, kinds) if kind == "words"):
+            return True
+        if in_order and any(cell in column.values for cell, column in zip(first, below) if column.kind == "words"):
+            return False
+        known = any(cell.lower() in LABELS for cell in first) or all(column.kind == "empty" for column in below)
+        return True if in_order and known else None
     if kinds.count("empty") > (kinds[0] == "empty") or not whole:
         return False
     numbers = [column for column, kind in zip(below, kinds) if kind == "whole" and column.kind != "empty"]
+    floats = all(column.points for column in numbers)
     if in_order:
-        if numbers and all(column.points for column in numbers):
-            return True
-        if kinds[0] == "empty" and below[0].counts:
-            return True
-        raise _unclear(first)
-    if len(whole) > 1 and len(set(whole)) == len(whole) and all(column.points for column in numbers):
-        raise _unclear(first)
-    return False
-
-
-def _names(first: Sequence[str], kinds: Sequence[str], below: Sequence[Column]) -> bool:
-    """Whether words in the first line are names. Above numbers they are; above words they may be words themselves."""
-    if any(column.numbers for column, kind in zip(below, kinds) if kind == "words"):
-        return True
-    if any(cell in column.values for cell, column in zip(first, below) if column.kind == "words"):
-        return False
-    if any(cell.lower() in LABELS for cell in first) or all(column.kind == "empty" for column in below):
-        return True
-    raise _unclear(first)
-
-
-def _unclear(first: Sequence[str]) -> UnclearError:
-    return UnclearError(
-        f"its first line ({_shortened(first)}) may be a header or a row: say --header or --no-header, which hold for "
-        "both files"
-    )
+        return True if (numbers and floats) or (kinds[0] == "empty" and below[0].counts) else None
+    return None if floats and 1 < len(whole) == len(set(whole)) else False
 
 
 def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(file: BinaryIO) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[str]:
     """Without their ends, and without the mark."""
-    number = 0
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE:
-            raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
-        if not number:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+    with _opened(path) as file:
+        mark = _MARK
+        while line := file.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
+            if mark and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise ValueError("is text in UTF-16: save it as UTF-8")
-            line = line.removeprefix(_MARK)
-        number += 1
-        yield line.decode().rstrip("\r\n")
+            yield line.removeprefix(mark).decode().rstrip("\r\n")
+            mark = b""
 
 
 def _count(path: Path) -> int:
@@ -149,80 +128,64 @@ def _cells(line: str, between: str | None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Lines:
-    """The rows of a file, a line each."""
+class _Rows:
+    """The rows of a file, a line each but for the first `head` ones, of cells with these names."""
 
     path: Path
     between: str | None
-    header: bool
-    names: tuple[str, ...]
+    head: int
+    names: list[str]
     skip_bad: bool
 
     def read(self, columns: Sequence[int], words: bool, step: int) -> Iterator[np.ndarray]:
         """All rows, of some columns: an axis more where there are several."""
         step, start = max(1, min(step, _AT_ONCE // len(self.names))), 0
-        with _opened(self.path) as file:
-            lines = _lines(file)
-            if self.header:
-                next(lines, None)
-            while (some := list(islice(lines, step))) or not start:
-                if wrong := self._wrong(some, start):
-                    if not self.skip_bad:
-                        raise wrong
-                    block = self._as_they_are(some, columns, words)
-                else:
-                    block = self._words(some, columns) if words else self._numbers(some, columns, start)
-                yield block[:, 0] if len(columns) == 1 else block
-                if not some:
-                    return
-                start += len(some)
+        lines = islice(_lines(self.path), self.head, None)
+        while (some := list(islice(lines, step))) or not start:
+            block = None if words or not some else self._numbers(some, columns)
+            if block is None:
+                cells = [value for row, line in enumerate(some, start) for value in self._of(row, line, columns, words)]
+                block = np.array(cells, str if words else np.float64).reshape(len(some), len(columns))
+            yield block[:, 0] if len(columns) == 1 else block
+            if not some:
+                return
+            start += len(some)
 
-    def _wrong(self, lines: list[str], start: int) -> ValueError | None:
-        """For the first line that has not as many cells as it should, if there is one."""
-        width = len(self.names)
-        for row, line in enumerate(lines, start):
-            if not line.strip():
-                return ValueError(f"row {row}: an empty line")
-            plain = self.between is not None and '"' not in line
-            found = line.count(self.between or "") + 1 if plain else len(_cells(line, self.between))
-            if found != width:
-                return ValueError(f"row {row}: has {found} columns, and the first line has {width}")
-        return None
-
-    def _words(self, lines: list[str], columns: Sequence[int]) -> np.ndarray:
-        cells = [_cells(line, self.between) for line in lines]
-        return np.array([[row[c] for c in columns] for row in cells], str).reshape(len(lines), len(columns))
-
-    def _numbers(self, lines: list[str], columns: Sequence[int], start: int) -> np.ndarray:
-        if not lines:
-            return np.empty((0, len(columns)))
+    def _numbers(self, lines: list[str], columns: Sequence[int]) -> np.ndarray | None:
+        """None where a line has not as many cells as it should, or what is no number."""
+        if any(self._width(line) != len(self.names) for line in lines):
+            return None
         some = None if [*columns] == [*range(len(self.names))] else columns
         quote = '"' if any('"' in line for line in lines) else None
-        try:
+        with suppress(ValueError):
             return np.loadtxt(
                 lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
             )
-        except ValueError:
-            if self.skip_bad:
-                return self._as_they_are(lines, columns, False)
-            self._explain(lines, columns, start)
-            raise
+        return None
 
-    def _as_they_are(self, lines: list[str], columns: Sequence[int], words: bool) -> np.ndarray:
-        """Cell by cell, with nan for what is no number, and no words for what is not there."""
-        whole = [cells if len(cells := _cells(line, self.between)) == len(self.names) else None for line in lines]
-        found = np.array([cells[c] if cells else "" for cells in whole for c in columns], str)
-        if not words:
-            found = np.array([np.nan if kind_of(cell) == "words" else float(cell) for cell in found.tolist()])
-        return found.reshape(len(lines), len(columns))
+    def _width(self, line: str) -> int:
+        if not line or line.isspace():
+            return 0
+        plain = self.between is not None and '"' not in line
+        return line.count(self.between or "") + 1 if plain else len(_cells(line, self.between))
 
-    def _explain(self, lines: list[str], columns: Sequence[int], start: int) -> None:
-        """Raise for the first cell that is no number."""
-        for row, line in enumerate(lines, start):
-            cells = _cells(line, self.between)
-            for c in columns:
-                name = name_of(self.names[c], c)
-                if not cells[c]:
-                    raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
-                if kind_of(cells[c]) == "words":
-                    raise ValueError(f"row {row}: {cells[c][:40]!r} in column {name} is not a number")
+    def _of(self, row: int, line: str, columns: Sequence[int], words: bool) -> list[str] | list[float]:
+        """The cells of a row, of which those that are no numbers are refused, or nan."""
+        cells = _cells(line, self.between) if line.strip() else []
+        if len(cells) != len(self.names):
+            if not self.skip_bad and not cells:
+                raise ValueError(f"row {row}: an empty line")
+            if not self.skip_bad:
+                raise ValueError(f"row {row}: has {len(cells)} columns, and the first line has {len(self.names)}")
+            cells = [""] * len(self.names)
+        return [cells[c] for c in columns] if words else [self._number(row, c, cells[c]) for c in columns]
+
+    def _number(self, row: int, column: int, cell: str) -> float:
+        if kind_of(cell) != "words":
+            return float(cell)
+        if self.skip_bad:
+            return np.nan
+        name = name_of(self.names[column], column)
+        if not cell:
+            raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
+        raise ValueError(f"row {row}: {cell[:40]!r} in column {name} is not a number")

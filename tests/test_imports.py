@@ -128,12 +128,13 @@ MAY_IMPORT = {
         "crossent.tools.score",
         "crossent.tools.arrays",
         "crossent.tools.files",
+        "crossent.tools.explain.baselines",
         "crossent.tools.explain.explanation",
+        "crossent.tools.explain.words",
         "crossent.tools.plain_json",
-        "lightning",
+        "crossent.integrations.callbacks",
         "numpy",
         "torch",
-        "transformers",
     ),
     "crossent.tools.explain": (
         *PUBLIC,
@@ -186,6 +187,7 @@ MAY_IMPORT = {
         "rich",
     ),
     "crossent.explanation": ("crossent.tools.explain",),
+    "crossent.integrations.callbacks": ("lightning", "torch", "transformers"),
     "crossent.integrations": ("crossent._options", "crossent.functional", "crossent.integrations", "torch"),
     "crossent.tools.commands": (
         *PUBLIC,

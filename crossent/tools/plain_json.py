@@ -17,4 +17,7 @@ def plain(value: Any) -> Any:
 
 
 def text(value: Any, indent: int | None = None) -> str:
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(plain(value), indent=indent, allow_nan=False)

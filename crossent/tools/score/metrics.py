@@ -40,6 +40,12 @@ class Calibration:
     confidence: np.ndarray
     error: float
 
+    @classmethod
+    def of(cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray) -> "Calibration":
+        """Of the numbers of rows and sums over them."""
+        error = _mean(float(abs(right - confidence).sum()), int(rows.sum()))
+        return cls(rows.astype(np.int64), ratio(right, rows), ratio(confidence, rows), error)
+
 
 @dataclass(frozen=True)
 class ByClass:
@@ -194,7 +200,6 @@ class Counts:
         labels, cells, bins = tables["class"], tables["cell"], tables["bin"].folded(BINS)
         total, binned, right = cells.folded(1), bins["rows"], bins["right"]
         rows, infinite, confidence = int(binned.sum()), int(total["impossible"][0]), bins["confidence"]
-        error = _mean(float(abs(right - confidence).sum()), rows)
         by_class = ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"])
         return Metrics(
             rows=rows, ignored=self.ignored, classes=self.classes,
@@ -202,7 +207,7 @@ class Counts:
             accuracy=_mean(int(right.sum()), rows),
             top_k={k: _mean(int(total[f"top{k}"][0]), rows) for k in self.top_k},
             brier=_mean(float(total["brier"][0]), rows), impossible=infinite,
-            calibration=Calibration(binned, ratio(right, binned), ratio(confidence, binned), error),
+            calibration=Calibration.of(binned, right, confidence),
             coverage=Coverage.of(tables["confidence"]),
             losses=tables["loss"]["rows"], by_class=by_class, confusion=settled.pairs.confusion(),
             groups=settled.groups and settled.groups.found(rows / max(1, self.units)),

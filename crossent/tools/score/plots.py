@@ -85,7 +85,7 @@ def losses(metrics: Metrics) -> str:
         return svg(figure, "losses", "Number of rows by loss", f"{mean} nats; of the rows {said}; {infinite} infinite.")
 
 
-def classes(metrics: Metrics) -> str:
+def classes(metrics: Metrics, name: str = "classes") -> str:
     """The recall of every class, or of the worst where there are many."""
     found = metrics.by_class
     known = np.flatnonzero(found.rows)
@@ -105,9 +105,7 @@ def classes(metrics: Metrics) -> str:
         legend(axes)
         said = ", ".join(f"{label}: {value:.1%}" for label, value in zip(chosen.tolist(), recall.tolist()))
         which = "" if whole else f" of the {len(chosen)} worst classes"
-        return svg(
-            figure, "classes", f"Recall by class{which}", f"By class: {said}; of all rows {metrics.accuracy:.1%}."
-        )
+        return svg(figure, name, f"Recall by class{which}", f"By class: {said}; of all rows {metrics.accuracy:.1%}.")
 
 
 @contextmanager

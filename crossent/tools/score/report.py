@@ -34,6 +34,9 @@ def both(
     return made(kind, title, said, notes, findings=(), plots=drawn, **shown)
 
 
-def made(kind: str, title: str, said: list[str], notes: Iterable[str], **shown: Any) -> str:
-    values = {"kind": kind, "title": title, "said": said, "notes": notes, "version": crossent.__version__}
-    return rendered("crossent.tools.score", "report.html", **values, **shown)
+def made(
+    kind: str, title: str, said: list[str], notes: Iterable[str], texts: Iterable[tuple[str, str]] = (), **shown: Any
+) -> str:
+    """`texts` are titles and what is shown below them as it is."""
+    values = {"kind": kind, "title": title, "said": said, "notes": notes, "texts": texts}
+    return rendered("crossent.tools.score", "report.html", version=crossent.__version__, **values, **shown)

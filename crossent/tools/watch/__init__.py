@@ -1,7 +1,7 @@
 """`crossent.watch`: the losses of a training, followed while it runs.
 
 `seen` tells of every loss, `looks` says what some of its rows say, `faults` where a number arose that is not finite,
-`page` shows the lines that were written, and `trainers` has the hooks for other libraries' loops.
+and `page` shows the lines that were written.
 """
 
 import math
@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from crossent._options import whole_number
+from crossent.integrations.callbacks import lightning_callback, trainer_callback
 from crossent.tools import plain_json
 from crossent.tools.files import check_file
 from crossent.tools.watch import seen
@@ -30,8 +31,8 @@ from crossent.tools.watch.faults import (
     Fault as Fault,
     NonFiniteError as NonFiniteError,
     bad_parameters,
-    dense,
     fault_of,
+    norm_of,
 )
 from crossent.tools.watch.looks import Sums, look
 from crossent.tools.watch.seen import Loss
@@ -63,8 +64,9 @@ class watch:
 
     Every loss that is computed in the block, in this thread, to be differentiated while `model.training` holds is seen:
     `crossent.cross_entropy`, `crossent.nll_loss` and `crossent.linear_cross_entropy`, torch.nn.functional's
-    cross_entropy and nll_loss, and all modules made of these. Evaluation in the block is not. Not seen is what is
-    inside of compiled code; the model may be compiled where its loss is outside.
+    cross_entropy, nll_loss and linear_cross_entropy, and all modules made of these. Evaluation in the block is not. Not
+    seen is what is inside of compiled code, spread over processes, a DTensor, or inside of a function transform, which
+    a warning says; the model may be compiled where its loss is outside.
 
     Args:
         model: the torch.nn.Module that is trained, wrapped by torch.compile or DistributedDataParallel or not.
@@ -75,20 +77,21 @@ class watch:
         on_fault: is called with the `Fault`, once, instead of raising it.
 
     Of every step are told: the mean loss of the rows that count, in nats, and their number; the share that is ignored;
-    the norm of the gradient of all parameters, as the backward pass left it. A look takes up to 1,048,576 logits of
-    rows chosen at random, and tells of them: the mean of -log p of the label, the accuracy, the mean confidence (the
-    largest p), and the root mean square of the norms of their losses' gradients by their logits. Their sums by class
-    and by confidence are written from time to time. Probabilities as targets are not looked at.
+    the norm of the gradient of all parameters, before clipping and without the scale of a GradScaler. A look takes up
+    to 1,048,576 logits of rows chosen at random, and tells of them: the mean of -log p of the label, the accuracy, the
+    mean confidence (the largest p), and the root mean square of the norms of their losses' gradients by their logits.
+    Their sums by class and by confidence are written from time to time. Probabilities as targets are not looked at.
 
     The first loss that is not finite, or the first such gradient that is to be used for a step, is a fault:
     `crossent.explain` explains the loss, the model runs the batch once more, with hooks, to find the module in which it
-    arose, and a NonFiniteError is raised. Gradients that a GradScaler finds infinite, and leaves out, are none. For
-    that the last inputs of the model and of its losses are held until the backward pass ends.
+    arose, and a NonFiniteError is raised, which ends the watch. Gradients that a GradScaler finds infinite, and leaves
+    out, are none. For that the last inputs of the model and of its losses are held until the backward pass ends.
 
     `last` is the last step's line as a dictionary, `fault` the fault or None.
 
     Raises TypeError for a model that is no module, ValueError for a path that cannot be written and for `every`;
-    ImportError where there is a path, and no jinja2 or matplotlib for the page. Warns where a step saw no loss.
+    ImportError where there is a path, and no jinja2 or matplotlib for the page. Warns where the first step has losses
+    that are not seen, or none.
 
     Differentiates nothing: losses and gradients are the same bits as without it, and so are random numbers.
 
@@ -126,58 +129,57 @@ class watch:
         self.on_fault, self.fault, self.last, self.steps = on_fault, None, {}, 0
         self._called, self._model = model, _unwrapped(model)
         self._path = None if path is None else _checked(Path(path))
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._parameters = list(model.parameters())
         self._own: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # optimizers
         self._generator = np.random.default_rng(0)
         self._sums: dict[str, Sums] = {}
-        self._rows: dict[str, int] = {}  # in windows that are written
         self._next_look, self._looking = 0.0, -1
         self._file: IO[str] | None = None
         self._is_blind = True  # as long as no loss was seen
-        self._ends_by_fault = False  # of which nobody tells whoever ends it
-        self._close: list[Callable[[], Any]] = []
+        self._missed: dict[str, bool] = {}  # where losses are that cannot be told, and whether that was said
+        self._open: ExitStack | None = None
 
     def __enter__(self) -> "watch":
-        if self._close:
+        if self._open:
             raise RuntimeError("this watch is in use: make another one for a block inside of its block")
         self._start = time.perf_counter()
-        self._has_backward, self._gradient, self._bad = False, math.nan, None
+        self._bad = None
         self._fresh()
+        self._open = ExitStack()
         if self._path:
-            self._file = self._path.open("a", encoding="utf-8")
-            self._close.append(self._file.close)
-        numbers = sum(parameter.numel() for parameter in self._model.parameters())
+            self._file = self._open.enter_context(self._path.open("a", encoding="utf-8"))
+        numbers = sum(parameter.numel() for parameter in self._parameters)
         self._write("start", model=type(self._model).__name__, parameters=numbers)
-        wrapped = self._called is not self._model
-        for module in (self._called,) if wrapped else (self._model, *self._model.children()):
-            self._close.append(module.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
-        self._close.append(register_optimizer_step_pre_hook(self._before_step).remove)
-        self._close.append(register_optimizer_step_post_hook(self._after_step).remove)
-        seen.begin(self._see)
-        self._close.append(partial(seen.end, self._see))
+        parts = self._model.children() if self._called is self._model else ()
+        for module in (self._called, *parts):
+            self._open.enter_context(module.register_forward_pre_hook(self._keep, with_kwargs=True))
+        self._open.enter_context(register_optimizer_step_pre_hook(self._before_step))
+        self._open.enter_context(register_optimizer_step_post_hook(self._after_step))
+        self._open.enter_context(seen.telling(self))
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if not self._close:  # a fault has ended it
+        if self._open is None:  # a fault has ended it
             return
         for name in self._sums:
             self._end_window(name)
         self._write("end", step=self.steps, stopped=kind and kind.__name__)
-        while self._close:
-            self._close.pop()()
+        self._open.close()
+        self._open = self._file = None
         self._fresh()
         if self._path:
             from crossent.tools.watch.page import write
 
-            self._file = None
             write(self._path)
 
     def _fresh(self) -> None:
         self._line: dict[str, _Part] = {}
+        self._has_backward, self._gradient, self._scaler = False, math.nan, None
         self._fresh_batch()
 
     def _fresh_batch(self) -> None:
         self._batches: deque[Batch] = deque(maxlen=_BATCHES)
+        self._has_whole = False  # not only parts of the model were called
         self._names: Counter[str] = Counter()
         self._losses: list[Loss] = []  # of the backward pass that is going on
 
@@ -192,28 +194,29 @@ class watch:
     # What happens in a step, in this order
 
     def _keep(self, module, args, kwargs) -> None:
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self._model.training):
+        is_whole = module is self._called
+        if torch.compiler.is_compiling() or (self._has_whole and not is_whole):
             return
-        module = _unwrapped(module)
-        if module is self._model:
-            self._names.clear()
-        if module is self._model or not any(batch.module is self._model for batch in self._batches):
-            self._batches.append(Batch.of(module, args, kwargs))
+        if torch.is_grad_enabled() and self._model.training:
+            if is_whole:
+                self._has_whole = True
+                self._names.clear()
+            self._batches.append(Batch.of(_unwrapped(module), args, kwargs))
 
-    def _see(self, loss: Loss, value: Tensor) -> None:
+    def see(self, loss: Loss, value: Tensor) -> None:
         if not self._model.training:
             return
-        begun = time.perf_counter()
+        begun, self._has_seen = time.perf_counter(), True
         self._names[loss.name] += 1
         again = self._names[loss.name]
         name = f"{loss.name} ({again})" if again > 1 else loss.name
-        self._is_queued = False
         # What is held of a loss goes with it, where no backward pass follows.
-        value.register_hook(partial(self._begin_backward, loss))
+        value.register_hook(lambda _: self._losses.append(loss))
         total, (counted, rows) = loss.value.float().sum(), loss.counted()
         if total.is_cpu:
             total, counted = total.item(), int(counted)
-            self._check(loss)
+            if not math.isfinite(total):
+                self._check(loss)
         part = self._line.setdefault(name, _Part())
         part.losses += total * counted if loss["reduction"] == "mean" else total
         part.counted, part.rows = part.counted + counted, part.rows + rows
@@ -223,43 +226,50 @@ class watch:
         if looks and part.looked is None:
             part.looked = self._look(name, loss, begun)
 
+    def miss(self, where: str) -> None:
+        if self._model.training:
+            self._missed.setdefault(where, False)
+
+    def scaled_by(self, scaler) -> None:
+        self._scaler = scaler
+
     def _look(self, name: str, loss: Loss, begun: float) -> dict[str, float] | None:
         found = look(loss, self._generator)
         if found is None:
             return None
-        if name in self._sums:  # the first look may compile kernels
-            now = time.perf_counter()
-            self._next_look = max(self._next_look, now) + (now - begun) / _SHARE
+        is_first = name not in self._sums  # it may compile kernels
         sums = self._sums.setdefault(name, Sums(loss.classes))
         sums.add(found)
-        if sums.rows.sum() >= max(_WINDOW, self._rows.get(name, 0) // 4):
+        if sums.rows >= max(_WINDOW, sums.before // 4):
             self._end_window(name)
+        if not is_first:
+            now = time.perf_counter()
+            self._next_look = max(self._next_look, now) + (now - begun) / _SHARE
         return found.to_dict()
 
     def _end_window(self, name: str) -> None:
         sums = self._sums[name]
-        if rows := int(sums.rows.sum()):
+        if sums.rows:
             self._write("classes", step=self.steps + 1, loss=name, **sums.to_dict())
-            self._rows[name] = self._rows.get(name, 0) + rows
-            self._sums[name] = Sums(len(sums.rows))
+            self._sums[name] = Sums(sums.classes.n, sums.before + sums.rows)
 
     def _check(self, loss: Loss) -> None:
         if not loss.value.isfinite().all():
             self._tell("loss", [loss], list(self._batches), None)
 
-    def _begin_backward(self, loss: Loss, _) -> None:
-        self._losses.append(loss)
-        if not self._is_queued:
-            self._is_queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)  # pyright: ignore
+    def before_backward(self, of: Any) -> None:
+        self._hidden, self._has_seen = set() if self.steps else seen.hidden(of), False
 
-    def _after_backward(self) -> None:
-        self._has_backward, self._is_queued = True, False
+    def after_backward(self) -> None:
+        for where in self._hidden - ({seen.REENTRANT} if self._has_seen else set()):
+            self.miss(where)
+        self._has_backward = True
         for loss in self._losses:
             if not loss.value.is_cpu:
                 self._check(loss)
         # Which of them are not finite has to be asked now: clipping makes nan of all others.
-        self._gradient, bad = self._gradients()
+        norm, bad = self._gradients()
+        self._gradient = norm / (self._scaler.get_scale() if self._scaler else 1.0)
         self._bad = (self._bad or (bad, self._losses, list(self._batches))) if bad else None
         if not bad:
             for loss in self._losses:
@@ -268,13 +278,12 @@ class watch:
 
     def _gradients(self) -> tuple[float, list[str]]:
         """Their norm, and the names of the parameters whose gradients are not finite."""
-        gradients = [dense(p.grad) for p in self._model.parameters() if p.grad is not None]
-        norm = float(get_total_norm(gradients)) if gradients else math.nan
+        norm = norm_of([p.grad for p in self._parameters if p.grad is not None])
         return norm, [] if math.isfinite(norm) else bad_parameters(self._model, gradients=True)
 
     def _before_step(self, optimizer, args, kwargs):
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not self._is_own(optimizer) or closure is None:
+        if closure is None or not self._is_own(optimizer):
             return self._check_gradient(optimizer)
 
         def checked():
@@ -282,14 +291,12 @@ class watch:
             self._check_gradient(optimizer)
             return value
 
-        if len(args) > 1:
-            return (args[0], checked, *args[2:]), kwargs
-        return args, kwargs | {"closure": checked}
+        return args[:1], kwargs | {"closure": checked}
 
     def _is_own(self, optimizer) -> bool:
         if optimizer not in self._own:
-            given = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            self._own[optimizer] = any(id(parameter) in self._parameters for parameter in given)
+            given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            self._own[optimizer] = not given.isdisjoint(map(id, self._parameters))
         return self._own[optimizer]
 
     def _check_gradient(self, optimizer) -> None:
@@ -308,18 +315,30 @@ class watch:
     def _after_step(self, optimizer, args, kwargs) -> None:
         if not self._is_own(optimizer) or not (self._line or self._has_backward or self._is_blind):
             return
+        if getattr(optimizer, "found_inf", None):  # the GradScaler has left this step out
+            return
         self.steps += 1
         self._is_blind &= not self._line
-        if self._is_blind and self.steps == 1:
-            warnings.warn(
-                "a step was made without a loss that crossent.watch can see: it sees cross_entropy, nll_loss and "
-                "linear_cross_entropy of this thread, outside of compiled code",
-                stacklevel=3,
-            )
+        self._say_what_is_missed()
         losses = {name: part.to_dict() for name, part in self._line.items()}
         self._write("step", step=self.steps, losses=losses, gradient=self._gradient)
         self._fresh()
-        self._has_backward = False
+
+    def _say_what_is_missed(self) -> None:
+        """Of those who look at the caller's step."""
+        new = [where for where, is_said in self._missed.items() if not is_said]
+        if new:
+            self._missed = dict.fromkeys(self._missed, True)
+            sentence = f"Part of this training is computed where crossent.watch sees no loss: {'; '.join(new)}"
+        elif self._is_blind and self.steps == 1:
+            sentence = (
+                "A step was made without a loss that crossent.watch can see: it sees cross_entropy, nll_loss and "
+                "linear_cross_entropy of this thread, outside of compiled code"
+            )
+        else:
+            return
+        self._write("unseen", step=self.steps, sentence=sentence)
+        warnings.warn(sentence, stacklevel=4)
 
     def _tell(self, kind: str, losses: list[Loss], batches: list[Batch], bad: list[str] | None) -> None:
         if self.fault:
@@ -328,8 +347,7 @@ class watch:
         said = {name: getattr(fault, name) for name in ("step", "kind", "module", "parameters", "sentence")}
         self._write("fault", **said, explanation=str(fault.explanation or ""))
         if self.on_fault is None:
-            if self._ends_by_fault:
-                self.__exit__(NonFiniteError, None, None)
+            self.__exit__(NonFiniteError, None, None)  # a Trainer tells its callbacks of no error
             raise NonFiniteError(fault)
         self.on_fault(fault)
 
@@ -341,9 +359,7 @@ class watch:
 
             Trainer(model, arguments, train_dataset=dataset, callbacks=[crossent.watch.for_trainer("run.jsonl")])
         """
-        from crossent.tools.watch.trainers import trainer_callback
-
-        return trainer_callback(lambda model: watch(model, path, **options))
+        return trainer_callback(partial(watch, path=path, **options))
 
     @staticmethod
     def for_lightning(path: str | Path | None = None, **options: Any) -> Any:
@@ -353,9 +369,7 @@ class watch:
 
             lightning.Trainer(callbacks=[crossent.watch.for_lightning("run.jsonl")]).fit(model, loader)
         """
-        from crossent.tools.watch.trainers import lightning_callback
-
-        return lightning_callback(lambda model: watch(model, path, **options))
+        return lightning_callback(partial(watch, path=path, **options))
 
 
 def _unwrapped(model: Any) -> torch.nn.Module:

@@ -1,16 +1,22 @@
 """What is said of the first loss or gradient that is not finite: the batch explained, and where it first arose."""
 
+import math
+from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils import get_total_norm
 from torch.utils import _pytree
 
 import crossent
 from crossent import Explanation
 from crossent.tools.watch.seen import Loss, unseen
+
+_LISTED = 5  # names of parameters in a sentence
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,12 @@ class Trace:
         self.order: list[Module] = []
         self.found: tuple[Module | None, str] | None = None
         self._inside: list[Module] = []
-        handles = []
-        for module in {module: None for batch in batches for module in batch.module.modules()}:
-            handles += [
-                module.register_forward_pre_hook(self._enter, with_kwargs=True),
-                module.register_forward_hook(self._leave),
-            ]
-        try:
+        with ExitStack() as hooks:
+            for module in {module: None for batch in batches for module in batch.module.modules()}:
+                hooks.enter_context(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(self._leave))
             for batch in batches:
                 batch.again()
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, module, args, kwargs):
         self.order.append(module)
@@ -112,6 +112,17 @@ def bad_parameters(model: Module, gradients: bool) -> list[str]:
     return [name for name, value in named if value is not None and not dense(value).isfinite().all()]
 
 
+def norm_of(gradients: list[Tensor]) -> float:
+    """Of all of them together; nan where there is none."""
+    gradients = [g if type(g) is Tensor and g.layout is torch.strided else dense(g) for g in gradients]
+    if all(g.is_cpu and g.dtype is torch.float32 for g in gradients):  # takes a third less time, and rounds less
+        flat = [g.flatten() for g in gradients]
+        found = math.sqrt(sum(torch.dot(g, g).item() for g in flat)) if flat else math.nan
+    else:
+        found = float(get_total_norm(gradients))
+    return found if math.isfinite(found) or not gradients else float(get_total_norm([g.double() for g in gradients]))
+
+
 def dense(gradient: Tensor) -> Tensor:
     """What there is of it here, and is not 0."""
     gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # pyright: ignore
@@ -129,17 +140,18 @@ def fault_of(
         trace = _traced(model, batches, said)
     names = {module: name for name, module in model.named_modules()}
     if bad is None:
-        bad = bad_parameters(model, gradients=False)
-        module = _place(trace, names, said)
-        bad.sort(key=lambda name: name.rpartition(".")[0] != module)
+        module, where = _place(trace, names)
+        said += [where] if where else []
+        bad = sorted(bad_parameters(model, gradients=False), key=lambda name: name.rpartition(".")[0] != module)
     else:  # a gradient comes from the loss, so that of the modules the last to run has it first
         order = {names[module]: i for i, module in enumerate(trace.order if trace else names)}
         bad = sorted(bad, key=lambda name: -order.get(name.rpartition(".")[0], -1))
         module = bad[0].rpartition(".")[0]
         said.append(f"On its way back from the loss it first arose in {_called(names, model.get_submodule(module))}.")
     if bad:
+        more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
         values = "Gradients" if kind == "gradient" else "Parameters"
-        said.append(f"{values} that are not finite: {_listed(bad)}.")
+        said.append(f"{values} that are not finite: {', '.join(bad[:_LISTED])}{more}.")
     if explanation is not None:
         said += [finding.sentence for finding in explanation.findings if finding.severity == "error"]
     return Fault(step, kind, module, tuple(bad), " ".join(said), explanation)
@@ -148,8 +160,11 @@ def fault_of(
 def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | None:
     if not losses or not losses[-1].arguments or (kind == "gradient" and losses[-1]["inplace_backward"]):
         return None
+    function, given = losses[-1].function, losses[-1].arguments
     try:
-        return crossent.explain(function=losses[-1].function, **losses[-1].arguments)
+        return crossent.explain(
+            function=function, **{name: given[name] for name in signature(function).parameters if name in given}
+        )
     except Exception as error:  # the fault has to be told whatever else is wrong
         said.append(f"It cannot be explained: {error}.")
         return None
@@ -161,33 +176,26 @@ def _traced(model: Module, batches: list[Batch], said: list[str]) -> Trace | Non
     elif not batches:
         why = "it was not called as a module, was compiled, or the gradient came from another process"
     else:
-        whole = [batch for batch in batches if batch.module is model]
         try:
-            return Trace(whole or batches)
+            return Trace([batch for batch in batches if batch.module is model] or batches)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
     said.append(f"The model cannot be run again to see where: {why}.")
     return None
 
 
-def _place(trace: Trace | None, names: dict[Module, str], said: list[str]) -> str | None:
+def _place(trace: Trace | None, names: dict[Module, str]) -> tuple[str | None, str]:
+    """The name of the module in which a loss first became not finite, and the sentence that says so."""
     if trace is None:
-        return None
+        return None, ""
     if trace.found is None:
-        said.append("All that the model's modules return is finite: it arose after them.")
-        return None
+        return None, "All that the model's modules return is finite: it arose after them."
     module, where = trace.found
     if module is None:
-        said.append("The inputs of the model are not finite.")
-        return None
+        return None, "The inputs of the model are not finite."
     how = "whose inputs are finite and whose output is not" if where == "output" else "between the modules in it"
-    said.append(f"It first arose in {_called(names, module)}, {how}.")
-    return names[module]
+    return names[module], f"It first arose in {_called(names, module)}, {how}."
 
 
 def _called(names: dict[Module, str], module: Module) -> str:
     return f"{names[module] or 'the model itself'} ({type(module).__name__})"
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

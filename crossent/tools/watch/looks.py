@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import crossent
-from crossent._options import of_arguments
+from crossent._options import loss_options, of_arguments
 from crossent.tools.arrays import as_numpy
 from crossent.tools.score.metrics import BINS, bin_of
+from crossent.tools.score.sums import Cells
 from crossent.tools.watch.seen import Loss
 
 _NUMBERS = 2**20  # logits in a look
@@ -21,21 +22,18 @@ _FEWEST = 16  # rows, however many classes there are
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """Rows that count, chosen anew each time, but for those whose loss is not finite; and the root mean square of the
-    norms of their gradients at the logits.
+    """Columns of rows that count, chosen anew each time, but for those whose loss is not finite; and the root mean
+    square of the norms of their gradients at the logits.
     """
 
     label: NDArray[np.int64]
-    nll: NDArray[np.float64]
-    right: NDArray[np.bool_]
-    confidence: NDArray[np.float64]
+    columns: dict[str, NDArray]
     logit_gradient: float
 
     def to_dict(self) -> dict[str, float]:
-        return {
-            "rows": len(self.label), "nll": float(self.nll.mean()), "accuracy": float(self.right.mean()),
-            "confidence": float(self.confidence.mean()), "gradient_at_logits": self.logit_gradient,
-        }  # fmt: skip
+        nll, right, confidence = (float(self.columns[name].mean()) for name in ("nll", "right", "confidence"))
+        means = {"rows": len(self.label), "nll": nll, "accuracy": right, "confidence": confidence}
+        return means | {"gradient_at_logits": self.logit_gradient}
 
 
 @torch.no_grad()
@@ -48,19 +46,26 @@ def look(loss: Loss, generator: np.random.Generator) -> Look | None:
     if not len(counted):
         return None
     chosen = counted[_chosen(generator, len(counted), max(_FEWEST, _NUMBERS // loss.classes)).to(counted.device)]
-    logits, label = as_numpy(_logits(loss, labels, chosen)), as_numpy(labels.reshape(-1)[chosen])
     # As NumPy arrays, of which autograd, and what hooks of a checkpoint make of it, sees nothing.
-    options: dict[str, Any] = of_arguments(loss.arguments) | {"reduction": "sum"}
-    if loss["weight"] is not None:
-        options["weight"] = as_numpy(loss["weight"])
-    _, gradient = crossent.value_and_grad(crossent.cross_entropy)(logits, label, **options)
+    logits, label = as_numpy(_logits(loss, labels, chosen)), as_numpy(labels.reshape(-1)[chosen])
     cap = loss["softcap"]
     stats = crossent.prediction_stats(logits if cap is None else cap * np.tanh(logits / cap), label)
-    norm, finite = float(np.linalg.norm(gradient)) / math.sqrt(len(label)), np.isfinite(stats.logprob)
+    finite = np.isfinite(stats.logprob)
     if not finite.any():
         return None
-    nll, confidence = (column[finite].astype(np.float64) for column in (-stats.logprob, stats.confidence))
-    return Look(label[finite], nll, stats.rank[finite] == 0, confidence, norm)
+    columns = {"nll": np.maximum(-stats.logprob, 0.0), "right": stats.rank == 0, "confidence": stats.confidence}
+    columns = {name: column[finite].astype(float if name != "right" else bool) for name, column in columns.items()}
+    return Look(label[finite], columns, math.sqrt(_squared_gradient(loss, logits, label, stats.brier) / len(label)))
+
+
+def _squared_gradient(loss: Loss, logits: NDArray, label: NDArray, brier: NDArray) -> float:
+    """Of the sum of these rows' losses at their logits."""
+    options: dict[str, Any] = of_arguments(loss.arguments) | {"reduction": "sum", "ignore_index": -100}
+    weight = None if loss["weight"] is None else as_numpy(loss["weight"])
+    if weight is None and loss_options(**options) is loss_options(reduction="sum"):
+        return float(brier.sum(dtype=float))  # it is p, less 1 at the label
+    _, gradient = crossent.value_and_grad(crossent.cross_entropy)(logits, label, weight=weight, **options)
+    return float(np.linalg.norm(gradient)) ** 2
 
 
 def _chosen(generator: np.random.Generator, rows: int, most: int) -> Tensor:
@@ -79,23 +84,20 @@ def _logits(loss: Loss, labels: Tensor, chosen: Tensor) -> Tensor:
 
 
 class Sums:
-    """Of the rows that were looked at, by class and by confidence."""
+    """Of the rows that were looked at, by class and by confidence; of how many others there were sums before."""
 
-    def __init__(self, classes: int):
-        self.rows, self.right = np.zeros((2, classes), np.int64)
-        self.nll = np.zeros(classes)
-        self.bins = np.zeros((3, BINS))  # rows, how many were right, their confidence
+    def __init__(self, classes: int, before: int = 0):
+        self.rows, self.before = 0, before
+        self.classes = Cells(classes, ("rows", "right"), ("nll",))
+        self.bins = Cells(BINS, ("rows", "right"), ("confidence",))
 
     def add(self, found: Look) -> None:
-        np.add.at(self.rows, found.label, 1)
-        np.add.at(self.right, found.label, found.right)
-        np.add.at(self.nll, found.label, found.nll)
-        place = bin_of(found.confidence)
-        for column, values in zip(self.bins, (1, found.right, found.confidence)):
-            np.add.at(column, place, values)
+        self.rows += len(found.label)
+        self.classes.add(found.label, found.columns)
+        self.bins.add(bin_of(found.columns["confidence"]), found.columns)
 
     def to_dict(self) -> dict[str, list]:
         """Of the classes that were met."""
-        met = np.flatnonzero(self.rows)
-        columns = {"class": met, "rows": self.rows[met], "right": self.right[met], "nll": self.nll[met]}
-        return {name: column.tolist() for name, column in columns.items()} | {"bins": self.bins.tolist()}
+        met, bins = np.flatnonzero(self.classes["rows"]), ("rows", "right", "confidence")
+        columns = {name: self.classes[name][met].tolist() for name in ("rows", "right", "nll")}
+        return {"class": met.tolist(), **columns, "bins": [self.bins[name].tolist() for name in bins]}

@@ -5,7 +5,6 @@ import math
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,75 +13,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools import files
+from crossent.tools.explain import words
+from crossent.tools.explain.baselines import baselines
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import plots
-from crossent.tools.score.metrics import Calibration
-from crossent.tools.score.report import made
-from crossent.tools.watch.looks import Sums
+from crossent.tools.score.metrics import NEAR, ByClass, Calibration
+from crossent.tools.score.report import RELIABILITY, made
+from crossent.tools.score.sums import ratio
 
 _POINTS = 400  # of a curve, at most
-_CLASSES = 30  # shown, at most
+_CLASSES = 20  # in the table, at most
 
 Curve = NDArray[np.float64]  # numbers of steps, and values
 
 
-@dataclass
 class _Loss:
-    """What the lines say of a loss; curves are numbers of steps and values in turn."""
+    """What the lines say of a loss; `windows` are sums of the rows that were looked at."""
 
-    name: str
-    curves: dict[str, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
-    windows: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, name: str):
+        self.name, self.windows = name, []
+        self._curves = defaultdict(lambda: array("d"))  # numbers of steps and values in turn
 
-    def add(self, step: int, said: dict[str, Any], prefix: str = "") -> None:
+    def add(self, step: int, said: dict[str, Any]) -> None:
         for what, value in said.items():
-            if isinstance(value, dict):
-                self.add(step, value, "looked ")
-            else:
-                self.curves[prefix + what].extend((step, float(value)))
+            self._curves[what].extend((step, float(value)))
 
-    def curve(self, what: str) -> Curve:
-        return np.array(self.curves[what]).reshape(-1, 2).T
+    def __getitem__(self, what: str) -> Curve:
+        return np.array(self._curves[what]).reshape(-1, 2).T
 
-    def looked(self) -> str:
-        (looks, rows), (steps, of) = self.curve("looked rows"), self.curve("rows")
-        shares = f"{len(looks):,} of {len(steps):,} steps were looked at, {int(rows.sum()):,} of {int(of.sum()):,} rows"
-        return f"{self.name}: {shares} that count"
+    def end(self, what: str) -> float:
+        """The mean of the last tenth."""
+        curve = self[what]
+        return float(curve[1, -max(1, curve.shape[1] // 10) :].mean())
 
 
 def write(path: Path) -> None:
     """Beside the lines; as a whole or not at all."""
     said: dict[str, dict[str, Any]] = {}
     losses: dict[str, _Loss] = {}
+    findings: list[Finding] = []
     whole, steps = _Loss(""), 0  # of a training that went on there was more than one start
     for line in _lines(path):
-        event = line["event"]
-        if event == "classes":
+        said[line["event"]] = line
+        if line["event"] == "classes":
             losses.setdefault(line["loss"], _Loss(line["loss"])).windows.append(line)
-        elif event == "step":
+        elif line["event"] == "step":
             steps += 1
             whole.add(steps, {"gradient": line["gradient"]})
             for name, found in line["losses"].items():
-                losses.setdefault(name, _Loss(name)).add(steps, found)
-        else:
-            said[event] = line
+                looked = {f"looked {what}": value for what, value in found.pop("looked", {}).items()}
+                losses.setdefault(name, _Loss(name)).add(steps, found | looked)
+        elif line["event"] == "unseen":
+            findings.append(Finding("unseen", "warning", f"{line['sentence']}."))
+        elif line["event"] == "fault":
+            findings.append(Finding("fault", "error", line["sentence"]))
     start, stopped, fault = said["start"], said["end"]["stopped"], said.get("fault")
     told = f"{start['model']} of {start['parameters']:,} parameters, {steps:,} step{'s' * (steps != 1)}"
-    gradient = whole.curve("gradient")
-    shown: dict[str, list] = {"summary": [], "plots": [], "tables": []}
+    shown: dict[str, list] = {"summary": [], "plots": [], "tables": [], "notes": []}
     if steps:
-        drawn = _drawn("gradient", "Norm of the gradient by step", {"of all parameters": gradient}, "norm", scale="log")
-        shown["plots"].append(("Gradient", drawn, "Before clipping, with the scale of a GradScaler in it."))
+        title, curves = "Norm of the gradient by step", {"of all parameters": whole["gradient"]}
+        drawn = _drawn("gradient", title, curves, "norm", scale="log")
+        shown["plots"].append(("Gradient", drawn, "Before clipping, and without the scale of a GradScaler."))
     for number, loss in enumerate(losses.values()):
-        for part, found in _shown(f"{number}", loss, f" ({loss.name})" if len(losses) > 1 else "").items():
-            shown[part] += found
-    notes = [loss.looked() for loss in losses.values()]
-    findings = []
-    if fault:
-        findings.append(Finding("fault", "error", fault["sentence"]))
-        notes.append(f"All of the explanation is in the line of the fault in {path.name}")
+        _show(shown, str(number), loss, f" ({loss.name})" if len(losses) > 1 else "")
+    texts = [("The batch of the fault", fault["explanation"])] if fault and fault["explanation"] else []
     told = [f"{told}, stopped by {stopped}." if stopped else f"{told}."]
-    files.write(path.with_suffix(".html"), made("Training", path.name, told, notes, findings=findings, **shown))
+    files.write(path.with_suffix(".html"), made("Training", path.name, told, findings=findings, texts=texts, **shown))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -94,87 +90,69 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def _shown(key: str, found: _Loss, of: str) -> dict[str, list]:
-    """What is shown of a loss, by the parts of a page; `of` says of which, where there are several."""
+def _show(shown: dict[str, list], key: str, found: _Loss, of: str) -> None:
+    """Add to each part of the page what belongs to a loss; `of` says which, where there are several."""
     classes = int(found.name.split()[2])
-    nothing, loss = f"knowing nothing costs {math.log(classes):.4g}", found.curve("loss")
-    summary = [
-        ("Loss" + of, f"{_end(loss):.4g}", "", f"nats a row; {nothing}"),
-        ("Ignored" + of, f"{_end(found.curve('ignored')):.1%}", "", "of the targets"),
+
+    def plot(name: str, title: str, curves: dict[str, str], unit: str, meaning: str, **more: Any) -> None:
+        whole = {label: found[what] for label, what in curves.items()}
+        drawn = _drawn(f"{name.lower().replace(' ', '-')}-{key}", f"{title} by step{of}", whole, unit, **more)
+        shown["plots"].append((name + of, drawn, meaning))
+
+    shown["summary"] += [
+        ("Loss" + of, words.number(found.end("loss")), "", "nats a row"),
+        ("Ignored" + of, f"{found.end('ignored'):.1%}", "", "of the targets"),
     ]
-    drawn = _drawn(f"loss-{key}", f"Loss by step{of}", {"loss": loss}, "nats a row", level=math.log(classes))
-    plotted = [("Loss" + of, drawn, f"The mean of each step's rows; {nothing} (the dashed line).")]
+    meaning = "The mean of each step's rows; the dashed line is log C, what knowing nothing costs."
+    plot("Loss", "Loss", {"loss": "loss"}, "nats a row", meaning, level=math.log(classes))
+    (looks, rows), (steps, of_rows) = found["looked rows"], found["rows"]
+    shares = f"{len(looks):,} of {len(steps):,} steps were looked at, {rows.sum():,.0f} of {of_rows.sum():,.0f} rows"
+    shown["notes"].append(f"{found.name}: {shares} that count")
     if not found.windows:
-        return {"summary": summary, "plots": plotted}
+        return
     first, last = _sums(classes, found.windows[:1]), _sums(classes, found.windows[-2:])
-    names = "accuracy", "confidence", "gradient_at_logits"
-    right, sure, gradient = (found.curve(f"looked {what}") for what in names)
-    calibration, rows = _calibration(last), f"{int(last.rows.sum()):,} rows that were looked at last"
-    summary += [
-        ("Accuracy" + of, f"{_end(right):.1%}", "", "labels with the largest logit"),
-        ("Confidence" + of, f"{_end(sure):.1%}", "", "mean probability of the largest logit"),
-        ("Calibration error" + of, f"{calibration.error:.4f}", "", "distance between accuracy and confidence"),
-        ("Gradient at the logits" + of, f"{_end(gradient):.4g}", "", "norm of a row's, root mean square"),
-    ]
-    both = {"accuracy": right, "confidence": sure}
-    reliability = plots.reliability(SimpleNamespace(calibration=calibration), f"reliability-{key}")  # pyright: ignore
-    plotted += [
-        ("Confidence" + of, _drawn(f"confidence-{key}", f"Accuracy and confidence by step{of}", both, "of the rows"),
-         "Where it is above the accuracy, the model is too sure of itself."),
-        ("Gradient at the logits" + of, _drawn(f"logits-{key}", f"Norm of a row's gradient by step{of}",
-         {"at the logits": gradient}, "norm"), "Of a row's loss, root mean square: 0 when all is learnt."),
-        ("Reliability" + of, reliability, f"Of {rows}."),
-        ("Classes" + of, _by_class(f"classes-{key}", last, of), f"Those with the largest loss, of {rows}."),
+    bins = np.sum([window["bins"] for window in found.windows[-2:]], axis=0)
+    metrics: Any = SimpleNamespace(
+        by_class=last, accuracy=last.correct.sum() / last.rows.sum(), calibration=Calibration.of(*bins)
+    )
+    mean = float(np.nansum(last.nll * last.rows) / last.rows.sum())
+    before = SimpleNamespace(classes=classes, baselines=baselines(last.rows, float(last.rows.sum()), mean, NEAR))
+    shown["notes"].append(f"{found.name}, rows looked at last: {words.baselines(before)}".rstrip("."))
+    shown["summary"] += [
+        ("Accuracy" + of, f"{found.end('looked accuracy'):.1%}", "", "labels with the largest logit"),
+        ("Confidence" + of, f"{found.end('looked confidence'):.1%}", "", "mean probability of the largest logit"),
+        ("Calibration error" + of, f"{metrics.calibration.error:.4f}", "", "distance between accuracy and confidence"),
+        ("Gradient at the logits" + of, words.number(found.end("looked gradient_at_logits")), "",
+         "norm of a row's, root mean square"),
     ]  # fmt: skip
-    return {"summary": summary, "plots": plotted, "tables": [_table(first, last, of)]}
+    both = {"accuracy": "looked accuracy", "confidence": "looked confidence"}
+    meaning = "Where it is above the accuracy, the model is too sure of itself."
+    plot("Confidence", "Accuracy and confidence", both, "of the rows", meaning)
+    meaning = "Of a row's loss, root mean square: 0 when all is learnt."
+    plot("Gradient at the logits", "Norm of a row's gradient", {"at the logits": "looked gradient_at_logits"}, "norm",
+         meaning)  # fmt: skip
+    shown["plots"] += [
+        ("Reliability" + of, plots.reliability(metrics, f"reliability-{key}"), RELIABILITY),
+        ("Classes" + of, plots.classes(metrics, f"classes-{key}"), "Of the rows with a label, how many are right."),
+    ]
+    shown["tables"].append(_table(first, last, of))
 
 
-def _end(curve: Curve) -> float:
-    """The mean of its last tenth."""
-    return float(curve[1, -max(1, curve.shape[1] // 10) :].mean())
-
-
-def _sums(classes: int, windows: list[dict[str, Any]]) -> Sums:
-    total = Sums(classes)
+def _sums(classes: int, windows: list[dict[str, Any]]) -> ByClass:
+    sums = np.zeros((3, classes))
     for window in windows:
-        for name in ("rows", "right", "nll"):
-            getattr(total, name)[window["class"]] += np.array(window[name])
-        total.bins += np.array(window["bins"])
-    return total
+        sums[:, window["class"]] += [window["rows"], window["nll"], window["right"]]
+    rows, nll, right = sums
+    return ByClass(rows.astype(int), ratio(nll, rows), right, np.zeros(classes))
 
 
-def _calibration(sums: Sums) -> Calibration:
-    rows, right, confidence = sums.bins
-    with np.errstate(invalid="ignore"):
-        error = float(np.abs(right - confidence).sum() / rows.sum())
-        return Calibration(rows.astype(np.int64), right / rows, confidence / rows, error)
-
-
-def _worst(sums: Sums) -> NDArray[np.int64]:
-    met = np.flatnonzero(sums.rows)
-    return met[np.argsort(-sums.nll[met] / sums.rows[met], kind="stable")[:_CLASSES]]
-
-
-def _by_class(name: str, sums: Sums, of: str) -> str:
-    chosen = _worst(sums)
-    nll, labels = sums.nll[chosen] / sums.rows[chosen], [str(c) for c in chosen]
-    with plots.new_figure() as figure:
-        axes = figure.add_subplot()
-        axes.bar(labels, nll, 0.8, color=plots.BLUE)
-        mean = float(sums.nll.sum() / sums.rows.sum())
-        axes.axhline(mean, color=plots.ORANGE, linewidth=1.2, label=f"all rows {mean:.4g}")
-        axes.tick_params("x", rotation=90 if len("".join(labels)) > 40 else 0, labelsize=7)
-        axes.set(xlabel="class", ylabel="mean loss in nats")
-        plots.legend(axes)
-        said = ", ".join(f"{label}: {value:.4g}" for label, value in zip(labels, nll))
-        return plots.svg(figure, name, f"Loss by class{of}", f"By class: {said}.")
-
-
-def _table(first: Sums, last: Sums, of: str) -> dict[str, Any]:
-    rows = []
-    for c in _worst(last)[:10].tolist():
-        n, then = int(last.rows[c]), f"{first.nll[c] / first.rows[c]:.4g}" if first.rows[c] else ""
-        rows.append((c, f"{n:,}", then, f"{last.nll[c] / n:.4g}", f"{last.right[c] / n:.1%}"))
+def _table(first: ByClass, last: ByClass, of: str) -> dict[str, Any]:
+    met = np.flatnonzero(last.rows)
+    rows = [
+        (c, f"{last.rows[c]:,}", words.number(first.nll[c]) if first.rows[c] else "", words.number(last.nll[c]),
+         f"{last.recall[c]:.1%}")
+        for c in met[np.argsort(-last.nll[met], kind="stable")[:_CLASSES]].tolist()
+    ]  # fmt: skip
     columns = "class", "rows", "loss at first", "loss at last", "right"
     return {"title": f"Classes with the largest loss{of}", "columns": columns, "rows": rows, "note": ""}
 
@@ -187,8 +165,7 @@ def _drawn(name: str, title: str, curves: dict[str, Curve], unit: str, scale="li
             step, value = _thinned(curve)
             axes.plot(step, value, color=colour, linewidth=1.2, label=label, marker="o" if len(step) == 1 else None)
             said.append(f"{label}: {value[0]:.4g} at first, {value[-1]:.4g} at last")
-        if not math.isnan(level):
-            axes.axhline(level, color=plots.ORANGE, linewidth=1.2, linestyle="--")
+        axes.axhline(level, color=plots.ORANGE, linewidth=1.2, linestyle="--")
         axes.set(xlabel="step", ylabel=unit)
         if scale == "log" and any((curve[1] > 0.0).any() for curve in curves.values()):
             axes.set_yscale("log")

@@ -1,50 +1,52 @@
 """Losses where they pass: in the router of PyTorch's tensors, and where torch.nn.functional's leave Python.
 
-While a thread watches, functions stand there that tell of each call. At all other times nothing is in the way.
+While a thread watches, functions stand there that tell of each call, and at the doors of backward passes and of
+GradScaler. At all other times nothing is in the way.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
+from torch.amp import GradScaler
 
 import crossent
 from crossent import SparseTarget, _rows
 from crossent.frontends.torch import modes, router
 
+try:
+    from torch.nn.modules import linear_cross_entropy as chunked
+except ImportError:  # before PyTorch 2.13
+    chunked = None
 
-@dataclass(slots=True, eq=False)
+REENTRANT = "inside of a reentrant checkpoint"  # whose losses are seen when it computes them again, in this thread
+_KNOWS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")  # since PyTorch 2.8
+_SEEN = "seen by crossent.watch"
+_HIDDEN = {  # parts of the names of nodes: who computed what they differentiate
+    "CompiledFunction": "inside of compiled code",
+    "crossent": "inside of compiled code",
+    "CheckpointFunction": REENTRANT,
+}
+
+
 class Loss:
     """A call of a loss: the public function, its arguments by name, and what it returned, without its graph."""
 
-    function: Callable[..., Tensor]
-    arguments: dict[str, Any]
-    value: Tensor
+    def __init__(self, function: Callable[..., Tensor], arguments: dict[str, Any], value: Tensor):
+        self.function, self.arguments, self.value = function, arguments, value
+        x, head = self["input"], self["linear_weight"]
+        self.is_head = head is not None
+        self.axis = x.ndim - 1 if head is not None else _rows.class_axis(x.ndim, self["dim"])
+        self.classes = x.shape[self.axis] if head is None else len(head)
+        self.name = f"{function.__name__} of {self.classes} classes"
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
-
-    @property
-    def is_head(self) -> bool:
-        return "linear_weight" in self.arguments
-
-    @property
-    def axis(self) -> int:
-        return self["input"].ndim - 1 if self.is_head else _rows.class_axis(self["input"].ndim, self["dim"])
-
-    @property
-    def classes(self) -> int:
-        return self["linear_weight"].shape[0] if self.is_head else self["input"].shape[self.axis]
-
-    @property
-    def name(self) -> str:
-        return f"{self.function.__name__} of {self.classes} classes"
 
     @property
     def labels(self) -> Tensor | None:
@@ -56,22 +58,23 @@ class Loss:
 
     def counted(self) -> tuple[Tensor | int, int]:
         """How many rows count, and how many there are."""
-        if self.labels is None:
+        labels = self.labels
+        if labels is None:
             rows = self["input"].numel() // max(1, self["input"].shape[self.axis])
             return rows, rows
-        return (self.labels != self["ignore_index"]).sum(), self.labels.numel()
+        return (labels != self["ignore_index"]).sum(), labels.numel()
 
 
 class _Here(threading.local):
     """What a thread watches with, and whether it is inside of a loss, or at work on what it saw."""
 
-    watchers: tuple[Callable[[Loss, Tensor], None], ...] = ()
+    watchers: tuple[Any, ...] = ()
     inside = False
+    is_backward = False
 
 
 _here = _Here()
-_native = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
-_lock, _watching = threading.Lock(), 0
+_lock, _everybody = threading.Lock(), []  # the watchers of all threads
 
 
 @contextmanager
@@ -84,69 +87,150 @@ def unseen():
         _here.inside = before
 
 
-def begin(watcher: Callable[[Loss, Tensor], None]) -> None:
-    """Tell of all losses that this thread computes to be differentiated."""
-    global _watching
-    with _lock:
-        _watching += 1
-        if _watching == 1:
-            for (owner, name), (original, *site) in _SITES.items():
-                setattr(owner, name, partial(_told, original, *site))
+@contextmanager
+def telling(watcher: Any):
+    """Tell it of all losses that this thread computes to be differentiated: `see` them, or `miss` those that cannot be
+    told; of the scaler that a loss is `scaled_by`; and `before_backward` and `after_backward`.
+    """
     _here.watchers += (watcher,)
+    _stand(_everybody.append, watcher)
+    try:
+        yield
+    finally:
+        _here.watchers = tuple(other for other in _here.watchers if other is not watcher)
+        _stand(_everybody.remove, watcher)
 
 
-def end(watcher: Callable[[Loss, Tensor], None]) -> None:
-    global _watching
-    _here.watchers = tuple(other for other in _here.watchers if other != watcher)
+def _stand(change: Callable[[Any], None], watcher: Any) -> None:
     with _lock:
-        _watching -= 1
-        if not _watching:
-            for (owner, name), (original, *_) in _SITES.items():
-                setattr(owner, name, original)
+        change(watcher)
+        for (owner, name), functions in _SITES.items():
+            setattr(owner, name, functions[len(_everybody) > 0])
 
 
-def _told(original, function, given_by, *args, **kwargs):
-    if modes.compiling() or _here.inside or not _here.watchers:
+def hidden(tensors: Any) -> set[str]:
+    """Where losses are computed that nobody saw, of those that these are made of."""
+    roots = (tensors,) if isinstance(tensors, Tensor) else tensors
+    waiting = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+    met, found = set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in met or _SEEN in node.metadata:  # pyright: ignore[reportOperatorIssue]
+            continue
+        met.add(node)
+        where = {where for part, where in _HIDDEN.items() if part in node.name()}
+        found |= where
+        waiting += [] if where else [before for before, _ in node.next_functions]
+    return found
+
+
+def _is_again() -> bool:
+    """Whether a checkpoint computes something again that was differentiable at first, as reentrant ones do not."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return modes.packs_what_is_saved() or not _KNOWS_HOOKS
+
+
+def _told_loss(original, function, given_by, *args, **kwargs):
+    if modes.compiling() or _here.inside:
         return original(*args, **kwargs)
-    with unseen():
-        value = original(*args, **kwargs)
-        # Not where a checkpoint computes it again, nor what is transformed or has a type of its own.
-        again = torch._C._current_graph_task_id() != -1
-        if type(value) is Tensor and value.requires_grad and not again and not modes.transformed():
+    _here.inside = True
+    try:
+        result = original(*args, **kwargs)
+        value = result[0] if type(result) is tuple else result
+        if value.requires_grad and not _is_again():
+            value.grad_fn.metadata[_SEEN] = True
             given = given_by(*args, **kwargs)
-            if type(given.get("input")) is Tensor:
-                named = {name: given[name] for name in signature(function).parameters if name in given}
-                for watcher in _here.watchers:
-                    watcher(Loss(function, named, value.detach()), value)
-    return value
+            where = _elsewhere(given, value)
+            for watcher in _here.watchers or tuple(_everybody):
+                if where:
+                    watcher.miss(where)
+                else:
+                    watcher.see(Loss(function, given, value.detach()), value)
+    finally:
+        _here.inside = False
+    return result
 
 
-def _of_loss(input, target, weight, sample_weight, denominator, dim, options, inplace_backward=False):
-    arrays = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
-    return arrays | {"denominator": denominator, "dim": dim, "inplace_backward": inplace_backward} | asdict(options)
+def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
+    """Where a loss was computed of which not all is here to be told."""
+    if not _here.watchers:
+        return "in another thread"
+    if "spread" in given:
+        return "of classes that are spread over processes"
+    if type(value) is not Tensor or type(given["input"]) not in (Tensor, torch.nn.Parameter):
+        return "of subclasses of tensors, such as DTensors"
+    return "inside of a function transform or a dispatch mode" if modes.transformed() else None
+
+
+def _told_backward(tensors, *args, **kwargs):
+    if _here.is_backward or _here.inside or not _here.watchers:  # reentrant checkpoints have one inside of the other
+        return _backward(tensors, *args, **kwargs)
+    _here.is_backward = True
+    try:
+        for watcher in _here.watchers:
+            watcher.before_backward(tensors)
+        _backward(tensors, *args, **kwargs)
+    finally:
+        _here.is_backward = False
+    for watcher in _here.watchers:
+        watcher.after_backward()
+
+
+def _told_scale(scaler, outputs):
+    for watcher in _here.watchers:
+        watcher.scaled_by(scaler)
+    return _scale(scaler, outputs)
+
+
+_backward, _scale = torch.autograd.backward, GradScaler.scale
+
+
+def _of_loss(input, target, weight, sample_weight, denominator, dim, options, inplace_backward=False, *spread):
+    given = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
+    given |= {"denominator": denominator, "dim": dim, "inplace_backward": inplace_backward}
+    return given | vars(options) | ({"spread": spread} if spread else {})
+
+
+def _of_spread(tensors, *others):
+    return _of_loss(*tensors, *others)
 
 
 def _of_head(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, *spread):
-    if spread:  # this process has some of the classes
-        return {}
-    arrays = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
-    arrays |= {"linear_weight": linear_weight, "linear_bias": linear_bias, "denominator": denominator}
-    return arrays | asdict(options) | {"shift": how.shift}
+    given = _of_loss(input, target, weight, sample_weight, denominator, None, options, False, *spread)
+    return given | {"linear_weight": linear_weight, "linear_bias": linear_bias, "shift": how.shift}
 
 
 def _of_torchs(input, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
-    named = {"input": input, "target": target, "weight": weight, "ignore_index": ignore_index}
-    return named | {"label_smoothing": label_smoothing, "reduction": ("none", "mean", "sum")[reduction]}
+    given = {"input": input, "target": target, "weight": weight, "ignore_index": ignore_index}
+    return given | {"label_smoothing": label_smoothing, "reduction": ("none", "mean", "sum")[reduction]}
 
 
-# torch.nn.functional's own names are not replaced: types that take its functions over know them by identity.
-_SITES = {
-    (owner, name): (getattr(owner, name), function, given_by)
+def _of_chunked(input, linear_weight, target, linear_bias, weight, *others):
+    reduction, ignore_index = others[:2] if isinstance(others[0], str) else ("none", others[0])
+    given = {"input": input, "linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
+    return given | {"weight": weight, "reduction": reduction, "ignore_index": ignore_index}
+
+
+def _sites() -> Iterator[tuple[Any, str, Callable]]:
+    """Owners and names, and what stands there while somebody watches."""
+    native, head = torch._C._nn, crossent.linear_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
     for owner, name, function, given_by in (
         (router, "cross_entropy", crossent.cross_entropy, _of_loss),
         (router, "nll_loss", crossent.nll_loss, _of_loss),
-        (router, "linear_cross_entropy", crossent.linear_cross_entropy, _of_head),
-        (_native, "cross_entropy_loss", crossent.cross_entropy, _of_torchs),
-        (_native, "nll_loss_nd", crossent.nll_loss, _of_torchs),
-    )
-}
+        (router, "linear_cross_entropy", head, _of_head),
+        (router, "spread_cross_entropy", crossent.cross_entropy, _of_spread),
+        (router, "spread_linear_cross_entropy", head, _of_head),
+        (native, "cross_entropy_loss", crossent.cross_entropy, _of_torchs),
+        (native, "nll_loss_nd", crossent.nll_loss, _of_torchs),
+        (chunked, "_linear_cross_entropy_batch_chunked", head, _of_chunked),
+        (chunked, "_linear_cross_entropy_batch_chunked_no_reduction", head, _of_chunked),
+    ):
+        if hasattr(owner, name):
+            yield owner, name, partial(_told_loss, getattr(owner, name), function, given_by)
+    yield torch.autograd, "backward", _told_backward
+    yield GradScaler, "scale", _told_scale
+
+
+# torch.nn.functional's own names are not replaced: types that take its functions over know them by identity.
+_SITES = {(owner, name): (getattr(owner, name), told) for owner, name, told in _sites()}

@@ -1,6 +1,7 @@
 """What is measured, and the targets: how many times faster than a rival crossent has to be."""
 
 from dataclasses import dataclass, field
+from statistics import median
 
 from crossent.tools.bench import cases
 
@@ -14,6 +15,12 @@ LARGE_WITH_HUGE_PAGES = 1.5  # over the better of eager and compile
 NOWHERE_BELOW = 0.95
 COMPILED_AT_MOST = 1.10  # crossent under torch.compile over crossent eager, from COMPILED_FROM bytes
 COMPILED_FROM = 1e6
+
+
+def proportion(measured: str, samples: dict[str, list[float]]) -> float:
+    """Of "a / b", the median over the rounds of a / b."""
+    above, below = (samples[name] for name in measured.split(" / "))
+    return median(a / b for a, b in zip(above, below, strict=True))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch.nn import functional
 
 import crossent
+from crossent.tools.bench.calls import of_arrays
 from crossent.tools.bench.timing import medians
 
 SHAPES = ((32, 10), (128, 1000))
@@ -38,12 +39,11 @@ def times(rows: int, classes: int) -> dict[str, float]:
         "a node that does nothing": Nothing.apply,
     }
 
-    def step(loss):
-        loss(leaf, labels).backward()
-        leaf.grad = None
-
-    calls = {f"{name}, step": lambda loss=loss: step(loss) for name, loss in losses.items()}
-    calls |= {f"{name}, forward": lambda loss=loss: loss(leaf, labels) for name, loss in losses.items()}
+    calls = {
+        f"{name}, {mode}": of_arrays(loss, mode, (leaf, labels))
+        for name, loss in losses.items()
+        for mode in ("step", "forward")
+    }
     calls["crossent, evaluation"] = lambda: crossent.cross_entropy(logits, labels)
     return medians(calls, ROUNDS, SECONDS)
 

@@ -15,9 +15,9 @@ from statistics import median
 import torch
 
 import crossent
-from benchmarks.cases import HEAD_CASES, HeadCase
+from benchmarks.cases import HEAD_CASES, HeadCase, proportion
 from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16, WIDENED
-from crossent.tools.bench.calls import torch_arrays
+from crossent.tools.bench.calls import of_arrays, torch_arrays
 from crossent.tools.bench.cases import HEAD, Case
 
 CHUNKS = (512, 1024, 2048, 4096)
@@ -41,14 +41,8 @@ class Head:
             self.hidden, self.weight, self.all_labels = arrays
         self.labels = self.all_labels.masked_fill(torch.rand(case.tokens) < case.ignored, -100)
 
-    def step(self, function: Callable, labels: torch.Tensor | None = None) -> Callable[[], None]:
-        labels = self.labels if labels is None else labels
-
-        def call() -> None:
-            function(self.hidden, self.weight, labels).backward()
-            self.hidden.grad = self.weight.grad = None
-
-        return call
+    def step(self, function: Callable, labels: torch.Tensor | None = None) -> Callable[[], object]:
+        return of_arrays(function, "step", (self.hidden, self.weight, self.labels if labels is None else labels))
 
     def forward(self, function: Callable) -> Callable[[], object]:
         return torch.no_grad()(lambda: function(self.hidden, self.weight, self.labels))
@@ -117,7 +111,12 @@ def measure(case: HeadCase, rounds: int) -> list[dict]:
         for what, exact in head.gradients(crossent.linear_cross_entropy).items():
             times[f"exact {what}"] = float(exact.norm())
             times[f"error of {what}"] = float((some[what] - exact).norm())
-    return [_row(case, name, limit, times) for name, limit in case.limits.items()]
+    samples = {name: [seconds] for name, seconds in times.items()}
+    row = {"seconds": times["step"]}
+    return [
+        row | {"name": f"{case.name}: {name}", "value": proportion(name, samples)} | limit
+        for name, limit in case.limits.items()
+    ]
 
 
 def _times(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
@@ -132,12 +131,6 @@ def _times(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
             call()
             taken.append(time.perf_counter() - start)
     return {name: median(values[1:] or values) for name, values in samples.items()}
-
-
-def _row(case: HeadCase, name: str, limit: dict, times: dict[str, float]) -> dict:
-    above, _, below = name.partition(" / ")
-    value = times[above] / times[below]
-    return {"name": f"{case.name}: {name}", "value": value, "seconds": times["step"]} | limit
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 import crossent
+from benchmarks.report import Sheet
 from crossent.kernels.cpu.processor import PRODUCTS_OF_BFLOAT16
 from crossent.tools.bench.machine import machine
 
@@ -81,11 +82,11 @@ def lse_errors(case: Case) -> dict[str, float]:
 
 def table(case: Case) -> str:
     lse = lse_errors(case)
-    lines = ["| | hidden states' gradient | weight's gradient | lse |", "| --- | ---: | ---: | ---: |"]
-    for name, loss in ways().items():
-        off = f"{lse[name]:.1e}" if name in lse else ""
-        lines.append(f"| {name} | {' | '.join(f'{error:.1e}' for error in errors(case, loss))} | {off} |")
-    return "\n".join(lines)
+    rows = [
+        (name, *(f"{error:.1e}" for error in errors(case, loss)), f"{lse[name]:.1e}" if name in lse else "")
+        for name, loss in ways().items()
+    ]
+    return Sheet("", ("", "hidden states' gradient", "weight's gradient", "lse"), rows, 1).markdown()
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """The results as tables: on the terminal with their targets, and in Markdown for those who want the numbers alone."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
+
+from crossent.tools.bench.report import in_time
 
 RIVALS = {"eager": "PyTorch", "compile": "torch.compile"}  # as results name them, and as a reader knows them
 RATIOS = (*RIVALS, "own compile", "empty compile")
@@ -26,6 +27,10 @@ class Sheet:
         for row in self.rows:
             found.add_row(*row)
         return found
+
+    def markdown(self) -> str:
+        marks = ["---" if at < self.names else "---:" for at in range(len(self.heading))]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.heading, marks, *self.rows))
 
 
 def once(rows: list[tuple[str, ...]], columns: int = 1) -> list[tuple[str, ...]]:
@@ -60,7 +65,7 @@ def _times(results: dict, huge_pages: bool, title: str) -> Sheet:
     for case, mode in dict.fromkeys(key[:2] for key in known if key[2] in RATIOS):
         cells = [known.get((case, mode, rival)) for rival in rivals]
         own = next((cell["ours"] for cell in cells if cell and "ours" in cell), None)
-        rows.append((case, mode, _time(own), *map(_ratio, cells)))
+        rows.append((case, mode, in_time(own) if own else "-", *map(_ratio, cells)))
     return Sheet(f"{title}: time, then rival / crossent", ("case", "mode", "crossent", *rivals), once(rows), 2)
 
 
@@ -68,7 +73,7 @@ def _of_steps(results: list[dict], prefix: str = "") -> list[tuple[str, ...]]:
     rows = []
     for row in results:
         case, _, measured = row["name"].removeprefix(prefix).partition(": ")
-        rows.append((case, _time(row["seconds"]), measured, _marked(row, f"{row['value']:.3g}")))
+        rows.append((case, in_time(row["seconds"]), measured, _marked(row, f"{row['value']:.3g}")))
     return once(rows, 2)
 
 
@@ -87,12 +92,6 @@ def _others(results: dict) -> list[tuple[str, ...]]:
     rows += [(row["name"], _value(row, "s")) for row in results["start"]]
     rates = [rate for row in results["memory_rates"] for rate in row.items()]
     return rows + [(f"{name} rate of memory", f"{rate:.1f} GB/s") for name, rate in rates]
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
 
 
 def _ratio(row: dict | None) -> str:
@@ -132,20 +131,12 @@ def markdown(results: dict) -> str:
     ]
     for sheet in sheets(results):
         kept = [at for at, heading in enumerate(sheet.heading) if heading in RIVALS or heading not in RATIOS]
-        lines += ["", f"{sheet.title}:", "", _line(RIVALS.get(sheet.heading[at], sheet.heading[at]) for at in kept)]
-        lines.append(_line("---" if at < sheet.names else "---:" for at in kept))
-        lines += [_line(_without_target(row[at]) for at in kept) for row in sheet.rows]
+        rows = [tuple(re.sub(r" \([<>] [^)]*\)$", "", row[at]) for at in kept) for row in sheet.rows]
+        heading = tuple(RIVALS.get(sheet.heading[at], sheet.heading[at]) for at in kept)
+        lines += ["", f"{sheet.title}:", "", replace(sheet, heading=heading, rows=rows).markdown()]
     return "\n".join(lines) + "\n"
-
-
-def _without_target(cell: str) -> str:
-    return re.sub(r" \([<>] [^)]*\)$", "", cell)
 
 
 def _emphasised(row: tuple[str, ...], sheet: Sheet) -> tuple[str, ...]:
     """The row, with the cells that miss their target made to stand out."""
     return tuple(f"[red]{cell}[/]" if at >= sheet.names and cell.endswith(")") else cell for at, cell in enumerate(row))
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

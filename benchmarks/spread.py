@@ -23,20 +23,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 import crossent
-from benchmarks.cases import SPREAD, SpreadCase
+from benchmarks.cases import SPREAD, SpreadCase, proportion
+from crossent.tools.bench.calls import of_arrays
 from crossent.tools.bench.timing import SAMPLE_SECONDS, SETTLE_SECONDS
 
 PROCESSES = 2
 SUMS = 3  # numbers a row that are sent
-
-
-def step(function: Callable, leaves: tuple[torch.Tensor, ...], labels: torch.Tensor) -> Callable[[], None]:
-    def call() -> None:
-        function(*leaves, labels).backward()
-        for leaf in leaves:
-            leaf.grad = None
-
-    return call
 
 
 def under_loss_parallel(call: Callable[[], None]) -> Callable[[], None]:
@@ -81,11 +73,11 @@ def calls(case: SpreadCase, mesh: Any) -> dict[str, Callable[[], None]]:
         )
         loss, rival = crossent.linear_cross_entropy, lambda x, w, y: F.cross_entropy(F.linear(x, w), y)
     return {
-        "step": step(loss, whole, labels),
-        "step of plain tensors": step(partial(loss, group=mesh), own, labels),
-        "half": step(loss, own, own_labels),
+        "step": of_arrays(loss, "step", (*whole, labels)),
+        "step of plain tensors": of_arrays(partial(loss, group=mesh), "step", (*own, labels)),
+        "half": of_arrays(loss, "step", (*own, own_labels)),
         "sent": sent(sums, *sums_of_gradient),
-        "loss_parallel": under_loss_parallel(step(rival, whole, labels)),
+        "loss_parallel": under_loss_parallel(of_arrays(rival, "step", (*whole, labels))),
     }
 
 
@@ -110,20 +102,17 @@ def measure(case: SpreadCase, mesh: Any, rounds: int) -> list[dict]:
     for call in found.values():
         call()
     loops = {name: math.ceil(SAMPLE_SECONDS / min(sample(call, 1) for _ in range(3))) for name, call in found.items()}
-    samples = []
+    samples: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(rounds):
-        order = list(found)[:: 1 if turn % 2 else -1]
-        one = {name: sample(found[name], loops[name]) for name in order}
-        samples.append(one | {"half + sent": one["half"] + one["sent"]})
-    rows = []
-    for measured, limit in case.limits.items():
-        above, _, below = measured.partition(" / ")
-        ratio = median(one[above] / one[below] for one in samples)
-        times = {name: median(one[name] for one in samples) for name in samples[0]}
-        rows.append(
-            {"name": f"{case.name}: {measured}", "value": ratio, "seconds": times["step"], "times": times} | limit
-        )
-    return rows
+        for name in list(found)[:: 1 if turn % 2 else -1]:
+            samples[name].append(sample(found[name], loops[name]))
+    samples["half + sent"] = [half + sent for half, sent in zip(samples["half"], samples["sent"])]
+    times = {name: median(seconds) for name, seconds in samples.items()}
+    row = {"seconds": times["step"], "times": times}
+    return [
+        row | {"name": f"{case.name}: {measured}", "value": proportion(measured, samples)} | limit
+        for measured, limit in case.limits.items()
+    ]
 
 
 def process(rank: int, meeting: str, name: str, rounds: int) -> None:

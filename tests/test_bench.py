@@ -45,9 +45,9 @@ def run(cases, rivals, measure=None):
     return runner.run(cases, 2, Console(file=io.StringIO()), rivals, in_this_process)
 
 
-def shown(results, width, rivals=RIVALS):
+def shown(results, width):
     console = Console(file=io.StringIO(), width=width)
-    report.show(console, results, rivals)
+    report.show(console, results)
     return console.file.getvalue()
 
 
@@ -124,8 +124,8 @@ def test_extra_peak_where_the_system_does_not_say(monkeypatch, tmp_path):
     assert memory.extra_peak(lambda: None) is None
     results = run([LOSS], {"stub": stub(torch_loss)})
     assert [row["bytes"] for row in results["results"]] == [None, None]
-    assert " - " in shown(results, 80, {"stub": stub(torch_loss)})
-    plot.draw(tmp_path / "plot.png", results, {"stub": stub(torch_loss)})
+    assert " - " in shown(results, 80)
+    plot.draw(tmp_path / "plot.png", results)
 
 
 def broken(case):
@@ -146,7 +146,7 @@ def test_a_rival_that_fails_is_reported_and_the_rest_goes_on(build, error):
     bad = [row for row in results["results"] if row["rival"] == "bad"]
     assert [row["mode"] for row in bad] == ["evaluation", "step"] and all(error in row["error"] for row in bad)
     assert [row.keys() for row in results["results"][2:]] == [MEASURED | {"case", "rival"}] * 2
-    assert "Failed: a stub, 64 x 50, float32, step:" in shown(results, 120, rivals)
+    assert "Failed: a stub, 64 x 50, float32, step:" in shown(results, 120)
 
 
 def dies(how):
@@ -210,7 +210,7 @@ def test_what_cannot_be_measured_is_listed_with_the_reason(monkeypatch):
         ("picky", FUSED.name): "takes no such thing",
         ("large", LOSS.name): "takes about 0.0 GB of memory, and 0.0 GB are free",
     }
-    text = shown(results, 120, rivals)
+    text = shown(results, 120)
     assert "all cases" in text and "takes no such thing" in text
 
 
@@ -331,7 +331,7 @@ def test_a_plot_that_fails_leaves_the_old_one(monkeypatch, tmp_path):
     monkeypatch.setattr(plot.FigureCanvasAgg, "print_figure", fails)
     results = run([LOSS], {"stub": stub(torch_loss)}, lambda *_: [])
     with pytest.raises(ValueError, match="bars.png: disk full"):
-        plot.draw(old, results, {"stub": stub(torch_loss)})
+        plot.draw(old, results)
     assert [path.name for path in tmp_path.iterdir()] == ["bars.png"] and old.read_text() == "old"
 
 
@@ -368,11 +368,11 @@ def test_a_busy_machine_is_told_of(quartiles, others, cell, warnings, tmp_path, 
     monkeypatch.setattr(machine, "cores", lambda: 2)
     rivals = {"stub": stub(torch_loss)}
     results = run([LOSS], rivals, lambda *_: [measured(quartiles, others)])
-    text = shown(results, 300, rivals)
+    text = shown(results, 300)
     assert f" {cell} " in text and all(warning in text for warning in warnings)
     assert text.count("Warning: ") == len(report.warnings(results)) == (cell == "noisy") + (others > 0)
     assert ("751 x" in text) == (cell == "751 x")
-    plot.draw(tmp_path / "plot.png", results, rivals)
+    plot.draw(tmp_path / "plot.png", results)
 
 
 @pytest.mark.skipif(not machine.work_of_others() > 0, reason="the system does not say")

@@ -48,8 +48,7 @@ def test_a_copy_moves_as_many_bytes(mode):
 
 
 def test_products_are_those_of_the_gradient(monkeypatch):
-    """The tensors that are multiplied are those that a head's own step multiplies, in blocks of rows as in one."""
-    monkeypatch.setattr(limits, "ROWS", 7)
+    """The tensors that are multiplied are those that a head's own step multiplies."""
     arrays = worker.torch_arrays(FUSED)
     hidden, weight, labels = (array.detach() for array in arrays)
     logits = (hidden @ weight.t()).requires_grad_()

@@ -1,7 +1,5 @@
 """The measurements as a table: each beside what is demanded and what is aimed at."""
 
-from collections.abc import Iterable
-
 from rich.console import Console
 
 from benchmarks.report import Sheet, met, once
@@ -48,12 +46,6 @@ def _measured_on(results: dict) -> str:
 
 
 def markdown(results: dict) -> str:
-    found = sheet(results)
     checks = [f"- {check['name']}: {check['outcome']}" for check in results["checks"]]
     lines = [_measured_on(results), "", *checks, *([""] if checks else [])]
-    lines += [_line(found.heading), _line("---" if at < found.names else "---:" for at in range(len(found.heading)))]
-    return "\n".join([*lines, *(_line(row) for row in found.rows), "", EPILOGUE]) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return "\n".join([*lines, sheet(results).markdown(), "", EPILOGUE]) + "\n"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import crossent
+from benchmarks.cases import proportion
 from benchmarks.gpu.cases import CASES, Case
 from crossent.tools.bench.calls import of_arrays, torch_arrays, wait
 from crossent.tools.bench.limits import at_limit, copy, least
@@ -135,9 +136,7 @@ def _proportion(measured: str, samples: dict, peaks: dict, missing: dict) -> dic
         return {"missing": reason}
     if measured.startswith("memory of "):
         return {"value": peaks[above] / peaks[below]}
-    pairs = zip(samples[above], samples[below], strict=True)
-    seconds = {name: median(samples[name]) for name in (above, below)}
-    return {"value": median(a / b for a, b in pairs), "times": seconds}
+    return {"value": proportion(measured, samples), "times": {name: median(samples[name]) for name in (above, below)}}
 
 
 def as_on_a_gpu() -> AbstractContextManager:

@@ -6,6 +6,7 @@ import json
 from math import prod
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,8 @@ def plan_of(
         raise ValueError("--dtype: NumPy has no bfloat16")
     function = getattr(crossent, name)
     scalars = _scalars(options)
-    sizes = {argument: shape_of(text, _option_of(argument)) for argument, text in shapes.items()}
+    flags = {argument: "--shape" if argument == "input" else f"--{argument.replace('_', '-')}" for argument in shapes}
+    sizes = {argument: shape_of(text, flags[argument]) for argument, text in shapes.items()}
     if name in HEADS and "linear_weight" not in sizes:
         raise ValueError(f"{name} needs a --linear-weight, such as 50304x64 for 50304 classes and 64 features")
     if name not in SOFTMAX and "target" not in sizes:
@@ -52,10 +54,6 @@ def plan_of(
         differentiated = gradient and argument in ("input", "linear_weight", "linear_bias")
         arrays[argument] = _array(library, argument, shape, LABELS if labels else dtype, differentiated)
     return crossent.plan(function, **arrays, **scalars)
-
-
-def _option_of(argument: str) -> str:
-    return "--shape" if argument == "input" else f"--{argument.replace('_', '-')}"
 
 
 def show(plan: crossent.Plan, as_json: bool) -> None:
@@ -99,9 +97,7 @@ def _array(library: str, name: str, shape: tuple[int, ...], dtype: str, gradient
     """Labels are zeros; of other arrays nothing is read, and memory that nobody touches is not taken."""
     try:
         if library == "numpy":
-            import numpy as np
-
-            return np.zeros(shape, dtype) if dtype == LABELS else np.empty(shape, dtype)
+            return np.zeros(shape, dtype)
         import torch
 
         make = torch.zeros if dtype == LABELS else torch.empty

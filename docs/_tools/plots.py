@@ -66,23 +66,25 @@ def svg(name: str, scheme: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    from crossent.tools.bench.plot import bars
+
     measure, label, mark = PLOTS[name]
     cases, series = measure()
-    colour, height = COLOURS[scheme], 0.8 / len(series)
+    colour = COLOURS[scheme]
+    said = {
+        rival: (values, [f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values])
+        for rival, values in series.items()
+    }
     settings = {"svg.hashsalt": name, "font.size": 9, "text.color": colour, "axes.edgecolor": colour}
     settings |= {"axes.labelcolor": colour, "xtick.color": colour, "ytick.color": colour}
     with rc_context(settings):
         figure = Figure(figsize=(5, 0.9 + 0.17 * len(cases) * (len(series) + 1)), layout="constrained")
         ax = figure.subplots()
-        for at, (rival, values) in enumerate(series.items()):
-            places = [case + (at - (len(series) - 1) / 2) * height for case in range(len(cases))]
-            bars = ax.barh(places, values, 0.9 * height, label=rival, color=PALETTE[at])
-            ax.bar_label(bars, [f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values], padding=3)
+        bars(ax, cases, said, PALETTE)
         if mark:
             ax.axvline(mark, color=colour, lw=1, ls=":")
             figure.legend(frameon=False, loc="outside upper left", ncols=len(series))
-        ax.set(xlabel=label, yticks=range(len(cases)), yticklabels=cases)
-        ax.invert_yaxis()
+        ax.set(xlabel=label)
         ax.margins(x=0.1)
         ax.spines[["top", "right"]].set_visible(False)
         buffer = io.BytesIO()

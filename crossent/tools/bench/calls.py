@@ -87,11 +87,6 @@ def of_jax(function: Callable, mode: str, arrays: tuple) -> Callable[[], object]
     return lambda: jax.block_until_ready(call(*arrays))
 
 
-def at_limit(function: Callable, mode: str, arrays: tuple) -> Callable[[], object]:
-    """That of a function of the mode, which says itself what is called."""
-    return function(mode, arrays)
-
-
 def wait(device: str) -> None:
     """Until a device that works on its own has done what it was given."""
     if device != "cpu":

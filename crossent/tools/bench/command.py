@@ -24,30 +24,27 @@ def cases(shapes: list[str], heads: list[str], dtypes: list[str], device: str) -
         check_dtype(dtype)
     if not shapes and not heads:
         shapes, heads = list(SHAPES), list(HEADS)
-    calls = [(_sizes(shape_of(text, "--shape"), "--shape"), "cross_entropy") for text in shapes]
-    axes = ("tokens", "features", "classes")
-    calls += [(_sizes(shape_of(text, "--head", axes), "--head"), HEAD) for text in heads]
+    calls = [(_sizes(text, "--shape"), "cross_entropy") for text in shapes]
+    calls += [(_sizes(text, "--head", ("tokens", "features", "classes")), HEAD) for text in heads]
     found = [case_of(shape, dtype, function, device) for shape, function in calls for dtype in dtypes]
     return list({case.name: case for case in found}.values())
 
 
-def _sizes(shape: tuple[int, ...], option: str) -> tuple[int, ...]:
+def _sizes(text: str, option: str, axes: tuple[str, ...] = ()) -> tuple[int, ...]:
+    shape = shape_of(text, option, axes)
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"{option} must have rows and classes, at least one of each, got {'x'.join(map(str, shape))}")
+        raise ValueError(f"{option} must have rows and classes, at least one of each, got {text}")
     return shape
-
-
-def check_files(save: Path | None, plot: Path | None) -> None:
-    check_file(save, "--save")
-    check_file(plot, "--plot")
-    if plot:
-        from crossent.tools.bench.plot import check_format
-
-        check_format(plot)
 
 
 def bench(cases: list[Case], rounds: int, as_json: bool, save: Path | None, plot: Path | None) -> int:
     """Measures and shows. Returns the exit status, 130 where the user broke it off."""
+    check_file(save, "--save")
+    check_file(plot, "--plot")
+    if plot:
+        from crossent.tools.bench.plot import check_format, draw
+
+        check_format(plot)
     results = runner.run(cases, rounds, Console(stderr=True))
     text = json.dumps(results, indent=1)
     if as_json:
@@ -57,7 +54,5 @@ def bench(cases: list[Case], rounds: int, as_json: bool, save: Path | None, plot
     if save:
         write(save, f"{text}\n")
     if plot:
-        from crossent.tools.bench.plot import draw
-
         draw(plot, results)
     return 130 if results["interrupted"] else 0

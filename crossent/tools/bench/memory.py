@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,12 @@ def of_this_process(field: str) -> int:
 
 def peak() -> int:
     """Of this process. On Linux not by getrusage, whose count starts from the parent's peak."""
-    return of_this_process("VmHWM") or _highest_by_getrusage()
+    return of_this_process("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resident() -> int:
     """Of this process, now; its peak where the system does not say."""
-    return of_this_process("VmRSS") or _highest_by_getrusage()
+    return of_this_process("VmRSS") or peak()
 
 
 def available() -> int:
@@ -46,7 +47,8 @@ def extra_peak(call: Callable[[], object], device: str = "cpu") -> int | None:
     call()
     time.sleep(SETTLE_SECONDS)
     crossent.empty_cache()  # what waits there for this call would not be counted,
-    _trim()  # nor what the C library holds
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # nor what the GNU C library holds; others have no such function, and hold little
     Path(RESET_PEAK).write_text("5")  # the peak starts again from what is resident now
     before = peak()
     call()
@@ -65,21 +67,8 @@ def _extra_peak_of_gpu(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _trim() -> None:
-    """Has the GNU C library give its free pages back; others have no such function, and keep little."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
 def in_megabytes(size: float) -> str:
     return f"{size / 1e6:.0f} MB"
-
-
-def _highest_by_getrusage() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def text_of(path: str) -> str:

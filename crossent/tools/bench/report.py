@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from crossent.tools.bench.memory import in_megabytes
-from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival
 
 NOTE = (
     "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios, and the"
@@ -20,21 +19,19 @@ UNITS = (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")
 RATES = {"bytes": (1e9, "GB/s", "a copy of as many bytes"), "flops": (1e12, "TFLOP/s", "the bare matrix products")}
 
 
-def show(console: Console, results: dict, rivals: dict[str, Rival] = RIVALS) -> None:
+def show(console: Console, results: dict) -> None:
     for case in results["cases"]:
         rows, limits = measured(results, case)
         if rows:
-            console.print(_table(case, rows, rivals, console.width))
+            console.print(_table(case, rows, results["titles"], console.width))
         for row in limits:
             console.print(_share(case, row))
     for row in results["results"]:
         if "error" in row:
-            mode = f", {row['mode']}" if "mode" in row else ""
-            title = (LIMIT if row["rival"] == "limit" else rivals[row["rival"]]).title
-            where = f"{title}, {row['case']}{mode}"
+            where = ", ".join([results["titles"][row["rival"]], row["case"], *([row["mode"]] if "mode" in row else [])])
             console.print(f"Failed: {where}: {row['error']}", style="red", markup=False)
     if results["not_measured"]:
-        console.print(_not_measured(results, rivals))
+        console.print(_not_measured(results))
     for warning in warnings(results):
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     console.print(f"{NOTE}\n{_measured_on(results)}")
@@ -71,16 +68,15 @@ def measured(results: dict, case: dict) -> tuple[list[dict], list[dict]]:
 
 
 def in_rate(amount: dict[str, float], seconds: float) -> str:
-    (what, number), *_ = amount.items()
+    ((what, number),) = amount.items()
     unit, name, _ = RATES[what]
     return f"{number / seconds / unit:.0f} {name}"
 
 
 def _share(case: dict, row: dict) -> str:
     least = case["least"][row["mode"]]
-    (what, _), *_ = least.items()
-    ours, limit = in_rate(least, row["ours"]), in_rate(least, row["seconds"])
-    return f"{row['mode']}: crossent makes {ours}, {row['ratio']:.0%} of what {RATES[what][2]} makes ({limit})"
+    ours, limit, what = in_rate(least, row["ours"]), in_rate(least, row["seconds"]), RATES[next(iter(least))][2]
+    return f"{row['mode']}: crossent makes {ours}, {row['ratio']:.0%} of what {what} makes ({limit})"
 
 
 def in_time(seconds: float) -> str:
@@ -103,44 +99,39 @@ def in_quartiles(row: dict) -> str:
     return "-".join(in_ratio(max(0.0, quartile)) for quartile in row["quartiles"])
 
 
-def in_verdict(row: dict) -> str:
+def _verdict(row: dict) -> str:
     if noisy(row):
         return "[yellow]noisy[/]"
     return f"{in_ratio(row['ratio'])} x" if row["ratio"] >= 1 else f"[red]{in_ratio(row['ratio'])} x[/]"
 
 
-def _table(case: dict, rows: list[dict], rivals: dict[str, Rival], width: int) -> Table:
+def _table(case: dict, rows: list[dict], titles: dict[str, str], width: int) -> Table:
     """Where it is narrow, times break between number and unit, and nothing else does."""
+    title = f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})"
     table = Table(
-        title=f"{case['function']}, {case['name'].removeprefix('head, ')} (logits: {in_size(case['bytes'])})",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
         padding=(0, int(width >= 70), 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    )  # fmt: skip
     table.add_column("rival", no_wrap=True)
     for heading in ("rival\ntime", "our\ntime", "faster", "quartiles", "rival\nMB", "our\nMB"):
         table.add_column(heading, justify="right", no_wrap="time" not in heading)
     for name, of_rival in groupby(rows, key=lambda row: row["rival"]):
-        table.add_row(rivals[name].title)
+        table.add_row(titles[name])
         for row in of_rival:
-            times, sizes = (row["seconds"], row["ours"]), (row["bytes"], row["our_bytes"])
-            megabytes = [in_size(size).removesuffix(" MB") for size in sizes]
-            table.add_row(f"  {row['mode']}", *map(in_time, times), in_verdict(row), in_quartiles(row), *megabytes)
+            times = map(in_time, (row["seconds"], row["ours"]))
+            sizes = (in_size(size).removesuffix(" MB") for size in (row["bytes"], row["our_bytes"]))
+            table.add_row(f"  {row['mode']}", *times, _verdict(row), in_quartiles(row), *sizes)
     return table
 
 
-def _not_measured(results: dict, rivals: dict[str, Rival]) -> Table:
+def _not_measured(results: dict) -> Table:
     """A row for each rival and reason."""
     cases: dict[tuple[str, str], list[str]] = {}
     for row in results["not_measured"]:
-        cases.setdefault((row["rival"], row["reason"]), []).append(row["case"])
+        cases.setdefault((results["titles"][row["rival"]], row["reason"]), []).append(row["case"])
     table = Table("rival", "why", "where", title="Not measured", title_justify="left", title_style="bold")
-    for (name, reason), where in cases.items():
-        everywhere = len(where) == len(results["cases"])
-        table.add_row(rivals[name].title, reason, "all cases" if everywhere else "\n".join(where))
+    for why, where in cases.items():
+        table.add_row(*why, "all cases" if len(where) == len(results["cases"]) else "\n".join(where))
     return table
 
 

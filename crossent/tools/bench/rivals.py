@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,7 @@ def _chunked_refuses(_: Case) -> str:
 def _scipy(_: Case) -> Function:
     from scipy.special import log_softmax
 
-    def cross_entropy(logits, labels, _):
-        log_p = log_softmax(logits, axis=1)
-        if logits.ndim == 2:
-            return -log_p[np.arange(len(labels)), labels].mean()
-        return -np.take_along_axis(log_p, labels[:, None], axis=1).mean()
-
-    return cross_entropy
+    return lambda x, labels, _: -np.take_along_axis(log_softmax(x, axis=1), labels[:, None], axis=1).mean()
 
 
 def _sklearn(case: Case) -> Function:
@@ -109,36 +104,21 @@ def _sklearn(case: Case) -> Function:
 
 
 def _optax(case: Case) -> Function:
-    import optax  # pyright: ignore[reportMissingImports]
-
-    loss = optax.softmax_cross_entropy_with_integer_labels
+    loss = resolve_name("optax:softmax_cross_entropy_with_integer_labels")
     if case.head:
         return lambda hidden, weight, labels: loss(hidden @ weight.T, labels).mean()
     return lambda logits, labels: loss(logits, labels, axis=1).mean()
 
 
-def _liger(case: Case) -> Function:
-    from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
-
-    return functional.liger_fused_linear_cross_entropy if case.head else functional.liger_cross_entropy
-
-
-def _cce(_: Case) -> Function:
-    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
-
-    return linear_cross_entropy
+def _named(loss: str, head: str) -> Callable[[Case], Function]:
+    """The function of the library, and that of its head, taken as they are."""
+    return lambda case: resolve_name(head if case.head else loss)
 
 
-def _quack(case: Case) -> Function:
-    if case.head:
-        from quack.linear_cross_entropy import chunked_linear_cross_entropy  # pyright: ignore[reportMissingImports]
-
-        return chunked_linear_cross_entropy
-    from quack.cross_entropy import cross_entropy  # pyright: ignore[reportMissingImports]
-
-    return cross_entropy
-
-
+LIGER = "liger_kernel.transformers.functional:liger_"
+_liger = _named(f"{LIGER}cross_entropy", f"{LIGER}fused_linear_cross_entropy")
+_cce = _named("", "cut_cross_entropy:linear_cross_entropy")
+_quack = _named("quack.cross_entropy:cross_entropy", "quack.linear_cross_entropy:chunked_linear_cross_entropy")
 NUMPY: dict[str, Any] = {"arrays": "numpy", "device": "cpu", "not_of": "bfloat16"}
 RIVALS = {
     "eager": Rival("torch, eager", "torch", "torch", _torch),

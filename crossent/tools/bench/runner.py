@@ -25,8 +25,6 @@ TIME_LIMIT = 300  # seconds for a rival on a case, above which it is given up
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 COPIES = 6  # of the logits that a case takes with what most rivals make of them
 
-Measure = Callable[[Case, str, int], list[dict]]
-
 
 def measured_on(packages: tuple[str, ...]) -> dict:
     """The time, the machine and the versions."""
@@ -78,40 +76,35 @@ def in_a_process(case: Case, name: str, rounds: int) -> list[dict]:
 
 
 def run(
-    cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure: Measure = in_a_process
+    cases: list[Case], rounds: int, console: Console, rivals: dict[str, Rival] = RIVALS, measure=in_a_process
 ) -> dict:
     """What was measured, what failed and what was not measured, with the machine and the versions."""
     found = measured_on(("numpy", "numba", *dict.fromkeys(rival.package for rival in rivals.values())))
     found["machine"]["threads"] = torch.get_num_threads()
     if any(case.device == "cuda" for case in cases):
         found["machine"]["gpu"] = torch.cuda.get_device_name()
-    found["cases"] = [asdict(case) | {"bytes": case.size, "least": _least(case)} for case in cases]
+    leasts = [{"bytes": case.size, "least": {mode: least(case, mode) for mode in LIMIT.modes}} for case in cases]
+    found["cases"] = [asdict(case) | more for case, more in zip(cases, leasts)]
+    found["titles"] = titles = {name: rival.title for name, rival in (rivals | {"limit": LIMIT}).items()}
     found |= {"results": [], "not_measured": [], "interrupted": False}
     jobs = []
     for case, name in product(cases, rivals):
-        reason = rivals[name].why_not(case) or _too_large(case)
-        if reason:
+        if reason := rivals[name].why_not(case) or _too_large(case):
             found["not_measured"].append({"case": case.name, "rival": name, "reason": reason})
         else:
             jobs.append((case, name))
     jobs += [(case, "limit") for case in cases if case.device != "cpu"]
-    titles = {name: rival.title for name, rival in (rivals | {"limit": LIMIT}).items()}
-    done = 0
     try:
         with progress(console, len(jobs)) as begins:
-            for case, name in jobs:
+            while jobs:
+                case, name = jobs[0]
                 begins(f"{titles[name]}: {case.name}")
                 found["results"] += [{"case": case.name, "rival": name} | row for row in measure(case, name, rounds)]
-                done += 1
+                del jobs[0]
     except KeyboardInterrupt:
         found["interrupted"] = True
-        rest = [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs[done:]]
-        found["not_measured"] += rest
+        found["not_measured"] += [{"case": case.name, "rival": name, "reason": "interrupted"} for case, name in jobs]
     return found
-
-
-def _least(case: Case) -> dict[str, dict[str, float]]:
-    return {mode: least(case, mode) for mode in LIMIT.modes}
 
 
 def _too_large(case: Case) -> str:

@@ -6,51 +6,40 @@ import time
 from collections.abc import Callable
 from statistics import median, quantiles
 
+Call = Callable[[], object]
 SAMPLE_SECONDS = 5e-3
 # OpenMP's threads spin after a parallel region; a sample waits until the one before has let go of the cores.
 SETTLE_SECONDS = 5e-3
 
 
-def _nothing() -> None:
-    pass
-
-
 def interleaved(
-    callables: dict[str, Callable[[], object]], rounds: int, seconds: float, finish: Callable[[], object] = _nothing
+    calls: dict[str, Call], rounds: int, seconds: float, finish: Call = lambda: None
 ) -> dict[str, list[float]]:
     """Seconds per call, a sample for each round: at least so many rounds, and more until the time is used up.
 
     `finish` waits for a device that works on its own: once a sample, so that calls follow each other there as in use.
     """
-    loops = {name: _loops(call, finish) for name, call in callables.items()}
-    samples: dict[str, list[float]] = {name: [] for name in callables}
-    order = list(callables)
+    loops = {name: _loops(call, finish) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
     end = time.perf_counter() + seconds
     gc.collect()
     gc.disable()
     while len(samples[order[0]]) < rounds or time.perf_counter() < end:
         for name in order:
             time.sleep(SETTLE_SECONDS)
-            samples[name].append(_sample(callables[name], loops[name], finish))
+            samples[name].append(_sample(calls[name], loops[name], finish))
         order.reverse()
     gc.enable()
     return samples
 
 
-def medians(
-    callables: dict[str, Callable[[], object]], rounds: int, seconds: float, finish: Callable[[], object] = _nothing
-) -> dict[str, float]:
+def medians(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, float]:
     """The median seconds per call."""
-    return {name: median(samples) for name, samples in interleaved(callables, rounds, seconds, finish).items()}
+    return {name: median(samples) for name, samples in interleaved(calls, rounds, seconds).items()}
 
 
-def beside(
-    own: Callable[[], object],
-    rivals: dict[str, Callable[[], object]],
-    rounds: int,
-    seconds: float,
-    finish: Callable[[], object] = _nothing,
-) -> dict:
+def beside(own: Call, rivals: dict[str, Call], rounds: int, seconds: float, finish: Call = lambda: None) -> dict:
     """What `compared` says of every rival, all of which have their turn in each round."""
     samples = interleaved({"": own} | rivals, rounds, seconds, finish)
     return {name: compared(samples[""], samples[name]) for name in rivals}
@@ -63,7 +52,7 @@ def compared(mine: list[float], theirs: list[float]) -> dict:
     return times | {"ratio": ratio, "quartiles": [low, high], "rounds": len(mine)}
 
 
-def _sample(call: Callable[[], object], loops: int, finish: Callable[[], object]) -> float:
+def _sample(call: Call, loops: int, finish: Call) -> float:
     start = time.perf_counter()
     for _ in range(loops):
         call()
@@ -71,7 +60,7 @@ def _sample(call: Callable[[], object], loops: int, finish: Callable[[], object]
     return (time.perf_counter() - start) / loops
 
 
-def _loops(call: Callable[[], object], finish: Callable[[], object]) -> int:
+def _loops(call: Call, finish: Call) -> int:
     """As many calls as make a sample long enough to time, after a first one, which may load things."""
     call()
     finish()

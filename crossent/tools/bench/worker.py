@@ -10,16 +10,7 @@ from time import perf_counter
 
 import torch
 
-from crossent.tools.bench.calls import (
-    at_limit,
-    grad_mode,
-    jax_arrays,
-    numpy_arrays,
-    of_arrays,
-    of_jax,
-    torch_arrays,
-    wait,
-)
+from crossent.tools.bench.calls import grad_mode, jax_arrays, numpy_arrays, of_arrays, of_jax, torch_arrays, wait
 from crossent.tools.bench.cases import Case
 from crossent.tools.bench.machine import work_of_others
 from crossent.tools.bench.memory import extra_peak
@@ -32,7 +23,7 @@ ARRAYS = {
     "torch": (torch_arrays, of_arrays),
     "numpy": (numpy_arrays, of_arrays),
     "jax": (jax_arrays, of_jax),
-    "limit": (torch_arrays, at_limit),
+    "limit": (torch_arrays, lambda function, mode, arrays: function(mode, arrays)),
 }
 
 
@@ -61,35 +52,30 @@ def sides(case: Case, rival: Rival) -> tuple[Side, Side]:
 
 
 def measure(case: Case, rival: Rival, rounds: int) -> list[dict]:
-    """A row for each mode, with what was measured or with an "error"; both sides have to find the same loss."""
-    rows = []
-    for mode in rival.modes:
-        try:
-            torch.compiler.reset()
-            with grad_mode(mode):
-                found = sides(case, rival)
-                if rival is not LIMIT:
-                    check_losses(*found)
-                rows.append({"mode": mode} | _measured(case, mode, *found, rounds))
-        except Exception as error:
-            rows.append({"mode": mode, "error": in_a_line(error)})
-    return rows
+    """A row for each mode, with what was measured or with an "error"."""
+    return [{"mode": mode} | _measured(case, rival, mode, rounds) for mode in rival.modes]
 
 
-def check_losses(mine: Side, theirs: Side) -> None:
-    # Ours first: some rivals write gradients over the logits.
-    own_loss, loss = mine.loss(), theirs.loss()
+def _measured(case: Case, rival: Rival, mode: str, rounds: int) -> dict:
+    try:
+        torch.compiler.reset()
+        with grad_mode(mode):
+            mine, theirs = sides(case, rival)
+            if rival is not LIMIT:
+                _check_losses(mine.loss(), theirs.loss())  # ours first: some rivals write gradients over the logits
+            call, own_call = theirs.call(mode), mine.call(mode)
+            memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
+            began, worked = perf_counter(), work_of_others()
+            found = beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"]
+            others = (work_of_others() - worked) / (perf_counter() - began)  # processors, on average
+    except Exception as error:
+        return {"error": in_a_line(error)}
+    return found | memory | {"others": max(0.0, others)}
+
+
+def _check_losses(own_loss: float, loss: float) -> None:
     if not isclose(own_loss, loss, rel_tol=LARGEST_DIFFERENCE):
         raise ValueError(f"a loss of {loss:.6g} where crossent has {own_loss:.6g}")
-
-
-def _measured(case: Case, mode: str, mine: Side, theirs: Side, rounds: int) -> dict:
-    own_call, call = mine.call(mode), theirs.call(mode)
-    memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
-    began, worked = perf_counter(), work_of_others()
-    found = beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"]
-    others = (work_of_others() - worked) / (perf_counter() - began)  # processors, on average
-    return found | memory | {"others": max(0.0, others)}
 
 
 def in_a_line(error: Exception) -> str:

@@ -42,6 +42,4 @@ def bench(
 
     with bad_input():
         cases = command.cases(shape or [], head or [], dtype or ["float32"], device)
-        command.check_files(save, plot)
-        status = command.bench(cases, rounds, json, save, plot)
-    raise typer.Exit(status)
+        raise typer.Exit(command.bench(cases, rounds, json, save, plot))

@@ -41,14 +41,8 @@ def plan(
     FUNCTION is softmax, log_softmax, nll_loss, cross_entropy, prediction_stats, linear_cross_entropy or
     linear_token_stats.
     """
-    shapes = {
-        "input": shape,
-        "target": target,
-        "linear_weight": linear_weight,
-        "linear_bias": linear_bias,
-        "weight": weight,
-        "sample_weight": sample_weight,
-    }
+    shapes = {"input": shape, "target": target, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    shapes |= {"weight": weight, "sample_weight": sample_weight}
     if library == "torch":
         require("plan --library torch", "torch", extra="torch")
     from crossent.tools import plan_of_shapes

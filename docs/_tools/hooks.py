@@ -56,12 +56,17 @@ def _grouped(table):
 
 
 def on_page_context(context, page, config, nav):
-    """A page is in one language: its text, the theme's own words and the names in the navigation."""
+    """A page is in one language: its text, the theme's own words and the names in the navigation.
+
+    The names of pages in another language say so.
+    """
     config.theme["language"] = language = page.meta.get("language", "en")
     names = config.extra["navigation"].get(language, {})
     for item in _all_of(nav):
         item.english = getattr(item, "english", item.title)
         item.title = names.get(item.english, item.english)
+        if item.is_page and item.meta.get("language", "en") != language:
+            item.title += config.extra["foreign"].get(language, "")
 
 
 def on_post_page(output, **_):

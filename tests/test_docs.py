@@ -221,7 +221,8 @@ def test_every_message_has_its_place_in_troubleshooting():
 def test_the_table_of_findings_has_all_of_them():
     text = read(ROOT / "docs/explain.md")
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", text, re.MULTILINE)
-    named = [re.findall(r'(?:Finding|_said|_from_above)\((?:facts, )?"(\w+)"', inspect.getsource(f)) for f in FINDINGS]
+    made = r'(?:Finding|_said|_from_above|_of_rows)\((?:facts, )?"(\w+)"'
+    named = [re.findall(made, inspect.getsource(f)) for f in FINDINGS]
     assert [{name} for name, _ in rows] == [set(names) for names in named]
     for case, (severity, *_) in FAULTS.items():
         assert severity in dict(rows)[case.partition(",")[0]].split(", ")

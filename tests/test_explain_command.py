@@ -1,7 +1,6 @@
 """`crossent explain`: what it prints and writes, its exit codes, and that it leaves no half-written file."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -14,13 +13,6 @@ from crossent.tools.explain import command
 from crossent.tools.files import replacing
 
 LOGITS, LABELS = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32), np.arange(9) % 5
-
-
-def run(*arguments, columns="80"):
-    return subprocess.run(
-        [sys.executable, "-m", "crossent", "explain", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": columns},
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -38,33 +30,33 @@ def test_worked_example_is_that_of_the_lesson():
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_worked_example(columns):
-    done = run(columns=columns)
-    assert done.returncode == 0 and not done.stderr
-    assert "mean = sum of the losses / rows that count = 6.38249 / 3 = 2.1275" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= int(columns)
+def test_worked_example(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert called() == 0
+    captured = capsys.readouterr()
+    assert "mean = sum of the losses / rows that count = 6.38249 / 3 = 2.1275" in captured.out and not captured.err
+    assert max(map(len, captured.out.splitlines())) <= int(columns)
 
 
-def test_json(files):
-    done = run(*files, "--json", "--row", "4", "--row", "-1", "--label-smoothing", "0.1", "--ignore-index", "2")
-    found = json.loads(done.stdout)
-    assert done.returncode == 0
+def test_json(files, capsys):
+    assert called(*files, "--json", "--row", 4, "--row", -1, "--label-smoothing", 0.1, "--ignore-index", 2) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["result"] == float(crossent.cross_entropy(LOGITS, LABELS, label_smoothing=0.1, ignore_index=2))
     assert [row["position"] for row in found["rows"]] == [4, 8]
 
 
 def test_pages_and_plots(files, tmp_path):
     page, plot = tmp_path / "page.html", tmp_path / "plot.png"
-    done = run(*files, "--html", page, "--plot", plot, "--reduction", "none", "--dim", "1")
-    assert done.returncode == 0, done.stderr
+    assert called(*files, "--html", page, "--plot", plot, "--reduction", "none", "--dim", "1") == 0
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>") and plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npz", "logits.npy", "page.html", "plot.png"]
 
 
-def test_errors_in_the_data_are_exit_code_1(files, tmp_path):
+def test_errors_in_the_data_are_exit_code_1(files, tmp_path, capsys):
     np.save(tmp_path / "bad.npy", LABELS + 1)
-    done = run(files[0], tmp_path / "bad.npy")
-    assert done.returncode == 1 and "one-based" in done.stdout and not done.stderr
+    assert called(files[0], tmp_path / "bad.npy") == 1
+    captured = capsys.readouterr()
+    assert "one-based" in captured.out and not captured.err
 
 
 def broken(tmp_path, files):
@@ -147,13 +139,12 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_every_format_that_score_reads(tmp_path):
+def test_every_format_that_score_reads(tmp_path, capsys):
     torch.save({"x": torch.from_numpy(LOGITS).bfloat16(), "y": torch.from_numpy(LABELS)}, tmp_path / "both.pt")
     np.savetxt(tmp_path / "labels.csv", LABELS, fmt="%d")
     both = tmp_path / "both.pt"
     for arguments in ([both, both, "--labels-key", "y"], [both, tmp_path / "labels.csv"]):
-        done = run(*arguments, "--key", "x", "--json")
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        assert called(*arguments, "--key", "x", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
         expected = crossent.cross_entropy(torch.from_numpy(LOGITS).bfloat16(), torch.from_numpy(LABELS))
         assert found["dtype"] == "bfloat16" and found["result"] == float(expected)

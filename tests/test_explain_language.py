@@ -3,17 +3,22 @@
 import ast
 import re
 import string
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browser import needs_chromium, opened, violations
+from matplotlib.text import Text
 from rich.console import Console
+from test_explain_command import called
 from test_explain_findings import CASES
 from test_explain_gradient import OPTIONS
+from test_explain_names import REFUSED
 
 import crossent
-from crossent.tools.explain import language
+from crossent.tools.explain import language, plot
 from crossent.tools.explain.command import worked_example
 
 SOURCES = Path(language.__file__).parent
@@ -68,7 +73,8 @@ def test_what_is_said_is_there_and_what_is_there_is_said():
     asked = set(asked_for())
     sources = "".join(path.read_text("utf-8") for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.html")])
     assert not [pattern for pattern in asked if not any(re.fullmatch(pattern, key) for key in MESSAGES)]
-    unsaid = [key for key in MESSAGES if not any(re.fullmatch(pattern, key) for pattern in asked)]
+    ours = [key for key in MESSAGES if not key.startswith("from_english.")]
+    unsaid = [key for key in ours if not any(re.fullmatch(pattern, key) for pattern in asked)]
     assert not [key for key in unsaid if f'"{key}"' not in sources and f"say({key})" not in sources]
 
 
@@ -119,6 +125,126 @@ def test_the_chinese_text_fits_its_width(options, width, tmp_path):
         assert language.width(header) - len("others") + 2 >= language.width(x)
 
 
+def test_what_is_translated_is_what_others_say():
+    package = SOURCES.parents[1]
+    others = "_options.py", "tools/files.py", "frontends/_plans.py"
+    paths = [*SOURCES.glob("*.py"), *map(package.joinpath, others), *package.glob("frontends/torch/*p*s.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    said = "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    for key, message in language.messages()["from_english"].items():
+        for part in re.split(r"\{\w+\}", message["en"]):
+            known = len(part) < 12 or part in said or part.startswith(PATHS)
+            assert known, (key, part)
+
+
+PATHS = "kernels in", "plain operations in", " chunks of ", " rows, ", " MB beside arguments"  # of Plan
+
+
+def plans():
+    """Calls whose plans have as many reasons as the CPU gives."""
+    x, y = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32), np.arange(6)
+    tensor = torch.tensor(x, requires_grad=True)
+    for options in {}, {"inplace_backward": True}, {"weight": torch.ones(40, requires_grad=True)}:
+        yield crossent.cross_entropy, (tensor, torch.tensor(y)), options
+    for input in x, np.asfortranarray(x), np.zeros((3, 80, 6), np.float32).transpose(2, 1, 0)[:, ::2, 0]:
+        yield crossent.cross_entropy, (input, y.astype(np.int32)), {}
+    yield crossent.cross_entropy, (x[:, :3], y % 3), {}
+    yield crossent.nll_loss, (x, y), {}
+    hidden, weight = torch.randn(6, 5, dtype=torch.bfloat16), torch.randn(9, 5, dtype=torch.bfloat16)
+    for reduction in "mean", "none":
+        call = hidden.requires_grad_(), weight.requires_grad_(), torch.tensor(y)
+        yield crossent.linear_cross_entropy, call, {"reduction": reduction}
+
+
+def test_plans_are_in_chinese():
+    for function, call, options in plans():
+        found = crossent.explain(*call, function=function, lang="zh", **options)
+        english = [str(found.plan).partition("\n")[0], *found.plan.reasons]
+        with language.speaking("zh"):
+            chinese = list(map(language.translated, english))
+        for line in chinese:
+            left = re.sub(rf"{NAMES}|plain operations|MB|int\d+|bfloat16|float\d+", "", line)
+            assert CHINESE.search(line) and not re.search("[A-Za-z]{2}", left), (line, left)
+        assert all(line in str(found).replace("\n", "") for line in chinese[1:] if language.width(line) < 78)
+        assert chinese[-1] in found._repr_html_().replace("&#39;", "'")
+
+
+def test_errors_of_its_own_are_in_chinese():
+    calls = [(REFUSED[0][0], {"learning_rate": "fast"}), (REFUSED[2][0], {"learning_rate": np.inf})]
+    calls += [(worked_example(), {"rows": rows}) for rows in ([9], [(0, 0)], ["first"])]
+    calls += [(worked_example(), {"function": crossent.softmax}), ((np.zeros((2, 0)), np.array([-100, -100])), {})]
+    for call, options in [case[:2] for case in REFUSED[:5]] + calls:
+        with pytest.raises((ValueError, TypeError, IndexError)) as english:
+            crossent.explain(*call, **options)
+        with pytest.raises(english.type) as chinese:
+            crossent.explain(*call, lang="zh", **options)
+        assert CHINESE.search(str(chinese.value)) and str(chinese.value.__cause__) == str(english.value)
+
+
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    """Only those of matplotlib, and the path of one that has a box for every character."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager, get_data_path
+
+    letters = sorted({ord(character) for message in MESSAGES.values() for character in message["zh"]})
+    pen, built = TTGlyphPen(None), FontBuilder(1000, isTTF=True)
+    for move, place in ("moveTo", (50, 0)), ("lineTo", (50, 700)), ("lineTo", (950, 700)):
+        getattr(pen, move)(place)
+    pen.closePath()
+    box = pen.glyph()
+    built.setupGlyphOrder([".notdef", "box"])
+    built.setupCharacterMap(dict.fromkeys(letters, "box"))
+    built.setupGlyf({".notdef": box, "box": box})
+    built.setupHorizontalMetrics({".notdef": (1000, 50), "box": (1000, 50)})
+    built.setupHorizontalHeader(ascent=800, descent=-200)
+    built.setupNameTable({"familyName": "Boxes Sans", "styleName": "Regular"})
+    built.setupOS2()
+    built.setupPost()
+    built.save(tmp_path / "boxes.ttf")
+    own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(get_data_path())]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    plot._chinese_fonts.cache_clear()
+    yield lambda: font_manager.fontManager.addfont(tmp_path / "boxes.ttf")
+    plot._chinese_fonts.cache_clear()
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_the_picture_is_in_chinese(fonts):
+    fonts()
+    for rows in 3, 60:
+        logits = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+        logits[1, 1] = -np.inf
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of glyphs that are missing
+            figure = crossent.explain(logits, np.arange(rows) % 12, lang="zh").plot()
+            figure.draw_without_rendering()
+        for text in texts(figure):
+            left = re.sub(rf"{NAMES}|softmax|log_p|tanh|[pe] = .*|nats|−|\d+(\.\d+)?e[-+]\d+", "", text)
+            assert not re.search("[A-Za-z]{2}", left), text
+        assert {"第 1 行", "各行的损失" if rows == 3 else "损失，从大到小；1 个不是有限数"} <= {*texts(figure)}
+
+
+def test_the_picture_is_in_english_where_no_font_has_chinese(fonts, tmp_path, capsys):
+    found = crossent.explain(*worked_example(), lang="zh")
+    with pytest.warns(UserWarning, match="没有安装带中文的字体") as noted:
+        figure = found.plot()
+    assert len(noted) == 1 and noted[0].filename == __file__
+    assert "loss of each row" in texts(figure) and not CHINESE.search("".join(texts(figure)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found.plot() and crossent.explain(*worked_example()).plot()
+    plot._chinese_fonts.cache_clear()
+    assert called("--lang", "zh", "--plot", tmp_path / "plot.png") == 0
+    assert capsys.readouterr().err == "crossent explain: 没有安装带中文的字体：图里的文字是英文。\n"
+    assert called("--lang", "zh", "--row", "9") == called("--lang", "zh", "--html", tmp_path) == 2
+    assert len(CHINESE.findall(capsys.readouterr().err)) > 20
+
+
 def test_line_starts():
     texts = ("one two  three", 7), ("一二三，四五", 7), ("长 word，三四", 9), ("  a", 2), ("toolongforit b", 4)
     for text, room in texts:
@@ -136,7 +262,6 @@ def test_language_is_that_of_the_explanation():
     )
     assert not CHINESE.search(str(english)) and not CHINESE.search(english.to_json())
     assert chinese.to_dict()["lang"] == "zh" and 'lang="zh"' in chinese.to_html() and 'lang="en"' in english.to_html()
-    assert not CHINESE.search("".join(text.get_text() for axes in chinese.plot().axes for text in axes.texts))
     with pytest.raises(ValueError, match="lang must be one of 'en', 'zh', got 'de'"):
         crossent.explain(*worked_example(), lang="de")
     with pytest.raises(TypeError, match="learning_rate must be a number, got 'fast'"):

@@ -91,18 +91,18 @@ def test_names_are_of_the_classes_shown():
     assert set(found.names) == {c for row in found.rows for c in row.classes}
 
 
-@pytest.mark.parametrize(
-    ("call", "options", "error", "message"),
-    [
-        ((LOGITS, ["cat", "fox"]), {"names": NAMES}, ValueError, "target holds 'fox' in row 1, which is no name of a"),
-        ((LOGITS, ["cat", "elk"]), {}, TypeError, "target must hold numbers of classes, or names that are in names"),
-        ((LOGITS, [0, 2]), {"names": NAMES[:2]}, ValueError, "names must have one for each of the 3 classes, got 2"),
-        ((LOGITS, [0, 2]), {"names": "abc"}, TypeError, "names must be a sequence of names, a mapping from classes"),
-        (([[1.0, 2.0], [1.0]], [0, 1]), {}, ValueError, "input must have as many numbers in every row"),
-        (({"logits": LOGITS}, [0, 1]), {}, TypeError, "input must be a PyTorch tensor or a NumPy array, got dict"),
-        (([["a", "b"]], [0]), {}, TypeError, "input must be float16"),
-    ],
-)
+REFUSED = [
+    ((LOGITS, ["cat", "fox"]), {"names": NAMES}, ValueError, "target holds 'fox' in row 1, which is no name of a"),
+    ((LOGITS, ["cat", "elk"]), {}, TypeError, "target must hold numbers of classes, or names that are in names"),
+    ((LOGITS, [0, 2]), {"names": NAMES[:2]}, ValueError, "names must have one for each of the 3 classes, got 2"),
+    ((LOGITS, [0, 2]), {"names": "abc"}, TypeError, "names must be a sequence of names, a mapping from classes"),
+    (([[1.0, 2.0], [1.0]], [0, 1]), {}, ValueError, "input must have as many numbers in every row"),
+    (({"logits": LOGITS}, [0, 1]), {}, TypeError, "input must be a PyTorch tensor or a NumPy array, got dict"),
+    (([["a", "b"]], [0]), {}, TypeError, "input must be float16"),
+]
+
+
+@pytest.mark.parametrize(("call", "options", "error", "message"), REFUSED)
 def test_what_is_refused(call, options, error, message):
     with pytest.raises(error, match=message):
         crossent.explain(*call, **options)

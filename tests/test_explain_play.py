@@ -28,16 +28,19 @@ const fill = (element, text) => {
 const named = (name) => find(`[aria-label="${name}, as a number"]`);
 const choose = (name, value) => find(`[name=${name}][value="${value}"]`).click();
 const numbers = (selector) => [...document.querySelectorAll(selector)].map((data) => data.value);
-function byControls({ x, labels, ignored, weight, temperature, smoothing, reduction }) {
+const SETTING = { temperature: "Temperature", smoothing: "Label smoothing", softcap: "Softcap", zloss: "z-loss",
+  denominator: "Denominator" };
+function byControls({ x, labels, target, samples, ignored, weight, reduction, ...others }) {
   find("#reset").click();
-  fill(named("Temperature"), temperature);
-  fill(named("Label smoothing"), smoothing);
+  for (const [key, value] of Object.entries(others)) fill(named(SETTING[key]), value);
   choose("reduction", reduction);
   weight.forEach((w, c) => fill(named(`Weight of class ${c}`), w));
   x.forEach((row, i) => {
     choose("row", i);
     row.forEach((value, c) => fill(named(`Logit of class ${c}`), value));
-    choose("label", labels[i]);
+    fill(named("Weight of this row"), samples[i]);
+    if (target) target[i].forEach((value, c) => fill(named(`Target's share of class ${c}`), value));
+    else choose("label", labels[i]);
     if (find("#ignored").checked !== ignored[i]) find("#ignored").click();
   });
   return read();
@@ -65,18 +68,21 @@ def floats(words):
     return np.array([float(word) for word in words])
 
 
-def settings_of(rng, rows=3, classes=4):
+def settings_of(rng, rows=3, classes=4, soft=False):
     x = rng.normal(size=(rows, classes)) * rng.choice([1.0, 8.0, 1e3])
     if rng.random() < 0.4:
         where = rng.random(x.shape) < 0.2
         x[where] = rng.choice([1e4, -1e4, np.inf, -np.inf, -np.inf, np.nan], where.sum())
-    return {
+    target = {"target": rng.dirichlet(np.ones(classes), rows)} if soft else {"labels": rng.integers(classes, size=rows)}
+    return target | {
         "x": x,
-        "labels": rng.integers(classes, size=rows),
+        "samples": rng.choice([0.0, 0.5, 1.0, 2.5], rows) if rng.random() < 0.5 else np.ones(rows),
         "ignored": np.full(rows, True) if rng.random() < 0.1 else rng.random(rows) < 0.25,
         "weight": rng.choice([0.0, 0.5, 1.0, 3.0], classes) if rng.random() < 0.5 else np.ones(classes),
         "temperature": rng.choice([1.0, 0.3, 7.5]),
         "smoothing": rng.choice([0.0, 0.1, 1.0, rng.random()]),
+        "softcap": rng.choice([np.inf, 30.0, 2.0]),
+        "zloss": rng.choice([0.0, 0.01]),
         "reduction": str(rng.choice(["mean", "sum", "none"])),
     }
 
@@ -90,21 +96,35 @@ def words(value):
 
 def fragment(setting):
     x, weight = setting["x"], setting["weight"]
-    found = [f"{name}={setting[name]}" for name in ("temperature", "smoothing", "reduction")]
+    names = "temperature", "smoothing", "reduction", "softcap", "zloss", "denominator"
+    found = [f"{name}={setting[name]}" for name in names if name in setting]
     found += [f"logit={i}.{c}:{x[i, c]}" for i, c in np.ndindex(x.shape)]
     found += [f"weight=0.{c}:{w}" for c, w in enumerate(weight)]
-    found += [f"label={i}.0:{label}" for i, label in enumerate(setting["labels"])]
+    found += [f"sample={i}.0:{s}" for i, s in enumerate(setting["samples"])]
+    if "target" in setting:
+        found += [f"target={i}.{c}:{t}" for (i, c), t in np.ndenumerate(setting["target"])]
+    else:
+        found += [f"label={i}.0:{label}" for i, label in enumerate(setting["labels"])]
     return "&".join(found + [f"ignored={i}.0:{int(ignored)}" for i, ignored in enumerate(setting["ignored"])])
 
 
 def called(function, setting):
     """The loss and the losses of the rows, what the softmax is, and the gradient."""
-    x = torch.tensor(setting["x"], requires_grad=True)
-    labels = torch.tensor(np.where(setting["ignored"], -100, setting["labels"]))
+    x, samples = torch.tensor(setting["x"], requires_grad=True), torch.tensor(setting["samples"])
+    if "target" in setting:
+        target, samples = torch.tensor(setting["target"]), samples * torch.tensor(~setting["ignored"])
+    else:
+        target = torch.tensor(np.where(setting["ignored"], -100, setting["labels"]))
     options = {"weight": torch.tensor(setting["weight"]), "label_smoothing": float(setting["smoothing"])}
+    by = {}
+    if function is crossent.cross_entropy:
+        cap = float(setting["softcap"])
+        options |= {"sample_weight": samples, "softcap": None if cap == np.inf else cap, "z_loss": setting["zloss"]}
+        if setting["reduction"] == "mean" and "denominator" in setting:
+            by = {"denominator": setting["denominator"]}
     z = x / float(setting["temperature"])
-    loss = function(z, labels, **options, reduction=setting["reduction"])
-    losses = function(z, labels, **options, reduction="none")
+    loss = function(z, target, **options, **by, reduction=setting["reduction"])
+    losses = function(z, target, **options, reduction="none")
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     total = np.nan if setting["reduction"] == "none" else loss.item()
     return total, losses.detach().numpy(), gradient.numpy()
@@ -136,17 +156,29 @@ def example(opened):
     return opened(*worked_example())
 
 
+TARGET = np.array([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def of_probabilities(opened):
+    return opened(worked_example()[0], TARGET, denominator=2)
+
+
 def assert_agrees(found, setting):
     """With crossent, and with PyTorch's own loss where it does not multiply a 0 by what is not finite."""
-    plain = setting["weight"].all() and np.isfinite(setting["x"]).all()
+    plain = setting["weight"].all() and np.isfinite(setting["x"]).all() and (setting["samples"] == 1.0).all()
+    plain &= setting["softcap"] == np.inf and not setting["zloss"] and "target" not in setting
     for function in (crossent.cross_entropy, F.cross_entropy) if plain else (crossent.cross_entropy,):
         total, losses, gradient = called(function, setting)
-        p = torch.softmax(torch.tensor(setting["x"] / setting["temperature"]), 1).numpy()
-        kept = ~setting["ignored"]
-        undefined = setting["reduction"] == "mean" and not setting["weight"][setting["labels"][kept]].sum()
+        z, cap = setting["x"] / setting["temperature"], setting["softcap"]
+        p = torch.softmax(torch.tensor(z if cap == np.inf else cap * np.tanh(z / cap)), 1).numpy()
+        counts = np.where(setting["ignored"], 0.0, setting["samples"])
+        counts *= 1.0 if "target" in setting else setting["weight"][setting["labels"]]
+        undefined = setting["reduction"] == "mean" and not counts.sum() and "denominator" not in setting
         if setting["reduction"] != "none":
             assert_close(float(found["loss"]), total, setting)
-            evenly, *_ = called(function, setting | {"x": np.zeros_like(setting["x"])})
+            even = {"x": np.zeros_like(setting["x"]), "zloss": 0.0}  # the logits that a z-loss costs nothing
+            evenly, *_ = called(function, setting | even)
             assert_close(float(found["evenly"]), evenly, setting)
         for i, row in enumerate(found["rows"]):
             assert_close(float(row["loss"]), losses[i], (i, setting))
@@ -158,16 +190,17 @@ def assert_agrees(found, setting):
 
 
 @browser.needs_chromium
-def test_numbers_are_those_of_the_library(example):
-    page, rng = example, np.random.default_rng(0)
-    for _ in range(60):
-        setting = settings_of(rng)
-        assert_agrees(json.loads(page.evaluate(f"byAddress({fragment(setting)!r})")), setting)
-    for _ in range(5):
-        setting = settings_of(rng)
-        told = json.dumps({name: words(value) for name, value in setting.items()})
-        assert_agrees(json.loads(page.evaluate(f"byControls({told})")), setting)
-    assert page.errors == []
+def test_numbers_are_those_of_the_library(example, of_probabilities):
+    rng = np.random.default_rng(0)
+    for page, soft in (example, False), (of_probabilities, True):
+        for _ in range(40):
+            setting = settings_of(rng, soft=soft) | ({"denominator": rng.choice([0.5, 7.0])} if soft else {})
+            assert_agrees(json.loads(page.evaluate(f"byAddress({fragment(setting)!r})")), setting)
+        for _ in range(5):
+            setting = settings_of(rng, soft=soft) | ({"denominator": np.float64(2.0)} if soft else {})
+            told = json.dumps({name: words(value) for name, value in setting.items()})
+            assert_agrees(json.loads(page.evaluate(f"byControls({told})")), setting)
+        assert page.errors == []
 
 
 def large(rng, rows=2, classes=3000):
@@ -176,7 +209,10 @@ def large(rng, rows=2, classes=3000):
     return logits, labels, rng.uniform(0.5, 2.0, classes)
 
 
-PLAIN = {"ignored": np.zeros(3, bool), "weight": np.ones(4), "temperature": 1.0, "smoothing": 0.0, "reduction": "sum"}
+PLAIN = {
+    "ignored": np.zeros(3, bool), "weight": np.ones(4), "samples": np.ones(3), "temperature": 1.0, "smoothing": 0.0,
+    "softcap": np.inf, "zloss": 0.0, "reduction": "sum",
+}  # fmt: skip
 
 
 @browser.needs_chromium
@@ -204,8 +240,9 @@ def test_classes_that_are_not_shown_count_in_full(opened):
     (first, *_) = shown = crossent.explain(logits, labels).rows[0].classes
     weight[first] = 3.0
     page.evaluate(f"fill(named('Weight of class {first}'), '3'); fill(named('Temperature'), '2.5')")
-    setting = {"x": logits, "labels": labels, "ignored": np.zeros(2, bool), "weight": weight, "temperature": 2.5}
-    total, losses, gradient = called(crossent.cross_entropy, setting | {"smoothing": 0.2, "reduction": "mean"})
+    setting = PLAIN | {"x": logits, "labels": labels, "weight": weight, "ignored": np.zeros(2, bool)}
+    setting |= {"samples": np.ones(2), "temperature": 2.5, "smoothing": 0.2, "reduction": "mean"}
+    total, losses, gradient = called(crossent.cross_entropy, setting)
     found, p = json.loads(page.evaluate("read()")), torch.softmax(torch.tensor(logits[0] / 2.5), 0).numpy()
     hidden = np.delete(np.arange(3000), shown)
     assert_close(float(found["loss"]), total, "")
@@ -250,10 +287,11 @@ def test_plots_show_the_loss_along_a_logit(opened):
 
 
 @browser.needs_chromium
-def test_the_code_on_the_page_gives_its_numbers(example):
-    page, rng = example, np.random.default_rng(3)
-    for _ in range(6):
-        found = json.loads(page.evaluate(f"byAddress({fragment(settings_of(rng))!r})"))
+def test_the_code_on_the_page_gives_its_numbers(example, of_probabilities):
+    rng = np.random.default_rng(3)
+    for i in range(10):
+        page = of_probabilities if i % 2 else example
+        found = json.loads(page.evaluate(f"byAddress({fragment(settings_of(rng, soft=bool(i % 2)))!r})"))
         names = {"print": lambda *_: None}
         exec(found["code"], names)
         losses = names["loss"].detach().numpy()
@@ -271,7 +309,7 @@ def test_by_keyboard_alone(opened):
             page.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
 
     seen = []
-    for _ in range(60):
+    for _ in range(70):
         press("Tab", 9)
         seen.append(
             page.evaluate("(e => e.name || e.id || e.ariaLabel || e.dataset.try || e.tagName)(document.activeElement)")
@@ -337,7 +375,8 @@ def test_every_message_is_shown():
 @browser.needs_chromium
 def test_an_address_that_makes_no_sense_is_passed_over(example):
     bad = "temperature=0&smoothing=2&row=9&moving=x&step=no&reduction=max&weight=0.0:-1&weight=0.9:1&label=0.0:9"
-    bad += "&logit=7.0:1&logit=0.9:1&logit=x&logit=0.0:y&ignored=map.0:1&constructor=1"
+    bad += "&logit=7.0:1&logit=0.9:1&logit=x&logit=0.0:y&ignored=map.0:1&constructor=1&softcap=-1&zloss=inf"
+    bad += "&sample=0.0:-1&target=0.0:1&denominator=3"
     assert example.evaluate(
         f"byAddress({bad!r}); begin(fromAddress()); JSON.stringify(state) === JSON.stringify(fresh())"
     )
@@ -347,7 +386,7 @@ def test_an_address_that_makes_no_sense_is_passed_over(example):
 def test_an_address_holds_all_that_was_set(example):
     setting = settings_of(np.random.default_rng(4)) | {"x": np.array([[np.nan, np.inf, -np.inf, 1e-300]] * 3)}
     example.evaluate(f"byAddress({fragment(setting)!r}); goTo('log'); keepInAddress()")
-    written = "rows.map(row => list(row.x) + row.label + row.ignored), list(weight), Object.values(others)"
+    written = "rows.map(row => list(row.x) + Object.values(row)), list(weight), Object.values(others)"
     states = f"[state, fromAddress(), fresh()].map(({{rows, weight, ...others}}) => [{written}].join())"
     here, kept, start = example.evaluate(states)
     assert here == kept != start and "1e-300" in here
@@ -375,15 +414,36 @@ def test_buttons_and_plots_move_the_logits(opened):
     assert page.errors == []
 
 
-def test_what_a_page_has_no_control_for_is_to_be_read():
+@browser.needs_chromium
+def test_a_page_starts_with_its_call(opened):
+    """Whatever the call was told."""
+    x, weight = worked_example()[0].astype(np.float64), np.array([1.0, 0.0, 2.0, 0.3])
+    target = crossent.SparseTarget(np.array([[0, 2], [1, 0], [3, 1]]), np.array([[0.5, 0.5], [1.0, 0.0], [0.2, 0.8]]))
+    dense = np.array([[0.5, 0.0, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.8, 0.0, 0.2]])
+    samples = np.array([0.5, 3.0, 0.0])
+    options = {"weight": weight, "sample_weight": samples, "softcap": 1.5, "z_loss": 0.1, "label_smoothing": 0.1}
+    head = {"function": crossent.linear_cross_entropy, "denominator": 2.0}
+    page = opened(x, np.eye(4), target, **head, **options, width=420, dark=True)
+    assert browser.violations(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= 420
+    setting = PLAIN | {"x": x, "target": dense, "samples": samples, "weight": weight, "softcap": 1.5, "zloss": 0.1}
+    setting |= {"smoothing": 0.1, "denominator": 2.0, "reduction": "mean"}
+    assert_agrees(json.loads(page.evaluate("read()")), setting)
+
+
+@browser.needs_chromium
+def test_without_rows_there_is_nothing_to_play_with(tmp_path):
     logits, labels = worked_example()
-    calls = [((logits, labels), options) for options in (
-        {"softcap": 5.0}, {"z_loss": 0.1}, {"sample_weight": np.ones(3)}, {"denominator": 2.0})]  # fmt: skip
-    calls += [((logits, np.full((3, 4), 0.25, np.float32)), {}), ((logits[:0], labels[:0]), {})]
-    for call, options in calls:
-        page = crossent.explain(*call, **options).to_html()
-        assert "<script" not in page and "cross_entropy: mean" in page
-    assert "<script" in crossent.explain(logits, labels).to_html()
+    path = tmp_path / "empty.html"
+    path.write_text(crossent.explain(logits[:0], labels[:0]).to_html(), encoding="utf-8")
+    with browser.opened(path.as_uri()) as page:
+        assert browser.violations(page) == [] and page.errors == []
+        said = page.evaluate("document.body.innerText")
+    assert "cross_entropy: mean nan over 0 rows" in said and "Step by step" not in said
+
+
+def test_a_page_of_many_classes_is_small():
+    logits = np.random.default_rng(0).normal(size=(4, 50_257)).astype(np.float32)
+    assert len(crossent.explain(logits, np.arange(4)).to_html()) < 4 * 4 * 50_257 * 1.34 + 100_000
 
 
 def test_the_call_as_it_was_given_stands_below():

@@ -457,6 +457,7 @@ OF_AN_OPTION = {
     "kernels/triton/launches.py",
     "kernels/triton/rows.py",
     "nn/modules/loss.py",
+    "tools/explain/play/__init__.py",
     "tools/explain/steps.py",
     "tools/explain/working.py",
 }

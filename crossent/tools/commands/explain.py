@@ -46,11 +46,12 @@ def explain(
     if plot:
         require("explain --plot", "matplotlib")
     from crossent.tools.explain.command import run
+    from crossent.tools.explain.language import LANGUAGES, speaking
     from crossent.tools.score.scales import asked
 
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     options |= {"learning_rate": learning_rate, "lang": lang, "names": names}
-    with bad_input():
+    with bad_input(), speaking(lang if lang in LANGUAGES else "en"):
         reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
         status = run(files or [], reading, scale, row or [], html, plot, json, options)
     raise typer.Exit(status)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from crossent.tools.bench import memory
 from crossent.tools.bench.memory import in_megabytes
@@ -38,6 +38,8 @@ def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]
     with console.status("Training a tokenizer"):
         texts, tokens = tokenized(settings)
     rows, classes, size = settings.batch * settings.length, settings.vocabulary, _logits_bytes(settings)
+    # The gradient and two averages for each parameter.
+    kept = 3 * 4 * sum(parameter.numel() for parameter in seeded_model(settings).parameters())
     console.print(
         f"{len(texts)} source files of Python's standard library, {len(tokens) / 1e6:.1f} million tokens of a byte-pair"
         f" vocabulary of {classes:,} made from them. A transformer of {settings.layers} layers and {settings.features}"
@@ -53,7 +55,7 @@ def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]
         f"In {len(records['torch'])} steps the losses never differ by more than {_difference(records):.0e} of their"
         f" value. Tokens per second: of the median step, on {torch.get_num_threads()} threads. Peak memory: of a"
         " process of its own, beyond what it held before its first step;"
-        f" {in_megabytes(_optimizer_bytes(settings))} of that, for either head, are gradients and AdamW's averages."
+        f" {in_megabytes(kept)} of that, for either head, are gradients and AdamW's averages."
     )
     console.print(f"The curves: {_plot(records, settings, output)}")
     return _failures(records)
@@ -61,11 +63,6 @@ def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]
 
 def _logits_bytes(settings: Settings) -> int:
     return 4 * settings.batch * settings.length * settings.vocabulary
-
-
-def _optimizer_bytes(settings: Settings) -> int:
-    """The gradient and two averages for each parameter."""
-    return 3 * 4 * sum(parameter.numel() for parameter in seeded_model(settings).parameters())
 
 
 def train_in_turns(progress: Progress, tokens: torch.Tensor, settings: Settings) -> Records:
@@ -81,8 +78,7 @@ def train_in_turns(progress: Progress, tokens: torch.Tensor, settings: Settings)
         end = time.monotonic() + TIME_LIMIT
         while len(rows["torch"]) < settings.steps and time.monotonic() < end:
             for name, child in children.items():
-                child.stdin.write("step\n")
-                child.stdin.flush()
+                print("step", file=child.stdin, flush=True)
                 rows[name].append([float(number) for number in _answer(child).split()])
             losses = ", ".join(f"{name} {found[-1][0]:.4f}" for name, found in rows.items())
             progress.update(task, description=f"Loss: {losses}", advance=1)
@@ -130,20 +126,14 @@ def _difference(records: Records) -> float:
 
 
 def _table(records: Records, settings: Settings) -> Table:
-    table = Table("", "first loss", f"last {LAST_STEPS}", "tokens per second", "faster", "peak memory", "of the logits")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    heads = "first loss", f"last {LAST_STEPS}", "tokens per second", "faster", "peak memory", "of the logits"
+    table = Table("", *(Column(head, justify="right") for head in heads))
     speeds, peaks = _tokens_per_second(records, settings), _peaks(records)
     for name, rows in records.items():
-        table.add_row(
-            name,
-            f"{rows[0, 0]:.4f}",
-            f"{rows[-LAST_STEPS:, 0].mean():.4f}",
-            f"{speeds[name]:,.0f}",
-            f"{speeds[name] / speeds['torch']:.1f} x",
-            in_megabytes(peaks[name]),
-            f"{peaks[name] / _logits_bytes(settings):.2f} x",
-        )
+        losses = (f"{loss:.4f}" for loss in (rows[0, 0], rows[-LAST_STEPS:, 0].mean()))
+        speed = f"{speeds[name]:,.0f}", f"{speeds[name] / speeds['torch']:.1f} x"
+        share = f"{peaks[name] / _logits_bytes(settings):.2f} x"
+        table.add_row(name, *losses, *speed, in_megabytes(peaks[name]), share)
     return table
 
 
@@ -154,11 +144,8 @@ def _plot(records: Records, settings: Settings, output: Path) -> Path:
     curves, speed, peak = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     for (name, rows), line in zip(records.items(), ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5}), strict=True):
         curves.plot(np.arange(1, len(rows) + 1), rows[:, 0], color="tab:blue", label=name, **line)
-    curves.set(
-        xlabel="step",
-        ylabel="loss (nats per token)",
-        title=f"The same loss, to {_difference(records):.0e} of its value",
-    )
+    title = f"The same loss, to {_difference(records):.0e} of its value"
+    curves.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     curves.legend()
     _bars(speed, "Tokens per second: {:.1f} x torch's", _tokens_per_second(records, settings))
     _bars(peak, "Peak memory (MB): {:.2f} x torch's", {name: size / 1e6 for name, size in _peaks(records).items()})

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 LIBRARIES = ("torch", "crossent")
 LEAST_ACCURACY = 0.95
@@ -61,9 +61,8 @@ def show(console: Console, output: Path) -> list[str]:
 
 
 def _table(found: Curves) -> Table:
-    table = Table("classifier", "last epoch")
-    for heading in ("training loss", "test loss", "test accuracy"):
-        table.add_column(heading, justify="right")
+    numbers = (Column(heading, justify="right") for heading in ("training loss", "test loss", "test accuracy"))
+    table = Table("classifier", "last epoch", *numbers)
     for name, by_library in found.items():
         for library, classifier in zip(LIBRARIES, (name, ""), strict=True):
             table.add_row(classifier, library, *(f"{value:.4f}" for value in by_library[library][-1]))

@@ -62,27 +62,23 @@ def standard_library(size: int) -> list[str]:
 
 def tokenized(settings: Settings) -> tuple[list[str], Tensor]:
     """The text and its tokens, by a byte-pair tokenizer trained on it."""
-    # Too little text has too few pairs for the vocabulary.
-    for enlarged in (1, 2, 4):
-        texts = standard_library(enlarged * settings.text_bytes)
-        tokenizer = _byte_pair_tokenizer(texts, settings.vocabulary)
-        if tokenizer.get_vocab_size() == settings.vocabulary:
-            break
-    tokens = [torch.tensor(encoding.ids, dtype=torch.int64) for encoding in tokenizer.encode_batch(texts)]
-    return texts, torch.cat(tokens)
-
-
-def _byte_pair_tokenizer(texts: list[str], vocabulary: int):
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
 
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(vocab_size=vocabulary, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    # Too little text has too few pairs for the vocabulary.
+    for enlarged in (1, 2, 4):
+        texts = standard_library(enlarged * settings.text_bytes)
+        tokenizer = Tokenizer(BPE())
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        alphabet, vocabulary = ByteLevel.alphabet(), settings.vocabulary
+        trainer = BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        if tokenizer.get_vocab_size() == settings.vocabulary:
+            break
+    tokens = [torch.tensor(encoding.ids, dtype=torch.int64) for encoding in tokenizer.encode_batch(texts)]
+    return texts, torch.cat(tokens)
 
 
 class Transformer(nn.Module):
@@ -96,15 +92,9 @@ class Transformer(nn.Module):
         # A decoder that reads nothing else is an encoder with a causal mask. Without biases, since that of the keys has
         # no gradient but rounding errors, which Adam scales up to full steps: two trainings would soon part.
         layer = nn.TransformerEncoderLayer(
-            features,
-            settings.attention_heads,
-            dim_feedforward=4 * features,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-            bias=False,
-        )
+            features, settings.attention_heads, dim_feedforward=4 * features, dropout=0.0, activation="gelu",
+            batch_first=True, norm_first=True, bias=False,
+        )  # fmt: skip
         self.layers = nn.TransformerEncoder(layer, settings.layers, nn.LayerNorm(features), enable_nested_tensor=False)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(time))
         nn.init.normal_(self.embedding.weight, std=0.02)

@@ -9,67 +9,23 @@ import crossent.nn.functional as F
 
 # What is printed is what is run: name, what it is, its formula, and its expression, one for each style if they differ.
 STEPS: list[tuple[str, ...]] = [
-    (
-        "p",
-        "softmax",
-        "p[i,c] = exp(x[i,c]) / sum_k exp(x[i,k])",
-        "nn.Softmax(dim=1)(logits)",
-        "F.softmax(logits, dim=1)",
-    ),
-    (
-        "log_of_p",
-        "its logarithm",
-        "log p[i,c]",
-        "torch.log(p)",
-    ),
-    (
-        "log_p",
-        "log-softmax",
-        "log p[i,c] = x[i,c] - lse[i], lse[i] = log sum_k exp(x[i,k])",
-        "nn.LogSoftmax(dim=1)(logits)",
-        "F.log_softmax(logits, dim=1)",
-    ),
-    (
-        "picked",
-        "the entries that the labels pick",
-        "log p[i,y[i]]",
-        "log_p[[0, 1, 2], labels]",
-    ),
-    (
-        "by_hand",
-        "1. their mean, by hand",
-        "-(1/3) sum_i log p[i,y[i]]",
-        "-picked.mean()",
-    ),
-    (
-        "nll_sum",
-        "2. negative log likelihood, the sum over three",
-        "(1/3) sum_i -log p[i,y[i]]",
-        'nn.NLLLoss(reduction="sum")(log_p, labels) / 3',
-        'F.nll_loss(log_p, labels, reduction="sum") / 3',
-    ),
-    (
-        "nll_mean",
-        "3. negative log likelihood, the mean",
-        "mean_i -log p[i,y[i]]",
-        "nn.NLLLoss()(log_p, labels)",
-        "F.nll_loss(log_p, labels)",
-    ),
-    (
-        "cross_entropy_sum",
-        "4. cross entropy, the sum over three",
-        "(1/3) sum_i (lse[i] - x[i,y[i]])",
-        'nn.CrossEntropyLoss(reduction="sum")(logits, labels) / 3',
-        'F.cross_entropy(logits, labels, reduction="sum") / 3',
-    ),
-    (
-        "cross_entropy_mean",
-        "5. cross entropy, the mean",
-        "mean_i (lse[i] - x[i,y[i]])",
-        "nn.CrossEntropyLoss()(logits, labels)",
-        "F.cross_entropy(logits, labels)",
-    ),
-]
+    ("p", "softmax", "p[i,c] = exp(x[i,c]) / sum_k exp(x[i,k])",
+     "nn.Softmax(dim=1)(logits)", "F.softmax(logits, dim=1)"),
+    ("log_of_p", "its logarithm", "log p[i,c]", "torch.log(p)"),
+    ("log_p", "log-softmax", "log p[i,c] = x[i,c] - lse[i], lse[i] = log sum_k exp(x[i,k])",
+     "nn.LogSoftmax(dim=1)(logits)", "F.log_softmax(logits, dim=1)"),
+    ("picked", "the entries that the labels pick", "log p[i,y[i]]", "log_p[[0, 1, 2], labels]"),
+    ("by_hand", "1. their mean, by hand", "-(1/3) sum_i log p[i,y[i]]", "-picked.mean()"),
+    ("nll_sum", "2. negative log likelihood, the sum over three", "(1/3) sum_i -log p[i,y[i]]",
+     'nn.NLLLoss(reduction="sum")(log_p, labels) / 3', 'F.nll_loss(log_p, labels, reduction="sum") / 3'),
+    ("nll_mean", "3. negative log likelihood, the mean", "mean_i -log p[i,y[i]]",
+     "nn.NLLLoss()(log_p, labels)", "F.nll_loss(log_p, labels)"),
+    ("cross_entropy_sum", "4. cross entropy, the sum over three", "(1/3) sum_i (lse[i] - x[i,y[i]])",
+     'nn.CrossEntropyLoss(reduction="sum")(logits, labels) / 3',
+     'F.cross_entropy(logits, labels, reduction="sum") / 3'),
+    ("cross_entropy_mean", "5. cross entropy, the mean", "mean_i (lse[i] - x[i,y[i]])",
+     "nn.CrossEntropyLoss()(logits, labels)", "F.cross_entropy(logits, labels)"),
+]  # fmt: skip
 FIVE_WAYS = ("by_hand", "nll_sum", "nll_mean", "cross_entropy_sum", "cross_entropy_mean")
 
 

@@ -55,7 +55,7 @@ def explain(
         names: what classes are called: a sequence with a name for each, a mapping from classes to names, or a
             tokenizer (whatever has `decode`). None takes the names of a frame's columns. With names the
             target may hold names.
-        lang: the language of all sentences, "en" or "zh" (Chinese). Errors stay in English.
+        lang: the language of all sentences, "en" or "zh" (Chinese). Errors that the function raises stay in English.
 
     The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
     the checks compare them with what the function returns. They end with the gradient: g is that of the result, or for
@@ -90,40 +90,41 @@ def explain(
     """
     if lang not in LANGUAGES:
         raise ValueError(f"lang must be one of {', '.join(map(repr, LANGUAGES))}, got {lang!r}")
-    rate = number("learning_rate", learning_rate)
-    if not math.isfinite(rate):
-        raise ValueError(f"learning_rate must be finite, got {rate}")
-    a, names = as_arrays(bind(function, args, kwargs), names)
-    options = loss_options(**of_arguments(a))
-    a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
-    with np.errstate(over="ignore"):  # in float16, which is a finding
-        case, value, mistake = _called(function, detached(a), options)
-        losses = value
-        if options.reduction != "none":
-            losses = function(**case.arguments | {"reduction": "none", "denominator": None})
-    result = None if options.reduction == "none" else float(value)
-    styles = styles_of(function, a, options)
-    if mistake is not None:
-        a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
-    planned = plan(function, **a)
-    with speaking(lang, naming(names, case.classes)):
-        return _explanation(case, rows, losses, result, mistake, rate, styles=styles, plan=planned, lang=lang)
+    with speaking(lang):
+        rate = number("learning_rate", learning_rate)
+        if not math.isfinite(rate):
+            raise ValueError(f"learning_rate must be finite, got {rate}")
+        a, names = as_arrays(bind(function, args, kwargs), names)
+        options = loss_options(**of_arguments(a))
+        a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
+        with np.errstate(over="ignore"):  # in float16, which is a finding
+            case, value, mistake = _called(function, detached(a), options)
+            losses = value
+            if options.reduction != "none":
+                losses = function(**case.arguments | {"reduction": "none", "denominator": None})
+        styles = styles_of(function, a, options)
+        if mistake is not None:
+            a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
+        told = {"styles": styles, "plan": plan(function, **a), "lang": lang}
+        with speaking(lang, naming(names, case.classes)):
+            return _explanation(case, rows, losses, value, mistake, rate, told)
 
 
 def _called(function, arguments, options):
     """The case, what the function returns, and its error where labels are bad; these are then left out."""
     try:
         value = function(**arguments)
+        return Case(function, arguments, options), value, None
     except IndexError as error:
         case = Case(function, arguments, options)
         if not case.bad.any():
             raise
         case.repair()
         return case, function(**case.arguments), str(error)
-    return Case(function, arguments, options), value, None
 
 
-def _explanation(case, wanted, losses, result, mistake, rate, **told):
+def _explanation(case, wanted, losses, value, mistake, rate, told):
+    result = None if case.options.reduction == "none" else float(value)
     dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
     chosen = choose(case, losses, wanted)
     worked = [work(case, row, rate) for row in chosen]
@@ -131,33 +132,25 @@ def _explanation(case, wanted, losses, result, mistake, rate, **told):
     facts = Facts(case, *scan(case), worked, losses, result, dtype, mistake)
     findings = findings_of(facts)
     shown = {c for one in (*rows, *findings) for c in one.classes} | {r.label for r in rows if r.label is not None}
+    with np.errstate(all="ignore"):
+        divisor = total(case.counts())
+        mean = float(total(losses[case.keep]) / np.float64(divisor))
+        known = baselines(case.class_masses(), divisor, mean, EPS[dtype])
     return Explanation(
-        function=case.name,
-        shape=case.shape,
-        dtype=case.dtype,
-        classes=case.classes,
-        reduction=case.options.reduction,
-        result=result,
-        rows=rows,
-        steps=steps_of(case, rows, worked, losses, result, rate),
-        checks=checks_of(facts),
-        findings=findings,
-        summary=_summary(facts),
-        baselines=_baselines(facts),
-        losses=losses.reshape(case.row_shape),
-        given=given_of(case, worked, rate),
-        names={c: name for c in sorted(shown) if (name := name_of(c)) is not None},
+        function=case.name, shape=case.shape, dtype=case.dtype, classes=case.classes,
+        reduction=case.options.reduction, result=result, rows=rows,
+        steps=steps_of(case, rows, worked, losses, result, rate), checks=checks_of(facts), findings=findings,
+        summary=_summary(facts), baselines=known, losses=losses.reshape(case.row_shape),
+        given=given_of(case, worked, rate), names={c: name for c in sorted(shown) if (name := name_of(c)) is not None},
         **told,
-    )
+    )  # fmt: skip
 
 
 def _summary(facts):
     """How many rows there are, and the finite losses of those that count."""
-    case = facts.case
-    counted, bad = int(case.keep.sum()), int(case.bad.sum())
+    case, losses = facts.case, facts.losses[facts.case.keep]
+    counted, bad, finite = len(losses), int(case.bad.sum()), losses[np.isfinite(losses)]
     found = {"rows": case.rows, "counted": counted, "ignored": case.rows - counted - bad, "bad_labels": bad}
-    losses = facts.losses[case.keep]
-    finite = losses[np.isfinite(losses)]
     found["not_finite"] = counted - len(finite)
     if len(finite):
         found |= {"smallest": float(finite.min()), "median": float(np.median(finite))}
@@ -165,10 +158,3 @@ def _summary(facts):
     if counted and case.labels is not None:
         found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
     return found
-
-
-def _baselines(facts):
-    case, divisor = facts.case, total(facts.case.counts())
-    with np.errstate(all="ignore"):
-        mean = total(facts.losses[case.keep]) / np.float64(divisor)
-        return baselines(case.class_masses(), divisor, float(mean), EPS[facts.dtype])

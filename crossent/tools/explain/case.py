@@ -45,10 +45,7 @@ class Case:
         self.dtype, self.shape = dtype_of(self.input), tuple(self.input.shape)
         self.shift = a["shift"].__index__() if self.head else 0
         if self.head:
-            shape = self._head_shape()
-            self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
-            self.row_shape, targets = shape.losses(self.shift), shape.targets
-            self._take_head()
+            targets = self._take_head()
         else:
             kind = _rows.target_kind(self.shape, tuple(a["target"].shape), a["dim"], not self.picks)
             self.axis, self.soft = kind
@@ -65,21 +62,20 @@ class Case:
         """Whether a target is more than one class."""
         return self.soft or bool(self.options.label_smoothing)
 
-    def _head_shape(self):
-        a, target, bias = self.arguments, self.arguments["target"], self.arguments["linear_bias"]
-        return _rows.HeadShape(
-            self.shape, tuple(a["linear_weight"].shape), None if bias is None else tuple(bias.shape),
-            target if isinstance(target, SparseTarget) else tuple(target.shape), self.shift,
-        )  # fmt: skip
-
     def _take_head(self):
         """`x` are the inputs that have a loss; `layer` and `bias` have the classes last, but for the features."""
-        weight, bias = self.arguments["linear_weight"], self.arguments["linear_bias"]
+        target, weight, bias = (self.arguments[name] for name in ("target", "linear_weight", "linear_bias"))
+        given = target if isinstance(target, SparseTarget) else tuple(target.shape)
+        of_bias = None if bias is None else tuple(bias.shape)
+        shape = _rows.HeadShape(self.shape, tuple(weight.shape), of_bias, given, self.shift)
+        self.classes, self.axis, self.soft = shape.classes, len(shape.leading), shape.soft
+        self.row_shape = shape.losses(self.shift)
         self.x = self.input[..., : self.row_shape[-1], :] if self.shift else self.input
         self.layer, self.bias = moved_axis(weight, 0, -2), None if bias is None else moved_axis(bias, 0, -1)
+        return shape.targets
 
     def _weigh(self, targets):
-        """Class weights, sample weights, labels (None for probabilities), and which rows count.
+        """Class weights, sample weights, labels (None for probabilities), which rows count and for how much, `s`.
 
         The target of a row names the classes `named` (all of them if that is None), and gives each one of `probs`.
         """
@@ -105,6 +101,7 @@ class Case:
             wrong = (self.named < 0) | (self.named >= self.classes)
             self.bad = self.keep & wrong.any(-1).reshape(-1)
             self.keep &= ~self.bad
+        self.s = np.where(self.keep, 1.0 if self.samples is None else self.samples.astype(np.float64), 0.0)
 
     def repair(self):
         """Have the rows with bad labels ignored by the arguments."""
@@ -204,19 +201,11 @@ class Case:
             np.add.at(t, named, self.given(index))
         return t
 
-    def sample(self, row):
-        """What a row counts for: its sample weight, 0 where it is ignored."""
-        if not self.keep[row]:
-            return 0.0
-        return 1.0 if self.samples is None else float(self.samples[row])
-
     def counts(self):
         """What each row adds to the divisor of the mean."""
-        counts = self.keep.astype(np.float64)
-        with np.errstate(all="ignore"):
-            if self.samples is not None:
-                counts[self.keep] *= self.samples[self.keep]
-            if self.labels is not None and self.weight is not None:
+        counts = self.s.copy()
+        if self.labels is not None and self.weight is not None:
+            with np.errstate(all="ignore"):
                 counts[self.keep] *= self.weight[self.labels[self.keep].astype(np.intp)]
         return counts
 
@@ -228,8 +217,8 @@ class Case:
 
     def class_masses(self):
         """What all rows together hold of each class: the sum of s q_c."""
-        keep, smoothing = self.keep.reshape(self.row_shape), self.options.label_smoothing
-        s = np.reshape(np.ones(self.rows) if self.samples is None else self.samples, self.row_shape)
+        keep, s = self.keep.reshape(self.row_shape), self.s.reshape(self.row_shape)
+        smoothing = self.options.label_smoothing
         if self.named is None:
             found = np.zeros(self.classes)
             for b in self.blocks():

@@ -1,11 +1,14 @@
 """`crossent explain`: an explanation of stored logits and labels, or of the worked example."""
 
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from crossent import cross_entropy, nll_loss
+from crossent import nll_loss
 from crossent.tools.arrays import as_numpy
 from crossent.tools.explain import Explanation, explain
 from crossent.tools.files import check_file, lines_of, replacing, write
@@ -28,15 +31,9 @@ def worked_example() -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(
-    files: list[str],
-    reading: Reading,
-    scale: str | None,
-    rows: list[int],
-    html: Path | None,
-    plot: Path | None,
-    json: bool,
-    options: dict,
-) -> int:
+    files: list[str], reading: Reading, scale: str | None, rows: list[int], html: Path | None, plot: Path | None,
+    json: bool, options: dict,
+) -> int:  # fmt: skip
     """Print the explanation and write the files asked for. Returns the exit status, 1 where something is wrong.
 
     Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
@@ -47,8 +44,9 @@ def run(
     if html is not None:
         write(html, found.to_html())
     if plot is not None:
-        with replacing(plot) as part:
+        with replacing(plot) as part, warnings.catch_warnings(record=True, action="default") as caught:
             found.plot(part)
+        _tell(warning.message for warning in caught)
     if json:
         print(found.to_json(indent=2))
     else:
@@ -56,22 +54,24 @@ def run(
     return 1 if found.faulty else 0
 
 
+def _tell(notes: Iterable[Any]) -> None:
+    for note in notes:
+        print(f"crossent explain: {note}", file=sys.stderr)
+
+
 def _explained(files: list[str], reading: Reading, scale: str | None, rows: list[int], options: dict) -> Explanation:
-    function = cross_entropy
-    logits, labels = worked_example()
-    names = options.pop("names", None)
-    named = None if names is None else lines_of(names, "--names")
+    options, (logits, labels) = {"dim": reading.dim, "names": None} | options, worked_example()
+    if options["names"] is not None:
+        options["names"] = lines_of(options["names"], "--names")
     if files:
         pair = pair_of(*two_files(files), reading)
         logits, labels, notes = pair.whole()
-        named = named or pair.names
-        for note in notes:
-            print(f"crossent explain: {note}", file=sys.stderr)
+        options["names"] = options["names"] or pair.names
+        _tell(notes)
     if scale not in (None, LOGITS):
-        smoothing = options.pop("label_smoothing")
-        if smoothing:
+        if options.pop("label_smoothing"):
             raise ValueError(f"--label-smoothing is for logits, not for --{scale}")
-        function = nll_loss
+        options["function"] = nll_loss
         if scale == PROBABILITIES:
             logits, labels = log_of(logits), as_numpy(labels)
-    return explain(logits, labels, function=function, rows=rows or None, dim=reading.dim, names=named, **options)
+    return explain(logits, labels, rows=rows or None, **options)

@@ -146,36 +146,32 @@ class Explanation:
     def _repr_html_(self) -> str:
         if not find_spec("jinja2"):
             return f"<pre>{escape(str(self))}</pre>"
-        return self._rendered("explanation.html")
+        from crossent.tools.pages import rendered
+
+        with speaking(self.lang, self.names.get):
+            return rendered("crossent.tools.explain", "explanation.html", e=self, words=words, say=say)
 
     def to_html(self) -> str:
-        """A page of its own that asks for no other file, on which logits, labels, weights and smoothing can be moved.
+        """A page of its own that asks for no other file, on which all that the loss depends on can be moved.
 
-        These are of the first rows shown, eight at most. With a softcap, a z-loss, sample weights, a denominator or
-        probabilities as target, for which it has no controls, and without rows, the page is to be read only. Needs
-        jinja2.
+        It has the first rows shown, eight at most. Without rows it is to be read only. Needs jinja2.
         """
         _require("jinja2", "to_html")
         from crossent.tools.explain.play import page
 
-        return page(self) if self.rows and self.given.playable else self._rendered("page.html")
-
-    def _rendered(self, template: str) -> str:
-        from crossent.tools.pages import rendered
-
-        with speaking(self.lang, self.names.get):
-            return rendered("crossent.tools.explain", template, e=self, words=words, say=say)
+        return page(self)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
         """A matplotlib figure: logits and probabilities as heat maps with the picked entries marked, and the losses.
 
-        Written to `path` where one is given, in the format that its ending names; in English, whatever the language is,
-        since matplotlib's fonts know no other. Needs matplotlib.
+        Written to `path` where one is given, in the format that its ending names. Where the language is Chinese and no
+        font with its letters is installed, it is in English, and a warning says so once. Needs matplotlib.
         """
         _require("matplotlib", "plot")
         from crossent.tools.explain.plot import figure
 
-        made = figure(self)
+        with speaking(self.lang, self.names.get):
+            made = figure(self)
         if path is not None:
             made.savefig(path)
         return made

@@ -39,26 +39,12 @@ class Facts:
 
 
 FINDINGS = (
-    values.bad_labels,
-    values.nothing_counts,
-    values.weights_not_finite,
-    values.nan_logits,
-    values.infinite_logits,
-    values.nothing_but_minus_infinity,
-    values.target_at_minus_infinity,
-    values.overflow,
-    inputs.one_class,
-    inputs.equal_logits,
-    inputs.probabilities,
-    inputs.log_probabilities,
-    inputs.softmax_twice,
-    inputs.logits_to_nll_loss,
-    inputs.labels_off_by_one,
-    inputs.class_axis,
-    inputs.target_sums,
-    values.rows_that_dominate,
-    values.classes_that_dominate,
-)
+    values.bad_labels, values.nothing_counts, values.weights_not_finite, values.nan_logits, values.infinite_logits,
+    values.nothing_but_minus_infinity, values.target_at_minus_infinity, values.overflow, inputs.one_class,
+    inputs.equal_logits, inputs.probabilities, inputs.log_probabilities, inputs.softmax_twice,
+    inputs.logits_to_nll_loss, inputs.labels_off_by_one, inputs.class_axis, inputs.target_sums,
+    values.rows_that_dominate, values.classes_that_dominate,
+)  # fmt: skip
 # Of the input and the labels as such: `crossent score` asks them of files. They need the `tally`, `other_axis`, whether
 # the numbers are `stored`, and of the case no more than `picks`, `soft`, `classes`, `axis` and `shape`.
 OF_INPUTS = [

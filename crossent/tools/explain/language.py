@@ -24,11 +24,15 @@ def messages() -> dict[str, Any]:
 
 
 @contextmanager
-def speaking(language: str, naming: Callable[[int], str | None]) -> Iterator[None]:
-    """What is said in here is said in this language, with these names of classes."""
+def speaking(language: str, naming: Callable[[int], str | None] = lambda c: None) -> Iterator[None]:
+    """What is said in here is said in this language, errors too, with these names of classes."""
     tokens = _speaking.set(language), _naming.set(naming)
     try:
         yield
+    except (ValueError, TypeError, IndexError) as error:
+        if (said := translated(str(error))) == str(error):
+            raise
+        raise type(error)(said) from error
     finally:
         _speaking.reset(tokens[0])
         _naming.reset(tokens[1])
@@ -46,6 +50,23 @@ def say(key: str, **values: Any) -> str:
         found = found[part]
     text = found[_speaking.get()].format(**values)
     return _WIDE.sub("", text)
+
+
+@cache
+def _patterns() -> dict[re.Pattern, str]:
+    """What other parts of the library say in English, as patterns, and what these messages are called."""
+    escaped = {key: re.escape(message["en"]) for key, message in messages()["from_english"].items()}
+    return {re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", text), re.DOTALL): key for key, text in escaped.items()}
+
+
+def translated(text: str) -> str:
+    """What another part of the library said in English, in the language that is spoken, where a message has it."""
+    if _speaking.get() != "en":
+        for pattern, key in _patterns().items():
+            if found := pattern.fullmatch(text):
+                places = {name: translated(part) for name, part in found.groupdict().items()}
+                return say(f"from_english.{key}", **places)
+    return text
 
 
 def width(text: str) -> int:

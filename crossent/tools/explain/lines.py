@@ -43,16 +43,14 @@ def lines(e, width=_WIDTH):
         yield _title(e, index)
         yield from _table(e, index, width)
     yield []
-    if (line := words.reduction(e)) is not None:
-        yield [(line, "bold")]
-    if (line := words.baselines(e)) is not None:
-        yield [(line, "")]
+    below = {words.reduction(e): "bold", words.baselines(e): ""}
     if e.summary["rows"] > len(e.rows) or e.reduction == "none":
-        yield [(words.summary(e), "")]
+        below[words.summary(e)] = ""
+    yield from ([(line, style)] for line, style in below.items() if line)
     yield []
     yield from _checks(e)
     yield []
-    for line in str(e.plan).splitlines():
+    for line in words.plan(e):
         yield [(line, "dim")]
     for finding in e.findings:
         yield []

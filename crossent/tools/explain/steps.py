@@ -6,6 +6,8 @@ from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Step
 from crossent.tools.explain.language import say
 
+# Where a class takes no part in a step: what of it has which value.
+_ABSENT = {"digits": ("z", -np.inf), **dict.fromkeys(("picked entry", "target", "cost"), ("q", 0.0))}
 _SUMMED = ("exponentials", "softmax", "target", "cost", "slope", "gradient")  # also over the classes that are not shown
 
 
@@ -23,18 +25,6 @@ def steps_of(case, rows, worked, losses, result, rate):
     return (*table.steps, *_reduction(case, losses, result))
 
 
-def _all(worked):
-    return np.ones(len(worked.x), bool)
-
-
-def _in_target(worked):
-    return worked.q != 0.0
-
-
-def _not_masked(worked):
-    return worked.z > -np.inf
-
-
 class _Table:
     def __init__(self, case, rows, worked):
         self.case, self.rows, self.worked, self.steps, self.of_target = case, rows, worked, [], False
@@ -42,12 +32,12 @@ class _Table:
         limit = f"{np.log(np.finfo(narrow).max):.1f}"
         self.said = {"z": self.z, "cap": f"{cap:g}", "low": f"{-cap:g}", "dtype": narrow.__name__, "limit": limit}
 
-    def by_class(self, name, formula, attribute, among=_all, note=None):
-        """`among` says of a row that was worked out which classes take part."""
+    def by_class(self, name, formula, attribute, note=None):
         values, others = [], []
+        absent, nothing = _ABSENT.get(name, ("x", None))
         for row, worked in zip(self.rows, self.worked):
-            full, part = getattr(worked, attribute), among(worked)
-            values.append(tuple(float(full[c]) if part[c] else None for c in row.classes))
+            full, of = getattr(worked, attribute), getattr(worked, absent)
+            values.append(tuple(None if of[c] == nothing else float(full[c]) for c in row.classes))
             hidden = np.delete(full, row.classes)
             others.append(total(hidden) if name in _SUMMED and len(hidden) else None)
         self._add(name, formula, "class", tuple(values), note or name, tuple(others))
@@ -69,7 +59,7 @@ class _Table:
         if cap is not None:
             self.by_class("capped logits", f"z = {cap:g} tanh(x / {cap:g})", "z")
         self.by_class("exponentials", f"e = exp({z} - max {z})", "e")
-        self.by_class("digits", say("formula.digits", **self.said), "digits", _not_masked)
+        self.by_class("digits", say("formula.digits", **self.said), "digits")
         self.by_row("unshifted sum", say("formula.unshifted", **self.said), "unshifted")
         self.by_row("sum of exponentials", "sum e", "total")
         self.by_row("normaliser", f"lse = max {z} + log sum e", "lse")
@@ -82,14 +72,14 @@ class _Table:
         if not case.spread:
             log_p = "x[y]" if case.picks else "log p[y]"
             self.formula = f"-w[y] {log_p}" if weighted else f"-{log_p}"
-            self.by_class("picked entry", self.formula, "cost", _in_target)
+            self.by_class("picked entry", self.formula, "cost")
             if weighted:
                 self.by_row("class weight", "w[y]", "mass")
             return
         q = f"{1.0 - smoothing:g} t + {smoothing:g}/C" if smoothing else "t"
         q = q if not weighted else f"w ({q})" if smoothing else f"w {q}"
-        self.by_class("target", f"q = {q}", "q", _in_target)
-        self.by_class("cost", "-q log p", "cost", _in_target)
+        self.by_class("target", f"q = {q}", "q")
+        self.by_class("cost", "-q log p", "cost")
         self.formula = "sum(-q log p)"
 
     def loss(self):

@@ -15,20 +15,23 @@ from crossent.tools.explain.words import class_name, classes, few, first, in_fir
 _FEW_ROWS = 10
 
 
-def bad_labels(facts):
-    case = facts.case
-    if not case.bad.any():
+def _of_rows(facts, name, numbers, key="", where=(), severity="error", **values):
+    """A finding about rows, if there are any, and the classes `where`; its sentence may say which they are."""
+    if not len(numbers):
         return None
-    numbers = np.flatnonzero(case.bad)
-    advice = "one_based" if case.labels is not None and _one_based(case) else "correct_labels"
+    at = {"rows": rows(facts.case, numbers).capitalize(), "in_first": in_first(numbers)}
+    if len(where):
+        at["classes"] = classes(where)
+    return Finding(name, severity, say(key or name, **at, **values), first(facts.case, numbers), few(where))
+
+
+def bad_labels(facts):
+    case, advice, numbers = facts.case, "correct_labels", np.flatnonzero(facts.case.bad)
+    if len(numbers) and case.labels is not None:
+        labels = case.labels[case.keep | case.bad]
+        advice = "one_based" if one_based(labels.min(), labels.max(), case.classes) else advice
     key = "bad_labels" if len(numbers) == 1 else "bad_labels_many"
-    sentence = say(key, rows=rows(case, numbers).capitalize(), mistake=facts.mistake, advice=say(advice))
-    return Finding("bad_labels", "error", sentence, first(case, numbers))
-
-
-def _one_based(case):
-    labels = case.labels[case.keep | case.bad]
-    return one_based(labels.min(), labels.max(), case.classes)
+    return _of_rows(facts, "bad_labels", numbers, key, mistake=facts.mistake, advice=say(advice))
 
 
 def nothing_counts(facts):
@@ -51,56 +54,51 @@ def nothing_counts(facts):
 
 
 def weights_not_finite(facts):
-    case, found, where = facts.case, [], ()
+    case, found, where, numbers = facts.case, [], np.zeros(0, int), np.zeros(0, int)
     if case.weight is not None and not np.isfinite(case.weight).all():
         where = np.flatnonzero(~np.isfinite(case.weight))
         found.append(say("of", name="weight", where=classes(where)))
-    numbers = np.zeros(0, int)
-    if case.samples is not None and not np.isfinite(case.samples).all():
-        numbers = np.flatnonzero(~np.isfinite(case.samples))
-        found.append(say("of", name="sample_weight", where=rows(case, numbers)))
-    strange = case.keep & ~np.isfinite(facts.scan.target_total)
-    if strange.any():
-        numbers = np.flatnonzero(strange)
-        found.append(say("of", name="target", where=rows(case, numbers)))
+    of_rows = {"target": case.keep & ~np.isfinite(facts.scan.target_total)}
+    if case.samples is not None:
+        of_rows = {"sample_weight": ~np.isfinite(case.samples)} | of_rows
+    for name, strange in of_rows.items():
+        if strange.any():
+            numbers = np.flatnonzero(strange)
+            found.append(say("of", name=name, where=rows(case, numbers)))
     if not found:
         return None
     sentence = say("weights_not_finite", what=say("and").join(found))
     return Finding("weights_not_finite", "error", sentence, first(case, numbers), few(where))
 
 
-def _strange(facts):
-    """The rows that count and whose loss is not finite."""
-    return facts.case.keep & ~np.isfinite(facts.losses)
+def _strange(facts, among=True):
+    """The rows that count and whose loss is not finite, `among` these."""
+    return np.flatnonzero(facts.case.keep & ~np.isfinite(facts.losses) & among)
 
 
 def nan_logits(facts):
-    return _from_above(facts, "nan_logits", _strange(facts) & np.isnan(facts.scan.high), np.isnan, "nan")
+    return _from_above(facts, "nan_logits", _strange(facts, np.isnan(facts.scan.high)), np.isnan, "nan")
 
 
 def infinite_logits(facts):
-    return _from_above(facts, "infinite_logits", _strange(facts) & (facts.scan.high == np.inf), np.isposinf, "inf")
+    return _from_above(facts, "infinite_logits", _strange(facts, facts.scan.high == np.inf), np.isposinf, "inf")
 
 
-def _from_above(facts, name, chosen, test, word):
-    case, numbers = facts.case, np.flatnonzero(chosen)
+def _from_above(facts, name, numbers, test, word):
+    case = facts.case
     if not len(numbers):
         return None
     if case.head and (source := _head_source(case, numbers)):
-        sentence = say("head_source", source=source, lost=len(numbers), rows=case.rows)
-        return Finding(name, "error", sentence, first(case, numbers))
-    where = np.flatnonzero(test(case.logits(case.index(numbers[0]))))
+        return _of_rows(facts, name, numbers, "head_source", source=source, lost=len(numbers), count=case.rows)
     if case.head:
         advice = say("advice.products", dtype=case.dtype)
     elif word == "inf" and case.dtype in ("float16", "bfloat16"):
         advice = say("advice.range", dtype=case.dtype, limit=f"{LARGEST[case.dtype]:g}")
     else:
         advice = say("advice.above")
-    sentence = say(
-        "from_above", rows=rows(case, numbers).capitalize(), what=say("log_probability" if case.picks else "logit"),
-        classes=classes(where), in_first=in_first(numbers), word=word, advice=advice,
-    )  # fmt: skip
-    return Finding(name, "error", sentence, first(case, numbers), few(where))
+    where = np.flatnonzero(test(case.logits(case.index(numbers[0]))))
+    what = say("log_probability" if case.picks else "logit")
+    return _of_rows(facts, name, numbers, "from_above", where, what=what, word=word, advice=advice)
 
 
 def _head_source(case, numbers):
@@ -119,44 +117,30 @@ def _head_source(case, numbers):
 
 
 def nothing_but_minus_infinity(facts):
-    case, numbers = facts.case, np.flatnonzero(_strange(facts) & (facts.scan.high == -np.inf))
-    if not len(numbers):
-        return None
-    sentence = say("nothing_left", rows=rows(case, numbers).capitalize())
-    return Finding("nothing_left", "error", sentence, first(case, numbers))
+    return _of_rows(facts, "nothing_left", _strange(facts, facts.scan.high == -np.inf))
 
 
 def target_at_minus_infinity(facts):
-    case, scan = facts.case, facts.scan
-    numbers = np.flatnonzero(_strange(facts) & np.isfinite(scan.high) & scan.masked)
+    case, numbers = facts.case, _strange(facts, np.isfinite(facts.scan.high) & facts.scan.masked)
     if not len(numbers):
         return None
-    x = case.logits(case.index(numbers[0]))
+    masked = case.logits(case.index(numbers[0])) == -np.inf
     label = None if case.labels is None else int(case.labels[numbers[0]])
-    if label is not None and x[label] == -np.inf:
+    if label is not None and masked[label]:
         key, where = "masked_label", np.array([label])
     elif case.options.label_smoothing:
-        key, where = "masked_smoothing", np.flatnonzero(x == -np.inf)
+        key, where = "masked_smoothing", np.flatnonzero(masked)
     else:
-        key, where = "masked_target", np.flatnonzero((x == -np.inf) & (case.row_target(numbers[0]) != 0.0))
-    at = rows(case, numbers).capitalize()
-    sentence = say(
-        key,
-        rows=at,
-        label=class_name(where[0]),
-        classes=classes(where),
-        in_first=in_first(numbers),
-    )
-    return Finding("target_at_minus_infinity", "error", sentence, first(case, numbers), few(where))
+        key, where = "masked_target", np.flatnonzero(masked & (case.row_target(numbers[0]) != 0.0))
+    return _of_rows(facts, "target_at_minus_infinity", numbers, key, where, label=class_name(where[0]))
 
 
 def overflow(facts):
     case, scan, result = facts.case, facts.scan, facts.result
-    numbers = np.flatnonzero(_strange(facts) & np.isfinite(scan.high) & ~scan.masked)
     limit = {"dtype": facts.dtype, "limit": f"{LARGEST[facts.dtype]:g}"}
+    numbers = _strange(facts, np.isfinite(scan.high) & ~scan.masked)
     if len(numbers) and weights_not_finite(facts) is None:
-        sentence = say("overflow_row", rows=rows(case, numbers).capitalize(), **limit)
-        return Finding("overflow", "error", sentence, first(case, numbers))
+        return _of_rows(facts, "overflow", numbers, "overflow_row", **limit)
     if result is None or math.isfinite(result) or not np.isfinite(facts.losses).all() or nothing_counts(facts):
         return None
     if not math.isfinite(case.divisor):
@@ -174,32 +158,26 @@ def _counted(facts):
 
 def rows_that_dominate(facts):
     numbers, losses = _counted(facts)
-    if not len(losses):
-        return None
     order = np.argsort(-losses, kind="stable")
     share = np.cumsum(losses[order]) / losses.sum()
     needed = int(np.searchsorted(share, 0.5)) + 1
-    if needed > max(1, len(losses) // _FEW_ROWS):
+    if not len(losses) or needed > max(1, len(losses) // _FEW_ROWS):
         return None
-    chosen = numbers[order[:needed]]
-    key = "row_dominates" if needed == 1 else "rows_that_dominate"
-    sentence = say(key, rows=rows(facts.case, chosen).capitalize(), share=f"{share[needed - 1]:.0%}")
-    return Finding("rows_that_dominate", "note", sentence, first(facts.case, chosen))
+    key, told = "row_dominates" if needed == 1 else "rows_that_dominate", f"{share[needed - 1]:.0%}"
+    return _of_rows(facts, "rows_that_dominate", numbers[order[:needed]], key, severity="note", share=told)
 
 
 def classes_that_dominate(facts):
     """Classes with a third of the loss that are labels of few rows."""
     numbers, losses = _counted(facts)
-    case = facts.case
-    if len(losses) < _FEW_ROWS or case.labels is None:
+    if len(losses) < _FEW_ROWS or facts.case.labels is None:
         return None
-    labels = case.labels[numbers].astype(np.int64)
-    share = np.bincount(labels, losses) / losses.sum()
-    often = np.bincount(labels) / len(labels)
+    labels = facts.case.labels[numbers].astype(np.int64)
+    share, often = np.bincount(labels, losses) / losses.sum(), np.bincount(labels) / len(labels)
     chosen = np.flatnonzero((share >= 0.3) & (share >= 3.0 * often) & (often * len(labels) >= 2))
     if not len(chosen):
         return None
-    shares = {"part": f"{often[chosen].sum():.0%}", "share": f"{share[chosen].sum():.0%}"}
     key = "class_dominates" if len(chosen) == 1 else "classes_that_dominate"
+    shares = {"part": f"{often[chosen].sum():.0%}", "share": f"{share[chosen].sum():.0%}"}
     sentence = say(key, classes=classes(chosen).capitalize(), **shares)
-    return Finding("classes_that_dominate", "note", sentence, classes=tuple(int(c) for c in chosen))
+    return Finding("classes_that_dominate", "note", sentence, classes=few(chosen))

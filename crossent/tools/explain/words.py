@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from crossent.tools.explain.language import name_of, say
+from crossent.tools.explain.language import name_of, say, translated
 
 _FIRST = 5
 _HEAD = 12  # characters of a name above a column
@@ -13,16 +13,20 @@ _HEAD = 12  # characters of a name above a column
 
 def first(case, numbers):
     """The positions of the first of these rows."""
-    return tuple(case.position(int(number)) for number in numbers[:_FIRST])
+    return tuple(case.position(number) for number in few(numbers))
+
+
+def few(numbers):
+    return tuple(int(number) for number in numbers[:_FIRST])
 
 
 def rows(case, numbers):
     """row 3; rows 3 and 7; rows 1, 2, 3, 4, 5 and 12 more"""
-    return _listed("row", [str(position) for position in first(case, numbers)], len(numbers))
+    return _listed("row", first(case, numbers), len(numbers))
 
 
 def classes(numbers):
-    return _listed("class", [class_name(c) for c in few(numbers)], len(numbers))
+    return _listed("class", map(class_name, few(numbers)), len(numbers))
 
 
 def class_name(c):
@@ -39,23 +43,18 @@ def class_head(c):
     return name if len(name) <= _HEAD else f"{name[: _HEAD - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def few(numbers):
-    """The first of these classes."""
-    return tuple(int(number) for number in numbers[:_FIRST])
-
-
 def in_first(numbers):
     """Where something was looked up in one row only."""
     return "" if len(numbers) == 1 else say("in_first")
 
 
 def _listed(noun, some, count):
-    comma = say("comma")
+    *others, last = map(str, some)
     if count == 1:
-        return say(f"{noun}.one", one=some[0])
-    if count > len(some):
-        return say(f"{noun}.more", some=comma.join(some), more=count - len(some))
-    return say(f"{noun}.several", some=comma.join(some[:-1]), last=some[-1])
+        return say(f"{noun}.one", one=last)
+    if count > _FIRST:
+        return say(f"{noun}.more", some=say("comma").join([*others, last]), more=count - _FIRST)
+    return say(f"{noun}.several", some=say("comma").join(others), last=last)
 
 
 def number(value):
@@ -64,19 +63,23 @@ def number(value):
         return ""
     size = abs(value)
     if not math.isfinite(value) or size == 0.0:
-        return f"{value:g}".removeprefix("-") if size == 0.0 else str(value)
+        return str(value) if size else "0"
     if not 1e-4 <= size < 1e4:
         return f"{value:.1e}"
     return f"{value:.{4 if size < 99.99 else 3 if size < 999.9 else 2}f}"
+
+
+def plan(explanation):
+    head, *reasons = str(explanation.plan).splitlines()
+    return [translated(head), *(f"  {translated(reason.strip())}" for reason in reasons)]
 
 
 def headline(explanation):
     """What was called, and what came of it."""
     e, counted = explanation, explanation.summary["counted"]
     rows = say("of_row" if counted == 1 else "of_rows", count=counted, classes=e.classes, dtype=e.dtype)
-    if e.result is None:
-        return say("headline_none", function=e.function, rows=rows)
-    return say("headline", function=e.function, reduction=e.reduction, result=number(e.result), rows=rows)
+    key, told = "headline_none" if e.result is None else "headline", {"function": e.function, "rows": rows}
+    return say(key, reduction=e.reduction, result=number(e.result), **told)
 
 
 def reduction(explanation):

@@ -1,6 +1,6 @@
 """The rows that are shown: which, and each by hand, from the formula, in float64, without the kernels."""
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -11,83 +11,52 @@ CLASSES = 6  # of a row; one fewer where there are others, whose sum is shown
 ROWS = 4
 
 
-@dataclass
-class Forward:
-    """A row with all its classes: z are the capped logits, e their exponentials relative to the largest, q the target's
-    weights, `cost` what each class adds to the loss, `mass` the sum of q.
+class Worked(SimpleNamespace):
+    """A row with all its classes.
+
+    Down to the loss: x and the capped logits z, their exponentials e relative to the largest, `total` and lse, p and
+    log_p, the target's weights q and their sum `mass`, `cost`, what each class adds to the loss, `z_term`, and
+    `sample`, what the row counts for. Back up: d is the gradient of the loss of a row that counts once, at z; g that of
+    the result, at x; `after` is the loss at x - rate * g. Of floats: `size` is the magnitude of the numbers whose
+    rounding the loss inherits, `digits` are those that adding e to their sum keeps in the arithmetic of the call, and
+    `unshifted` is there the sum of exp z.
     """
-
-    z: np.ndarray
-    e: np.ndarray
-    total: float
-    lse: float
-    p: np.ndarray
-    log_p: np.ndarray
-    q: np.ndarray
-    cost: np.ndarray
-    mass: float
-    z_term: float
-    loss: float
-
-
-@dataclass
-class Worked(Forward):
-    """And its way down: d is the gradient of the loss of a row that counts once, at z; g that of the result, at x.
-
-    `after` is the loss at x - rate * g. `size` is the magnitude of the numbers whose rounding the loss inherits.
-    `digits` are those that adding e to their sum keeps in the arithmetic of the call, and `unshifted` is there the sum
-    of exp z.
-    """
-
-    row: int
-    x: np.ndarray
-    sample: float
-    size: float
-    d: np.ndarray
-    g: np.ndarray
-    after: float
-    digits: np.ndarray
-    unshifted: float
 
 
 def work(case, row, rate=1.0):
-    sample, x, cap = case.sample(row), case.row_logits(row), case.options.softcap
+    x, cap = case.row_logits(row), case.options.softcap
     with np.errstate(all="ignore"):
-        f = _forward(case, row, x, sample)
-        finite = f.z[np.isfinite(f.z)]
-        mass = np.abs(f.q).sum() * (1.0 + 2.0 * case.options.z_loss * abs(f.lse))
-        size = abs(sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
-        d = _gradient(case, f) if sample else np.zeros(case.classes)
-        g = sample * d if cap is None else sample * d * (1.0 - (f.z / cap) ** 2)
+        w = _forward(case, row, x)
+        finite = w.z[np.isfinite(w.z)]
+        mass = np.abs(w.q).sum() * (1.0 + 2.0 * case.options.z_loss * abs(w.lse))
+        w.size = abs(w.sample) * max(1.0, mass) * max(1.0, abs(finite).max(initial=0.0), case.row_size(row))
+        w.d = _gradient(case, w) if w.sample else np.zeros(case.classes)
+        w.g = w.sample * w.d if cap is None else w.sample * w.d * (1.0 - (w.z / cap) ** 2)
         if case.options.reduction == "mean":
-            g = g / np.float64(case.divisor)
-        after = _forward(case, row, x - rate * g, sample).loss
-        digits, unshifted = _in_floats(f, case.arithmetic)
-    return Worked(
-        **vars(f), row=row, x=x, sample=sample, size=size, d=d, g=g, after=after, digits=digits, unshifted=unshifted
-    )
+            w.g = w.g / np.float64(case.divisor)
+        w.after = _forward(case, row, x - rate * w.g).loss
+        half = 0.5 * np.spacing(case.arithmetic(w.total))  # what is below it changes no sum
+        w.digits = np.maximum(np.log10(w.e / half), 0.0).round(1)
+        w.unshifted = float(np.exp(w.z.astype(case.arithmetic)).sum(dtype=case.arithmetic))
+    return w
 
 
-def _in_floats(f, dtype):
-    half = 0.5 * np.spacing(dtype(f.total))  # what is below it changes no sum
-    digits = np.maximum(np.log10(f.e / half), 0.0).round(1)
-    return digits, float(np.exp(f.z.astype(dtype)).sum(dtype=dtype))
-
-
-def _forward(case, row, x, sample):
+def _forward(case, row, x):
     """loss = s sum_c q_c (lse - z_c + z_loss lse^2) by the formula; of log-probabilities -s sum_c q_c x_c."""
-    options = case.options
+    options, sample = case.options, float(case.s[row])
     z = x if options.softcap is None else options.softcap * np.tanh(x / options.softcap)
     e, total, lse, distance = _distances(z)
     q = _target_weights(case, row)
-    cost = _times(q, -z if case.picks else distance)
-    z_term = q.sum() * options.z_loss * lse * lse if options.z_loss else 0.0
-    loss = sample * (cost.sum() + z_term) if sample else 0.0
+    of_class = -z if case.picks else distance
+    cost = np.where(q == 0.0, 0.0, q * of_class)  # 0 where q is, even at an infinity
+    z_term = float(q.sum() * options.z_loss * lse * lse) if options.z_loss else 0.0
+    loss = float(sample * (cost.sum() + z_term)) if sample else 0.0
     if case.bad[row] or (sample and case.spread and np.isnan(lse)):
         loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
-    return Forward(
-        z, e, total, float(lse), np.exp(-distance), -distance, q, cost, float(q.sum()), float(z_term), float(loss)
-    )
+    return Worked(
+        row=row, x=x, sample=sample, z=z, e=e, total=total, lse=float(lse), p=np.exp(-distance), log_p=-distance, q=q,
+        mass=float(q.sum()), cost=cost, z_term=z_term, loss=loss,
+    )  # fmt: skip
 
 
 def _distances(z):
@@ -119,11 +88,6 @@ def _target_weights(case, row):
     if not case.keep[row]:
         return np.zeros(case.classes)
     return weight * ((1.0 - smoothing) * t + smoothing / case.classes)
-
-
-def _times(q, values):
-    """q * values, 0 where q is, even at an infinity."""
-    return np.where(q == 0.0, 0.0, q * values)
 
 
 def choose(case, losses, wanted):

@@ -1,7 +1,7 @@
 """A page to play with: a few rows and all that their loss depends on, which the reader changes while it follows."""
 
 from base64 import b64encode
-from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -10,79 +10,65 @@ from crossent.tools.explain import words
 from crossent.tools.explain.language import messages, say, speaking
 
 ROWS = 8  # of a page at most
-_KNOWN = {"reduction", "ignore_index", "label_smoothing", "loss_dtype"}  # the page's numbers are all in float64
 # What the page's script puts into messages stays as it is in them.
 _PLACES = {
     name: f"{{{name}}}" for name in "change count label logit loss name p row rows shown slope value what".split()
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Given:
-    """What a page starts from: all logits of the first rows shown, in float64, and what the call had beside them.
-
-    It is `playable` if the call had nothing that a page knows nothing of.
-    """
-
-    logits: tuple[np.ndarray, ...]
-    weight: np.ndarray
-    smoothing: float
-    rate: float
-    playable: bool
-
-
-def given_of(case, worked, rate) -> Given:
-    options, arguments = case.options, case.arguments
-    left_out = [option for option in fields(options) if option.name not in _KNOWN]
-    default = all(getattr(options, option.name) == option.default for option in left_out)
-    weighed = arguments["sample_weight"] is not None or arguments["denominator"] is not None
-    weight = np.ones(case.classes) if case.weight is None else case.weight
-    return Given(
-        tuple(w.x for w in worked[:ROWS]), weight, options.label_smoothing, rate, default and not (weighed or case.soft)
-    )
+def given_of(case, worked, rate) -> dict[str, Any]:
+    """What the page starts from: all logits and targets of the first rows shown, and what the call had beside them."""
+    options, denominator = case.options, case.arguments["denominator"]
+    rows = [
+        {
+            "ignored": not case.keep[w.row],
+            "sample": str(1.0 if case.samples is None else float(case.samples[w.row]) or 1.0),
+            "x": w.x,
+            "t": case.row_target(w.row) if case.soft else None,
+        }
+        for w in worked[:ROWS]
+    ]
+    return {
+        "rows": rows, "weight": case.weight, "rate": rate, "reduction": options.reduction, "softcap": options.softcap,
+        "smoothing": options.label_smoothing, "zloss": options.z_loss, "soft": case.soft, "classes": case.classes,
+        "denominator": None if denominator is None else str(float(denominator)),
+    }  # fmt: skip
 
 
 def page(e) -> str:
-    """The page of an explanation that is playable, as HTML."""
+    """The page of an explanation, as HTML."""
     from crossent.tools.pages import rendered
 
     with speaking(e.lang, e.names.get):
         texts = {key: say(f"play.{key}", **_PLACES) for key in messages()["play"]}
-        start = _start(e) | {"text": texts}
+        names = {c: words.class_head(c) for row in e.rows for c in row.classes}
+        rows = [given | _shown(row) for row, given in zip(e.rows, e.given["rows"])]
+        start = _packed(e.given | {"rows": rows, "names": names, "text": texts})
         values = {"e": e, "words": words, "say": say, "t": texts, "start": start, "notes": _notes(e)}
         return rendered("crossent.tools.explain", "play/play.html", **values, version=crossent.__version__)
 
 
-def _start(e):
-    rows = [
-        {
-            "name": str(row.position),
-            "label": row.label if row.label in row.classes else row.classes[0],
-            "ignored": row.state != "counts",
-            "shown": row.classes,
-            "x": _packed(x),
-        }
-        for row, x in zip(e.rows, e.given.logits)
-    ]
-    return {
-        "rows": rows,
-        "classes": e.classes,
-        "weight": _packed(e.given.weight),
-        "names": {c: words.class_head(c) for row in e.rows for c in row.classes},
-        "smoothing": e.given.smoothing,
-        "rate": e.given.rate,
-        "reduction": e.reduction,
-    }
+def _shown(row):
+    label = row.label if row.label is None or row.label in row.classes else row.classes[0]
+    return {"name": str(row.position), "label": label, "shown": row.classes}
 
 
-def _packed(numbers):
-    """Every bit of them, nan and infinities too, in a form that a script reads in one line."""
-    return b64encode(np.asarray(numbers, "<f8").tobytes()).decode()
+def _packed(value):
+    """With every bit of all numbers, nan and infinities too, in a form that a script reads in one line."""
+    if isinstance(value, dict):
+        return {key: _packed(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_packed(one) for one in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    narrow = value.astype(np.float32)
+    held = narrow if np.array_equal(narrow, value, equal_nan=True) else value
+    return {"size": held.itemsize, "bytes": b64encode(held.astype(f"<f{held.itemsize}").tobytes()).decode()}
 
 
 def _notes(e):
     """Where the page's numbers are not those of the call, and why."""
-    shown, rows = len(e.given.logits), e.summary["rows"]
+    shown, rows = len(e.given["rows"]), e.summary["rows"]
     if shown < rows:
         yield say("play.some_rows", rows=f"{rows:,}", shown=shown)
     if e.function == "nll_loss":

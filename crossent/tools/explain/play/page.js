@@ -3,15 +3,23 @@
 const byId = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 const start = JSON.parse(byId("start").textContent);
-const decoded = (text) => new Float64Array(Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0)).buffer);
+
+/** Numbers as the page holds them: their bytes, of so many for each; none are as many ones as there are classes. */
+function decoded(packed) {
+  if (packed === null) return new Float64Array(start.classes).fill(1);
+  const { buffer } = Uint8Array.from(atob(packed.bytes), (byte) => byte.charCodeAt(0));
+  return Float64Array.from(packed.size === 4 ? new Float32Array(buffer) : new Float64Array(buffer));
+}
 
 /** What the page starts from, and goes back to. */
 const fresh = () => ({
-  temperature: 1, rate: start.rate, smoothing: start.smoothing, reduction: start.reduction,
-  weight: decoded(start.weight), rows: start.rows.map(({ label, ignored, x }) => ({ label, ignored, x: decoded(x) })),
-  row: 0, moving: start.rows[0].label, step: "softmax",
+  temperature: 1, rate: start.rate, smoothing: start.smoothing, softcap: start.softcap ?? Infinity, zloss: start.zloss,
+  denominator: parsed(start.denominator), reduction: start.reduction, weight: decoded(start.weight),
+  rows: start.rows.map(({ label, ignored, sample, x, t }) =>
+    ({ label, ignored, sample: parsed(sample), x: decoded(x), t: t && decoded(t) })),
+  row: 0, moving: start.rows[0].label ?? start.rows[0].shown[0], step: "softmax",
 });
-let state = fresh();
+let state; // as soon as there is one
 const chosen = () => state.rows[state.row];
 const shownClasses = () => start.rows[state.row].shown;
 const hidden = () => start.classes - shownClasses().length;
@@ -22,8 +30,8 @@ const others = () => say("others", { count: hidden().toLocaleString("en") });
 const ofClass = (key, c) => say(key, { name: start.names[c] });
 
 /** How far a logit's slider goes to both sides: beyond all logits at the start, unless they are extreme. */
-const sizes = state.rows.flatMap(({ x }, i) => start.rows[i].shown.map((c) => Math.abs(x[c]))).filter(Number.isFinite);
-const span = Math.min(100, Math.max(6, 2 * Math.ceil(0.75 * Math.max(...sizes, 0))));
+const sizes = start.rows.flatMap(({ x, shown }) => [decoded(x)].flatMap((all) => shown.map((c) => Math.abs(all[c]))));
+const span = Math.min(100, Math.max(6, 2 * Math.ceil(0.75 * Math.max(...sizes.filter(Number.isFinite), 0))));
 
 // What follows the state: functions of its loss. The first `lasting` stay, the others belong to the chosen row.
 const views = [];
@@ -45,7 +53,7 @@ const rowLoss = (now) => now.rows[state.row].loss;
 const main = (now) => (state.reduction === "none" ? rowLoss(now) : now.loss);
 const evenly = (now) => {
   const rows = state.reduction === "none" ? [now.rows[state.row]] : now.rows;
-  return (sumOf(rows.map((row) => row.mass)) / now.divisor) * Math.log(start.classes);
+  return (sumOf(rows.map(({ share, mass }) => times(share, mass))) / now.divisor) * Math.log(start.classes);
 };
 
 function change(action) {
@@ -88,7 +96,7 @@ const WORDS = new Map([["inf", Infinity], ["+inf", Infinity], ["-inf", -Infinity
 
 /** The number that a text stands for, undefined if it is none. */
 function parsed(text) {
-  const word = text.trim().toLowerCase().replace("−", "-").replace(",", ".");
+  const word = (text ?? "").trim().toLowerCase().replace("−", "-").replace(",", ".");
   if (WORDS.has(word)) return WORDS.get(word);
   return word !== "" && Number.isFinite(Number(word)) ? Number(word) : undefined;
 }
@@ -97,6 +105,7 @@ function parsed(text) {
 function figure(number, element = made("data")) {
   views.push((now) => {
     const value = number(now);
+    if (element.value === String(value)) return;
     element.value = String(value);
     element.textContent = shown(value);
   });
@@ -106,12 +115,16 @@ function figure(number, element = made("data")) {
 const POSITIVE = { fits: (value) => value > 0 && value < Infinity, hint: say("positive") };
 const NOT_NEGATIVE = { fits: (value) => value >= 0 && value < Infinity, hint: say("not_negative") };
 const SHARE = { fits: (value) => value >= 0 && value <= 1, hint: say("share") };
+const UP_TO_NONE = { fits: (value) => value > 0, hint: say("positive_or_inf") };
 const BY_RATIO = { step: 0.01, to: Math.log10, from: (value) => Number((10 ** value).toPrecision(2)) };
 const SETTINGS = {
-  temperature: { name: say("temperature"), low: 0.1, high: 10, ...POSITIVE, ...BY_RATIO },
-  smoothing: { name: say("smoothing"), low: 0, high: 1, step: 0.01, ...SHARE },
-  rate: { name: say("rate"), low: 0.1, high: 100, ...POSITIVE, ...BY_RATIO },
+  temperature: { low: 0.1, high: 10, ...POSITIVE, ...BY_RATIO },
+  smoothing: { low: 0, high: 1, step: 0.01, ...SHARE },
+  rate: { low: 0.1, high: 100, ...POSITIVE, ...BY_RATIO },
+  softcap: { low: 1, high: 1000, ...UP_TO_NONE, ...BY_RATIO, from: (v) => (v === 3 ? Infinity : BY_RATIO.from(v)) },
+  zloss: { low: 0, high: 0.1, step: 0.001, ...NOT_NEGATIVE },
 };
+if (start.denominator !== null) SETTINGS.denominator = { low: 1, high: 1e6, ...POSITIVE, ...BY_RATIO };
 
 /** A slider and a field for one number: `low` to `high` is the slider's range, `to` and `from` its scale. */
 function dial({ name, low, high, step, get, set, fits, hint, to = Number, from = Number }) {
@@ -144,19 +157,26 @@ function logitDial(c) {
   return dial({ name: ofClass("logit_of", c), ...rules, get: () => chosen().x[c], set });
 }
 
-function weightDial(c) {
-  const set = (value) => (state.weight[c] = value);
-  const rules = { low: 0, high: 5, step: 0.1, ...NOT_NEGATIVE };
-  return dial({ name: ofClass("weight_of", c), ...rules, get: () => state.weight[c], set });
+/** A dial for each class shown, of what `values` holds of it. */
+function classDials(key, high, values) {
+  const rules = { low: 0, high, step: high / 50, ...NOT_NEGATIVE };
+  return shownClasses().map((c) => made("div", {}, made("span", {}, ofClass("class", c)), ...dial(
+    { name: ofClass(key, c), ...rules, get: () => values()[c], set: (value) => (values()[c] = value) })));
 }
 
 const colour = (c) => `var(--c${shownClasses().indexOf(c)}, var(--rest))`;
 
-/** The sum over the classes that are not shown. */
-function rest(values) {
-  const left = values.slice();
-  for (const c of shownClasses()) left[c] = 0;
-  return sumOf(left);
+/** The sum over the classes that are not shown; those that are come in order. Several views ask for the same. */
+const rests = new WeakMap();
+function rest(of) {
+  if (rests.has(of)) return rests.get(of);
+  let [sum, from] = [0, 0];
+  for (const shown of [...shownClasses(), start.classes]) {
+    for (let c = from; c < shown; c++) sum += of(c);
+    from = shown + 1;
+  }
+  rests.set(of, sum);
+  return sum;
 }
 
 /** A number beside a bar from one share of its track to another, which may have a mark and says which way to go. */
@@ -183,9 +203,9 @@ function outcome(of, fill) {
   const ofMass = (now, value) => (row(now).mass ? value / row(now).mass : undefined);
   const bar = (now) => ({ from: 0, to: share(now), fill, at: ofMass(now, of(row(now).q)) });
   const slope = (now) => {
-    const up = gradient(now) < 0;
-    const to = 0.5 + (ofMass(now, of(row(now).slopes)) ?? 0) / 2;
-    return { from: 0.5, to, fill: `var(--${up ? "up" : "down"})`, at: 0.5, up: gradient(now) ? up : undefined };
+    const way = gradient(now);
+    const to = 0.5 + (ofMass(now, of(row(now).slope)) ?? 0) / 2;
+    return { from: 0.5, to, fill: `var(--${way < 0 ? "up" : "down"})`, at: 0.5, up: way ? way < 0 : undefined };
   };
   return [amount("share", say("probability"), share, bar), amount("slope", say("gradient"), gradient, slope)];
 }
@@ -194,9 +214,10 @@ function classLine(c) {
   const radio = made("input", { type: "radio", name: "label", value: c, "aria-label": ofClass("is_label", c) });
   radio.addEventListener("change", () => change(() => (chosen().label = c)));
   const [swatch, name] = [made("i", { class: "swatch", style: `background: ${colour(c)}` }), made("span")];
-  const label = made("label", { class: "choice" }, radio, swatch, name);
+  const label = start.soft ? made("div", { class: "choice" }, swatch, name)
+    : made("label", { class: "choice" }, radio, swatch, name);
   const line = made("div", { class: "class", role: "group", "aria-label": ofClass("class", c) },
-    label, ...logitDial(c), ...outcome((values) => values[c], colour(c)));
+    label, ...logitDial(c), ...outcome((values) => values(c), colour(c)));
   line.addEventListener("focusin", () => change(() => (state.moving = c)));
   views.push(() => {
     radio.checked = chosen().label === c;
@@ -209,13 +230,13 @@ function classLine(c) {
 /** Everything that belongs to the chosen row. */
 function showRow() {
   views.length = lasting;
-  if (!shownClasses().includes(state.moving)) state.moving = chosen().label;
+  if (!shownClasses().includes(state.moving)) state.moving = aim();
   byId("classes").replaceChildren(...shownClasses().map(classLine));
   const empty = () => made("span", { class: "wide" });
   if (hidden()) byId("classes").append(
     made("div", { class: "class" }, made("span", {}, others()), empty(), empty(), ...outcome(rest, "var(--rest)")));
-  const weights = shownClasses().map((c) => made("div", {}, made("span", {}, ofClass("class", c)), ...weightDial(c)));
-  byId("weights").replaceChildren(...weights);
+  byId("weights").replaceChildren(...classDials("weight_of", 5, () => state.weight));
+  if (start.soft) byId("targets").replaceChildren(...classDials("target_of", 1, () => chosen().t));
   showWorking();
   views.push(drawPlots);
   update();
@@ -223,8 +244,8 @@ function showRow() {
 
 /** The numbers of a step: one for each class or one for the row. */
 const STEPS = {
-  scale: (row) => row.z, shift: (row) => row.shifted, exp: (row) => row.powers, sum: (row) => row.sum,
-  softmax: (row) => row.p, log: (row) => row.logP, pick: (row) => row.picked, negate: (row) => row.loss,
+  scale: (row) => row.z, shift: (row) => row.shifted, exp: (row) => row.power, sum: (row) => row.sum,
+  softmax: (row) => row.p, log: (row) => row.logP, pick: (row) => row.picked, negate: (row) => row.cost,
   gradient: (_, now) => now.gradients[state.row],
 };
 const SUMMED = ["exp", "softmax", "pick", "gradient"]; // that mean something as a sum over the classes not shown
@@ -239,7 +260,7 @@ function showWorking() {
     const of = (now) => STEPS[name](now.rows[state.row], now);
     const cells = OF_A_ROW.includes(name)
       ? [made("td", { class: "one", colspan: names.length }, name === "average" ? reduced() : figure(of))]
-      : shownClasses().map((c) => made("td", {}, name === "pick" ? picked(c) : figure((now) => of(now)[c])));
+      : shownClasses().map((c) => made("td", {}, name === "pick" ? picked(c) : figure((now) => of(now)(c))));
     if (hidden() && SUMMED.includes(name)) cells.push(made("td", {}, figure((now) => rest(of(now)))));
     line.replaceChildren(line.cells[0], ...cells);
   }
@@ -247,8 +268,8 @@ function showWorking() {
 
 /** Nothing where the class holds nothing of the target. */
 function picked(c) {
-  const element = figure((now) => now.rows[state.row].picked[c]);
-  views.push((now) => (element.hidden = now.rows[state.row].q[c] === 0));
+  const element = figure((now) => now.rows[state.row].picked(c));
+  views.push((now) => (element.hidden = now.rows[state.row].q(c) === 0));
   return element;
 }
 
@@ -277,6 +298,9 @@ function goBy(count) {
   goTo(names[(names.indexOf(state.step) + count + names.length) % names.length]);
 }
 
+/** The class that the row's target holds most of. */
+const aim = () => chosen().label ?? shownClasses().reduce((best, c) => (chosen().t[c] > chosen().t[best] ? c : best));
+
 /** What one of the buttons makes of a row with label y. */
 const TRIES = {
   even: (x) => x.fill(0),
@@ -287,14 +311,14 @@ const TRIES = {
 };
 
 function attempt(name) {
-  const { x, label } = chosen();
-  change(() => TRIES[name](x, label, shownClasses().find((c) => c !== label) ?? label));
+  const y = aim();
+  change(() => TRIES[name](chosen().x, y, shownClasses().find((c) => c !== y) ?? y));
 }
 
 /** Gradient descent on the logits themselves, for all rows. */
 function descend() {
   const { gradients } = lossOf(state);
-  state.rows.forEach(({ x }, i) => gradients[i].forEach((slope, c) => (x[c] -= state.rate * slope)));
+  state.rows.forEach(({ x }, i) => x.forEach((value, c) => (x[c] = value - state.rate * gradients[i](c))));
 }
 
 function rowChoice({ name }, i) {
@@ -312,10 +336,12 @@ function rowChoice({ name }, i) {
 }
 
 function showSettings(now) {
-  const { smoothing, weight, reduction } = state;
-  const kind = smoothing > 0 || weight.some((w) => w !== 1) ? "spread" : "label";
+  const { smoothing, weight, reduction, softcap, zloss, rows } = state;
+  const isSpread = start.soft || smoothing > 0 || weight.some((w) => w !== 1);
+  const are = { spread: isSpread, label: !isSpread, [reduction]: true, zloss: zloss > 0, softcap: softcap < Infinity,
+    sample: start.soft || rows.some(({ sample }) => sample !== 1) };
   for (const part of all("[data-when]")) {
-    part.toggleAttribute("hidden", !part.dataset.when.split(" ").some((word) => word === kind || word === reduction));
+    part.toggleAttribute("hidden", !part.dataset.when.split(" ").some((word) => are[word]));
   }
   for (const radio of all("[name=reduction]")) radio.checked = radio.value === reduction;
   byId("ignored").checked = chosen().ignored;
@@ -328,8 +354,11 @@ function showSettings(now) {
 /** What has to be there once, whichever row is chosen. */
 function prepare() {
   for (const [key, setting] of Object.entries(SETTINGS)) {
-    byId(key).append(...dial({ ...setting, get: () => state[key], set: (value) => (state[key] = value) }));
+    const [name, set] = [say(key), (value) => (state[key] = value)];
+    byId(key).append(...dial({ name, ...setting, get: () => state[key], set }));
   }
+  byId("sample").append(...dial({ name: say("sample"), low: 0, high: 5, step: 0.1, ...NOT_NEGATIVE,
+    get: () => chosen().sample, set: (value) => (chosen().sample = value) }));
   figure(main, byId("loss"));
   figure(rowLoss, byId("row-loss"));
   figure(evenly, byId("evenly"));

@@ -41,7 +41,7 @@ function drawShares(now, at) {
   const parts = classes.flatMap((c, i) => (known ? band(c, edges.map((tops) => tops.slice(i, i + 2)), x, y) : []));
   if (isInPlot(logit)) parts.push(made("path", { class: "now", d: `M${x(logit)},${y(0)}V${y(1)}` }));
   byId("shares").replaceChildren(...parts, ...marks);
-  const values = { name: start.names[state.moving], logit: shown(logit), p: shown(now.rows[state.row].p[state.moving]) };
+  const values = { name: start.names[state.moving], logit: shown(logit), p: shown(now.rows[state.row].p(state.moving)) };
   byId("shares-text").textContent = say("shares", values);
 }
 
@@ -66,7 +66,7 @@ function drawCurve(now, at) {
   const losses = samples().map(lossAt);
   const known = losses.every(Number.isFinite);
   const { x, y, marks } = axes(byId("curve"), known ? ceiling(Math.max(...losses)) : 1);
-  const [loss, slope] = [lossAt(logit), now.gradients[state.row][state.moving]];
+  const [loss, slope] = [lossAt(logit), now.gradients[state.row](state.moving)];
   const points = samples().map((value, i) => [x(value), y(losses[i])]);
   const parts = known ? [made("path", { class: "curve", d: path(points) })] : [];
   if (known && isInPlot(logit)) parts.push(...tangent(logit, loss, slope, x, y));

@@ -61,11 +61,11 @@ class Pair:
         return int(np.prod(self.shape, dtype=object))
 
     def blocks(self, at_once: int | None = None) -> Iterator[Block]:
-        labels, start = _Following(self.labels), 0
-        beside = {name: _Following(values) for name, values in self.beside.items()}
-        for block in self._logits(at_once):
-            found = labels.next(len(block))
-            yield Block(start, block, found, {name: values.next(len(block)) for name, values in beside.items()})
+        labels, start = _following(self.labels.blocks()), 0
+        beside = {name: _following(values.blocks()) for name, values in self.beside.items()}
+        for logits in self._logits(at_once):
+            found = labels(len(logits))
+            yield Block(start, logits, found, {name: values(len(logits)) for name, values in beside.items()})
             start += found.size
 
     def _logits(self, at_once: int | None) -> Iterator[Any]:
@@ -106,20 +106,18 @@ class Pair:
         return "{}: row {}".format(*self.find(row, rows))
 
 
-class _Following:
-    """As many rows as are asked for, however the file's blocks are cut."""
+def _following(blocks: Iterator[np.ndarray]) -> Callable[[int], np.ndarray]:
+    """What gives as many rows as are asked for, however blocks are cut."""
+    waiting = [next(blocks)]
 
-    def __init__(self, values: Values):
-        self._blocks = values.blocks()
-        self._waiting = next(self._blocks)
-
-    def next(self, rows: int) -> np.ndarray:
-        parts = [self._waiting]
-        while sum(map(len, parts)) < rows:
-            parts.append(next(self._blocks))
-        whole = np.concatenate(parts) if len(parts) > 1 else self._waiting
-        self._waiting = whole[rows:]
+    def following(rows: int) -> np.ndarray:
+        while sum(map(len, waiting)) < rows:
+            waiting.append(next(blocks))
+        whole = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+        waiting[:] = [whole[rows:]]
         return whole[:rows]
+
+    return following
 
 
 def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[str, str] | None = None) -> Pair:

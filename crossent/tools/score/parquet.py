@@ -1,6 +1,5 @@
 """Tables in Parquet: columns of numbers, of words, or of lists of numbers of one length."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,17 +29,9 @@ def parquet(path: Path, header: bool | None = None, skip_bad: bool = False) -> T
         if block is None:
             yield np.empty((0, len(names)) if len(names) > 1 else 0)
 
-    return Table(rows, columns, read, True, _index(schema))
-
-
-def _index(schema) -> frozenset[int]:
-    """The columns that pandas keeps the names of the rows in."""
-    try:
-        said = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
-    except (ValueError, AttributeError):
-        said = []
-    named = {name for name in said if isinstance(name, str)} if isinstance(said, list) else set()
-    return frozenset(i for i, name in enumerate(schema.names) if name in named or name.startswith("__index_level_"))
+    said = (schema.pandas_metadata or {}).get("index_columns", [])  # in which pandas keeps the names of the rows
+    index = {i for i, name in enumerate(schema.names) if name in said or name.startswith("__index_level_")}
+    return Table(rows, columns, read, True, frozenset(index))
 
 
 def _is_list(type) -> bool:

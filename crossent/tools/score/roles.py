@@ -141,21 +141,14 @@ def _without_index(table: Table) -> tuple[list[int], list[int]]:
     """The columns that number the rows, and all others."""
     columns, index = table.columns, set(table.index)
     first, others = columns[0], columns[1:]
+    kinds, enough = {column.kind for column in others}, len(first.values) >= _ENOUGH
+    alone = "fraction" in kinds or (len(others) == 1 and not others[0].counts)
     nameless = table.header and any(column.name for column in others) and first.name in ("", "Unnamed: 0")
     named = first.name.lower() in INDICES and first.kind == "whole"
-    if len(index) < len(columns) - 1 and (nameless or named or (first.counts and _counts_alone(table))):
+    counts = first.counts and ("whole" not in kinds or (enough and alone))  # which can be nothing but the rows
+    if len(index) < len(others) and (nameless or named or counts):
         index.add(0)
     return sorted(index), [i for i in range(len(columns)) if i not in index]
-
-
-def _counts_alone(table: Table) -> bool:
-    """Whether what the first column counts can be nothing but the rows, seen from the others."""
-    others, rows = table.columns[1:], len(table.columns[0].values)
-    if all(column.kind != "whole" for column in others):
-        return True
-    if any(column.kind == "fraction" for column in others):
-        return rows >= _ENOUGH
-    return len(others) == 1 and not others[0].counts and rows >= _ENOUGH
 
 
 def _strange(table: Table, kept: Sequence[int]) -> list[int]:

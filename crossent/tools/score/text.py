@@ -144,8 +144,8 @@ class _Rows:
         while (some := list(islice(lines, step))) or not start:
             block = None if words or not some else self._numbers(some, columns)
             if block is None:
-                cells = [value for row, line in enumerate(some, start) for value in self._of(row, line, columns, words)]
-                block = np.array(cells, str if words else np.float64).reshape(len(some), len(columns))
+                cells = np.array([*self._one_by_one(some, start, columns, words)], str if words else np.float64)
+                block = cells.reshape(len(some), len(columns))
             yield block[:, 0] if len(columns) == 1 else block
             if not some:
                 return
@@ -153,39 +153,36 @@ class _Rows:
 
     def _numbers(self, lines: list[str], columns: Sequence[int]) -> np.ndarray | None:
         """None where a line has not as many cells as it should, or what is no number."""
-        if any(self._width(line) != len(self.names) for line in lines):
-            return None
-        some = None if [*columns] == [*range(len(self.names))] else columns
-        quote = '"' if any('"' in line for line in lines) else None
+        width, quote = len(self.names), '"' if any('"' in line for line in lines) else None
+        if self.between is None or quote:
+            whole = all(len(_cells(line, self.between)) == width for line in lines)
+        else:
+            whole = all(line.count(self.between) == width - 1 and line.strip() for line in lines)
+        some = None if [*columns] == [*range(width)] else columns
         with suppress(ValueError):
-            return np.loadtxt(
-                lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
-            )
+            if whole:
+                return np.loadtxt(
+                    lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
+                )
         return None
 
-    def _width(self, line: str) -> int:
-        if not line or line.isspace():
-            return 0
-        plain = self.between is not None and '"' not in line
-        return line.count(self.between or "") + 1 if plain else len(_cells(line, self.between))
-
-    def _of(self, row: int, line: str, columns: Sequence[int], words: bool) -> list[str] | list[float]:
-        """The cells of a row, of which those that are no numbers are refused, or nan."""
-        cells = _cells(line, self.between) if line.strip() else []
-        if len(cells) != len(self.names):
-            if not self.skip_bad and not cells:
+    def _one_by_one(self, lines: list[str], start: int, columns: Sequence[int], words: bool) -> Iterator[str]:
+        """The cells; those that are no numbers, though no `words` are wanted, are refused, or nan."""
+        width = len(self.names)
+        for row, line in enumerate(lines, start):
+            cells = _cells(line, self.between) if line.strip() else []
+            if not cells and not self.skip_bad:
                 raise ValueError(f"row {row}: an empty line")
-            if not self.skip_bad:
-                raise ValueError(f"row {row}: has {len(cells)} columns, and the first line has {len(self.names)}")
-            cells = [""] * len(self.names)
-        return [cells[c] for c in columns] if words else [self._number(row, c, cells[c]) for c in columns]
-
-    def _number(self, row: int, column: int, cell: str) -> float:
-        if kind_of(cell) != "words":
-            return float(cell)
-        if self.skip_bad:
-            return np.nan
-        name = name_of(self.names[column], column)
-        if not cell:
-            raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
-        raise ValueError(f"row {row}: {cell[:40]!r} in column {name} is not a number")
+            if len(cells) != width and not self.skip_bad:
+                raise ValueError(f"row {row}: has {len(cells)} columns, and the first line has {width}")
+            for c in columns:
+                cell = cells[c] if len(cells) == width else ""
+                if words or kind_of(cell) != "words":
+                    yield cell
+                elif self.skip_bad:
+                    yield "nan"
+                else:
+                    name = name_of(self.names[c], c)
+                    if not cell:
+                        raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
+                    raise ValueError(f"row {row}: {cell[:40]!r} in column {name} is not a number")

@@ -593,6 +593,14 @@ def test_true_and_false_of_two_classes(tmp_path):
         assert found.metrics.nll == pytest.approx(right, rel=1e-6) and "false is read as class 0" in said
 
 
+def test_a_few_rows_written_by_hand(tmp_path):
+    """Whose columns have names, and one of them no number with a point."""
+    by_hand = b"cat,dog,elk\n2,1.5,0.1\n0,3.5,-1.5\n"
+    found, _ = scored(tmp_path, {"x.csv": by_hand, "y.csv": b"cat\nelk\n"})
+    logits = np.array([[2, 1.5, 0.1], [0, 3.5, -1.5]])
+    assert found.metrics.nll == pytest.approx(nll(logits, np.array([0, 2])), rel=1e-6)
+
+
 def test_labels_of_a_first_row_that_looks_like_a_header(tmp_path):
     """A label of 0 comes first: the number of the logits says that it is one."""
     labels = np.append(0, Y[1:])

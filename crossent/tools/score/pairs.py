@@ -135,8 +135,6 @@ def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[s
     if not 0 < rows.shape[axis] <= _CLASSES:
         raise BadFile(f"{first}: logits must have from 1 to {_CLASSES} classes, got {rows.shape}")
     targets = _beside(rows, axis, "labels", named, reading)
-    if here and set(rows.parts) & set(targets.parts):
-        raise BadFile(f"{logits}: holds no labels beside the logits: name the file of the labels as well")
     others = {}
     for name, said in (beside or {}).items():
         file, column = file_and_column(said)
@@ -162,12 +160,13 @@ def _fitting(pattern: str, role: str, reading: Reading, here: bool, rows: Callab
     try:
         return rows_of(pattern, role, reading, here)
     except UnclearFile:
-        wanted = rows()
-        for header in (False, True):
-            with suppress(BadFile):
-                found = rows_of(pattern, role, replace(reading, header=header), here)
-                if len(found) == wanted:
-                    return found
+        with suppress(UnclearFile):
+            wanted = rows()
+            for header in (False, True):
+                with suppress(BadFile):
+                    found = rows_of(pattern, role, replace(reading, header=header), here)
+                    if len(found) == wanted:
+                        return found
         raise
 
 
@@ -175,12 +174,14 @@ def _beside(rows: Rows, axis: int, role: str, file: str, reading: Reading) -> Ro
     """As many rows as there are of logits."""
     wanted = len(rows) if axis else rows.shape[1]
     found = _fitting(file, role, reading, False, lambda: wanted)
+    if role == "labels" and found.path == rows.path and set(found.parts) & set(rows.parts):
+        raise BadFile(f"{rows.path}: holds no labels beside the logits: name the file of the labels as well")
     if len(found) == wanted:
         return found
     blamed = ""
     if reading.dim is None and rows.shape[1] == len(found):
         blamed = ": do the classes lie along axis 0? See --dim"
-    elif reading.header is None and abs(wanted - len(found)) == 1:
+    elif axis and reading.header is None and abs(wanted - len(found)) == 1:
         blamed = ": is the first line of one of them a header, or not? See --header and --no-header"
     what = "labels" if role == "labels" else "values"
     raise BadFile(f"{rows.path}: {wanted} rows of logits do not fit the {len(found)} {what} of {found.path}{blamed}")

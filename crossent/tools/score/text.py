@@ -46,7 +46,8 @@ def text(path: Path, header: bool | None = None, skip_bad: bool = False) -> Tabl
             f"its first line ({shown}) may be a header or a row: say --header or --no-header, which hold for both files"
         )
     if header and len(names) == width:
-        below = [replace(column, name=name) for name, column in zip(names, below)]
+        # People who give columns names may write 2 for 2.0 below them.
+        below = [replace(column, name=name, points=0) for name, column in zip(names, below)]
     elif not header:
         below = [column_of(cells) for cells in zip(names, *sample)]
     note = f"the first line ({shown}) is taken for its header" if header else ""

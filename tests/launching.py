@@ -14,6 +14,7 @@ from collections import Counter
 from unittest import mock
 
 import torch
+import triton
 from harness import on_triton
 from machine_code import CALLS, TARGETS, Call, Device, calls_in
 from triton.compiler import CompiledKernel
@@ -110,6 +111,21 @@ def calls_of_a_step():
         return seen, found.names
 
 
+def compiled_after_settings():
+    """Which kernels steps of one shape compile: the first one, one after a setting of Triton's has changed, one more,
+    and one with the first setting again.
+    """
+    x, y, counts = torch.randn(32, 10, requires_grad=True), torch.zeros(32, dtype=torch.int64), []
+    with launches() as found, on_triton():
+        for debug in (False, True, True, False):
+            before = Counter({name: len(warps) for name, warps in found.compiled.items()})
+            with triton.knobs.runtime.scope():
+                triton.knobs.runtime.debug = debug
+                crossent.cross_entropy(x, y).backward()
+            counts.append(sorted(Counter({name: len(warps) for name, warps in found.compiled.items()}) - before))
+    return counts
+
+
 def differences():
     """What a launch that is ready says otherwise than one that Triton looks up."""
     found = []
@@ -143,7 +159,7 @@ if __name__ == "__main__":
         compiled = {", ".join(map(str, step)): compiled_for_rows(*step) for step in STEPS}
         warps = largest_programs()
         found = {"calls": seen.total(), "launches": names, "compiled": compiled, "warps": warps}
-        print(json.dumps(found | {"differences": differences()}))
+        print(json.dumps(found | {"differences": differences(), "settings": compiled_after_settings()}))
     else:
         for name, times in seen.most_common():
             print(times, name)

@@ -1,6 +1,6 @@
 """How many kernels a call launches on a GPU: ours, which Triton's interpreter runs here, and PyTorch's."""
 
-import functools
+import contextlib
 from unittest import mock
 
 import pytest
@@ -58,8 +58,7 @@ def as_on_a_gpu(monkeypatch):
     from crossent.frontends.torch import late
 
     monkeypatch.setattr(late, "_refuse", lambda bad, error, wait: None)
-    launches = triton_kernels()
-    monkeypatch.setattr(launches, "counters_on", functools.cache(launches.counters_on))
+    monkeypatch.setattr(triton_kernels(), "_stream_on", lambda device: 0)
 
 
 def step(loss, *args, **options):
@@ -124,3 +123,27 @@ def test_statistics_of_predictions(as_on_a_gpu):
     x, y = torch.randn(3, 300), torch.zeros(3, dtype=torch.int64)
     with on_triton():
         assert work_of(lambda: crossent.prediction_stats(x, y)) == ["statistics_of_rows"]
+
+
+def test_a_step_on_another_device_than_the_current_one(monkeypatch):
+    """Its launches are made there, whichever thread and device the backward pass begins with."""
+    x, y, on = torch.randn(3, 30, requires_grad=True), torch.zeros(3, dtype=torch.int64), []
+
+    class Current(contextlib.nullcontext):
+        def __enter__(self):
+            on.append(self.enter_result.index)
+
+        def __exit__(self, *error):
+            on.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: on[-1] if on else 0)
+    with on_triton():
+        loss = crossent.cross_entropy(x, y)
+        gradients, launched = loss.grad_fn.ready.step.gradients, []
+        gradients.device = torch.device("cuda", 1)
+        find = gradients._find
+        gradients._find = lambda *arguments: launched.append(torch.cuda.current_device()) or find(*arguments)
+        loss.backward()
+    assert launched == [1]
+    torch.testing.assert_close(x.grad, torch.autograd.grad(torch.nn.functional.cross_entropy(x, y), x)[0])

@@ -33,6 +33,12 @@ def test_a_launch_that_is_ready():
     assert found_for("sm_90")["differences"] == []
 
 
+def test_settings_of_triton_that_change():
+    """A launch that is ready is looked up again, as Triton itself looks at its settings in every launch."""
+    both = ["gradients_of_rows", "sums_of_rows"]
+    assert found_for("sm_90")["settings"] == [both, both, [], []]
+
+
 def test_other_numbers_of_rows_are_not_compiled_for():
     """Of 1, 2, 7, 16, 17, 32 and 1,024 rows: a few and many are programs of other sizes, where rows are short, and a
     few long rows are cut into parts.

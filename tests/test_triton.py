@@ -1,12 +1,13 @@
 """The GPU's kernels of a cross entropy, which Triton's interpreter runs on the CPU."""
 
+import contextlib
 import gc
 import weakref
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
-from harness import check, on_triton, on_triton_at_once, triton_kernels
+from harness import Chunks, check, on_triton, on_triton_at_once, triton_kernels
 from test_contract import LAYOUTS, OPTION_SHAPES, OPTIONS, SHAPES, identify, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -317,14 +318,152 @@ def test_a_captured_note_is_told_of_whenever_it_arrives(as_on_a_gpu, monkeypatch
             note = as_on_a_gpu.note(x.device)
             capturing.setattr(as_on_a_gpu._late, "note", lambda device: note)
             crossent.cross_entropy(x, y)
-        for label in (9, -7):
-            note.found[:] = torch.tensor([2, label])
-            note.flag[0] = 1
+        for first, then in [(9, -7), (-7, 9)]:
+            with monkeypatch.context() as replaying:  # the kernels leave it where the capture said
+                replaying.setattr(as_on_a_gpu._Late, "note", lambda self, device: note)
+                replaying.setattr(as_on_a_gpu._Late, "look", lambda self: None)
+                for at, label in ((2, first), (1, then), (3, 3)):
+                    crossent.cross_entropy(x, torch.where(torch.arange(4) == at, label, y))
             for _ in range(as_on_a_gpu._IN_TURN + 1):
                 as_on_a_gpu.note(x.device)  # nobody else gets it
-            with pytest.raises(IndexError, match=f"Target {label} at position 2 is out"):
+            with pytest.raises(IndexError, match=f"Target {first} at position 2 is out"):
                 crossent.cross_entropy(x, y)
             crossent.cross_entropy(x, y)  # it was told once
+
+
+class Graph:
+    """A graph that is captured, as far as it is there."""
+
+
+@pytest.fixture
+def captures(as_on_a_gpu, monkeypatch):
+    """What captures losses of a call as part of a graph."""
+    as_on_a_gpu.note(torch.device("cpu"))  # there is memory
+
+    @contextlib.contextmanager
+    def capture(graph):
+        with monkeypatch.context() as capturing:
+            capturing.setattr(as_on_a_gpu, "is_captured", lambda device: True)
+            capturing.setattr(as_on_a_gpu, "_capturing_graph", lambda device: graph)
+            yield
+
+    return capture
+
+
+def captured_note(late):
+    note = late.note(torch.device("cpu"))
+    late.refuse(note, lambda label, row: IndexError(f"Target {label} at {row}"))
+    return note
+
+
+def leave_bad(note, row, label):
+    note.found[:3], note.flag[0] = torch.tensor([row, label, row ^ label]), 1
+
+
+def test_notes_of_graphs_that_are_gone(captures, as_on_a_gpu):
+    """They are used again; what was left in them is told first. Of more graphs at a time no error says which it is."""
+    for _ in range(as_on_a_gpu._CAPTURED + 1):
+        graph = Graph()
+        with captures(graph):
+            note = captured_note(as_on_a_gpu)
+    leave_bad(note, 3, 7)
+    graphs = [Graph() for _ in range(as_on_a_gpu._CAPTURED)]  # the last one is gone
+    for graph in graphs:
+        with captures(graph):
+            found = captured_note(as_on_a_gpu)
+    with pytest.raises(IndexError, match="^Target 7 at 3$"):
+        as_on_a_gpu.look()
+    as_on_a_gpu.look()
+    for _ in range(2):  # to which parts of several come
+        found.found[:3], found.flag[0] = torch.tensor([5, 1, 0]), 1
+        with pytest.raises(IndexError, match="one of the CUDA graphs captured last: of more than 2048 losses"):
+            as_on_a_gpu.look()
+    del graphs[5]
+    with captures(Graph()):
+        leave_bad(captured_note(as_on_a_gpu), 1, -8)
+    with pytest.raises(IndexError, match="^Target -8 at 1$"):
+        as_on_a_gpu.look()
+
+
+def test_the_graph_of_a_capture(as_on_a_gpu, monkeypatch):
+    """It is PyTorch that says which it is, and before 2.13 nobody."""
+    graph, device = object.__new__(torch.cuda.CUDAGraph), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.delattr(torch._C._CUDAGraph, "get_currently_capturing_graph", raising=False)
+    assert as_on_a_gpu._capturing_graph(device) is None
+    for known, expected in [(graph, graph), (object(), None)]:
+        say = staticmethod(lambda known=known: known)
+        monkeypatch.setattr(torch.cuda.CUDAGraph, "get_currently_capturing_graph", say, raising=False)
+        assert as_on_a_gpu._capturing_graph(device) is expected
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_captured_head_has_one_note(reduction, captures, as_on_a_gpu):
+    """However many chunks it has."""
+    (notes,), graph = as_on_a_gpu._late.notes.values(), Graph()
+    x, matrix = logits(5, 4), logits(7, 4, seed=1)
+    before = len(notes.of_graphs)
+    with on_triton(), captures(graph):
+        chunks = {"options": Chunks(batch_chunk_size=1), "reduction": reduction}
+        crossent.linear_cross_entropy(x, matrix, torch.arange(5), **chunks).sum().backward()
+    assert before - len(notes.of_graphs) == 1
+
+
+def test_a_note_on_its_way(as_on_a_gpu, monkeypatch):
+    """It is told when all of it is there. Nothing is asked of the device, which may be capturing in another thread."""
+    monkeypatch.setattr(as_on_a_gpu, "is_captured", lambda device: False)
+    for name in ("synchronize", "current_stream", "Event"):
+        monkeypatch.delattr(torch.cuda, name)
+    notes, device = as_on_a_gpu._Notes(False), torch.device("cuda", 0)
+    as_on_a_gpu._late.notes[False] = notes
+    for row, label, order in product((0, 2, 2**40), (9, -5, -(2**63)), permutations(range(3))):
+        note = notes.new(device)
+        as_on_a_gpu.refuse(note, lambda label, row: IndexError(f"Target {label} at {row}"))
+        note.flag[0] = 1
+        for place in order:
+            as_on_a_gpu.look()
+            note.found[place] = (row, label, row ^ label)[place]
+        with pytest.raises(IndexError, match=f"^Target {label} at {row}$"):
+            as_on_a_gpu.look()
+        as_on_a_gpu.look()
+
+
+CALLS = {
+    "cross_entropy": ((3, 300), (3,), {}),
+    "linear_cross_entropy": ((3, 4), (300, 4), (3,), {}),
+    "head of each": ((3, 4), (300, 4), (3,), {"reduction": "none"}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_operators_leave_no_memory_behind(name, as_on_a_gpu, monkeypatch):
+    """CUDA graphs of compiled programs (`mode="reduce-overhead"`) own what is allocated, and refuse what stays."""
+    launches = triton_kernels()
+    monkeypatch.setattr(launches, "_stream_on", lambda device: 0)
+    monkeypatch.setattr(launches, "_counters", {})
+    *shapes, labels, options = CALLS[name]
+    leaves, y = [logits(*shape, seed=len(shape)) for shape in shapes], torch.zeros(labels, dtype=torch.int64)
+    function = getattr(crossent, name, crossent.linear_cross_entropy)
+
+    def step(*leaves):
+        return function(*leaves, y, **options).sum()
+
+    def tensors():
+        gc.collect()
+        return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+    operators = torch.compile(step, backend="aot_eager", fullgraph=True)
+    with on_triton():
+        torch.autograd.grad(operators(*leaves), leaves)
+        for meaning in (notes.meaning for notes in as_on_a_gpu._late.notes.values()):
+            meaning[:] = [None] * len(meaning)
+        launches._counters.clear()
+        before = tensors()
+        torch.autograd.grad(operators(*leaves), leaves)
+        assert tensors() == before
+        if name == "cross_entropy":
+            torch.autograd.grad(step(*leaves), leaves)
+            assert launches._counters  # else this test would show nothing
 
 
 def gradients_made(monkeypatch):
@@ -350,18 +489,16 @@ def test_gradients_that_nobody_can_ask_for_are_not_made(monkeypatch):
 
 
 def test_gradients_that_nobody_has_asked_for(monkeypatch):
-    """After some no more are made, until one is asked for."""
-    x, y, made = logits(4, 9), torch.tensor([0, 8, 1, 2]), gradients_made(monkeypatch)
-    monkeypatch.setattr(staged._Asked, "unasked", 0)
-    with on_triton_at_once():
-        for _ in range(12):
-            loss = crossent.cross_entropy(x, y)
-        assert len(made) == 8
-        loss.backward()
-        expected = torch.nn.functional.cross_entropy(x, y)
-        torch.testing.assert_close(x.grad, torch.autograd.grad(expected, x)[0])
-        crossent.cross_entropy(x, y)
-        assert len(made) == 9
+    """They change no bit of those that come later, of which the two ways make others: the call alone says which."""
+    x, y = logits(4, 9, dtype=torch.bfloat16), torch.tensor([0, 8, 1, 2])
+    upstream, found, made = torch.tensor(3.0, dtype=torch.bfloat16), [], gradients_made(monkeypatch)
+    for way in (on_triton_at_once, on_triton_at_once, on_triton):
+        with way():
+            found += torch.autograd.grad(crossent.cross_entropy(x, y), x, upstream)
+            assert ("read once" in str(crossent.plan(crossent.cross_entropy, x, y))) == (way is on_triton_at_once)
+            for _ in range(9 - len(made)):
+                crossent.cross_entropy(x, y)
+    assert len(made) == 10 and torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_a_denominator_on_another_device():

@@ -14,14 +14,14 @@ class StagedChunk:
     """
 
     def __init__(self, lib, kernels, tensors, options, shard=None):
-        self.lib, self.kernels, self.tensors = lib, kernels, tensors
+        self.lib, self.kernels, self.tensors = lib, kernels.of_good_labels, tensors
         self.x, self.labels, *_ = tensors
         # Sums of chunks are added up, which takes more bits.
         storage = compute_storage(lib.storage(self.x)) if options.reduction == "none" else "float64"
         self.call = Call(options, 1, out_dtype=lib.dtypes[storage])
         of_shard = () if shard is None else (shard.first, shard.classes)
         self.rows = _stages.rows_of(lib, tensors, self.call, *of_shard)
-        self.merged = None if shard is None else shard.sent(kernels.sums(self.rows))
+        self.merged = None if shard is None else shard.sent(self.kernels.sums(self.rows))
 
     @cached_property
     def finished(self):

@@ -53,10 +53,6 @@ def _counts(lib, labels, samples, call):
     return counts
 
 
-def _label_error(targets, classes, ignore_index, value, row):
-    return _rows.label_error(value, row, targets, classes, ignore_index)
-
-
 def _targets(lib, target, samples, call):
     """int64 labels or probabilities, how much each target counts (None: as a whole), which count, and which of them are
     bad, where that is told later.
@@ -65,8 +61,8 @@ def _targets(lib, target, samples, call):
     is_float = lib.storages.get(target.dtype) not in (None, "labels")
     _rows.check_target_dtype(shape.soft, is_float, lib.is_integer(target), target.dtype)
     given = target
-    classes = (call.shard or shape).classes
-    error = partial(_label_error, shape.targets, classes, call.options.ignore_index)
+    classes, ignore_index = (call.shard or shape).classes, call.options.ignore_index
+    error = partial(_rows.label_error, row_shape=shape.targets, classes=classes, ignore_index=ignore_index)
     if shape.soft:
         _rows.check_soft_options(call.options)
     else:

@@ -45,8 +45,9 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
     else:
         labels, bad_row = lib.labels(target)
         if bad_row is not None:
-            read = partial(lib.item, target)
-            raise _label_error(read, tuple(target.shape), all_classes or classes, call.options, bad_row)
+            raise error_of_notes(tuple(target.shape), all_classes or classes, call.options)(
+                lib.item(target, bad_row), bad_row
+            )
         target = labels
     if weight is not None:
         weight = class_weights(lib, weight, classes, dtype)
@@ -65,12 +66,12 @@ def rows_of(lib, tensors, call, first_class=0, all_classes=None):
 
 
 def raise_now(bad, error):
-    """Raise `error(row)` for the row of a bad label, or of a `Note` `error(row, label)`, if there is one. It waits for
+    """Raise `error(row)` for the row of a bad label, or of a `Note` `error(label, row)`, if there is one. It waits for
     the device. `bad` is as in `Outcome`.
     """
-    found = bad.found.tolist() if isinstance(bad, Note) else [int(bad)]
-    if found[0] >= 0:
-        raise error(*found)
+    row, *label = bad.found.tolist()[:2] if isinstance(bad, Note) else [int(bad)]
+    if row >= 0:
+        raise error(*label, row)
 
 
 def loss(lib, kernels, rows, call, labels, merge=None, refuse=raise_now):
@@ -127,18 +128,10 @@ def gradients(lib, kernels, rows, finished, dloss, tensors, want_target=False, o
 
 def _error_of(lib, bad, labels, classes, options):
     """What makes the error of a row: of a `Note`, which has the label, the labels are not kept for it."""
-    shape = tuple(labels.shape)
-    if isinstance(bad, Note):
-        return error_of_notes(shape, classes, options)
-    return partial(_label_error, partial(lib.item, labels), shape, classes, options)
+    error = error_of_notes(tuple(labels.shape), classes, options)
+    return error if isinstance(bad, Note) else lambda row: error(lib.item(labels, row), row)
 
 
 def error_of_notes(shape, classes, options):
-    """What makes the error of a row and its label; `shape` is that of the labels."""
-    return partial(_label_error, None, shape, classes, options)
-
-
-def _label_error(read, shape, classes, options, row, label=None):
-    """`read(row)` is the label, if it is not given."""
-    label = read(row) if label is None else label
-    return _rows.label_error(label, row, shape, classes, options.ignore_index)
+    """What makes the error of a label and its row; `shape` is that of the labels."""
+    return partial(_rows.label_error, row_shape=shape, classes=classes, ignore_index=options.ignore_index)

@@ -97,8 +97,10 @@ class TokenSums(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Memory in which kernels leave the first row that has a bad label, and that label: `found`, beside a `flag` that
-    becomes 1. If no label is bad they leave it as it is, found[0] being -1. `at` is for whoever made it.
+    """Memory in which kernels leave the first row that has a bad label, that label, and both combined by exclusive or:
+    `found`, beside a `flag` that becomes 1. If no label is bad they leave it as it is, found[0] being -1, and so they
+    do while a row is there that nobody has been told of. The third number shows whoever looks without waiting that the
+    others are there. `at` is for whoever made it.
     """
 
     flag: Any
@@ -129,6 +131,7 @@ class LossKernels:
     """What a device has to offer: the three functions of the two stages. The others have a default, in these terms.
     What is None is computed in plain operations.
 
+    of_good_labels      the same kernels for labels that have been looked at: they leave no `Note`
     picked              the `LossKernels` of log-probabilities, of which the label's alone is read; their sums are None
     softmax             of an array, an axis and whether the logarithm is wanted: the result, in the array's dtype
     softmax_gradient    of a result, the upstream gradient, the axis and whether it is the logarithm
@@ -142,6 +145,10 @@ class LossKernels:
     token_gradient      of the same, with the arrays filled, and the upstream gradients of the first three or None: the
                         gradient is written over the logits
     """
+
+    @property
+    def of_good_labels(self):
+        return self
 
     picked: Any = None
     softmax: Any = None

@@ -256,7 +256,7 @@ def _head_backward(dloss, input, linear_weight, linear_bias, target, weight, sam
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight
     call = call_of_head(tensors[:4], classes, *values)
     if staged.is_staged(input):
-        gradients = staged_head.ON_DEVICE.gradients(tensors, wanted, call, dloss, None, None)
+        gradients = staged_head.gradients_again(tensors, wanted, call, dloss)
         return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return tuple(_tensors_of(*head.gradients_again(tensors, wanted, call, dloss), tensors))
 

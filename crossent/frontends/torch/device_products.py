@@ -9,6 +9,7 @@ from crossent.frontends._products import Products
 from crossent.frontends._stages import raise_now
 from crossent.frontends.torch import tokens
 from crossent.frontends.torch.arrays import UNREAD
+from crossent.kernels import Note
 
 _SHARE_OF_MEMORY = 16
 # Where rows are too many for one chunk, each chunk reads and writes the sums of the weight's gradient in float32. On an
@@ -21,8 +22,8 @@ _BYTES_OF_SPREAD_CLASSES = 2**30  # the same in all processes, whatever memory e
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-def _told(error, value, number):
-    return error(value.item(), number)
+def _of_uint64(error, value, number):
+    return error(value % 2**64, number)
 
 
 class OnDevice(UNREAD):
@@ -45,12 +46,13 @@ class OnDevice(UNREAD):
         return torch.full((), value, dtype=torch.float64, device=self.device)
 
     def tell(self, bad, values, error):
-        """Tell of the first value that is bad by `error(value, number)`. Until then it is kept alone."""
+        """Tell of the first value that is bad by `error(value, number)`."""
         if bad.numel():
             first = bad.reshape(-1).to(torch.int8).argmax()
             signed = _SIGNED.get(values.dtype, values.dtype)  # PyTorch selects no others
             value = values.reshape(-1).view(signed).index_select(0, first.reshape(1)).view(values.dtype)
-            self._refuse(torch.where(bad.any(), first, -1), partial(_told, error, value))
+            found = torch.cat([torch.where(bad.any(), first, -1).reshape(1), value.to(torch.int64)])
+            self._refuse(Note(None, found), partial(_of_uint64, error) if values.dtype is torch.uint64 else error)
 
     @staticmethod
     def is_same_memory(tensor, other):  # not by addresses, which stand-ins without numbers do not have

@@ -8,11 +8,10 @@ import torch
 
 from crossent import _rows
 from crossent._call import Call
-from crossent._kept import kept
+from crossent._kept import kept, no_memory_kept
 from crossent._plan import STAGES
 from crossent.frontends import _stages
 from crossent.frontends._cpu import CpuKernels
-from crossent.frontends._problem import UNASKED_AT_MOST
 from crossent.frontends.torch import late, modes, namespace
 from crossent.frontends.torch.arrays import TORCH, UNREAD, overlaps
 from crossent.frontends.torch.dtypes import COMPUTE, ORDINARY, STRIDED
@@ -67,12 +66,6 @@ def has_predictions(tensors):
     return has_stages(tensors) and kernels_on(tensors[0].device.type).predictions is not None
 
 
-class _Asked:
-    """How many gradients in a row a forward pass has made for nobody."""
-
-    unasked = 0
-
-
 class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, sample_weight, call):
@@ -82,9 +75,8 @@ class _StagedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*tensors)
             loss, ctx.finished = _ready_loss(ctx.ready, tensors, late.refuse)
             return loss
-        may_be_made = call.shard is None and not call.picks and _Asked.unasked < UNASKED_AT_MOST
+        may_be_made = call.shard is None and not call.picks
         if may_be_made and is_made_at_once(input, call.options, call.in_place, ctx.needs_input_grad[1]):
-            _Asked.unasked += 1
             ctx.made, finished = _made_at_once(tensors, call)
         else:
             finished = _finished(tensors, call, late.refuse)
@@ -96,7 +88,6 @@ class _StagedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss):
         late.look()
-        _Asked.unasked = 0
         tensors, call, wanted = ctx.saved_tensors, ctx.call, ctx.needs_input_grad
         if needs_composite(dloss):
             make = differentiable_gradients if call.shard is None else _differentiable_gradients
@@ -144,10 +135,10 @@ def ready_of(tensors, call):
     dense = input.is_contiguous() and target.is_contiguous()
     if not (usual and dense and target.dtype is torch.int64 and input.dtype in COMPUTE and target.ndim < input.ndim):
         return None
-    kernels, device = kernels_on(input.device.type), input.device
-    if kernels is None or kernels.ready_step is None or (input.is_cuda and device.index != torch.cuda.current_device()):
+    kernels = kernels_on(input.device.type)
+    if kernels is None or kernels.ready_step is None:
         return None
-    return _ready(kernels, device, input.shape, input.dtype, target.shape, call.dim, call.options, call.out_dtype)
+    return _ready(kernels, input.device, input.shape, input.dtype, target.shape, call.dim, call.options, call.out_dtype)
 
 
 @kept
@@ -272,6 +263,7 @@ def softmax_kernels(x):
     return kernels if kernels is not None and kernels.softmax is not None else None
 
 
+@no_memory_kept()
 def loss_and_sums(tensors, call):
     """The loss, its sums packed, and the scale as a tensor of float64."""
     late.look()

@@ -2,6 +2,7 @@
 
 import torch
 
+from crossent._kept import no_memory_kept
 from crossent.frontends import _heads, _stages
 from crossent.frontends.torch import head as heads, late, modes, staged
 from crossent.frontends.torch.device_products import DeviceProducts, memory_of
@@ -42,12 +43,6 @@ def _loss(tensors, wanted, call):
             bad = None if bad is None else bad.any()
     loss = loss if bad is None else torch.where(bad, torch.nan, loss)
     return loss.to(call.out_dtype), gradients, whole._replace(head=None)  # its copy of the input is not kept
-
-
-def loss_and_gradients(tensors, wanted, call):
-    """The loss, and all of its gradients that are wanted; none of them for the losses of rows."""
-    loss, gradients, whole = _loss(tensors, wanted, call)
-    return loss, [None] * 4 if gradients is None else _finished(gradients, whole, tensors, whole.later, call)
 
 
 def _gradients(tensors, wanted, call, dloss, gradients, whole):
@@ -107,6 +102,21 @@ def token_gradients_of_rows(tensors, wanted, call, results, upstream):
         whole = head_of((*tensors, None, None), call, _told)
         gradients = whole.head.token_gradients(wanted, results, upstream)
         return _finished(gradients, whole, tensors, 1.0, call)
+
+
+# What the operators are made of, see `compiled`.
+
+
+@no_memory_kept()
+def loss_and_gradients(tensors, wanted, call):
+    """The loss, and all of its gradients that are wanted; none of them for the losses of rows."""
+    loss, gradients, whole = _loss(tensors, wanted, call)
+    return loss, [None] * 4 if gradients is None else _finished(gradients, whole, tensors, whole.later, call)
+
+
+@no_memory_kept()
+def gradients_again(tensors, wanted, call, dloss):
+    return _gradients(tensors, wanted, call, dloss, None, None)
 
 
 ON_DEVICE = heads.Way(_loss, _gradients, _tokens, _token_gradients)

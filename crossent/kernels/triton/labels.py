@@ -8,9 +8,9 @@ from crossent.kernels.triton.launches import ROWS, Launch, bits, cdiv, new_note,
 from crossent.kernels.triton.predictions import Results
 
 
-def leave(row, note):
-    """Leave the number of a row in a note, unless it is -1."""
-    run(row.device, picked.left, 1, row, note.flag, note.found)
+def leave(bad, note):
+    """Leave a bad label in a note: the number of its row and the label, or -1 for the row if there is none."""
+    run(bad.device, picked.left, 1, bad, note.flag, note.found)
 
 
 class PickedKernels(LossKernels):

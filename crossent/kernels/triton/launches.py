@@ -6,7 +6,8 @@ waits for the device.
 
 import math
 import struct
-from functools import cache, partial
+from copy import copy
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.compiler import CompiledKernel
 
-from crossent._kept import kept
+from crossent._kept import kept, may_keep_memory
 from crossent.kernels import LossKernels, Note, Outcome, Rows, Sums, has_mass, has_own_weight
 from crossent.kernels.triton import losses as kernels
 from crossent.kernels.triton.losses import GROUP, Totals
@@ -240,6 +241,7 @@ class Launch(Memory):
 
 
 _ONE = bits(1.0)
+_SETTINGS = vars(triton.knobs.runtime), vars(triton.knobs.compilation)  # as they are at any time
 
 
 @cache
@@ -249,7 +251,12 @@ def processors_of(device):
 
 def new_note(device):
     """A `Note` in the device's memory."""
-    return Note(torch.zeros(1, dtype=torch.int64, device=device), torch.full((2,), -1, device=device))
+    return Note(torch.zeros(1, dtype=torch.int64, device=device), torch.full((3,), -1, device=device))
+
+
+def no_note(device):
+    """Where no label can be bad."""
+    return Note(None, None)
 
 
 class TritonKernels(LossKernels):
@@ -260,6 +267,12 @@ class TritonKernels(LossKernels):
 
     def __init__(self, processors=processors_of, once_from=2**25, note=new_note):
         self.processors, self.once_from, self.note = processors, once_from, note
+
+    @cached_property
+    def of_good_labels(self):
+        kernels = copy(self)
+        kernels.note = no_note
+        return kernels
 
     def sums(self, rows):
         launch = Launch(rows)
@@ -402,28 +415,35 @@ class TritonKernels(LossKernels):
 
 class _ReadyLaunch:
     """A launch of which all but the addresses is known. The kernel is looked for once for addresses that are multiples
-    of 16 alike: of itself Triton does that at every launch, which takes longer than the launch.
+    of 16 alike, until Triton's settings change: of itself Triton does that at every launch, which takes longer than the
+    launch.
     """
 
-    def __init__(self, kernel, programs, numbers, warps):
-        self.kernel, self.grid, self.numbers, self.options = kernel, (programs, 1, 1), numbers, {"num_warps": warps}
-        self.found = {}
+    def __init__(self, device, kernel, programs, numbers, warps):
+        self.device, self.kernel, self.grid, self.numbers = device, kernel, (programs, 1, 1), numbers
+        self.options, self.found, self.settings = {"num_warps": warps}, {}, ()
 
     def __call__(self, aligned, *arrays):
-        launch = self.found.get(aligned)
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            with torch.cuda.device(self.device):
+                return self(aligned, *arrays)
+        launch = self.found.get(aligned) if self.settings == _SETTINGS else None
         if launch is None:
             launch = self._find(aligned, *arrays)
         launch(*arrays, *self.numbers)
 
     def _find(self, aligned, *arrays):
-        usual = partial(self.kernel[self.grid], **self.options)
-        if triton.knobs.runtime.interpret:
+        usual, runtime = partial(self.kernel[self.grid], **self.options), triton.knobs.runtime
+        if runtime.interpret or runtime.add_stages_inspection_hook is not None:  # what the hook does may change
             return usual
+        if self.settings != _SETTINGS:
+            self.found, self.settings = {}, tuple(map(dict, _SETTINGS))
+        found = self.found
         compiled = self.kernel.warmup(*arrays, *self.numbers, grid=self.grid, **self.options)
         if not isinstance(compiled, CompiledKernel):  # others compile it, or it will be there later
             return usual
-        self.found[aligned] = compiled[self.grid]
-        return self.found[aligned]
+        found[aligned] = compiled[self.grid]
+        return found[aligned]
 
 
 class ReadyStep(Memory):
@@ -437,11 +457,12 @@ class ReadyStep(Memory):
         self.programs, self.alone = walk.programs, walk.alone
         numbers = *walk.shape, layout.settings, walk.how
         tiles = cdiv(layout.classes, walk.classes)
-        self.sums = _ReadyLaunch(kernels.sums_of_rows, walk.programs, (1, tiles, walk.programs, *numbers), walk.warps)
+        numbers = 1, tiles, walk.programs, *numbers
+        self.sums = _ReadyLaunch(device, kernels.sums_of_rows, walk.programs, numbers, walk.warps)
         walk = layout.walk(4096, strides)
         tiles = cdiv(layout.classes, walk.classes)
         numbers = None, tiles, *walk.shape, layout.settings, walk.how
-        self.gradients = _ReadyLaunch(kernels.gradients_of_rows, walk.programs * tiles, numbers, walk.warps)
+        self.gradients = _ReadyLaunch(device, kernels.gradients_of_rows, walk.programs * tiles, numbers, walk.warps)
 
     def forward(self, x, target):
         """The losses, or their sum or mean; the sums, what a mean is multiplied by, and the `Note`."""
@@ -495,15 +516,20 @@ _counters = {}
 
 
 def counters_on(device, count):
-    """So many counts of a stream's programs, 0 between launches; a captured graph, which may run beside others, has
-    some of its own.
-    """
-    if device.type != "cuda":
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(count, dtype=torch.int32, device=device)
-        key = device, torch.cuda.current_stream().stream_id
+    """So many counts of a stream's programs, 0 between launches."""
+    key = device, _stream_on(device)
     if key not in _counters or len(_counters[key]) < count:
+        if key[1] is None or not may_keep_memory():
+            return torch.zeros(count, dtype=torch.int32, device=device)
         _counters[key] = torch.zeros(max(1024, power(count)), dtype=torch.int32, device=device)
     return _counters[key]
+
+
+def _stream_on(device):
+    """The current stream's number. None if others may use at the same time what its launches use: a captured graph may
+    run beside others.
+    """
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device):
+        return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream().stream_id

@@ -47,8 +47,8 @@ GROUP = tl.constexpr(64)  # programs
 class Totals(NamedTuple):
     """Where the totals of all rows go: `numbers` of float64 are the sum of the losses and that of the weights, `scale`
     is the inverse of the second, `total` and `mean` have the dtype of the loss; None where nobody wants them. `flag`
-    and `found` are those of a `Note`. Of several programs, `partial` has room for three numbers of each and of each
-    group, and `through` counts groups and the programs of each, and is 0 again after the last; else both are None.
+    and `found` are those of a `Note`, or None. Of several programs, `partial` has room for three numbers of each and of
+    each group, and `through` counts groups and the programs of each, and is 0 again after the last; else both are None.
     """
 
     flag: Any
@@ -165,6 +165,16 @@ def _store_rounded(at, value):
 
 
 @triton.jit
+def leave(row, label, flag, found):
+    """Leave a bad label in a `Note`. What is there is read from memory anew: the host may have taken it."""
+    if tl.load(found, volatile=True) < 0:
+        tl.store(found + 1, label)
+        tl.store(found + 2, row ^ label)
+        tl.store(found, row)
+    tl.store(flag, 1)
+
+
+@triton.jit
 def _store_totals(totals, loss, weight, bad_row, target, how: tl.constexpr):
     if totals.numbers is not None:
         tl.store(totals.numbers, loss)
@@ -175,12 +185,10 @@ def _store_totals(totals, loss, weight, bad_row, target, how: tl.constexpr):
         _store_rounded(totals.total, loss)
     if totals.mean is not None:
         _store_rounded(totals.mean, loss / weight)
-    if not how.SOFT:
+    if totals.found is not None and not how.SOFT:
         if bad_row != NO_ROW:
             row = bad_row.to(tl.int64)
-            tl.store(totals.found, row)
-            tl.store(totals.found + 1, tl.load(target.at + row))
-            tl.store(totals.flag, 1)
+            leave(row, tl.load(target.at + row), totals.flag, totals.found)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from crossent.kernels.triton.language import label_weight, number
-from crossent.kernels.triton.losses import finish
+from crossent.kernels.triton.losses import finish, leave
 from crossent.kernels.triton.rows import (
     COUNTS,
     at_rows,
@@ -18,11 +18,10 @@ from crossent.kernels.triton.softmax import store_tile
 
 
 @triton.jit
-def left(row, flag, found):
-    first = tl.load(row)
-    if first >= 0:
-        tl.store(found, first)
-        tl.store(flag, 1)
+def left(bad, flag, found):
+    row = tl.load(bad)
+    if row >= 0:
+        leave(row, tl.load(bad + 1), flag, found)
 
 
 @triton.jit

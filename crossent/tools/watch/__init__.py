@@ -27,6 +27,7 @@ from crossent.tools import plain_json
 from crossent.tools.files import check_file
 from crossent.tools.watch import seen
 from crossent.tools.watch.faults import (
+    HELD,
     Batch,
     Fault as Fault,
     NonFiniteError as NonFiniteError,
@@ -85,7 +86,8 @@ class watch:
     The first loss that is not finite, or the first such gradient that is to be used for a step, is a fault:
     `crossent.explain` explains the loss, the model runs the batch once more, with hooks, to find the module in which it
     arose, and a NonFiniteError is raised, which ends the watch. Gradients that a GradScaler finds infinite, and leaves
-    out, are none. For that the last inputs of the model and of its losses are held until the backward pass ends.
+    out, are none. For that the last inputs of the model and of its losses are held until the backward pass ends; but
+    logits in memory of a CPU of more than 32 MB are not, nor explained where a gradient is at fault.
 
     `last` is the last step's line as a dictionary, `fault` the fault or None.
 
@@ -225,6 +227,8 @@ class watch:
         looks = self._looking == self.steps if self.every is None else (self.steps + 1) % self.every == 0
         if looks and part.looked is None:
             part.looked = self._look(name, loss, begun)
+        if loss.value.is_cpu and loss["input"].nbytes > HELD:  # of others it is not known yet whether they are finite
+            loss.arguments.clear()
 
     def miss(self, where: str) -> None:
         if self._model.training:

@@ -16,6 +16,7 @@ import crossent
 from crossent import Explanation
 from crossent.tools.watch.seen import Loss, unseen
 
+HELD = 2**25  # bytes of logits, until the backward pass ends; more would add as much to the training's peak
 _LISTED = 5  # names of parameters in a sentence
 
 
@@ -158,7 +159,10 @@ def fault_of(
 
 
 def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | None:
-    if not losses or not losses[-1].arguments or (kind == "gradient" and losses[-1]["inplace_backward"]):
+    if not losses or (kind == "gradient" and losses[-1]["inplace_backward"]):
+        return None
+    if not losses[-1].arguments:
+        said.append(f"Its batch is not explained: logits of more than {HELD // 2**20} MB are not held.")
         return None
     function, given = losses[-1].function, losses[-1].arguments
     try:

@@ -25,16 +25,8 @@ from crossent._options import whole_number
 from crossent.integrations.callbacks import lightning_callback, trainer_callback
 from crossent.tools import plain_json
 from crossent.tools.files import check_file
-from crossent.tools.watch import seen
-from crossent.tools.watch.faults import (
-    HELD,
-    Batch,
-    Fault as Fault,
-    NonFiniteError as NonFiniteError,
-    bad_parameters,
-    fault_of,
-    norm_of,
-)
+from crossent.tools.watch import faults, seen
+from crossent.tools.watch.faults import Batch, Fault as Fault, NonFiniteError as NonFiniteError
 from crossent.tools.watch.looks import Sums, look
 from crossent.tools.watch.seen import Loss
 
@@ -137,8 +129,7 @@ class watch:
         self._sums: dict[str, Sums] = {}
         self._next_look, self._looking = 0.0, -1
         self._file: IO[str] | None = None
-        self._is_blind = True  # as long as no loss was seen
-        self._missed: dict[str, bool] = {}  # where losses are that cannot be told, and whether that was said
+        self._missed: dict[str, bool] = {}  # where losses may be that cannot be told, and whether that was said
         self._open: ExitStack | None = None
 
     def __enter__(self) -> "watch":
@@ -176,7 +167,7 @@ class watch:
 
     def _fresh(self) -> None:
         self._line: dict[str, _Part] = {}
-        self._has_backward, self._gradient, self._scaler = False, math.nan, None
+        self._has_backward, self._gradient = False, math.nan
         self._fresh_batch()
 
     def _fresh_batch(self) -> None:
@@ -208,7 +199,7 @@ class watch:
     def see(self, loss: Loss, value: Tensor) -> None:
         if not self._model.training:
             return
-        begun, self._has_seen = time.perf_counter(), True
+        begun = time.perf_counter()
         self._names[loss.name] += 1
         again = self._names[loss.name]
         name = f"{loss.name} ({again})" if again > 1 else loss.name
@@ -227,29 +218,29 @@ class watch:
         looks = self._looking == self.steps if self.every is None else (self.steps + 1) % self.every == 0
         if looks and part.looked is None:
             part.looked = self._look(name, loss, begun)
-        if loss.value.is_cpu and loss["input"].nbytes > HELD:  # of others it is not known yet whether they are finite
+        if (
+            loss.value.is_cpu and loss["input"].nbytes > faults.HELD
+        ):  # of others it is not known yet whether they are finite
             loss.arguments.clear()
 
     def miss(self, where: str) -> None:
         if self._model.training:
             self._missed.setdefault(where, False)
 
-    def scaled_by(self, scaler) -> None:
-        self._scaler = scaler
-
     def _look(self, name: str, loss: Loss, begun: float) -> dict[str, float] | None:
         found = look(loss, self._generator)
         if found is None:
             return None
+        rows, said = found
         is_first = name not in self._sums  # it may compile kernels
         sums = self._sums.setdefault(name, Sums(loss.classes))
-        sums.add(found)
+        sums.add(rows)
         if sums.rows >= max(_WINDOW, sums.before // 4):
             self._end_window(name)
         if not is_first:
             now = time.perf_counter()
             self._next_look = max(self._next_look, now) + (now - begun) / _SHARE
-        return found.to_dict()
+        return said
 
     def _end_window(self, name: str) -> None:
         sums = self._sums[name]
@@ -261,19 +252,14 @@ class watch:
         if not loss.value.isfinite().all():
             self._tell("loss", [loss], list(self._batches), None)
 
-    def before_backward(self, of: Any) -> None:
-        self._hidden, self._has_seen = set() if self.steps else seen.hidden(of), False
-
-    def after_backward(self) -> None:
-        for where in self._hidden - ({seen.REENTRANT} if self._has_seen else set()):
-            self.miss(where)
+    def after_backward(self, scale: float) -> None:
         self._has_backward = True
         for loss in self._losses:
             if not loss.value.is_cpu:
                 self._check(loss)
         # Which of them are not finite has to be asked now: clipping makes nan of all others.
         norm, bad = self._gradients()
-        self._gradient = norm / (self._scaler.get_scale() if self._scaler else 1.0)
+        self._gradient = norm / scale
         self._bad = (self._bad or (bad, self._losses, list(self._batches))) if bad else None
         if not bad:
             for loss in self._losses:
@@ -282,8 +268,8 @@ class watch:
 
     def _gradients(self) -> tuple[float, list[str]]:
         """Their norm, and the names of the parameters whose gradients are not finite."""
-        norm = norm_of([p.grad for p in self._parameters if p.grad is not None])
-        return norm, [] if math.isfinite(norm) else bad_parameters(self._model, gradients=True)
+        norm = faults.norm_of([p.grad for p in self._parameters if p.grad is not None])
+        return norm, [] if math.isfinite(norm) else faults.bad_parameters(self._model, gradients=True)
 
     def _before_step(self, optimizer, args, kwargs):
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -317,37 +303,27 @@ class watch:
             self._tell("gradient", losses, batches, names)
 
     def _after_step(self, optimizer, args, kwargs) -> None:
-        if not self._is_own(optimizer) or not (self._line or self._has_backward or self._is_blind):
+        if not self._is_own(optimizer) or (self.steps and not (self._line or self._has_backward)):
             return
         if getattr(optimizer, "found_inf", None):  # the GradScaler has left this step out
             return
         self.steps += 1
-        self._is_blind &= not self._line
-        self._say_what_is_missed()
+        if self.steps == 1 and not self._line and not self._missed:
+            self.miss("outside of cross_entropy, nll_loss and linear_cross_entropy")
+        if not all(self._missed.values()):
+            sentence = "Part of this training is computed where crossent.watch sees no loss: "
+            sentence += "; ".join(where for where, is_said in self._missed.items() if not is_said)
+            self._missed = dict.fromkeys(self._missed, True)
+            self._write("unseen", step=self.steps, sentence=sentence)
+            warnings.warn(sentence, stacklevel=3)
         losses = {name: part.to_dict() for name, part in self._line.items()}
         self._write("step", step=self.steps, losses=losses, gradient=self._gradient)
         self._fresh()
 
-    def _say_what_is_missed(self) -> None:
-        """Of those who look at the caller's step."""
-        new = [where for where, is_said in self._missed.items() if not is_said]
-        if new:
-            self._missed = dict.fromkeys(self._missed, True)
-            sentence = f"Part of this training is computed where crossent.watch sees no loss: {'; '.join(new)}"
-        elif self._is_blind and self.steps == 1:
-            sentence = (
-                "A step was made without a loss that crossent.watch can see: it sees cross_entropy, nll_loss and "
-                "linear_cross_entropy of this thread, outside of compiled code"
-            )
-        else:
-            return
-        self._write("unseen", step=self.steps, sentence=sentence)
-        warnings.warn(sentence, stacklevel=4)
-
     def _tell(self, kind: str, losses: list[Loss], batches: list[Batch], bad: list[str] | None) -> None:
         if self.fault:
             return
-        self.fault = fault = fault_of(self._model, kind, self.steps + 1, losses, batches, bad)
+        self.fault = fault = faults.fault_of(self._model, kind, self.steps + 1, losses, batches, bad)
         said = {name: getattr(fault, name) for name in ("step", "kind", "module", "parameters", "sentence")}
         self._write("fault", **said, explanation=str(fault.explanation or ""))
         if self.on_fault is None:

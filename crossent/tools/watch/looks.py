@@ -1,7 +1,6 @@
 """What some rows of a loss say: losses, confidence, gradients at the logits; and the sums of them by class."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,25 +19,11 @@ _NUMBERS = 2**20  # logits in a look
 _FEWEST = 16  # rows, however many classes there are
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
-    """Columns of rows that count, chosen anew each time, but for those whose loss is not finite; and the root mean
-    square of the norms of their gradients at the logits.
-    """
-
-    label: NDArray[np.int64]
-    columns: dict[str, NDArray]
-    logit_gradient: float
-
-    def to_dict(self) -> dict[str, float]:
-        nll, right, confidence = (float(self.columns[name].mean()) for name in ("nll", "right", "confidence"))
-        means = {"rows": len(self.label), "nll": nll, "accuracy": right, "confidence": confidence}
-        return means | {"gradient_at_logits": self.logit_gradient}
-
-
 @torch.no_grad()
-def look(loss: Loss, generator: np.random.Generator) -> Look | None:
-    """None where there is no label to look at, and where each row of a head has several."""
+def look(loss: Loss, generator: np.random.Generator) -> tuple[dict[str, NDArray], dict[str, float]] | None:
+    """Columns of rows that count, chosen anew each time, but for those whose loss is not finite; and what is said of
+    them. None where there is no label to look at, and where each row of a head has several.
+    """
     labels = loss.labels
     if labels is None or (loss.is_head and loss["linear_weight"].ndim > 2):
         return None
@@ -53,9 +38,11 @@ def look(loss: Loss, generator: np.random.Generator) -> Look | None:
     finite = np.isfinite(stats.logprob)
     if not finite.any():
         return None
-    columns = {"nll": np.maximum(-stats.logprob, 0.0), "right": stats.rank == 0, "confidence": stats.confidence}
-    columns = {name: column[finite].astype(float if name != "right" else bool) for name, column in columns.items()}
-    return Look(label[finite], columns, math.sqrt(_squared_gradient(loss, logits, label, stats.brier) / len(label)))
+    nll, confidence = (column[finite].astype(float) for column in (0.0 - stats.logprob, stats.confidence))
+    rows = {"label": label[finite], "nll": nll, "right": stats.rank[finite] == 0, "confidence": confidence}
+    said = {"rows": len(nll), "nll": float(nll.mean()), "accuracy": float(rows["right"].mean())}
+    norm = math.sqrt(_squared_gradient(loss, logits, label, stats.brier) / len(label))
+    return rows, said | {"confidence": float(confidence.mean()), "gradient_at_logits": norm}
 
 
 def _squared_gradient(loss: Loss, logits: NDArray, label: NDArray, brier: NDArray) -> float:
@@ -91,10 +78,10 @@ class Sums:
         self.classes = Cells(classes, ("rows", "right"), ("nll",))
         self.bins = Cells(BINS, ("rows", "right"), ("confidence",))
 
-    def add(self, found: Look) -> None:
-        self.rows += len(found.label)
-        self.classes.add(found.label, found.columns)
-        self.bins.add(bin_of(found.columns["confidence"]), found.columns)
+    def add(self, rows: dict[str, NDArray]) -> None:
+        self.rows += len(rows["label"])
+        self.classes.add(rows["label"], rows)
+        self.bins.add(bin_of(rows["confidence"]), rows)
 
     def to_dict(self) -> dict[str, list]:
         """Of the classes that were met."""

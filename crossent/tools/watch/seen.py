@@ -24,13 +24,12 @@ try:
 except ImportError:  # before PyTorch 2.13
     chunked = None
 
-REENTRANT = "inside of a reentrant checkpoint"  # whose losses are seen when it computes them again, in this thread
 _KNOWS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")  # since PyTorch 2.8
 _SEEN = "seen by crossent.watch"
 _HIDDEN = {  # parts of the names of nodes: who computed what they differentiate
     "CompiledFunction": "inside of compiled code",
     "crossent": "inside of compiled code",
-    "CheckpointFunction": REENTRANT,
+    "CheckpointFunction": "inside of a reentrant checkpoint",
 }
 
 
@@ -71,6 +70,8 @@ class _Here(threading.local):
     watchers: tuple[Any, ...] = ()
     inside = False
     is_backward = False
+    hidden: frozenset[str] = frozenset()  # where the backward pass may meet losses that nobody saw
+    scaler: GradScaler | None = None  # of the backward pass to come
 
 
 _here = _Here()
@@ -89,8 +90,8 @@ def unseen():
 
 @contextmanager
 def telling(watcher: Any):
-    """Tell it of all losses that this thread computes to be differentiated: `see` them, or `miss` those that cannot be
-    told; of the scaler that a loss is `scaled_by`; and `before_backward` and `after_backward`.
+    """Tell it of all losses that this thread computes to be differentiated: to `see` them, or to `miss` those that
+    cannot be told; and `after_backward`, with the scale of the gradients, of each backward pass.
     """
     _here.watchers += (watcher,)
     _stand(_everybody.append, watcher)
@@ -108,11 +109,11 @@ def _stand(change: Callable[[Any], None], watcher: Any) -> None:
             setattr(owner, name, functions[len(_everybody) > 0])
 
 
-def hidden(tensors: Any) -> set[str]:
+def _hidden_in(tensors: Any) -> frozenset[str]:
     """Where losses are computed that nobody saw, of those that these are made of."""
     roots = (tensors,) if isinstance(tensors, Tensor) else tensors
     waiting = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
-    met, found = set(), set()
+    met, found = set(), frozenset()
     while waiting:
         node = waiting.pop()
         if node is None or node in met or _SEEN in node.metadata:  # pyright: ignore[reportOperatorIssue]
@@ -142,6 +143,7 @@ def _told_loss(original, function, given_by, *args, **kwargs):
             value.grad_fn.metadata[_SEEN] = True
             given = given_by(*args, **kwargs)
             where = _elsewhere(given, value)
+            _here.hidden -= {_HIDDEN["CheckpointFunction"]}  # in the backward pass, which computes them again
             for watcher in _here.watchers or tuple(_everybody):
                 if where:
                     watcher.miss(where)
@@ -166,20 +168,22 @@ def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
 def _told_backward(tensors, *args, **kwargs):
     if _here.is_backward or _here.inside or not _here.watchers:  # reentrant checkpoints have one inside of the other
         return _backward(tensors, *args, **kwargs)
-    _here.is_backward = True
+    _here.is_backward, _here.hidden = True, frozenset()
+    if not all(watcher.steps for watcher in _here.watchers):  # at first, since this may be the whole graph
+        _here.hidden = _hidden_in(tensors)
     try:
-        for watcher in _here.watchers:
-            watcher.before_backward(tensors)
         _backward(tensors, *args, **kwargs)
+        scale = _here.scaler.get_scale() if _here.scaler else 1.0
     finally:
-        _here.is_backward = False
+        _here.is_backward, _here.scaler = False, None
     for watcher in _here.watchers:
-        watcher.after_backward()
+        for where in sorted(_here.hidden):
+            watcher.miss(where)
+        watcher.after_backward(scale)
 
 
 def _told_scale(scaler, outputs):
-    for watcher in _here.watchers:
-        watcher.scaled_by(scaler)
+    _here.scaler = scaler
     return _scale(scaler, outputs)
 
 

@@ -183,7 +183,7 @@ def test_errors_of_its_own_are_in_chinese():
 
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
-    """Only those of matplotlib, and the path of one that has a box for every character."""
+    """Only those of matplotlib; what it returns installs one that has a box for every character."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
     from matplotlib import font_manager, get_data_path
@@ -205,8 +205,10 @@ def fonts(tmp_path, monkeypatch):
     built.save(tmp_path / "boxes.ttf")
     own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(get_data_path())]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    installed = []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [*installed, str(tmp_path / "no font.ttf")])
     plot._chinese_fonts.cache_clear()
-    yield lambda: font_manager.fontManager.addfont(tmp_path / "boxes.ttf")
+    yield lambda: installed.append(str(tmp_path / "boxes.ttf"))
     plot._chinese_fonts.cache_clear()
 
 

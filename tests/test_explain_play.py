@@ -228,9 +228,10 @@ def test_rows_that_are_sure_keep_their_digits(example):
 
 @browser.needs_chromium
 def test_a_target_without_weight_still_needs_its_logits(example):
-    setting = PLAIN | {"x": np.zeros((3, 4)), "labels": np.arange(3), "weight": np.zeros(4), "smoothing": 0.5}
-    setting["x"][1, 2] = np.nan
-    assert_agrees(json.loads(example.evaluate(f"byAddress({fragment(setting)!r})")), setting)
+    for smoothing in 0.5, 0.0:
+        setting = PLAIN | {"x": np.zeros((3, 4)), "labels": np.arange(3), "weight": np.zeros(4), "smoothing": smoothing}
+        setting["x"][1, 2] = np.nan
+        assert_agrees(json.loads(example.evaluate(f"byAddress({fragment(setting)!r})")), setting)
 
 
 @browser.needs_chromium

@@ -16,7 +16,10 @@ _MOST = 16.0
 
 
 def checks_of(facts):
-    checks = [] if facts.case.picks else [_sums_to_one(facts.worked), _log_of_softmax(facts.worked)]
+    checks = []
+    if not facts.case.picks:
+        sums = [(w.p.sum(), 1.0, 1e-12) for w in facts.worked if np.isfinite(w.lse)]
+        checks = [_check("sum", sums), _check("log", map(_log_of_softmax, facts.worked))]
     checks.append(_rows(facts))
     if facts.result is not None and (np.isfinite(facts.losses).all() or not math.isfinite(facts.result)):
         checks.append(_reduced(facts))  # losses beyond the dtype's range have lost what a finite mean is made of
@@ -41,26 +44,17 @@ def _agreement(one, other, allowed, smallest=0.0):
     return min(_MOST, max(0.0, -math.log10(error / max(abs(one), abs(other))))), error <= allowed
 
 
-def _sums_to_one(worked):
-    return _check("sum", [(w.p.sum(), 1.0, 1e-12) for w in worked if np.isfinite(w.lse)])
-
-
-def _log_of_softmax(worked):
+def _log_of_softmax(w):
     """Up to an absolute error: near p = 1 the detour loses the relative one, which is why it is not taken."""
-    pairs = []
-    for w in worked:
-        there = w.p > 1e-300  # below, the softmax has lost the class
-        error = np.abs(np.log(w.p[there]) - w.log_p[there]) / np.maximum(1.0, -w.log_p[there])
-        pairs.append((1.0 + error.max(initial=0.0), 1.0, 1e-12))
-    return _check("log", pairs)
+    there = w.p > 1e-300  # below, the softmax has lost the class
+    error = np.abs(np.log(w.p[there]) - w.log_p[there]) / np.maximum(1.0, -w.log_p[there])
+    return 1.0 + error.max(initial=0.0), 1.0, 1e-12
 
 
 def _rows(facts):
     """By hand against the function, which computes in float32 or float64 and rounds once."""
     dtype, case, pairs = facts.dtype, facts.case, []
-    arithmetic = EPS["float64" if dtype == "float64" else "float32"]
-    if case.head:  # its products are in the input's dtype
-        arithmetic = max(arithmetic, EPS[case.dtype])
+    arithmetic = max(_arithmetic(dtype), EPS[case.dtype] if case.head else 0.0)  # its products are in the input's dtype
     for w in facts.worked:
         if not case.bad[w.row] and math.isfinite(w.sample) and math.isfinite(w.mass):
             by_hand = _rounded(w.loss, dtype)
@@ -71,9 +65,8 @@ def _rows(facts):
 
 def _reduced(facts):
     case, dtype, losses = facts.case, facts.dtype, facts.losses
-    arithmetic = EPS["float64" if dtype == "float64" else "float32"]
-    magnitude = total(np.abs(losses))
-    value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * magnitude
+    arithmetic = _arithmetic(dtype)
+    value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * total(np.abs(losses))
     if case.options.reduction == "mean":
         by = np.float64(case.divisor)
         counted = abs(by) if case.arguments["denominator"] is not None else total(np.abs(case.counts()))
@@ -82,6 +75,10 @@ def _reduced(facts):
             allowed += _ULPS * arithmetic * abs(value) * counted / abs(by)
     allowed += EPS[dtype] * abs(value) + _SMALLEST[dtype]
     return _check("pieces", [(_rounded(value, dtype), facts.result, allowed, _SMALLEST[dtype])], case.name)
+
+
+def _arithmetic(dtype):
+    return EPS["float64" if dtype == "float64" else "float32"]
 
 
 def _rounded(value, dtype):

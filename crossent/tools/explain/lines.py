@@ -26,12 +26,11 @@ def show(explanation, console=None):
 
 def text(explanation):
     """The explanation as plain text."""
-    return "\n".join(_filled("".join(piece for piece, _ in line)) for line in lines(explanation))
-
-
-def _filled(line):
-    starts = [0, *line_starts(line, _WIDTH), len(line)]
-    return "\n".join(line[start:end].rstrip() for start, end in pairwise(starts))
+    found = []
+    for line in ("".join(piece for piece, _ in pieces) for pieces in lines(explanation)):
+        starts = [0, *line_starts(line, _WIDTH), len(line)]
+        found += [line[start:end].rstrip() for start, end in pairwise(starts)]
+    return "\n".join(found)
 
 
 def lines(e, width=_WIDTH):
@@ -48,10 +47,13 @@ def lines(e, width=_WIDTH):
         below[words.summary(e)] = ""
     yield from ([(line, style)] for line, style in below.items() if line)
     yield []
-    yield from _checks(e)
+    verdicts = [(say("ok"), "green") if check.passed else (say("not_so"), "bold red") for check in e.checks]
+    first, names = max(columns_of(word) for word, _ in verdicts), max(columns_of(check.name) for check in e.checks)
+    for check, (word, style) in zip(e.checks, verdicts):
+        told = f"  {padded(check.name, names)}  {say('digits', digits=f'{check.digits:g}')}"
+        yield [(padded(word, first), style), (told, "")]
     yield []
-    for line in words.plan(e):
-        yield [(line, "dim")]
+    yield from ([(line, "dim")] for line in words.plan(e))
     for finding in e.findings:
         yield []
         yield of_finding(finding)
@@ -78,9 +80,8 @@ def _title(e, index):
 def _table(e, index, width):
     """The steps of a row, so many classes beside each other; what there is one number of stands below the first."""
     row = e.rows[index]
-    hidden = e.classes - len(row.classes)
     headers = [f"y={name}" if row.picks(c) else name for c in row.classes for name in [words.class_head(c)]]
-    headers += [say("others")] * bool(hidden)
+    headers += [say("others")] * (e.classes > len(row.classes))
     styles = ["bold green" if row.picks(c) else "" for c in row.classes] + ["dim"]
     room = max(1, (width - _LINE) // (_CELL + 1))
     columns = math.ceil(len(headers) / math.ceil(len(headers) / room))
@@ -100,12 +101,13 @@ def _table(e, index, width):
 
 def _packed(formulas, width):
     """As many in a line as there is room for."""
-    line = ""
-    for formula in formulas:
-        if line and columns_of(line) + 3 + columns_of(formula) > width:
+    line = f"  {formulas[0]}"
+    for formula in formulas[1:]:
+        if columns_of(line) + 3 + columns_of(formula) > width:
             yield [(line, "cyan")]
-            line = ""
-        line += f"   {formula}" if line else f"  {formula}"
+            line = f"  {formula}"
+        else:
+            line += f"   {formula}"
     yield [(line, "cyan")]
 
 
@@ -117,12 +119,3 @@ def _in_columns(name, cells, headers, style, styles):
     while not pieces[-1][0].strip():
         pieces.pop()
     return pieces
-
-
-def _checks(e):
-    names = max(columns_of(check.name) for check in e.checks)
-    verdicts = [(say("ok"), "green") if check.passed else (say("not_so"), "bold red") for check in e.checks]
-    first = max(columns_of(word) for word, _ in verdicts)
-    for check, (word, style) in zip(e.checks, verdicts):
-        digits = say("digits", digits=f"{check.digits:g}")
-        yield [(padded(word, first), style), (f"  {padded(check.name, names)}  {digits}", "")]

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -37,7 +38,11 @@ def figure(e):
 @cache
 def _chinese_fonts():
     """The name of a font that has Chinese letters, the plainest that is installed; without one it says so, once."""
-    fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # boxes for all
+    manager = font_manager.fontManager
+    for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
+        with suppress(RuntimeError, OSError):  # installed since matplotlib wrote its list, or of a kind it cannot read
+            manager.addfont(path)
+    fonts = [font for font in manager.ttflist if "Last Resort" not in font.name]  # which has boxes for all letters
     for font in sorted(fonts, key=lambda font: ("Sans" not in font.name, font.weight != 400, font.style != "normal")):
         face = ft2font.FT2Font(font.fname)
         if all(face.get_char_index(ord(letter)) for letter in say("plot.losses")):

@@ -52,8 +52,8 @@ class _Table:
     def softmax(self):
         case, z, cap = self.case, self.z, self.case.options.softcap
         if case.head:
-            formula = "x = input @ W.T" if case.arguments["linear_bias"] is None else "x = input @ W.T + b"
-            self.by_class("logits", formula, "x", note="layer")
+            bias = "" if case.bias is None else " + b"
+            self.by_class("logits", f"x = input @ W.T{bias}", "x", note="layer")
         else:
             self.by_class("logits", "x", "x")
         if cap is not None:

@@ -95,8 +95,7 @@ def summary(explanation):
     """All losses in one sentence."""
     s = explanation.summary
     some = [say(f"are_{key}", count=s[key]) for key in ("ignored", "bad_labels", "not_finite") if s[key]]
-    counts = {"counted": s["counted"], "rows": s["rows"]}
-    sentence = say("count_some", some=say("comma").join(some), **counts) if some else say("count", **counts)
+    sentence = say("count_some" if some else "count", counted=s["counted"], rows=s["rows"], some=say("comma").join(some))
     if "mean" in s:
         sentence += say("losses", **{key: number(s[key]) for key in ("smallest", "median", "mean", "largest")})
     if "accuracy" in s:
@@ -117,12 +116,9 @@ def baselines(explanation):
 def title(explanation, index):
     """The shown row number `index`, in a few words."""
     row = explanation.rows[index]
-    parts = [say("row.one", one=row.position)]
-    if row.label is not None:
-        parts.append(say("label", label=class_name(row.label)))
-    if row.state == "counts":
-        return [*parts, f"loss = {number(row.loss)}"]
-    return [*parts, say(f"state.{row.state.replace(' ', '_')}")]
+    label = [] if row.label is None else [say("label", label=class_name(row.label))]
+    state = f"loss = {number(row.loss)}" if row.state == "counts" else say(f"state.{row.state.replace(' ', '_')}")
+    return [say("row.one", one=row.position), *label, state]
 
 
 def steps(explanation, index) -> Iterator[tuple[Any, Any, Any]]:

@@ -55,7 +55,7 @@ function worked(row, settings) {
   const slope = (c) => {
     if (isUnknown) return NaN;
     const held = q(c);
-    const pulled = times(mass - held, p(c)) + (held && held * Math.expm1(logP(c)));
+    const pulled = (mass - held) * p(c) + (held && held * Math.expm1(logP(c)));
     return pulled + (zloss && 2 * zloss * mass * lse * p(c));
   };
   const bend = (c) => (softcap === Infinity ? 1 : 1 - (z(c) / softcap) ** 2);

@@ -1,18 +1,11 @@
-"""Part 4: a transformer trained on Python's own source with PyTorch's head and with the fused one, step by step.
+"""Part 4: a transformer trained on Python's own source with PyTorch's head and with the fused one, step by step."""
 
-Run as a program it is the child process that trains with one of the heads. The two take turns, so that the machine's
-moods fall on both alike, and each has a peak memory of its own.
-"""
-
-import dataclasses
 import inspect
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -66,49 +59,44 @@ def _logits_bytes(settings: Settings) -> int:
 
 
 def train_in_turns(progress: Progress, tokens: torch.Tensor, settings: Settings) -> Records:
-    """For each head a row for each step: the loss in nats, the seconds it took, and the peak memory so far in bytes."""
-    rows = {name: [] for name in HEADS}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        path = Path(folder) / "tokens.npy"
-        np.save(path, tokens.numpy())
-        children = {name: stack.enter_context(_child(name, path, settings)) for name in HEADS}
-        task = progress.add_task("Starting a process for each", total=settings.steps)
-        for child in children.values():
-            _answer(child)
-        end = time.monotonic() + TIME_LIMIT
-        while len(rows["torch"]) < settings.steps and time.monotonic() < end:
-            for name, child in children.items():
-                print("step", file=child.stdin, flush=True)
-                rows[name].append([float(number) for number in _answer(child).split()])
-            losses = ", ".join(f"{name} {found[-1][0]:.4f}" for name, found in rows.items())
-            progress.update(task, description=f"Loss: {losses}", advance=1)
+    """For each head a row for each step: the loss in nats, the seconds it took, and the peak memory so far in bytes.
+
+    Each trains in a process of its own, for a peak of its own; they take turns, so that the machine's moods fall on
+    both alike.
+    """
+    rows, pipes, spawning = {name: [] for name in HEADS}, {}, get_context("spawn")
+    for name in HEADS:
+        pipes[name], theirs = spawning.Pipe()
+        spawning.Process(target=_serve, args=(theirs, name, tokens.numpy(), settings), daemon=True).start()
+        theirs.close()  # or the end of the process would not be seen
+    task = progress.add_task("Starting a process for each", total=settings.steps)
+    for pipe in pipes.values():
+        pipe.recv()
+    end = time.monotonic() + TIME_LIMIT
+    while len(rows["torch"]) < settings.steps and time.monotonic() < end:
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            rows[name].append(pipe.recv())
+        losses = ", ".join(f"{name} {found[-1][0]:.4f}" for name, found in rows.items())
+        progress.update(task, description=f"Loss: {losses}", advance=1)
+    for pipe in pipes.values():
+        pipe.close()
     return {name: np.array(found) for name, found in rows.items()}
 
 
-def _child(name: str, tokens: Path, settings: Settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", __name__, name, str(tokens), json.dumps(dataclasses.asdict(settings))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _answer(child: subprocess.Popen) -> str:
-    line = child.stdout.readline()
-    if not line:
-        raise RuntimeError("a training process ended before its last step")
-    return line
-
-
-def _serve(name: str, tokens: torch.Tensor, settings: Settings) -> None:
-    """Trains a step for each line that comes in, and answers with what it took."""
+def _serve(pipe: Connection, name: str, tokens: NDArray[np.int64], settings: Settings) -> None:
+    """Trains a step whenever it is told to, and answers with what it took."""
     # A small training loads what there is to load, which is no part of the peak.
     small = Settings(vocabulary=64, features=32, layers=1, batch=1, length=8, steps=2)
     list(train(seeded_model(small), HEADS[name], torch.arange(64), small))
-    losses = train(seeded_model(settings), HEADS[name], tokens, settings)
-    print("ready", flush=True)
+    losses = train(seeded_model(settings), HEADS[name], torch.from_numpy(tokens), settings)
+    pipe.send("ready")
     before = memory.resident()
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = next(losses)
-        print(loss, time.perf_counter() - start, memory.peak() - before, flush=True)
+    with suppress(EOFError):
+        while pipe.recv():
+            start = time.perf_counter()
+            loss = next(losses)
+            pipe.send((loss, time.perf_counter() - start, memory.peak() - before))
 
 
 def _tokens_per_second(records: Records, settings: Settings) -> dict[str, float]:
@@ -170,7 +158,3 @@ def _failures(records: Records) -> list[str]:
     if not records["crossent"][-1, 0] < records["crossent"][0, 0]:
         failures.append("language model: a loss that does not fall")
     return failures
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], torch.from_numpy(np.load(sys.argv[2])), Settings(**json.loads(sys.argv[3])))

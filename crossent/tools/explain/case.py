@@ -168,10 +168,6 @@ class Case:
         logits = np.tensordot(as_numpy(self.x[lead]), as_numpy(self.layer[out]), axes=(-1, -1))
         return logits if self.bias is None else logits + as_numpy(self.bias[out])
 
-    def given(self, block):
-        """The probabilities that the target gives some rows, classes last."""
-        return as_numpy(self.probs[block])
-
     def row_logits(self, row):
         """Those of one row, in float64."""
         if not self.head:
@@ -198,7 +194,7 @@ class Case:
         t, index = np.zeros(self.classes), self.index(row)
         if self.keep[row]:
             named = np.arange(self.classes) if self.named is None else self.named[index].astype(np.intp)
-            np.add.at(t, named, self.given(index))
+            np.add.at(t, named, as_numpy(self.probs[index]))
         return t
 
     def counts(self):
@@ -222,7 +218,7 @@ class Case:
         if self.named is None:
             found = np.zeros(self.classes)
             for b in self.blocks():
-                found += s[b][keep[b]] @ self.given(b)[keep[b]]
+                found += s[b][keep[b]] @ as_numpy(self.probs[b])[keep[b]]
         else:
             t = self.probs[keep] * s[keep][:, None]
             found = np.bincount(self.named[keep].reshape(-1).astype(np.intp), t.reshape(-1), self.classes)

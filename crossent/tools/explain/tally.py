@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crossent.tools.arrays import as_numpy
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.language import say
 
@@ -145,7 +146,7 @@ def scan(case):
     tally, keep = Tally(case.classes, case.dtype, case.head), case.keep.reshape(case.row_shape)
     with np.errstate(all="ignore"):
         for block in case.blocks():
-            x, t = case.logits(block), case.given(block)
+            x, t = case.logits(block), as_numpy(case.probs[block])
             high, low, total, lse = map(np.asarray, sizes(x))
             tally.add(*(array[keep[block]] for array in (high, low, total, lse)))
             found = high, lse, x.argmax(-1), _masked(case, block, x, t), t.min(-1, initial=0.0), t.sum(-1)

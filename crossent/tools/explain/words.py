@@ -95,7 +95,8 @@ def summary(explanation):
     """All losses in one sentence."""
     s = explanation.summary
     some = [say(f"are_{key}", count=s[key]) for key in ("ignored", "bad_labels", "not_finite") if s[key]]
-    sentence = say("count_some" if some else "count", counted=s["counted"], rows=s["rows"], some=say("comma").join(some))
+    counts = {"counted": s["counted"], "rows": s["rows"], "some": say("comma").join(some)}
+    sentence = say("count_some" if some else "count", **counts)
     if "mean" in s:
         sentence += say("losses", **{key: number(s[key]) for key in ("smallest", "median", "mean", "largest")})
     if "accuracy" in s:

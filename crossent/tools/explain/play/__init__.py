@@ -10,10 +10,6 @@ from crossent.tools.explain import words
 from crossent.tools.explain.language import messages, say, speaking
 
 ROWS = 8  # of a page at most
-# What the page's script puts into messages stays as it is in them.
-_PLACES = {
-    name: f"{{{name}}}" for name in "change count label logit loss name p row rows shown slope value what".split()
-}
 
 
 def given_of(case, worked, rate) -> dict[str, Any]:
@@ -40,7 +36,7 @@ def page(e) -> str:
     from crossent.tools.pages import rendered
 
     with speaking(e.lang, e.names.get):
-        texts = {key: say(f"play.{key}", **_PLACES) for key in messages()["play"]}
+        texts = {key: message[e.lang] for key, message in messages()["play"].items()}  # whose places a script fills
         names = {c: words.class_head(c) for row in e.rows for c in row.classes}
         rows = [given | _shown(row) for row, given in zip(e.rows, e.given["rows"])]
         start = _packed(e.given | {"rows": rows, "names": names, "text": texts})

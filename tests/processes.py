@@ -3,6 +3,7 @@
 import datetime
 import importlib
 import json
+import multiprocessing
 import tempfile
 import traceback
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ if not distributed.is_available():
 
 DTENSORS_KEEP_GRAPHS = torch.__version__ >= "2.13"  # before, differentiating their gradients is an error
 ONE_GRAPH = torch.__version__ >= "2.10"  # of a step with collectives
+
+
+# What takes seconds to import, and starts no thread: one process does, and those of all tests are its forks.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch.distributed.tensor", "torch.testing", "torch._dynamo", "torch._inductor.pattern_matcher",
+        "crossent.frontends.torch", "crossent.frontends._products",
+    ]  # fmt: skip
+)
+
+
+def start(function, arguments, processes, join=True):
+    """As `torch.multiprocessing.spawn`."""
+    return torch.multiprocessing.start_processes(function, arguments, processes, join, start_method="forkserver")
 
 
 class Cases(dict):
@@ -73,7 +88,7 @@ def _work(rank, processes, folder, module):
 def failures_of(module, processes):
     """By name, what went wrong in the cases of a test file, in any process."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work, args=(processes, folder, module), nprocs=processes)
+        start(_work, (processes, folder, module), processes)
         found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(processes)]
     return {name: "\n".join(of[name] for of in found if name in of) for of in found for name in of}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from harness import TORCH_DTYPES, expected, quantise
-from processes import ONE_GRAPH, Cases, collectives, in_processes
+from processes import ONE_GRAPH, Cases, collectives, in_processes, start
 from test_contract import OPTIONS, class_axis, make
 from test_sharded_classes import HEADS, SHAPES, head_case, hessian_product
 from torch import distributed
@@ -492,5 +492,5 @@ def unlike(rank, folder, kind):
 def test_what_is_of_another_size_gives_no_number(kind, tmp_path):
     """An error of PyTorch, or gloo ends the process."""
     with pytest.raises(Exception, match=r"terminated with|[Gg]loo|first_class must be given"):
-        torch.multiprocessing.spawn(unlike, args=(tmp_path, kind), nprocs=2)
+        start(unlike, (tmp_path, kind), 2)
     assert [path.name for path in tmp_path.iterdir() if path.name != "meeting"] == ["called"]

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import start
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -137,7 +138,7 @@ def outcome():
     stores = {name: distributed.TCPStore("127.0.0.1", 0, is_master=True) for name in RECIPES if not lacking(name)}
     with tempfile.TemporaryDirectory() as folder:
         ports, error = {name: store.port for name, store in stores.items()}, "it hangs"
-        context = torch.multiprocessing.spawn(_work, (ports, folder), nprocs=PROCESSES, join=False)
+        context = start(_work, (ports, folder), PROCESSES, join=False)
         try:
             context.join(timeout=300)
         except torch.multiprocessing.ProcessRaisedException as raised:

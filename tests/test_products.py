@@ -43,7 +43,8 @@ def check(rows, columns, depth, kind, adds, dtype, lib=NUMPY, like=lambda a: a):
     c = whole[:, :columns]
     if adds:
         c[...] = matrix(rows, columns, False, wide)
-    expected = a.astype(np.longdouble) @ b.astype(np.longdouble) + (c if adds else 0)
+    exact = np.longdouble if dtype == np.float64 else np.float64
+    expected = a.astype(exact) @ b.astype(exact) + (c if adds else 0)
     multiply(lib, like(a), like(b), like(c), adds)
     bound = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64) + 1
     assert (np.abs(c - expected) <= 8 * np.finfo(wide).eps * bound).all()

@@ -158,12 +158,14 @@ def calls_in(dtype):
 
 def kernels_of(calls, target):
     """For each kernel of the calls: the call, its name and its `Code`."""
-    found = {}
+    found, codes = {}, {}
     for call in calls:
         with compiled_for(target) as kernels:
             call.run()
         for name, kernel in kernels:
-            found.setdefault((call.name, kernel.hash), (call, name, read(kernel)))
+            if kernel.hash not in codes:  # several calls launch the same one
+                codes[kernel.hash] = read(kernel)
+            found[call.name, kernel.hash] = call, name, codes[kernel.hash]
     return list(found.values())
 
 

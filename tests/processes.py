@@ -22,12 +22,10 @@ ONE_GRAPH = torch.__version__ >= "2.10"  # of a step with collectives
 
 
 # What takes seconds to import, and starts no thread: one process does, and those of all tests are its forks.
-multiprocessing.set_forkserver_preload(
-    [
-        "torch.distributed.tensor", "torch.testing", "torch._dynamo", "torch._inductor.pattern_matcher",
-        "crossent.frontends.torch", "crossent.frontends._products",
-    ]  # fmt: skip
-)
+multiprocessing.set_forkserver_preload([
+    "torch.distributed.tensor", "torch.testing", "torch._dynamo", "torch._inductor.pattern_matcher",
+    "crossent.frontends.torch", "crossent.frontends._products",
+])  # fmt: skip
 
 
 def start(function, arguments, processes, join=True):

@@ -941,8 +941,18 @@ COMPILED = {
 @pytest.mark.parametrize("name", COMPILED)
 def test_compile(name, backend):
     """In one graph, static and dynamic, value and gradient as without."""
-    function = COMPILED[name]
-    for dynamic in [False, True]:
+    long = backend == "inductor" and name != "cross_entropy"  # a C++ compiler's work, the same again for fixed sizes
+    check_compiled(COMPILED[name], backend, [True] if long else [False, True])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile_of_fixed_sizes(name):
+    check_compiled(COMPILED[name], BACKENDS[-1], [False])
+
+
+def check_compiled(function, backend, dynamics):
+    for dynamic in dynamics:
         with fresh_compiler():
             compiled = torch.compile(lambda x, y: function(2 * x, y), fullgraph=True, dynamic=dynamic, backend=backend)
             for rows in [6, 9, 11] if dynamic else [6]:

@@ -5,6 +5,8 @@ room for a gradient and hands that out: a loss does at least this, in Python. Ev
 its node: it looks the call up and computes.
 """
 
+from argparse import ArgumentParser
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +51,7 @@ def times(rows: int, classes: int) -> dict[str, float]:
 
 
 def main() -> None:
+    ArgumentParser("python -m benchmarks.floor", description=__doc__).parse_args()
     table = Table("", *(f"{rows} x {classes}" for rows, classes in SHAPES), title="Microseconds a call")
     measured = [times(*shape) for shape in SHAPES]
     for name in sorted(measured[0]):

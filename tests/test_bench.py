@@ -84,9 +84,15 @@ def test_sides_are_of_the_same_numbers():
         np.testing.assert_array_equal(own.detach().numpy(), np.asarray(other))
 
 
-def test_a_real_run_of_torch_and_scipy_in_processes_of_their_own():
+def test_a_real_run_of_torch_in_a_process_of_its_own_and_of_scipy_in_this_one():
     rivals = {name: RIVALS[name] for name in ("eager", "scipy", "chunked")}
-    results = runner.run([LOSS], 2, Console(file=io.StringIO()), rivals)
+
+    def measure(case, name, rounds):
+        return (
+            runner.in_a_process(case, name, rounds) if name == "eager" else worker.measure(case, rivals[name], rounds)
+        )
+
+    results = run([LOSS], rivals, measure)
     assert [(row["rival"], row["mode"]) for row in results["results"]] == [
         ("eager", "evaluation"), ("eager", "step"), ("scipy", "evaluation"),
     ]  # fmt: skip

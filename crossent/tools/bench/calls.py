@@ -1,7 +1,6 @@
 """The arrays of a case, and what is timed of a function of them."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -13,26 +12,21 @@ from crossent.tools.bench.cases import Case
 def torch_arrays(case: Case) -> tuple[torch.Tensor, ...]:
     """What is differentiated, then what the function takes beside it."""
     torch.manual_seed(0)
-    with torch.device(case.device):
-        return _tensors(case)
-
-
-def _tensors(case: Case) -> tuple[torch.Tensor, ...]:
     dtype = getattr(torch, case.dtype)
-    if case.head:
-        tokens, features, classes = case.shape
-        hidden = torch.randn(tokens, features, dtype=dtype, requires_grad=True)
-        weight = (torch.randn(classes, features) / features**0.5).to(dtype).requires_grad_()
-        return hidden, weight, torch.randint(classes, (tokens,))
-    logits = torch.randn(case.shape, dtype=dtype).requires_grad_()
-    if case.function != "cross_entropy":
-        return (logits,)
-    n_classes = case.shape[1]
-    if case.soft_targets:
-        target = torch.randn(case.shape, dtype=dtype).softmax(dim=1)
-    else:
-        target = torch.randint(n_classes, (case.shape[0], *case.shape[2:]))
-    return (logits, target, torch.rand(n_classes, dtype=dtype) + 0.5) if case.class_weights else (logits, target)
+    with torch.device(case.device):
+        if case.head:
+            tokens, features, classes = case.shape
+            hidden = torch.randn(tokens, features, dtype=dtype, requires_grad=True)
+            weight = (torch.randn(classes, features) / features**0.5).to(dtype).requires_grad_()
+            return hidden, weight, torch.randint(classes, (tokens,))
+        logits, classes = torch.randn(case.shape, dtype=dtype).requires_grad_(), case.shape[1]
+        if case.function != "cross_entropy":
+            return (logits,)
+        if case.soft_targets:
+            target = torch.randn(case.shape, dtype=dtype).softmax(dim=1)
+        else:
+            target = torch.randint(classes, (case.shape[0], *case.shape[2:]))
+        return (logits, target, torch.rand(classes, dtype=dtype) + 0.5) if case.class_weights else (logits, target)
 
 
 def numpy_arrays(case: Case) -> tuple[np.ndarray, ...]:
@@ -58,20 +52,22 @@ def jax_arrays(case: Case) -> tuple:
     return tuple(jax.numpy.asarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True))
 
 
-def grad_mode(mode: str) -> AbstractContextManager:
-    return torch.no_grad() if mode == "evaluation" else nullcontext()
+def grad_mode(mode: str) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(mode != "evaluation")
 
 
 def of_arrays(function: Callable, mode: str, arrays: tuple) -> Callable[[], object]:
     """The call of a function of tensors or NumPy arrays; a "step" frees the gradients that it has made."""
     if mode != "step":
         return partial(function, *arrays)
-    leaves = [array for array in arrays if array.requires_grad]
-    found = function(*arrays)
-    gradient = torch.randn_like(found) if found.ndim else None
+    leaves, gradient = [array for array in arrays if array.requires_grad], None
 
     def step() -> None:
-        function(*arrays).backward(gradient)
+        nonlocal gradient
+        found = function(*arrays)
+        if gradient is None and found.ndim:
+            gradient = torch.randn_like(found)  # in the first step, which nobody times
+        found.backward(gradient)
         for leaf in leaves:
             leaf.grad = None  # here, so that nobody pays for unmapping another's gradient
 

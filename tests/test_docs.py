@@ -348,7 +348,8 @@ def test_docstring_to_markdown():
 
 def test_readme_shows_what_was_measured():
     text = read(ROOT / "README.md")
-    assert f"```text\n{plots.chart()}```\n" in text and f"\n{plots.gains()}\n" in text
+    shares = [line for line in read(ROOT / "docs/measurements/share.md").splitlines() if line.startswith("|")]
+    assert f"\n{plots.gains()}\n" in text and len(shares) == 5 and "\n".join(shares) in text
     assert len(text.splitlines()) < 172
     assert "](" not in text, "an index of packages has none of the repository's files to link to"
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import get_gradient_edge
 
 import crossent
 from crossent import watch
@@ -535,6 +536,8 @@ PLACES = {
 def test_losses_that_are_not_seen_are_told_of(place, model):
     """At the first step, and beside others that are seen."""
     hidden, where = PLACES[place]
+    edge = get_gradient_edge(model(batch()[0]))  # a backward pass may begin at one
+    assert not seen._hidden_in(edge) and not seen._hidden_in([edge])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model) as watched:
         x, labels = batch()

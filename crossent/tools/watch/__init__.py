@@ -100,13 +100,6 @@ class watch:
     ...         optimizer.step()
     >>> watched.last["step"], watched.last["losses"]["cross_entropy of 3 classes"]["ignored"]
     (3, 0.5)
-    >>> with torch.no_grad():
-    ...     _ = model.weight.fill_(float("inf"))
-    >>> with crossent.watch(model):
-    ...     loss = torch.nn.functional.cross_entropy(model(torch.zeros(1, 4)), torch.tensor([0]))
-    Traceback (most recent call last):
-    crossent.tools.watch.faults.NonFiniteError: The loss of step 1, cross_entropy of 3 classes, is not finite. It first
-    arose in the model itself (Linear), whose inputs are finite and whose output is not. ...
     """
 
     def __init__(
@@ -333,21 +326,15 @@ class watch:
 
     @staticmethod
     def for_trainer(path: str | Path | None = None, **options: Any) -> Any:
-        """A callback for the Trainer of transformers, with the arguments of `watch` but for the model.
-
-        Example::
-
-            Trainer(model, arguments, train_dataset=dataset, callbacks=[crossent.watch.for_trainer("run.jsonl")])
+        """A callback for the Trainer of transformers, with the arguments of `watch` but for the model:
+        `Trainer(model, arguments, train_dataset=dataset, callbacks=[crossent.watch.for_trainer("run.jsonl")])`.
         """
         return trainer_callback(partial(watch, path=path, **options))
 
     @staticmethod
     def for_lightning(path: str | Path | None = None, **options: Any) -> Any:
-        """A callback for the Trainer of Lightning, with the arguments of `watch` but for the model.
-
-        Example::
-
-            lightning.Trainer(callbacks=[crossent.watch.for_lightning("run.jsonl")]).fit(model, loader)
+        """A callback for the Trainer of Lightning, with the arguments of `watch` but for the model:
+        `lightning.Trainer(callbacks=[crossent.watch.for_lightning("run.jsonl")]).fit(model, loader)`.
         """
         return lightning_callback(partial(watch, path=path, **options))
 

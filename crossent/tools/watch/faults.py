@@ -116,12 +116,15 @@ def bad_parameters(model: Module, gradients: bool) -> list[str]:
 def norm_of(gradients: list[Tensor]) -> float:
     """Of all of them together; nan where there is none."""
     gradients = [g if type(g) is Tensor and g.layout is torch.strided else dense(g) for g in gradients]
+    if not gradients:
+        return math.nan
     if all(g.is_cpu and g.dtype is torch.float32 for g in gradients):  # takes a third less time, and rounds less
-        flat = [g.flatten() for g in gradients]
-        found = math.sqrt(sum(torch.dot(g, g).item() for g in flat)) if flat else math.nan
+        found = math.sqrt(sum(torch.dot(g, g).item() for g in map(torch.flatten, gradients)))
     else:
         found = float(get_total_norm(gradients))
-    return found if math.isfinite(found) or not gradients else float(get_total_norm([g.double() for g in gradients]))
+    if math.isfinite(found):
+        return found
+    return math.hypot(*(torch.linalg.vector_norm(g, dtype=torch.float64).item() for g in gradients))
 
 
 def dense(gradient: Tensor) -> Tensor:

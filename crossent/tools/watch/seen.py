@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch.amp import GradScaler
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 import crossent
 from crossent import SparseTarget, _rows
@@ -93,7 +94,7 @@ def telling(watcher: Any):
     """Tell it of all losses that this thread computes to be differentiated: to `see` them, or to `miss` those that
     cannot be told; and `after_backward`, with the scale of the gradients, of each backward pass.
     """
-    _here.watchers += (watcher,)
+    _here.watchers, _here.scaler = (*_here.watchers, watcher), None
     _stand(_everybody.append, watcher)
     try:
         yield
@@ -111,8 +112,8 @@ def _stand(change: Callable[[Any], None], watcher: Any) -> None:
 
 def _hidden_in(tensors: Any) -> frozenset[str]:
     """Where losses are computed that nobody saw, of those that these are made of."""
-    roots = (tensors,) if isinstance(tensors, Tensor) else tensors
-    waiting = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+    roots = (tensors,) if isinstance(tensors, Tensor | GradientEdge) else tensors
+    waiting = [(get_gradient_edge(root) if isinstance(root, Tensor) else root).node for root in roots]
     met, found = set(), frozenset()
     while waiting:
         node = waiting.pop()
@@ -140,7 +141,7 @@ def _told_loss(original, function, given_by, *args, **kwargs):
         result = original(*args, **kwargs)
         value = result[0] if type(result) is tuple else result
         if value.requires_grad and not _is_again():
-            value.grad_fn.metadata[_SEEN] = True
+            getattr(value.grad_fn, "metadata", {})[_SEEN] = True  # what is transformed may have none
             given = given_by(*args, **kwargs)
             where = _elsewhere(given, value)
             _here.hidden -= {_HIDDEN["CheckpointFunction"]}  # in the backward pass, which computes them again
@@ -183,7 +184,7 @@ def _told_backward(tensors, *args, **kwargs):
 
 
 def _told_scale(scaler, outputs):
-    _here.scaler = scaler
+    _here.scaler = scaler if _here.watchers else None
     return _scale(scaler, outputs)
 
 

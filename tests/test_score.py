@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from score_files import FORMATS, example, write
 from sklearn import metrics as sk
 
+from crossent.tools.commands import _application
 from crossent.tools.score import confusion, held, metrics, readers, score
 from crossent.tools.score.command import run
 from crossent.tools.score.readers import BadFile, Reading
@@ -430,23 +431,29 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
     assert said["nll"] == first.metrics.nll
 
 
-def cli(*arguments, **environment):
-    command = [sys.executable, "-m", "crossent", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, monkeypatch, capsys):
     logits, labels = saved(tmp_path, *example())
-    good = cli("score", logits, labels, "--ignore-index", "3", "--top", "2", "--json", "--html", f"{tmp_path}/r.html")
+    options = ["--ignore-index", "3", "--top", "2", "--json", "--html", f"{tmp_path}/r.html"]
+    command = [sys.executable, "-m", "crossent", "score", logits, labels, *options]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    good = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert good.returncode == 0 and good.stderr == "", good.stderr
     said = json.loads(good.stdout)
     assert said["ignored"] == int((np.load(labels) == 3).sum()) and len(said["worst"]) == 2
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
-    bad = cli("score", logits, logits)
-    assert bad.returncode == 2 and bad.stdout == "" and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
-    assert cli("score", logits).returncode == 2
-    told = cli("score", "--help", COLUMNS="100", TERM="dumb").stdout
+
+    def called(*arguments):
+        """In this process, which has paid for its imports."""
+        with pytest.raises(SystemExit) as stopped:
+            _application()(["score", *arguments])
+        return stopped.value.code, *capsys.readouterr()
+
+    status, out, err = called(logits, logits)
+    assert status == 2 and out == "" and err.count("\n") == 1 and "Traceback" not in err
+    assert called(logits)[0] == 2
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    _, told, _ = called("--help")
     assert all(f"Exit status {status}:" in told for status in (0, 2, 130))
 
 

@@ -99,7 +99,7 @@ class Pair:
         """Where a label's logits are, or what it has in other `rows`: the file, and a number or one for each axis."""
         first, *others = (int(i) for i in np.unravel_index(row, self.shape))
         shards = self.logits if rows is None else rows
-        path, first = shards.find(first) if self.axis or rows else (self.logits.path, first)
+        path, first = shards.find(first) if self.axis or rows is not None else (self.logits.path, first)
         return path, (first, *others) if others else first
 
     def place(self, row: int, rows: Rows | None = None) -> str:

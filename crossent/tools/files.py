@@ -18,16 +18,16 @@ def check_file(path: Path | None, option: str, inputs: Sequence[Path] = ()) -> N
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, errors: tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[Path]:
     """A file beside it to write to, with the same ending, which takes its place when all went well.
 
-    Raises ValueError, with the path and what is wrong, where it cannot be written.
+    Raises ValueError, with the path and what is wrong, where it cannot be written, which `errors` of these kinds say.
     """
     part = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield part
         os.replace(part, path)
-    except (OSError, ValueError) as error:
+    except errors as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{path}: {reason}") from error
     finally:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,22 +122,26 @@ class Rows:
                     raise BadFile(f"{path}: holds {rows} rows, not the {stored.shape[0]} that its head tells of")
 
     def whole(self) -> Any:
-        """All rows in one array: a file mapped into memory where the format can be, or a copy of what is long."""
+        """All rows in one array: a file mapped into memory where that can be, else a copy; a long one is mapped too."""
         (path, stored), *others = self.files
         if stored.mapped and not others:
             with naming(path):
                 return plain(next(stored.blocks(max(1, stored.shape[0]))))
-        if path.suffix.lower() == ".pt":
-            import torch
+        short = np.prod(self.shape, dtype=object) <= _IN_MEMORY
+        kinds = [next(replace(self, files=[one]).blocks(1)).dtype for one in self.files]
+        if isinstance(kinds[0], np.dtype):
+            if short:
+                return np.concatenate(list(self.blocks()))
+            kind = np.result_type(*kinds)
+            parts = (np.ascontiguousarray(block, kind) for block in self.blocks())
+            return _in_file(path, parts).view(kind).reshape(self.shape)
+        import torch
 
+        if short:
             return torch.cat(list(self.blocks()))
-        if np.prod(self.shape, dtype=object) <= _IN_MEMORY:
-            return np.concatenate(list(self.blocks()))
-        kind = np.result_type(*(next(replace(self, files=[one]).blocks(1)).dtype for one in self.files))
-        with TemporaryFile() as file, naming(path):
-            for block in self.blocks():
-                file.write(np.ascontiguousarray(block, kind).data)
-            return np.memmap(file, kind, "r", shape=self.shape)
+        kind = reduce(torch.promote_types, kinds)
+        parts = (block.to(kind).contiguous().view(torch.uint8).numpy() for block in self.blocks())
+        return torch.from_numpy(_in_file(path, parts)).view(kind).reshape(self.shape)
 
     def find(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
@@ -148,6 +153,14 @@ class Rows:
 
     def place(self, row: int) -> str:
         return "{}: row {}".format(*self.find(row))
+
+
+def _in_file(path: Path, blocks: Iterator[np.ndarray]) -> np.ndarray:
+    """The bytes of all blocks, mapped into memory from a file that nobody sees and that goes with the array."""
+    with TemporaryFile() as file, naming(path):
+        for block in blocks:
+            file.write(block.data)
+        return np.memmap(file, np.uint8, "c")
 
 
 def two_files(files: Sequence[str]) -> tuple[str, str | None]:

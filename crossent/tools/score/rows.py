@@ -35,18 +35,8 @@ def rows_file(path: Path | None) -> Iterator[Callable[[Columns], None] | None]:
     if path is None:
         yield None
         return
-    inside = None
-    try:
-        with replacing(path) as part, WRITERS[path.suffix.lower()](part) as put:
-            try:
-                yield put
-            except ValueError as error:
-                inside = error
-                raise
-    except ValueError:
-        if inside is not None:
-            raise inside from None  # which is not about this file
-        raise
+    with replacing(path, (OSError,)) as part, WRITERS[path.suffix.lower()](part) as put:
+        yield put
 
 
 def check_rows_file(path: Path | None) -> None:

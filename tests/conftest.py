@@ -1,3 +1,4 @@
+import gc
 import os
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.path.name.startswith(INTERPRETED):
                 item.add_marker(pytest.mark.skip(reason="needs the interpreter of Triton 3.7: TRITON_INTERPRET=1"))
+
+
+def pytest_collection_finish():
+    """What has been imported stays, and is a million objects: no collection of garbage is to walk over them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -15,11 +15,11 @@ OLDEST := TORCH='torch==2.6.0' PINS='numpy==2.0.* numba==0.63.*'
 
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install -qq --disable-pip-version-check
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
 PINNED := $(foreach pin,$(TORCH) $(PINS),'$(pin)')
 UNFINISHED := $(VENV)-unfinished
 
-.PHONY: help demo test unlinted oldest bench gpu soak lint docs notebooks clean
+.PHONY: help demo test unlinted oldest bench gpu soak lint style docs notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -37,7 +37,8 @@ help:
 demo: $(VENV)/ready-demo
 	@$(VENV)/bin/crossent demo
 
-test: lint unlinted
+# The tests ask pyright as well, of which one processor is enough.
+test: style unlinted
 
 unlinted: $(VENV)/ready-dev
 	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -54,10 +55,12 @@ gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/ready-dev)
 soak: $(VENV)/ready-dev
 	@$(RUN) -m pytest -m soak $(PYTEST_ARGS)
 
-lint: $(VENV)/ready-dev
+lint: style
+	@$(RUN) -m pyright
+
+style: $(VENV)/ready-dev
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
-	@$(RUN) -m pyright
 
 docs: $(VENV)/ready-docs
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
@@ -79,6 +82,7 @@ $(VENV)/ready-%: pyproject.toml $(if $(wildcard $(UNFINISHED)),again)
 	@touch $(UNFINISHED)
 	@$(PIP) '$(TORCH)'
 	@$(PIP) $(PINNED) $(if $(filter dev,$*),$(TRITON)) -e '.[$*]'
+	@$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true  # on all processors; pip takes one, and twice as long
 	@touch $@
 	@rm $(UNFINISHED)
 

@@ -376,7 +376,7 @@ def test_memory_of_a_step(tmp_path):
     assert evaluation < 0.02 and inplace < 0.02 and training < 1.1
 
 
-@pytest.mark.parametrize("told", ["NUMBA_ENABLE_AVX=0", "NUMBA_CPU_NAME=generic"])
+@pytest.mark.parametrize("told", [pytest.param("NUMBA_ENABLE_AVX=0", marks=pytest.mark.soak), "NUMBA_CPU_NAME=generic"])
 def test_numba_may_be_told_of_another_processor(told, tmp_path):
     """No kernel then has instructions that its compiler does not know of, which would end the process."""
     script = """

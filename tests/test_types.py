@@ -1,4 +1,4 @@
-"""What mypy and pyright say of a user's program, and that the stubs tell them the truth."""
+"""What pyright says of the library, it and mypy of a user's program, and that the stubs tell them the truth."""
 
 import ast
 import os
@@ -48,6 +48,14 @@ def test_a_users_program(checker, tmp_path, pytestconfig):
     found = {int(re.search(r"program\.py:(\d+)", line)[1]) for line in errors}
     refused = {number for number, line in enumerate(text.splitlines(), 1) if line.endswith("  # refused")}
     assert len(refused) > 20 and found == refused, f"{sorted(found ^ refused)}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.skipif(torch.__version__ < stubs.TORCH, reason="PyTorch's own types are other ones there")
+def test_the_library():
+    """As `make lint` asks it, beside the other tests."""
+    pytest.importorskip("pyright")
+    done = subprocess.run([sys.executable, "-m", "pyright"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def parameters(node):

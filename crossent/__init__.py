@@ -22,6 +22,7 @@ from crossent.functional import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "Comparison",
     "Explanation",
     "NonFiniteError",
     "Plan",
@@ -48,7 +49,12 @@ __all__ = [
 if TYPE_CHECKING:
     from crossent import nn as nn
     from crossent.tools.explain import Explanation as Explanation, explain as explain
-    from crossent.tools.score import Scaling as Scaling, Score as Score, calibrate as calibrate
+    from crossent.tools.score import (
+        Comparison as Comparison,
+        Scaling as Scaling,
+        Score as Score,
+        calibrate as calibrate,
+    )
     from crossent.tools.watch import NonFiniteError as NonFiniteError, watch as watch
 else:
 
@@ -57,7 +63,7 @@ else:
             return import_module("crossent.nn")
         if name in ("Explanation", "explain"):  # likewise, since it imports NumPy
             return getattr(import_module("crossent.tools.explain"), name)
-        if name in ("Scaling", "Score", "calibrate"):  # likewise
+        if name in ("Comparison", "Scaling", "Score", "calibrate"):  # likewise
             return getattr(import_module("crossent.tools.score"), name)
         if name in ("NonFiniteError", "watch"):  # likewise, since it imports torch
             return getattr(import_module("crossent.tools.watch"), name)

@@ -346,7 +346,7 @@ def test_the_command_says_what_is_wrong(command, files, tmp_path):
     logits[33] = np.nan
     write(tmp_path / "nan.npy", "npy", logits)
     status, printed = typed(f"crossent calibrate {command}")
-    assert status == 2 and printed.splitlines()[-1].startswith(f"crossent: {WRONG[command]}")
+    assert status == 2 and printed.splitlines()[-1].startswith(f"crossent calibrate: {WRONG[command]}"), printed
 
 
 @pytest.mark.parametrize("command", ["calibrate x.npy y.npy", "compare x.npy x.npy y.npy"])
@@ -354,7 +354,7 @@ def test_an_interrupt_ends_the_command(command, files, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    for name in ("calibration.fitted", "compare.Sides.add"):
+    for name in ("calibration.fitted", "compare.Comparison._count"):
         monkeypatch.setattr(f"crossent.tools.score.{name}", interrupted)
     status, printed = typed(f"crossent {command}")
     assert status == 130 and "Traceback" not in printed

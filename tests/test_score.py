@@ -69,12 +69,12 @@ def test_metrics_are_those_of_scikit_learn(tmp_path, dtype, rows, classes):
     assert found.rows == rows and found.classes == classes
     near = pytest.approx
     assert found.nll == near(sk.log_loss(labels, p, labels=every), rel=1e-5)
-    assert found.perplexity == near(np.exp(found.nll))
+    assert found.numbers["perplexity"] == near(np.exp(found.nll))
     assert found.accuracy == near(sk.accuracy_score(labels, p.argmax(1)))
     if classes > 5:
-        assert found.top_k[5] == near(sk.top_k_accuracy_score(labels, p, k=5, labels=every))
+        assert found.numbers["top5"] == near(sk.top_k_accuracy_score(labels, p, k=5, labels=every))
     expected = sk.brier_score_loss(labels, p, labels=every, scale_by_half=False)
-    assert found.brier == near(expected, rel=1e-5) and expected == near(((p - one_hot) ** 2).sum(1).mean())
+    assert found.numbers["brier"] == near(expected, rel=1e-5) and expected == near(((p - one_hot) ** 2).sum(1).mean())
     assert found.calibration.error == near(calibration_error(p, labels), rel=1e-4)
     matrix = sk.confusion_matrix(labels, p.argmax(1), labels=every)
     ours = np.diag(found.by_class.correct)
@@ -196,7 +196,7 @@ def test_shards_come_in_the_order_of_their_numbers(tmp_path):
         write(tmp_path / f"x-{i}.npy", "npy", logits[10 * i : 10 * i + 10])
     _, answers = saved(tmp_path, logits, labels)
     found = score(f"{tmp_path}/x-*.npy", answers)
-    assert found.metrics.accuracy == 1 and found.files == 12
+    assert found.metrics.accuracy == 1 and found.parts[0].files == 12
     nll = -np.log(probabilities(logits)[np.arange(120), labels])
     assert found.worst[0].file == str(tmp_path / f"x-{nll.argmax() // 10}.npy")
     assert found.worst[0].row == nll.argmax() % 10
@@ -249,7 +249,7 @@ def test_ignored_rows_and_impossible_labels(tmp_path):
     scored = score(*saved(tmp_path, logits, labels), ignore_index=9)
     found = scored.metrics
     assert found.ignored == 1 and found.rows == 199 and found.impossible == 1
-    assert found.nll == found.perplexity == np.inf and scored.worst[0].row == 4
+    assert found.nll == found.numbers["perplexity"] == np.inf and scored.worst[0].row == 4
 
 
 class Touch:
@@ -390,7 +390,7 @@ def test_tables(tmp_path, capsys):
     m = score(*files).metrics
     assert out.startswith("195 rows of 7 classes, 5 ignored\n")
     assert "file" not in out
-    for text in (f"{m.nll:.4f}", f"{m.accuracy:.2%}", f"{m.brier:.4f}", "taken for", "largest loss"):
+    for text in (f"{m.nll:.4f}", f"{m.accuracy:.2%}", f"{m.numbers['brier']:.4f}", "taken for", "largest loss"):
         assert text in out
     assert max(map(len, out.splitlines())) <= 80
     write(tmp_path / "logits-1.npy", "npy", logits[:0])
@@ -420,7 +420,7 @@ def test_an_interrupted_run_says_what_it_has(tmp_path, presses, monkeypatch, cap
     assert signal.getsignal(signal.SIGINT) is before and not report.exists() and not (tmp_path / "part").exists()
     out, err = capsys.readouterr()
     if presses == 2:
-        assert out == "" and err == "Interrupted before there was a score.\n"
+        assert out == "" and err == "Interrupted before there was a result.\n"
         return
     said = json.loads(out)
     assert not said["complete"] and said["done"] == said["scored"] == 30 and said["rows"] == 200

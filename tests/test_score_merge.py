@@ -147,8 +147,8 @@ def test_every_layout_says_the_same(library):
     last = crossent.Score(top=3).update(library(logits.reshape(4, 6, -1)), library(labels.reshape(4, 6)), dim=-1)
     assert spread == last.result()
     assert [divmod(row["row"], 6) for row in whole["worst"]] == [row["row"] for row in spread["worst"]]
-    of_rows = {"worst": 0, "intervals": 0, "documents": 0}  # the positions of a row belong together
-    assert spread | of_rows == whole | of_rows
+    of_rows = {"worst": 0, "intervals": 0, "documents": 0, "coverage": 0}  # the positions of a row belong together
+    assert spread | of_rows == whole | of_rows and spread["coverage"]["area"] == whole["coverage"]["area"]
     score = crossent.Score(top=3)
     for row, label in zip(library(logits), library(labels)):
         score.update(row, library(label))
@@ -244,11 +244,11 @@ def test_it_holds_sums_and_no_rows():
             score.update(logits, labels)
         score.result()
         sizes.append(len(pickle.dumps(score)))
-    assert sizes[-1] < sizes[20] + 500 and sizes[-1] < 250_000
+    assert sizes[-1] < 1.1 * sizes[20] and sizes[-1] < 100_000
     assert repr(score) == "<crossent.Score of 100,000 rows of 10 classes>"
     waiting = crossent.Score().update(np.tile(logits, (300, 1)), np.tile(labels, 300))
     assert waiting._held.counts._rows_waiting == 30_000
-    assert len(pickle.dumps(waiting)) < 250_000
+    assert len(pickle.dumps(waiting)) < 100_000
 
 
 def test_looking_at_a_score_changes_nothing():
@@ -499,19 +499,19 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
 
 def test_parts_of_other_versions(tmp_path, monkeypatch):
     path = tmp_path / "part.npz"
-    monkeypatch.setattr(partial, "VERSION", 3)
+    monkeypatch.setattr(partial, "VERSION", 4)
     score = crossent.Score().update(np.eye(3), np.arange(3))
     score.save(path)
     sent = pickle.dumps(score)
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="pickled by a crossent that writes version 3 .* and this one reads 2: use the"
+        ValueError, match="pickled by a crossent that writes version 4 .* and this one reads 3: use the"
     ):
         pickle.loads(sent)
     with pytest.raises(ValueError) as error:
         crossent.Score.load(path)
     assert str(error.value) == (
-        f"{path}: is of version 3 of the format, and this crossent reads 2: merge it with the crossent that wrote it, "
+        f"{path}: is of version 4 of the format, and this crossent reads 3: merge it with the crossent that wrote it, "
         f"{crossent.__version__}"
     )
 

@@ -17,6 +17,7 @@ from score_files import example, write
 from crossent.tools.score import plots, score
 from crossent.tools.score.command import run
 from crossent.tools.score.report import page
+from crossent.tools.score.show import of_score
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -67,8 +68,8 @@ def test_the_page_shows_the_numbers(report):
     for number in (
         f"{m.nll:.4f}",
         f"{m.accuracy:.2%}",
-        f"{m.top_k[5]:.2%}",
-        f"{m.brier:.4f}",
+        f"{m.numbers['top5']:.2%}",
+        f"{m.numbers['brier']:.4f}",
         f"{m.calibration.error:.4f}",
     ):
         assert f"<b>{number}</b>" in text
@@ -76,7 +77,7 @@ def test_the_page_shows_the_numbers(report):
 
 
 def test_the_page_is_the_same_each_time(report):
-    assert page(report[1], 10) == report[0].read_text()
+    assert page(of_score(report[1])) == report[0].read_text()
 
 
 @pytest.mark.parametrize("classes", [2, 200])
@@ -84,7 +85,7 @@ def test_few_and_many_classes_and_no_errors(tmp_path, classes):
     labels = np.arange(classes).repeat(2)
     logits = 900 * np.eye(classes, dtype=np.float32)[labels]
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels), top=0)
-    text = page(found, 0)
+    text = page(of_score(found))
     assert text.count("<svg") == 4 and "with the most errors" not in text and "largest loss" not in text
 
 
@@ -92,7 +93,7 @@ def test_infinite_losses(tmp_path):
     logits, labels = example()
     logits[0, labels[0]] = -np.inf
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels))
-    assert "probability 0" in page(found, 5)
+    assert "probability 0" in page(of_score(found))
 
 
 def figures(monkeypatch):
@@ -126,22 +127,48 @@ def test_every_bin_says_how_many_rows_it_has(tmp_path, monkeypatch):
     bins = score(*files).metrics.calibration
     used = np.flatnonzero(bins.rows)
     assert used[0] == 0 and bins.accuracy[0] < 0.02
-    said = plots.reliability(score(*files).metrics)
+    said = plots.reliability(bins)
     (told,) = re.findall('<desc id="reliability-desc">(.*?)</desc>', said)
     for i in used:
-        assert f"above {i / 15:.2f} {bins.rows[i]:,} rows, {bins.accuracy[i]:.1%} right" in told
+        assert f"above {i / 15:.2g} {bins.rows[i]:,} rows, {bins.accuracy[i]:.2%} right" in told
     figures(monkeypatch)
-    upper, lower = plots.reliability(score(*files).metrics).axes
+    upper, lower = plots.reliability(bins).axes
     points = next(line for line in upper.lines if line.get_marker() == "o")
     np.testing.assert_allclose(points.get_xydata(), np.stack([(used + 0.5) / 15, bins.accuracy[used]], 1))
     assert [text.get_text() for text in lower.texts] == [f"{n:,}" for n in bins.rows[used]]
     assert [plots._short(n) for n in (9_999, 10_000, 1_234_567)] == ["9,999", "10k", "1.2M"]
 
 
+def test_of_many_classes_small_confidences_are_told_apart(tmp_path, monkeypatch, capsys):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3000, size=500)
+    logits = generator.standard_normal((500, 3000)) + np.eye(3000)[labels] * 6 * generator.random((500, 1))
+    files = write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels)
+    m = score(*files).metrics
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, right = p.max(1), p.argmax(1) == labels
+    assert (confidence < 1 / 15).mean() > 0.5 and m.calibration.rows.argmax() == 0
+    edges = [0, *(2.0**-k / 15 for k in range(16, 0, -1)), *(np.arange(1, 16) / 15)]
+    found = m.shown_calibration
+    for name, weights in (("rows", None), ("accuracy", right * 1.0), ("confidence", confidence)):
+        expected, _ = np.histogram(confidence, edges, weights=weights)
+        means = expected if name == "rows" else np.divide(expected, found.rows, where=found.rows > 0)
+        used = found.rows > 0
+        np.testing.assert_allclose(getattr(found, name)[used], means[used], rtol=1e-6)
+    assert m.calibration.error == pytest.approx(abs(np.bincount(  # still of bins of equal width
+        np.ceil(confidence * 15).astype(int) - 1, right - confidence, 15)).sum() / 500, rel=1e-6)  # fmt: skip
+    assert run(files, top=0) == 0 and "Rows by confidence" in capsys.readouterr().out
+    figures(monkeypatch)
+    upper, lower = plots.reliability(found).axes
+    assert upper.get_xscale() == upper.get_yscale() == "log"
+    assert [text.get_text() for text in lower.texts] == [f"{n:,}" for n in found.rows[used]]
+    assert upper.get_xlim()[0] < confidence.min() and used.sum() > 5
+
+
 def test_names_of_files_are_escaped(tmp_path):
     logits, labels = example()
     name = write(tmp_path / "<script>alert(1)<&.npy", "npy", logits)
-    text = page(score(name, write(tmp_path / "y.npy", "npy", labels)), 5)
+    text = page(of_score(score(name, write(tmp_path / "y.npy", "npy", labels))))
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;&amp;.npy" in text
 
 

@@ -405,7 +405,7 @@ def test_probabilities_are_taken_for_what_they_are(tmp_path, dtype):
     found, said = scored(tmp_path, {"x.npy": p, "y.npy": Y})
     right = p.astype(np.float64) / p.astype(np.float64).sum(1, keepdims=True)
     assert found.metrics.nll == pytest.approx(-np.log(right[np.arange(N), Y]).mean(), rel=1e-6)
-    assert found.metrics.brier == pytest.approx(((right - np.eye(C)[Y]) ** 2).sum(1).mean(), rel=1e-6)
+    assert found.metrics.numbers["brier"] == pytest.approx(((right - np.eye(C)[Y]) ** 2).sum(1).mean(), rel=1e-6)
     assert "sum to 1: taken for probabilities (--logits takes them as they are)" in said and not found.findings
     paths = [str(tmp_path / name) for name in ("x.npy", "y.npy")]
     as_they_are = score(*paths, scale="logits")
@@ -568,7 +568,7 @@ def test_shards_have_to_be_read_alike(tmp_path):
         write(tmp_path, {f"x-{i}.csv": text(rows, X[rows], names=["", *range(C)])})
     said = []
     found = score(f"{tmp_path}/x-*.csv", *labels, note=said.append)
-    assert found.metrics.nll == pytest.approx(RIGHT, rel=1e-6) and found.files == 4
+    assert found.metrics.nll == pytest.approx(RIGHT, rel=1e-6) and found.parts[0].files == 4
     assert len(said) == 1 and "x-0.csv and 3 more: the first line (,0,1,...,9) is taken for its header" in said[0]
     write(tmp_path, {"x-2.csv": text(X[parts[2]], names=range(C))})
     with pytest.raises(BadFile, match="x-2.csv: is read otherwise than .*x-0.csv: the first line"):

@@ -14,7 +14,8 @@ from sklearn import metrics as sk
 
 import crossent
 from crossent.tools.score import groups, intervals
-from crossent.tools.score.intervals import CELLS, Sample, cells_of, shares
+from crossent.tools.score.coverage import STEPS, Coverage, step_of
+from crossent.tools.score.intervals import CELLS, FEW, Sample, cells_of, shares
 
 
 def probabilities(logits):
@@ -72,13 +73,10 @@ def test_the_sums_of_the_cells_are_the_metrics():
         assert values[0] == pytest.approx(found[name], rel=1e-9)
     nll, right, confidence, brier, rank = by_hand(logits, labels)
     drawn, cell = intervals.weights()[:5], cells_of("", np.arange(4000))
-    bins = np.ceil(confidence * 15).astype(int) - 1
     for weight, *values in zip(drawn, *sample.resampled(drawn).values()):
         w = weight[cell]
-        gaps = np.bincount(bins, w * (right - confidence), 15)
-        expected = [w @ nll, w @ right, w @ (rank < 2), w @ (rank < 5), w @ brier, abs(gaps).sum()] / w.sum()
-        expected = [*expected, np.exp(expected[0])]
-        np.testing.assert_allclose(values, expected, rtol=1e-6)
+        mean, *others = [w @ nll, w @ right, w @ (rank < 2), w @ (rank < 5), w @ brier] / w.sum()
+        np.testing.assert_allclose(values, [mean, np.exp(mean), *others], rtol=1e-6)
 
 
 def test_cells_are_drawn_as_if_by_chance():
@@ -126,39 +124,54 @@ def test_infinite_losses_and_few_rows():
 
 
 def drawn(generator, rows, slope):
-    """Confidence, whether rows are right, as c**slope of those with confidence c are, and losses with a long tail."""
+    """Confidence, whether rows are right, as c**slope of those with confidence c are, losses with a long tail, and
+    bytes, of which rows of large losses have more."""
     confidence = 0.1 + 0.9 * generator.beta(4, 1.5, rows)
-    right = generator.random(rows) < confidence**slope
-    return confidence, right, generator.gamma(0.5, 2.0, rows)
+    right, nll = generator.random(rows) < confidence**slope, generator.gamma(0.5, 2.0, rows)
+    return confidence, right, nll, 1 + generator.poisson(2 + np.minimum(nll, 3))
 
 
 def sample_of(generator, rows, slope):
-    confidence, right, nll = drawn(generator, rows, slope)
+    """Each row is a document."""
+    confidence, right, nll, length = drawn(generator, rows, slope)
     cell = cells_of("", generator.integers(2**40) + np.arange(rows)).astype(np.intp)
     bins = np.ceil(confidence * 15).astype(int) - 1
     gap = np.bincount(cell * 15 + bins, right - confidence, CELLS * 15).reshape(CELLS, 15)
-    ones, hits, losses = (np.bincount(cell, x, CELLS) for x in (np.ones(rows), right, nll))
-    return Sample(ones, hits, np.zeros(CELLS), losses, losses, gap, rows, {})
+    columns = {"rows": np.ones(rows), "right": right, "nll": nll, "brier": nll, "impossible": np.zeros(rows)}
+    columns |= {"bytes": length, "documents": np.ones(rows), "endless": np.zeros(rows), "mean": nll}
+    place = cell % FEW * STEPS + step_of(confidence)
+    steps = np.array([np.bincount(place, x, FEW * STEPS).reshape(FEW, STEPS)[:, ::-1] for x in (right * 0 + 1, right)])
+    used = np.flatnonzero(steps[0].any(0))
+    steps = steps[:, :, used].astype(int)
+    coverage = Coverage.of(*steps.sum(1), STEPS - 1 - used)
+    sums = {name: np.bincount(cell, x, CELLS) for name, x in columns.items()}
+    return Sample(sums, gap, steps, coverage, rows)
 
 
 def truth(slope):
-    confidence, right, _ = drawn(np.random.default_rng(0), 1_000_000, slope)
+    confidence, _, nll, length = drawn(np.random.default_rng(0), 1_000_000, slope)
     bins = np.ceil(confidence * 15).astype(int) - 1
     error = abs(np.bincount(bins, confidence**slope - confidence, 15)).sum() / len(bins)
-    return {"nll": 1.0, "brier": 1.0, "accuracy": (confidence**slope).mean(), "calibration_error": error}
+    expected = {"nll": 1.0, "documents.nll": 1.0, "accuracy": (confidence**slope).mean(), "calibration_error": error}
+    surest = np.cumsum(np.sort(confidence)[::-1] ** slope) / np.arange(1, 1_000_001)
+    expected |= {"bits_per_byte": 1 / length.mean() / math.log(2), "coverage.area": surest.mean()}
+    shares = (0.25, 0.5, 0.75, 0.9, 1.0)
+    points = {f"coverage.points.{i}.accuracy": surest[int(1e6 * share) - 1] for i, share in enumerate(shares)}
+    return expected | points
 
 
 def check_how_often(times, rows, slope):
     generator, expected = np.random.default_rng(1), truth(slope)
     right = dict.fromkeys(expected, 0)
     for _ in range(times):
-        found = sample_of(generator, rows, slope).intervals()
+        found = sample_of(generator, rows, slope).intervals
         for name, value in expected.items():
             low, high = found[name]
             right[name] += low <= value <= high
     least = 0.95 * times - 4 * math.sqrt(0.95 * 0.05 * times)
-    for name in ("nll", "accuracy"):  # the tail of these losses is long: means of few of them are too small
-        assert least - (0.03 * times if rows < 200 and name == "nll" else 0) <= right[name] <= 0.99 * times, right
+    for name in expected.keys() - {"calibration_error"}:
+        tail = name in ("nll", "documents.nll", "bits_per_byte")  # a long one: means of few losses are too small
+        assert least - (0.03 * times if rows < 200 and tail else 0) <= right[name] <= 0.99 * times, (name, right)
     assert right["calibration_error"] >= least, right
 
 

@@ -32,7 +32,8 @@ def calibrate(
     ] = "temperature",
     split: Annotated[float, typer.Option(help="The share of rows to fit, drawn at random; 1 for all.")] = 0.5,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the random draw.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every bin.")] = False,
+    skip_bad: common.SkipBad = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every bin and class.")] = False,
     html: common.Html = None,
     save: Annotated[Path | None, typer.Option(help="A file for the scaling, which score --scaling takes.")] = None,
 ) -> None:
@@ -50,7 +51,8 @@ def calibrate(
     from crossent.tools.score.scales import asked
 
     with bad_input():
-        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "method": method}
-        status = run(files, as_json=as_json, html=html, save=save, split=split, seed=seed, **options)
-    raise typer.Exit(status)
+        reading, scale = asked(
+            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
+        )  # fmt: skip
+    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "method": method}
+    raise typer.Exit(run(files, as_json=as_json, html=html, save=save, split=split, seed=seed, **options))

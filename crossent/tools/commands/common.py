@@ -26,6 +26,7 @@ else:
     IgnoreIndex = Annotated[int, typer.Option(help="The label of rows that do not count.")]
     Html = Annotated[Path | None, typer.Option(help="A file for a page with plots.")]
     Names = Annotated[Path | None, typer.Option(help="A text file with the name of a class in each line.")]
+    SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")]
     Logits = Annotated[bool, typer.Option("--logits", help="The numbers are logits, whatever they look like.")]
     Probabilities = Annotated[bool, typer.Option("--probabilities", help="The numbers are probabilities.")]
     LogProbabilities = Annotated[

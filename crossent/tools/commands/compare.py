@@ -22,6 +22,7 @@ def compare(
     dim: common.Dim = None,
     ignore_index: common.IgnoreIndex = -100,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="How many classes and rows to show at most.")] = 10,
+    skip_bad: common.SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: common.Html = None,
 ) -> None:
@@ -38,7 +39,8 @@ def compare(
     from crossent.tools.score.scales import asked
 
     with bad_input():
-        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "top": top}
-        status = run(a, b, labels, as_json=as_json, html=html, **options)
-    raise typer.Exit(status)
+        reading, scale = asked(
+            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
+        )  # fmt: skip
+    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "top": top}
+    raise typer.Exit(run(a, b, labels, as_json=as_json, html=html, **options))

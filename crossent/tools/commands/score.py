@@ -36,7 +36,7 @@ def score(
     html: common.Html = None,
     partial: Annotated[Path | None, typer.Option(help="A file for what --merge takes.")] = None,
     rows: Annotated[Path | None, typer.Option(help="A file for each row's loss: .parquet, .csv or .npz.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,
+    skip_bad: common.SkipBad = False,
     shift: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Labels are those of N positions later.")
     ] = None,

@@ -7,86 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from crossent import softmax
-from crossent.tools import plain_json
 from crossent.tools.arrays import as_numpy
-from crossent.tools.files import check_file, write
-from crossent.tools.score import scales, score
+from crossent.tools.score import Opened, opened, plots, scales
+from crossent.tools.score.command import Errors, answered
+from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.metrics import BINS, Metrics, bin_of
-from crossent.tools.score.pairs import Pair, pair_of
-from crossent.tools.score.readers import BadFile, Reading, paths_of, two_files
+from crossent.tools.score.readers import BadFile, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
 from crossent.tools.score.scaling import Method, Passes, Scaling, fitted
-from crossent.tools.score.show import Shown
+from crossent.tools.score.show import Answer, Classes, Shown, metrics_of, reliability
+
+_TOP = 10  # classes that are shown
 
 
 @dataclass(frozen=True)
 class Judged:
     """Rows as they are, or scaled: what a Score finds, and the calibration error in two other ways.
 
-    `adaptive` is that of bins with as many rows each; `by_class` that of the probabilities of each class, its mean.
+    `adaptive` is that of bins with as many rows each, and `by_class` that of the probabilities of each class.
     """
 
     metrics: Metrics
     adaptive: float
-    by_class: float
+    by_class: np.ndarray
 
     @property
     def numbers(self) -> dict[str, float]:
-        m = self.metrics
-        return {
-            "nll": m.nll, "accuracy": m.accuracy, "brier": m.brier, "calibration_error": m.calibration.error,
-            "adaptive_calibration_error": self.adaptive, "class_wise_calibration_error": self.by_class,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A scaling, how many rows it was fitted to, and what others, or the same ones, say of it."""
-
-    scaling: Scaling
-    fitted: int
-    apart: bool
-    before: Judged
-    after: Judged
-
-    @property
-    def said(self) -> str:
-        others = "others" if self.apart else "the same ones"
-        rows = f"fitted to {self.fitted:,} rows, and judged by {self.before.metrics.rows:,} {others}"
-        found = self.scaling.temperature
-        return f"{'vector scaling' if found is None else f'temperature {found:.6g}'}, {rows}"
-
-    @property
-    def both(self) -> dict[str, Judged]:
-        return {"before": self.before, "after": self.after}
-
-    @property
-    def table(self) -> Shown:
-        after = self.after.numbers
-        rows = [
-            (name, form.format(value), form.format(after[key]), meaning)
-            for (key, value), (name, form, meaning) in zip(self.before.numbers.items(), _SHOWN)
-        ]
-        return Shown("", ("metric.", "before", "after", "meaning."), rows)
-
-    def as_dict(self) -> dict:
-        found = {name: one.numbers | {"calibration": bins_of(one.metrics)} for name, one in self.both.items()}
-        scaling = {"temperature": self.scaling.temperature} | asdict(self.scaling)
-        return {"scaling": scaling, "fitted": self.fitted, "judged": self.before.metrics.rows} | found
-
-
-_SHOWN = (
-    ("mean NLL", "{:.4f}", "nats"),
-    ("accuracy", "{:.2%}", "the largest logit is the label's"),
-    ("Brier score", "{:.4f}", "squared error of the probabilities, 0 to 2"),
-    ("calibration error", "{:.4f}", f"ECE, {BINS} bins: |accuracy - confidence|"),
-    ("the same, adaptive", "{:.4f}", f"{BINS} bins with as many rows each"),
-    ("the same, class-wise", "{:.4f}", "the same for each class's probability"),
-)
+        found = {name: self.metrics.numbers[name] for name in ("nll", "accuracy", "brier", "calibration_error")}
+        by_class = float(self.by_class.mean())
+        return found | {"adaptive_calibration_error": self.adaptive, "class_wise_calibration_error": by_class}
 
 
 def judged(passes: Passes, scaling: Scaling | None = None) -> Judged:
@@ -103,79 +55,87 @@ def judged(passes: Passes, scaling: Scaling | None = None) -> Judged:
     metrics, sure = total._held.metrics(), np.concatenate(confidence)
     edges = np.quantile(sure, np.arange(1, BINS) / BINS, method="inverted_cdf")
     adaptive = np.bincount(np.searchsorted(edges, sure), np.concatenate(right) - sure)
-    return Judged(metrics, float(abs(adaptive).sum()) / len(sure), float(abs(bins).mean()) * BINS / len(sure))
-
-
-def calibrated(
-    files: Sequence[str], method: Method, split: float, seed: int, ignore_index: int, reading: Reading, **options: Any
-) -> Calibrated:
-    """Fit to the first two of four files, or to a share of the rows of two. `options` are those of `score`."""
-    if not 0 < split <= 1:
-        raise ValueError(f"--split must be above 0 and at most 1, got {split}")
-    apart = len(files) == 4
-    opened = []
-    for some in (files[:2], files[2:]) if apart else (files,):
-        names = two_files(some)
-        # Which refuses what is bad, so that no pass has to look for it.
-        scored = score(*names, top=0, ignore_index=ignore_index, reading=reading, **options)
-        opened.append((pair_of(*names, reading), scored.total._held.scale, ignore_index, seed))
-    (first, *_), (last, *_) = opened[0], opened[-1]
-    if first.classes != last.classes:
-        raise BadFile(f"{last.logits.path}: has {last.classes} classes, and {first.logits.path} has {first.classes}")
-    whole = apart or split == 1
-    to_fit = partial(_rows, *opened[0], 0.0, 1.0 if whole else split)
-    to_judge = partial(_rows, *opened[-1], 0.0 if whole else split, 1.0)
-    numbers = [sum(len(labels) for _, labels in passes()) for passes in (to_fit, to_judge)]
-    for n, what in zip(numbers, ("fit a scaling to", "judge a scaling by")):
-        if not n:
-            raise BadFile(f"{first.logits.path}: there is no row to {what} among those that are not ignored")
-    try:
-        scaling = fitted(to_fit, method)
-    except ValueError as error:
-        raise BadFile(f"{first.logits.path}: {error}") from error
-    return Calibrated(scaling, numbers[0], apart or split < 1, judged(to_judge), judged(to_judge, scaling))
-
-
-def _rows(
-    pair: Pair, scale: str, ignore_index: int, seed: int, low: float, high: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows that count and whose lots, drawn anew in each pass, are from `low` to `high`, in float64."""
-    lots = np.random.default_rng(seed)
-    for block in pair.blocks(scales.BLOCK):
-        lot, labels = lots.random(len(block.labels)), block.labels.reshape(-1)
-        kept = (labels != ignore_index) & ((low <= lot) & (lot < high)).repeat(block.labels[:1].size)
-        z = as_numpy(block.logits.reshape(-1, pair.classes))[kept].astype(np.float64)
-        yield scales.log_of(z) if scale == scales.PROBABILITIES else z, labels[kept].astype(np.int64)
+    by_class = abs(bins).reshape(-1, BINS).sum(1) / len(sure)
+    return Judged(metrics, float(abs(adaptive).sum()) / len(sure), by_class)
 
 
 def run(
-    files: Sequence[str], *, as_json: bool, html: Path | None, save: Path | None, **options: Any
-) -> int:  # fmt: skip
-    """Everything but the parsing of the command line. Raises ValueError for what cannot be calibrated."""
-    for path, option in ((html, "--html"), (save, "--save")):
-        check_file(path, option, [found for name in files for found in paths_of(name)])
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    notes: list[str] = []
+    files: Sequence[str], *, as_json: bool = False, html: Path | None = None, save: Path | None = None, **options: Any
+) -> int:
+    """Everything but the parsing of the command line."""
+    find = partial(_answer, files, **options)
+    return answered("calibrate", files, find, files={"--html": html, "--save": save}, as_json=as_json)
 
-    def note(said: str) -> None:
-        notes.append(said)
-        errors.print(f"crossent calibrate: {said}")
 
-    found = calibrated(files, note=note, **options)
-    if html is not None:
-        from crossent.tools.score.report import both
+def _answer(
+    files: Sequence[str], errors: Errors, *, method: Method = "temperature", split: float = 0.5, seed: int = 0,
+    **options: Any,
+) -> Answer:  # fmt: skip
+    """Fit to the first two of four files, or to a share of the rows of two. `options` are those of `opened`."""
+    if not 0 < split <= 1:
+        raise ValueError(f"--split must be above 0 and at most 1, got {split}")
+    apart = len(files) == 4
+    names = [two_files(some) for some in ((files[:2], files[2:]) if apart else (files,))]
+    begun = [opened(*some, top=0, note=errors.note, **options) for some in names]
+    for one in begun:
+        for block in one.blocks():  # which refuses what is bad, so that no pass has to look for it
+            one.count(block, one.seen(block))
+        one.scored()
+    first, last = begun[0], begun[-1]
+    where = first.pair.logits.path
+    if first.pair.classes != last.pair.classes:
+        raise BadFile(f"{last.pair.logits.path}: has {last.pair.classes} classes, and {where} has {first.pair.classes}")
+    whole = apart or split == 1
+    to_fit = partial(_rows, first, seed, 0.0, 1.0 if whole else split)
+    to_judge = partial(_rows, last, seed, 0.0 if whole else split, 1.0)
+    numbers = [sum(len(labels) for _, labels in passes()) for passes in (to_fit, to_judge)]
+    for n, what in zip(numbers, ("fit a scaling to", "judge a scaling by")):
+        if not n:
+            raise BadFile(f"{where}: there is no row to {what} among those that are not ignored")
+    try:
+        scaling = fitted(to_fit, method)
+    except ValueError as error:
+        raise BadFile(f"{where}: {error}") from error
+    before, after = judged(to_judge), judged(to_judge, scaling)
+    temperature = scaling.temperature
+    name = "vector scaling" if temperature is None else f"temperature {temperature:.6g}"
+    others = "others" if apart or split < 1 else "the same ones"
+    head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}"
+    both, called = {"before": before, "after": after}, Classes(last.pair.names)
+    rows = [
+        (metric.name, metric.number(before.numbers[key]), metric.number(after.numbers[key]), metric.meaning)
+        for key, metric in metrics_of(before.numbers, before.metrics).items()
+    ]
+    fine = {name: one.metrics.by_octave for name, one in both.items()}
+    shown = before.metrics.shown_calibration is before.metrics.by_octave
+    bins = [reliability(one, f"Rows by confidence, {name}") for name, one in fine.items()] if shown else []
+    found = {"scaling": {"temperature": temperature} | asdict(scaling), "fitted": numbers[0], "judged": numbers[1]}
+    found |= {"notes": errors.notes, "skipped": {what: last.total._held.skipped[what] for what in SKIPPED}}
+    for name, one in both.items():
+        found[name] = one.numbers | {"calibration": bins_of(one.metrics.calibration), "by_class": one.by_class.tolist()}
+    return Answer(
+        "Calibration", files[0], lambda: found, head, Shown("", ("metric.", "before", "after", "meaning."), rows),
+        [(name, now, "", f"before {once}; {meaning}") for name, once, now, meaning in rows],
+        lambda: plots.of_models({name: one.metrics for name, one in both.items()}), [*bins, _classes(both, called)],
+        errors.notes, saved={"--save": scaling.save},
+    )  # fmt: skip
 
-        summary = [
-            (name, after, "", f"before {before}; {meaning}") for name, before, after, meaning in found.table.rows
-        ]
-        metrics = {name: one.metrics for name, one in found.both.items()}
-        write(html, both("Calibration", files[0], [f"{found.said}."], notes, metrics, summary=summary, tables=()))
-    if save is not None:
-        found.scaling.save(save)
-    if as_json:
-        print(plain_json.text(found.as_dict(), indent=1))
-        return 0
-    console = Console(highlight=False, markup=False)
-    console.print(found.said)
-    found.table.print(console, box=None, pad_edge=False)
-    return 0
+
+def _classes(both: dict[str, Judged], called: Classes) -> Shown:
+    before, after = (one.by_class for one in both.values())
+    rows = both["before"].metrics.by_class.rows
+    worst = np.argsort(-before, kind="stable")[:_TOP]
+    return Shown("Calibration error by class", (called.column("class"), "rows", "before", "after"), [
+        (called(c), f"{rows[c]:,}", f"{before[c]:.4f}", f"{after[c]:.4f}") for c in worst.tolist()
+    ])  # fmt: skip
+
+
+def _rows(begun: Opened, seed: int, low: float, high: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows that count and whose lots, drawn anew in each pass, are from `low` to `high`, in float64."""
+    lots, held = np.random.default_rng(seed), begun.total._held
+    for block in begun.pair.blocks(scales.BLOCK):
+        lot, labels = lots.random(len(block.labels)), block.labels.reshape(-1)
+        counts = begun.seen(block).kept if held.options.skip_bad else labels != held.options.ignore_index
+        kept = counts & ((low <= lot) & (lot < high)).repeat(block.labels[:1].size)
+        z = as_numpy(block.logits.reshape(-1, begun.pair.classes))[kept].astype(np.float64)
+        yield scales.log_of(z) if held.scale == scales.PROBABILITIES else z, labels[kept].astype(np.int64)

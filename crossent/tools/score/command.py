@@ -1,9 +1,9 @@
-"""The command: files in, tables, JSON or a page out, and an exit status."""
+"""The commands score, compare and calibrate: files in, tables, JSON or a page out, and an exit status."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,65 +12,110 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from crossent.tools import plain_json
-from crossent.tools.files import check_file, write
-from crossent.tools.score import Scored, conditions, merged, score, show
+from crossent.tools.files import check_file
+from crossent.tools.score import conditions, merged, score
 from crossent.tools.score.pairs import file_and_column
 from crossent.tools.score.readers import paths_of, printable, two_files
 from crossent.tools.score.rows import check_rows_file, rows_file
+from crossent.tools.score.show import Answer, of_score
 
 FINE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where a score goes beside the terminal, as JSON or tables, and what it must not be: `fail_if` are conditions."""
+@dataclass
+class Errors:
+    """Where a `command` says what was taken for what, and what is wrong."""
 
-    as_json: bool = False
-    html: Path | None = None
-    part: Path | None = None
-    rows: Path | None = None
-    fail_if: Sequence[str] = ()
+    command: str
+    console: Console = field(
+        default_factory=lambda: Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    )
+    notes: list[str] = field(default_factory=list)
 
-    def check(self, inputs: Sequence[Path] = ()) -> None:
-        """Before the work."""
-        for said in self.fail_if:
+    def note(self, said: str) -> None:
+        """Once, as what is said of labels that two files share."""
+        if said not in self.notes:
+            self.notes.append(said)
+            self.console.print(f"crossent {self.command}: {said}")
+
+
+def answered(
+    command: str, read: Sequence[str], find: Callable[[Errors], Answer], *, files: Mapping[str, Path | None],
+    as_json: bool = False, fail_if: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """The exit status of a command that reads files, shows what it finds in them, and writes those of its options."""
+    errors = Errors(command)
+    try:
+        for said in fail_if:
             conditions.parsed(said)
-        check_rows_file(self.rows)
-        for path, option in ((self.html, "--html"), (self.part, "--partial"), (self.rows, "--rows")):
+        inputs = [path for name in read for path in paths_of(name)]
+        for option, path in files.items():
             check_file(path, option, inputs)
+        answer = find(errors)
+        for option, path in files.items():
+            if path is not None and not answer.unfinished and option in answer.files:
+                answer.files[option](path)
+        if as_json:
+            print(plain_json.text(answer.found(), indent=1))
+        else:
+            answer.print(Console(highlight=False, markup=False))
+        if answer.unfinished:
+            unwritten = "".join(f"; {path} is not written" for path in files.values() if path is not None)
+            errors.console.print(f"{answer.unfinished}{unwritten}.")
+            return INTERRUPTED
+        failed = list(conditions.failures(fail_if, answer.found())) if fail_if else []
+    except KeyboardInterrupt:
+        errors.console.print("Interrupted before there was a result.")
+        return INTERRUPTED
+    except (ValueError, MemoryError, OSError) as error:
+        errors.note(str(error))
+        return BAD_INPUT
+    for line in failed:
+        errors.note(line)
+    return FAILED if failed else FINE
 
 
 def run(
     files: Sequence[str], *, beside: Mapping[str, str] | None = None, tokenizer: str | None = None,
-    as_json: bool = False, html: Path | None = None, part: Path | None = None, rows: Path | None = None,
-    fail_if: Sequence[str] = (), **options,
+    rows: Path | None = None, html: Path | None = None, part: Path | None = None, as_json: bool = False,
+    fail_if: Sequence[str] = (), **options: Any,
 ) -> int:  # fmt: skip
-    """Score files: everything but the parsing of the command line. `options` are those of `score`."""
-    output = Output(as_json, html, part, rows, fail_if)
+    """Score files: everything but the parsing of the command line. `options` are those of `opened`."""
 
-    def scored(errors: Console) -> Scored:
-        logits, labels = two_files(files)
-        read = [*files, *(file_and_column(said)[0] for said in (beside or {}).values())]
-        output.check([found for name in read for found in paths_of(name)])
-        found = None
+    def find(errors: Errors) -> Answer:
+        check_rows_file(rows)
+        found, logits_and_labels = None, two_files(files)
         try:
-            with rows_file(output.rows) as each, _first_interrupt_noted() as interrupts, _progress(errors) as told:
+            with rows_file(rows) as each, _first_interrupt_noted() as interrupts, _progress(errors.console) as told:
 
                 def go_on(done: int, rows: int) -> bool:
                     told(done, rows)
                     return not interrupts
 
-                of_command = {"empty": output.part is not None, "note": _note(errors), "go_on": go_on, "each": each}
-                of_command["tokenizer"] = tokenizer and tokenizer_of(tokenizer)
-                found = score(logits, labels, beside=beside, **of_command, **options)
+                of_command = {"beside": beside, "tokenizer": tokenizer and tokenizer_of(tokenizer)}
+                of_command |= {"empty": part is not None, "note": errors.note, "go_on": go_on, "each": each}
+                found = score(*logits_and_labels, **of_command, **options)
                 if not found.complete:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             if found is None:
                 raise
-        return found
+        return of_score(found)
 
-    return _shown(scored, output)
+    read = [*files, *(file_and_column(said)[0] for said in (beside or {}).values())]
+    written = {"--html": html, "--partial": part, "--rows": rows}
+    return answered("score", read, find, files=written, as_json=as_json, fail_if=fail_if)
+
+
+def run_merge(
+    files: Sequence[str], *, html: Path | None = None, part: Path | None = None, top: int | None = None, **options: Any
+) -> int:
+    """Merge partial results; a part of several may become one of more."""
+
+    def find(errors: Errors) -> Answer:
+        return of_score(merged(files, top=top, empty=part is not None))
+
+    return answered("score", (), find, files={"--html": html, "--partial": part}, **options)
 
 
 def tokenizer_of(name: str) -> Any:
@@ -83,60 +128,6 @@ def tokenizer_of(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of many kinds
         raise ValueError(f"--tokenizer {name}: {printable(str(error).strip().partition(chr(10))[0])}") from error
-
-
-def run_merge(
-    files: Sequence[str], *, as_json: bool = False, html: Path | None = None, part: Path | None = None,
-    fail_if: Sequence[str] = (), top: int | None = None,
-) -> int:  # fmt: skip
-    """Merge partial results; a part of several may become one of more."""
-    output = Output(as_json, html, part, None, fail_if)
-
-    def scored(errors: Console) -> Scored:
-        output.check()
-        return merged(files, top=top, empty=output.part is not None)
-
-    return _shown(scored, output)
-
-
-def _shown(scored: Callable[[Console], Scored], output: Output) -> int:
-    """Show what is scored, and write what is to be written, if all went well."""
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    try:
-        found = scored(errors)
-        if found.complete and output.html is not None and found.metrics.rows:
-            from crossent.tools.score.report import page
-
-            write(output.html, page(found, found.top))
-        if found.complete and output.part is not None:
-            found.save(output.part)
-    except KeyboardInterrupt:
-        errors.print("Interrupted before there was a score.")
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        _note(errors)(str(error))
-        return BAD_INPUT
-    if output.as_json:
-        print(plain_json.text(show.as_dict(found), indent=1))
-    else:
-        show.tables(Console(highlight=False, markup=False), found, found.top)
-    if not found.complete:
-        unwritten = [path for path in (output.html, output.part, output.rows) if path is not None]
-        said = "".join(f"; {path} is not written" for path in unwritten)
-        errors.print(f"Interrupted after {found.done:,} of {found.rows:,} rows, of which this is the score{said}.")
-        return INTERRUPTED
-    try:
-        failed = list(conditions.failures(output.fail_if, found.total.result())) if output.fail_if else []
-    except ValueError as error:
-        _note(errors)(str(error))
-        return BAD_INPUT
-    for line in failed:
-        _note(errors)(line)
-    return FAILED if failed else FINE
-
-
-def _note(errors: Console) -> Callable[[str], None]:
-    return lambda said: errors.print(f"crossent score: {said}")
 
 
 @contextmanager

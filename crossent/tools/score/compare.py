@@ -1,27 +1,25 @@
-"""`crossent compare`: two models on the same rows: by how much they differ, and whether that may be chance."""
+"""`crossent.Comparison`: by how much two models differ on the same rows, and whether that may be chance."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from crossent.tools.score import Opened, Scored, opened
-from crossent.tools.score.intervals import weights
+from crossent.tools.score.held import SKIPPED, Seen
+from crossent.tools.score.intervals import half_width, weights
 from crossent.tools.score.metrics import Metrics
-from crossent.tools.score.readers import BadFile
-from crossent.tools.score.worst import Index, natural
-
-_AT_ONCE = 2**15  # rows that are compared together
+from crossent.tools.score.running import Score
+from crossent.tools.score.scales import Scale
+from crossent.tools.score.worst import Index, natural, shown
 
 
 @dataclass(frozen=True)
 class Changed:
     """A row that one model gets right and the other wrong."""
 
-    file: str
+    file: str | None
     index: Index
     label: int
     predictions: tuple[int, int]
@@ -30,62 +28,178 @@ class Changed:
     @property
     def order(self) -> tuple[Any, ...]:
         """The largest differences first; of equal ones the first in their files."""
-        return (-abs(self.losses[1] - self.losses[0]), natural(self.file), self.file, self.index)
+        file = self.file or ""
+        return (-abs(self.losses[1] - self.losses[0]), natural(file), file, self.index, self.label, self.predictions)
+
+    def as_dict(self) -> dict[str, Any]:
+        row = {"file": self.file, "row": shown(self.index), "label": self.label}
+        return row | {"predictions": self.predictions, "losses": self.losses}
 
 
-@dataclass
-class Sides:
-    """How often which of two models is right: `rows[c, a, b]` of class c, where a and b are 1 where A or B is.
+class Comparison:
+    """Two models on the same rows: what differs, by how much, and whether that may be chance.
 
-    `lost` are rows that A alone gets right, `won` those that B does: at most `top` of each.
+        Comparison().update(logits_a_1, logits_b_1, labels_1).update(logits_a_2, logits_b_2, labels_2).result()
+        Comparison().merge(comparison_of_one_process, comparison_of_another, ...).result()
+
+    For each metric m of a `crossent.Score` the difference is m(B) - m(A) over the rows that count, and its interval of
+    95 % is that of differences in resampled rows, the same ones for both models. Where A alone gets n rows right and B
+    alone k, McNemar's exact test has
+
+        p = min(1, 2 * sum over i <= min(n, k) of binomial(n + k, i) / 2**(n + k))
+
+    Args:
+        top: how many rows that changed sides are kept, of those that A alone gets right and of those that B does.
+        ignore_index, scale, names, skip_bad: as of a `crossent.Score`. A row that cannot count for one of the models
+            counts for neither.
+
+    `a` and `b` are the Scores of both. As a Score, a Comparison holds sums, not rows, can be pickled, and has the same
+    result to the last bit however rows were cut.
+
+    Losses are in nats. Differentiates nothing. Raises as Score. PyTorch has no such class. Sources: McNemar, "Note on
+    the sampling error of the difference between correlated proportions or percentages" (1947); Benjamini & Hochberg,
+    "Controlling the false discovery rate" (1995). `result` needs SciPy.
+
+    >>> import numpy as np
+    >>> import crossent
+    >>> labels = np.array([0, 1, 2, 2])
+    >>> a, b = np.eye(3)[[0, 1, 2, 0]], 2 * np.eye(3)[[0, 1, 2, 2]]
+    >>> found = crossent.Comparison().update(a, b, labels).result()
+    >>> print(f"{found['differences']['nll']['difference']:.4f}", found["agreement"])
+    -0.5619 {'both': 3, 'a_alone': 0, 'b_alone': 1, 'neither': 0, 'p': 1.0}
+    >>> found["won"]
+    [{'file': None, 'row': 3, 'label': 2, 'predictions': (0, 2), 'losses': (1.551444713932051, 0.23954...)}]
     """
 
-    classes: int
-    top: int
-    rows: np.ndarray = field(init=False)
-    lost: list[Changed] = field(default_factory=list)
-    won: list[Changed] = field(default_factory=list)
+    def __init__(
+        self, *, top: int = 10, ignore_index: int = -100, scale: Scale = "logits", names: Sequence[str] | None = None,
+        skip_bad: bool = False,
+    ):  # fmt: skip
+        options: Any = {"top": top, "ignore_index": ignore_index, "scale": scale, "names": names, "skip_bad": skip_bad}
+        self._hold(Score(**options), Score(**options))
 
-    def __post_init__(self):
-        self.rows = np.zeros((self.classes, 2, 2), np.int64)
+    @classmethod
+    def _of(cls, a: Score, b: Score) -> "Comparison":
+        found = cls()
+        found._hold(a, b)
+        return found
 
-    def add(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-        """The same rows as both models see them."""
-        label, right = a["label"], [one["prediction"] == a["label"] for one in (a, b)]
-        code = 4 * label + 2 * right[0] + right[1]
-        self.rows += np.bincount(code, minlength=4 * self.classes).reshape(-1, 2, 2)
+    def _hold(self, a: Score, b: Score) -> None:
+        """`_rows[c, x, y]` are those of class c that A (x = 1) and B (y = 1) get right or not."""
+        self.a, self.b, self._rows = a, b, np.zeros((1, 2, 2), np.int64)
+        self._lost: list[Changed] = []
+        self._won: list[Changed] = []
+
+    def update(self, a: Any, b: Any, target: Any, *, dim: int | None = None, rows: Any = None) -> "Comparison":
+        """Counts rows, and returns the Comparison itself.
+
+        Args:
+            a, b: the logits of both models for the same rows, each as `crossent.Score.update` takes them; they need not
+                be of the same dtype or library.
+            target, dim, rows: as there.
+
+        Raises as there, and ValueError where the logits have different shapes. Nothing is counted then.
+        """
+        if tuple(a.shape) != tuple(b.shape):
+            raise ValueError(f"b must have the shape of a, {tuple(a.shape)}, got {tuple(b.shape)}")
+        seen = [score._look("Comparison.update", one, target, dim, rows) for score, one in ((self.a, a), (self.b, b))]
+        self._count(*seen)
+        for score, one in zip((self.a, self.b), seen):
+            score._held.count(one)
+            score._counted(len(one.numbers))
+        return self
+
+    def merge(self, *others: "Comparison") -> "Comparison":
+        """Adds what other Comparisons have counted, leaves them as they are, and returns the Comparison itself.
+
+        Raises as `crossent.Score.merge`. Nothing is merged then.
+        """
+        for i, other in enumerate(others):
+            if not isinstance(other, Comparison):
+                raise TypeError(f"others[{i}] must be a Comparison, got {type(other).__name__}")
+        self.a.merge(*(other.a for other in others))
+        self.b.merge(*(other.b for other in others))
+        for other in others:
+            self._rows = self._rows + other._rows
+            self._keep(other._lost, other._won)
+        return self
+
+    def result(self) -> dict[str, Any]:
+        """What `crossent compare --json` shows, for all rows so far; more may follow.
+
+        A dict of Python numbers, lists and dicts:
+
+            scored, ignored, skipped, classes   as of a Score, the same for both models
+            differences                         of each metric that has an interval, by its name, with points where a
+                                                Score has it within something else: a, b, difference, and both ends of
+                                                its interval, low and high
+            agreement                           how many rows both, a_alone, b_alone and neither get right, and p
+            classes_tested                      how many have rows
+            classes_that_got_worse              those of which B gets fewer rows right, the least likely by chance
+                                                first: label, name where they have some, rows, recall_a, recall_b,
+                                                a_alone, b_alone, p, and adjusted: p among that of all classes
+            lost, won                           rows that A alone gets right, and that B does, with the largest
+                                                differences: file, row, label, predictions and losses, A's first
+        """
+        a, b = self.a._held.metrics(), self.b._held.metrics()
+        (neither, b_alone), (a_alone, both) = self._rows.sum(0).tolist()
+        p = float(mcnemar(np.array(a_alone), np.array(b_alone)))
+        return {
+            "scored": a.rows, "ignored": a.ignored, "skipped": {what: self.a._held.skipped[what] for what in SKIPPED},
+            "classes": a.classes, "differences": {name: asdict(one) for name, one in differences(a, b).items()},
+            "agreement": {"both": both, "a_alone": a_alone, "b_alone": b_alone, "neither": neither, "p": p},
+            "classes_tested": int(self._rows.any((1, 2)).sum()), "classes_that_got_worse": self._worse(),
+            "lost": [row.as_dict() for row in self._lost], "won": [row.as_dict() for row in self._won],
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"<crossent.Comparison of {self._rows.sum():,} rows>"
+
+    def _count(self, a: Seen, b: Seen) -> None:
+        """Which rows changed sides, of those that count for either model and hence for both."""
+        a.skip(b.wrong)
+        b.skip(a.wrong)
+        labels, classes = a.labels.reshape(-1), a.block.shape[-1]
+        right = [one.kept & (one.stats.prediction == labels) for one in (a, b)]
+        code = (4 * labels + 2 * right[0] + right[1])[a.kept]
+        self._rows = self._rows + np.bincount(code, minlength=4 * classes).reshape(-1, 2, 2)
         with np.errstate(invalid="ignore"):  # of two infinite losses, where nobody is right
-            off = abs(b["loss"] - a["loss"])
-        for kept, changed in ((self.lost, right[0] & ~right[1]), (self.won, ~right[0] & right[1])):
-            at = np.flatnonzero(changed)
-            at = at[np.argsort(-off[at], kind="stable")[: self.top]]
-            kept += [_changed(a, b, i) for i in at.tolist()]
-            kept.sort(key=lambda row: row.order)
-            del kept[self.top :]
+            off = abs(b.losses - a.losses)
+        changed = []
+        for at in (np.flatnonzero(right[0] & ~right[1]), np.flatnonzero(~right[0] & right[1])):
+            at = at[np.argsort(-off[at], kind="stable")]
+            changed.append([_changed(a, b, i) for i in at[: self.a._held.options.top].tolist()])
+        self._keep(*changed)
+
+    def _keep(self, lost: Iterable[Changed], won: Iterable[Changed]) -> None:
+        top = self.a._held.options.top
+        self._lost = sorted([*self._lost, *lost], key=lambda row: row.order)[:top]
+        self._won = sorted([*self._won, *won], key=lambda row: row.order)[:top]
+
+    def _worse(self) -> list[dict[str, Any]]:
+        """Classes of which B gets fewer rows right than A."""
+        from scipy.stats import false_discovery_control
+
+        names, known = self.a._held.options.names, np.flatnonzero(self._rows.any((1, 2)))
+        rows = self._rows[known]
+        n, a, b, both = rows.sum((1, 2)), rows[:, 1, 0], rows[:, 0, 1], rows[:, 1, 1]
+        p = mcnemar(a, b)
+        columns = {"rows": n, "recall_a": (a + both) / n, "recall_b": (b + both) / n, "a_alone": a, "b_alone": b}
+        columns |= {"p": p, "adjusted": false_discovery_control(p)}
+        chosen = [i for i in np.lexsort((known, b - a, p)).tolist() if a[i] > b[i]]
+        named = {"name": np.array(names)[known]} if names and len(known) else {}
+        columns = {"label": known} | named | columns
+        return [{name: column[i].item() for name, column in columns.items()} for i in chosen]
 
 
-def _changed(a: dict[str, np.ndarray], b: dict[str, np.ndarray], i: int) -> Changed:
-    index = tuple(int(a[name][i]) for name in a if name == "row" or name.startswith("index_"))
-    pair = {name: (a[name][i].item(), b[name][i].item()) for name in ("prediction", "loss")}
-    return Changed(str(a["file"][i]), index, int(a["label"][i]), pair["prediction"], pair["loss"])
-
-
-def _evenly(opened: Opened) -> Iterator[dict[str, np.ndarray]]:
-    """What is known of rows as they are counted, so many at once whatever the blocks."""
-    waiting: list[dict[str, np.ndarray]] = []
-    for _ in opened.counted(waiting.append, paired=True):
-        rows = sum(len(one["label"]) for one in waiting)
-        if rows >= _AT_ONCE:
-            whole = {name: np.concatenate([one[name] for one in waiting]) for name in waiting[0]}
-            *full, rest = range(0, rows + 1, _AT_ONCE)
-            yield from ({name: column[lo : lo + _AT_ONCE] for name, column in whole.items()} for lo in full)
-            waiting[:] = [{name: column[rest:] for name, column in whole.items()}]
-    if waiting:
-        yield {name: np.concatenate([one[name] for one in waiting]) for name in waiting[0]}
+def _changed(a: Seen, b: Seen, i: int) -> Changed:
+    predictions, losses = ((one.item(), other.item()) for one, other in (
+        (a.stats.prediction[i], b.stats.prediction[i]), (a.losses[i], b.losses[i])))  # fmt: skip
+    return Changed(*a.find(i), int(a.labels.reshape(-1)[i]), predictions, losses)
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The exact test of McNemar (1947): how likely rows that changed sides are parted so unevenly, or more so."""
+    """How likely rows that changed sides are parted so unevenly, or more so."""
     from scipy.special import bdtr
 
     return np.minimum(1.0, 2 * bdtr(np.minimum(one, other), one + other, 0.5))
@@ -106,100 +220,25 @@ class Difference:
             return "no interval"
         if self.low <= 0 <= self.high:
             return "may be chance"
-        return "B is better" if (self.high < 0) == (name in _LESS_IS_BETTER) else "A is better"
-
-
-_LESS_IS_BETTER = ("nll", "perplexity", "brier", "calibration_error")
+        return "B is better" if (self.low > 0) == name.startswith(("accuracy", "top", "coverage")) else "A is better"
 
 
 def differences(a: Metrics, b: Metrics) -> dict[str, Difference]:
     """Of each metric of the same rows. Intervals are those of differences in resampled rows, the same ones for both."""
-    drawn = [one.sample.resampled(weights()) for one in (a, b)]
+    one, other = a.sample, b.sample
+    drawn = [sample.resampled(weights()) for sample in (one, other)]
     found = {}
     for name, value in a.numbers.items():
         with np.errstate(invalid="ignore"):
             off = b.numbers[name] - value
-            low, high = a.sample.percentiles(drawn[1][name] - drawn[0][name])
-        if name == "calibration_error":
-            (most_a, least_a), (most_b, least_b) = (one.sample.calibration_off() for one in (a, b))
-            low = off - a.sample.percentiles(most_b - least_a)[1]
-            high = off - a.sample.percentiles(least_b - most_a)[0]
+            if name in one.influence:
+                half = float(half_width(other.influence[name] - one.influence[name], one.steps[0].sum(1)))
+                low, high = off - half, off + half
+            elif name == "calibration_error":
+                (most_a, least_a), (most_b, least_b) = one.calibration_off(), other.calibration_off()
+                low = off - one.percentiles(most_b - least_a)[1]
+                high = off - one.percentiles(least_b - most_a)[0]
+            else:
+                low, high = one.percentiles(drawn[1][name] - drawn[0][name])
         found[name] = Difference(value, b.numbers[name], off, low, high)
     return found
-
-
-@dataclass(frozen=True)
-class ClassChange:
-    """A class whose rows A or B alone gets right; `adjusted` is `p` of McNemar's test among that of all classes."""
-
-    label: int
-    rows: int
-    recall_a: float
-    recall_b: float
-    a_alone: int
-    b_alone: int
-    p: float
-    adjusted: float
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two scores of the same rows; `sides` has how they differ row by row."""
-
-    a: Scored
-    b: Scored
-    sides: Sides
-
-    @cached_property
-    def differences(self) -> dict[str, Difference]:
-        return differences(self.a.metrics, self.b.metrics)
-
-    @property
-    def agreement(self) -> dict[str, Any]:
-        """How many rows both models, one alone and neither get right, and how likely that is of equally good ones."""
-        (neither, b_alone), (a_alone, both) = self.sides.rows.sum(0).tolist()
-        p = float(mcnemar(np.array(a_alone), np.array(b_alone)))
-        return {"both": both, "a_alone": a_alone, "b_alone": b_alone, "neither": neither, "p": p}
-
-    @cached_property
-    def classes(self) -> list[ClassChange]:
-        """Those of which B gets fewer rows right than A, the least likely by chance first."""
-        from scipy.stats import false_discovery_control
-
-        known = np.flatnonzero(self.sides.rows.any((1, 2)))
-        rows = self.sides.rows[known]
-        n, a, b, both = rows.sum((1, 2)), rows[:, 1, 0], rows[:, 0, 1], rows[:, 1, 1]
-        p = mcnemar(a, b)
-        columns = known, n, (a + both) / n, (b + both) / n, a, b, p, false_discovery_control(p)
-        chosen = np.lexsort((known, b - a, p))
-        return [ClassChange(*(column[i].item() for column in columns)) for i in chosen if a[i] > b[i]]
-
-    @property
-    def tested(self) -> int:
-        return int(self.sides.rows.any((1, 2)).sum())
-
-    def as_dict(self) -> dict:
-        """For JSON."""
-        lists = {"classes_that_got_worse": self.classes, "lost": self.sides.lost, "won": self.sides.won}
-        return {
-            "a": self.a.parts[0].logits, "b": self.b.parts[0].logits, "labels": self.a.parts[0].labels,
-            "notes": [*self.a.notes, *self.b.notes], "rows": self.a.metrics.rows, "ignored": self.a.metrics.ignored,
-            "classes": self.a.metrics.classes, "agreement": self.agreement, "classes_tested": self.tested,
-            "differences": {name: asdict(one) for name, one in self.differences.items()},
-            **{name: [asdict(one) for one in ones] for name, ones in lists.items()},
-        }  # fmt: skip
-
-
-def compared(a: str, b: str, labels: str, **options: Any) -> Compared:
-    """Compare the logits of A and B in the memory of two blocks of rows. `options` are those of `opened`."""
-    one, other = (opened(logits, labels, **options) for logits in (a, b))
-    if other.pair.shape != one.pair.shape or other.pair.classes != one.pair.classes:
-        raise BadFile(f"{b}: has logits of shape {other.pair.logits.shape}, and {a} of {one.pair.logits.shape}")
-    if one.pair.names != other.pair.names and None not in (one.pair.names, other.pair.names):
-        raise BadFile(f"{b}: the header names other classes than that of {a}, or in another order")
-    sides = Sides(one.pair.classes, options["top"])
-    for rows, others in zip(_evenly(one), _evenly(other), strict=True):
-        if not np.array_equal(rows["label"], others["label"]):
-            raise BadFile(f"{b}: the labels are read as other classes than those of {a}: give both the same header")
-        sides.add(rows, others)
-    return Compared(one.scored(), other.scored(), sides)

@@ -1,111 +1,119 @@
 """The command `crossent compare`: tables, JSON and a page of two models on the same rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import numpy as np
 
-from crossent.tools import plain_json
-from crossent.tools.files import check_file, write
-from crossent.tools.score.compare import Changed, Compared, compared
-from crossent.tools.score.readers import paths_of
-from crossent.tools.score.show import Shown, interval, nats, percent
-from crossent.tools.score.worst import shown
-
-_NAMES = {
-    "nll": "mean NLL", "accuracy": "accuracy", "brier": "Brier score", "calibration_error": "calibration error",
-}  # fmt: skip
+from crossent.tools.score import Opened, Scored, opened, plots
+from crossent.tools.score.command import Errors, answered
+from crossent.tools.score.compare import Comparison, Difference
+from crossent.tools.score.pairs import Block
+from crossent.tools.score.readers import BadFile
+from crossent.tools.score.show import Answer, Classes, Shown, metrics_of, nats, of_rows, percent, placed
 
 
-def headline(found: Compared) -> str:
-    m, (a, b) = found.a.metrics, (one.parts[0].logits for one in (found.a, found.b))
-    ignored = f", {m.ignored:,} ignored" if m.ignored else ""
-    return f"{m.rows:,} rows of {m.classes:,} classes{ignored}; A is {a}, B is {b}"
+def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None = None, **options: Any) -> int:
+    """Everything but the parsing of the command line. `options` are those of `opened`."""
+    find = partial(_answer, a, b, labels, **options)
+    return answered("compare", [a, b, labels], find, files={"--html": html}, as_json=as_json)
 
 
-def test(found: Compared) -> str:
+def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answer:
+    """Of two models, in the memory of two blocks of rows."""
+    found, one, other = _compared(*(opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
+    result, called = found.result(), Classes(found.a._held.options.names)
+    rows, cards = [], []
+    for name, metric in metrics_of(result["differences"], one.metrics).items():
+        off = Difference(**result["differences"][name])
+        values = metric.number(off.a), metric.number(off.b)
+        differ, ends = metric.difference(off.difference, (off.low, off.high))
+        rows.append((metric.name, *values, differ, ends, off.verdict(name)))
+        cards.append((metric.name, differ, ends, "A {}, B {}: {}".format(*values, off.verdict(name))))
+    known = {"a": a, "b": b, "labels": labels, "notes": errors.notes}
+    models = {"A": one.metrics, "B": other.metrics}
+    return Answer(
+        "Comparison", f"{a} and {b}", lambda: known | result, f"{of_rows(one)}; A is {a}, B is {b}",
+        Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows), cards,
+        lambda: plots.of_models(models),
+        [*_worse(result, called, found.a._held.options.top), *_changes(result, called)],
+        errors.notes, said=_test(result["agreement"]),
+    )  # fmt: skip
+
+
+def _compared(one: Opened, other: Opened) -> tuple[Comparison, Scored, Scored]:
+    a, b = one.part.logits, other.part.logits
+    if other.pair.shape != one.pair.shape or other.pair.classes != one.pair.classes:
+        raise BadFile(f"{b}: has logits of shape {other.pair.logits.shape}, and {a} of {one.pair.logits.shape}")
+    if one.pair.names != other.pair.names and None not in (one.pair.names, other.pair.names):
+        raise BadFile(f"{b}: the header names other classes than that of {a}, or in another order")
+    found = Comparison._of(one.total, other.total)
+    for blocks in _together(one, other):
+        seen = [each.seen(block, paired=True) for each, block in zip((one, other), blocks)]
+        if not np.array_equal(seen[0].labels, seen[1].labels):
+            raise BadFile(f"{b}: the labels are read as other classes than those of {a}: give both the same header")
+        found._count(*seen)
+        for each, block, rows in zip((one, other), blocks, seen):
+            each.count(block, rows)
+    return found, one.scored(), other.scored()
+
+
+def _together(*both: Opened) -> Iterator[list[Block]]:
+    """Blocks of the same rows: cut wherever those of one are."""
+    streams = [one.blocks() for one in both]
+    waiting = [next(stream, None) for stream in streams]
+    while None not in waiting:
+        rows = min(len(block.labels) for block in waiting if block)
+        if rows:
+            yield [_cut(block, 0, rows) for block in waiting if block]
+        waiting = [
+            next(stream, None) if block is None or len(block.labels) == rows else _cut(block, rows, len(block.labels))
+            for stream, block in zip(streams, waiting)
+        ]
+
+
+def _cut(block: Block, low: int, high: int) -> Block:
+    labels = block.labels[low:high]
+    return Block(block.start + block.labels[:low].size, block.logits[low:high], labels, {})
+
+
+def _test(n: Mapping[str, Any]) -> str:
     """McNemar's in a sentence."""
-    n = found.agreement
     if not n["a_alone"] + n["b_alone"]:
         return "Both models get the same rows right."
-    chance = f"that may be chance (p = {n['p']:.2g})" if n["p"] > 0.05 else f"that is hardly chance (p = {n['p']:.2g})"
+    chance = f"that {'may be' if n['p'] > 0.05 else 'is hardly'} chance (p = {n['p']:.2g})"
     return (
         f"Both get {n['both']:,} rows right, A alone {n['a_alone']:,}, B alone {n['b_alone']:,}, neither "
         f"{n['neither']:,}: {chance}, McNemar's exact test."
     )
 
 
-def metrics(found: Compared) -> Shown:
-    columns = "metric.", "A", "B", "B - A", "95% interval", "verdict."
-    return Shown("", columns, [
-        (_NAMES[name], _form(name, one.a), _form(name, one.b), _form(name, one.difference, "+"),
-         interval((one.low, one.high), "+.2%" if name == "accuracy" else "+.4f"), one.verdict(name))
-        for name, one in found.differences.items() if name in _NAMES
-    ])  # fmt: skip
-
-
-def _form(name: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.2%}" if name == "accuracy" else f"{value:{sign}.4f}"
-
-
-def tables(found: Compared, top: int) -> Iterator[Shown]:
-    """Classes that got worse, and rows that changed sides."""
-    if found.classes and top:
-        columns = "class", "rows", "recall A", "recall B", "A alone", "B alone", "p", "adjusted p"
+def _worse(result: Mapping[str, Any], called: Classes, top: int) -> Iterator[Shown]:
+    classes = result["classes_that_got_worse"][:top]
+    if classes:
+        columns = called.column("class"), "rows", "recall A", "recall B", "A alone", "B alone", "p", "adjusted p"
         rows = [
-            (str(c.label), f"{c.rows:,}", percent(c.recall_a), percent(c.recall_b), f"{c.a_alone:,}", f"{c.b_alone:,}",
-             f"{c.p:.2g}", f"{c.adjusted:.2g}")
-            for c in found.classes[:top]
+            (called(c["label"]), f"{c['rows']:,}", percent(c["recall_a"]), percent(c["recall_b"]),
+             f"{c['a_alone']:,}", f"{c['b_alone']:,}", f"{c['p']:.2g}", f"{c['adjusted']:.2g}")
+            for c in classes
         ]  # fmt: skip
         note = (
-            f"Of {found.tested:,} classes some get worse by chance. The adjusted p (Benjamini-Hochberg) allows for "
-            "that: of the classes with 0.05 or less, at most one in twenty is expected to be chance."
+            f"Of {result['classes_tested']:,} classes some get worse by chance. The adjusted p (Benjamini-Hochberg) "
+            "allows for that: of the classes with 0.05 or less, at most one in twenty is expected to be chance."
         )
         yield Shown("Classes that got worse", columns, rows, note)
-    for title, changed in (("A right, B wrong", found.sides.lost), ("A wrong, B right", found.sides.won)):
+
+
+def _changes(result: Mapping[str, Any], called: Classes) -> Iterator[Shown]:
+    for title, changed in (("A right, B wrong", result["lost"]), ("A wrong, B right", result["won"])):
         if changed:
-            columns = "row", "label", "A predicts", "B predicts", "NLL of A", "NLL of B"
-            files = len({row.file for row in changed}) > 1
-            columns = ("file.", *columns) if files else columns
-            yield Shown(f"Rows that changed sides: {title}", columns, [_row(row, files) for row in changed])
-
-
-def _row(row: Changed, files: bool) -> tuple[str, ...]:
-    numbers = (str(n) for n in (shown(row.index), row.label, *row.predictions))
-    return (*([row.file] if files else []), *numbers, *map(nats, row.losses))
-
-
-def run(a: str, b: str, labels: str, *, as_json: bool, html: Path | None, top: int, **options: Any) -> int:
-    """Everything but the parsing of the command line. Raises ValueError for what cannot be compared."""
-    check_file(html, "--html", [path for name in (a, b, labels) for path in paths_of(name)])
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    told: list[str] = []
-
-    def note(said: str) -> None:
-        if said not in told:  # of the labels, which both are read with
-            errors.print(f"crossent compare: {said}")
-        told.append(said)
-
-    found = compared(a, b, labels, top=top, note=note, **options)
-    if html is not None:
-        from crossent.tools.score.report import both
-
-        summary = [
-            (name, difference, interval, f"A {one}, B {other}: {verdict}")
-            for name, one, other, difference, interval, verdict in metrics(found).rows
-        ]
-        said, models = [f"{headline(found)}.", test(found)], {"A": found.a.metrics, "B": found.b.metrics}
-        shown = {"summary": summary, "tables": tables(found, top)}
-        write(html, both("Comparison", f"{a} and {b}", said, dict.fromkeys(told), models, **shown))
-    if as_json:
-        print(plain_json.text(found.as_dict(), indent=1))
-        return 0
-    console = Console(highlight=False, markup=False)
-    console.print(headline(found))
-    metrics(found).print(console, box=None, pad_edge=False)
-    console.print(test(found))
-    for one in tables(found, top):
-        console.print()
-        one.print(console)
-    return 0
+            classes = [called.column(name) for name in ("label", "A predicts", "B predicts")]
+            rows = [
+                (row["file"], str(row["row"]), *map(called, (row["label"], *row["predictions"])),
+                 *map(nats, row["losses"]))
+                for row in changed
+            ]  # fmt: skip
+            columns, files = ("row", *classes, "NLL of A", "NLL of B"), {row["file"] for row in changed}
+            yield placed(f"Rows that changed sides: {title}", columns, rows, len(files) > 1)

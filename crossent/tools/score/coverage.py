@@ -1,13 +1,16 @@
 """Coverage against accuracy: how often the rows are right in which a model is surest."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from crossent.tools.score.sums import Cells, ratio
+from crossent.tools.score.sums import ratio
 
 _IN_OCTAVE, _OCTAVES = 16, 29
 _HALF = _IN_OCTAVE * _OCTAVES
+_NEAR = 0.05  # of all rows, to each side of a share, tell how often a row there is right
+SHARES = np.array([0.25, 0.5, 0.75, 0.9, 1.0])  # of the rows, of which the accuracy is shown
 STEPS = 2 * _HALF  # of the confidence: 16 to each factor of 2, up to 1/2 of itself, and above of what is missing to 1
 
 
@@ -35,22 +38,50 @@ class Coverage:
     least: np.ndarray
 
     @classmethod
-    def of(cls, steps: Cells) -> "Coverage":
-        used = np.flatnonzero(steps["rows"])[::-1]
-        return cls(steps["rows"][used], steps["right"][used], _least(used))
+    def of(cls, rows: np.ndarray, right: np.ndarray, steps: np.ndarray) -> "Coverage":
+        return cls(rows, right, _least(steps))
 
     @property
     def area(self) -> float:
         """Below the curve of the accuracy over the coverage: the mean accuracy over all coverages from 0 to 1."""
-        share, before, right = ratio(self.right, self.rows), *(np.cumsum(x) - x for x in (self.rows, self.right))
-        # Within a step the accuracy is (right + share * x) / (before + x), x being rows.
-        grown = np.log1p(self.rows / np.maximum(before, 1))
-        return float((self.right + (right - share * before) * grown).sum() / max(1, self.rows.sum()))
+        return min(1.0, float(ratio(self.right, self.rows) @ self._weight)) if len(self.rows) else np.nan
 
-    def at(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each share of all rows the accuracy of the surest ones, and from which confidence on rows are of them."""
-        rows, right = np.cumsum(self.rows), np.cumsum(self.right)
-        wanted = shares * rows[-1]
-        step = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-        beyond = (rows[step] - wanted) * self.right[step] / self.rows[step]
-        return (right[step] - beyond) / wanted, self.least[step]
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Of the surest rows, for each of the SHARES."""
+        return np.minimum(1.0, ratio(self._taken(SHARES) @ self.right, SHARES * self.rows.sum()))  # despite rounding
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """From which on a row is one of them."""
+        upto = np.cumsum(self.rows)
+        return self.least[np.minimum(np.searchsorted(upto, SHARES * upto[-1]), len(upto) - 1)]
+
+    @property
+    def _weight(self) -> np.ndarray:
+        """Of the accuracy of each step in the area: what -log u is over the shares u that come in it."""
+        u = np.cumsum([0, *self.rows]) / max(1, self.rows.sum())
+        return np.diff(u - u * np.log(np.where(u > 0, u, 1.0)))
+
+    def _taken(self, shares: np.ndarray) -> np.ndarray:
+        """Which part of each step is of the surest rows, for each share of all."""
+        before = np.cumsum(self.rows) - self.rows
+        return np.clip((shares[:, None] * self.rows.sum() - before) / self.rows, 0.0, 1.0)
+
+    @cached_property
+    def influence(self) -> tuple[np.ndarray, np.ndarray]:
+        """By how much a row of each step moves the area and the accuracy of the SHARES, (6, steps), times the number of
+        rows: the first if it is right, less the second, and but for a part that is the same for all rows.
+
+        Where rows leave, as many less sure ones come among the surest, which are as often right as those near the end.
+        """
+        if not len(self.rows):
+            return (np.zeros((1 + len(SHARES), 0)),) * 2
+        near, taken = self._taken(SHARES + _NEAR) - self._taken(SHARES - _NEAR), self._taken(SHARES) / SHARES[:, None]
+        at_end = ratio(near @ self.right, near @ self.rows)
+        share, upto = self.right / self.rows, np.cumsum(self.rows)
+        grown = share * np.log(upto / np.maximum(upto - self.rows, 1))
+        later = np.cumsum(grown[::-1])[::-1] - grown
+        log = self._weight * upto[-1] / self.rows
+        lost = share * (np.log(upto / upto[-1]) + log) + later
+        return np.vstack([log, taken]), np.vstack([lost, at_end[:, None] * taken])

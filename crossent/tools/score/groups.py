@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossent.tools.arrays import told_apart
-from crossent.tools.score.intervals import Interval, means, shares
+from crossent.tools.score.intervals import FEW, Interval, means, shares
 from crossent.tools.score.sums import Cells
 from crossent.tools.score.worst import natural
 
 MOST = 10_000
-_CELLS = 32  # of the sample, in each group
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class GroupCells:
 
     def __init__(self, names: Iterable[str] = ()):
         self.numbers: dict[str, int] = {}
-        n = _CELLS * len(self.numbered(names))
+        n = FEW * len(self.numbered(names))
         self.table = Cells(n, ("rows", "right", "impossible"), ("nll", "confidence"))
 
     def numbered(self, names: Iterable[str]) -> np.ndarray:
@@ -60,7 +59,7 @@ class GroupCells:
     def add(self, numbers: np.ndarray, cells: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         """Rows of these groups and cells of the sample."""
         self._grow()
-        self.table.add(cells % _CELLS * len(self.numbers) + numbers, rows)
+        self.table.add(cells % FEW * len(self.numbers) + numbers, rows)
 
     def merge(self, other: "GroupCells") -> None:
         numbers, other = self.numbered(other.numbers), other.copy()
@@ -82,13 +81,13 @@ class GroupCells:
 
     def _grow(self) -> None:
         """To as many groups as are known."""
-        known = self.table.n // _CELLS
+        known = self.table.n // FEW
         if known < len(self.numbers):
             self._arrange(np.arange(known), len(self.numbers))
 
     def _arrange(self, places: np.ndarray, n: int) -> None:
         """Give the groups these numbers, of `n`."""
-        self.table = self.table.moved((np.arange(_CELLS)[:, None] * n + places).reshape(-1), _CELLS * n)
+        self.table = self.table.moved((np.arange(FEW)[:, None] * n + places).reshape(-1), FEW * n)
 
     def found(self, labels: float) -> list[Group]:
         """`labels` is how many of them a row of the data has.
@@ -98,7 +97,7 @@ class GroupCells:
         """
         sums = self.table.folded(len(self.numbers))
         of_all = sums["right"].sum() / max(1, sums["rows"].sum())
-        columns = (self.table[name].reshape(_CELLS, -1).T for name in ("rows", "right", "nll", "impossible"))
+        columns = (self.table[name].reshape(FEW, -1).T for name in ("rows", "right", "nll", "impossible"))
         rows, right, nll, impossible = columns
         losses = means(np.where(impossible.any(1), np.nan, nll.T).T, rows)
         intervals = (list(zip(*(end.tolist() for end in ends))) for ends in (shares(right, rows, labels), losses))

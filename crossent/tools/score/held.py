@@ -1,8 +1,9 @@
 """All that a Score is made of: what it counts, and what of others fits it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from crossent.tools.score import scales
 from crossent.tools.score.inputs import Inputs
 from crossent.tools.score.intervals import cells_of
 from crossent.tools.score.metrics import Counts, Metrics
-from crossent.tools.score.rows import spread
+from crossent.tools.score.rows import Columns, places, spread
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.scaling import Scaling
-from crossent.tools.score.texts import Measure, Texts, shifted
+from crossent.tools.score.sums import ratio
+from crossent.tools.score.texts import Documents, Measure, shifted
 from crossent.tools.score.worst import Index, Worst, shown
 
 _MOST_RANKS = 20
+_NOTHING = PredictionStats(*[np.empty(0)] * len(PredictionStats._fields))
 # What may be wrong with rows that are skipped.
 SKIPPED = {"labels": "label is no class", "logits": "nan, inf or no number", "scale": "other numbers than said"}
 
@@ -30,32 +33,29 @@ SKIPPED = {"labels": "label is no class", "logits": "nan, inf or no number", "sc
 class Options:
     """What all parts of a score have in common. `scale` is None where no row that counts has told it."""
 
-    top: int
-    ignore_index: int
-    scale: Scale | None
-    names: tuple[str, ...] | None
+    top: int = 10
+    ignore_index: int = -100
+    scale: Scale | None = scales.LOGITS
+    names: Sequence[str] | None = None
     skip_bad: bool = False
     shift: int = 0
     scaling: Scaling | None = None
-    top_k: tuple[int, ...] = (5,)
+    top_k: Sequence[int] = (5,)
 
-    @classmethod
-    def checked(
-        cls, top: int, ignore_index: int, scale: Scale, names: Sequence[str] | None, skip_bad: bool = False,
-        shift: int = 0, scaling: Scaling | None = None, top_k: Sequence[int] = (5,),
-    ) -> "Options":  # fmt: skip
-        top, shift = whole_number("top", top, 0), whole_number("shift", shift, 0)
-        ranks = tuple(sorted({whole_number("top_k", k, 1) for k in top_k}))
+    def __post_init__(self) -> None:
+        ranks, names = tuple(sorted({whole_number("top_k", k, 1) for k in self.top_k})), self.names
         if len(ranks) > _MOST_RANKS:
             raise ValueError(f"top_k must be at most {_MOST_RANKS} numbers, got {len(ranks)}")
-        if scale not in scales.SCALES:
-            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {scale!r}")
+        if self.scale not in (*scales.SCALES, None):
+            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got {self.scale!r}")
         if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
             raise TypeError(f"names must be a sequence of names, got {names!r}")
-        if not isinstance(scaling, Scaling | None):
-            raise TypeError(f"scaling must be a crossent.Scaling, got {type(scaling).__name__}")
-        named = None if names is None else tuple(names)
-        return cls(top, integer("ignore_index", ignore_index), scale, named, bool(skip_bad), shift, scaling, ranks)
+        if not isinstance(self.scaling, Scaling | None):
+            raise TypeError(f"scaling must be a crossent.Scaling, got {type(self.scaling).__name__}")
+        known = {"top": whole_number("top", self.top, 0), "shift": whole_number("shift", self.shift, 0)}
+        known |= {"ignore_index": integer("ignore_index", self.ignore_index), "skip_bad": bool(self.skip_bad)}
+        known |= {"names": None if names is None else tuple(names), "top_k": ranks}
+        vars(self).update(known)  # which is the way into a frozen one
 
     def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
         """What another one differs in, and the two values."""
@@ -87,6 +87,57 @@ class Part:
 
 
 @dataclass
+class Seen:
+    """Rows that were looked at: which of them count, and what is known of these.
+
+    `labels` have the shape of the block without its classes, all else is flat. `numbers` are those of the rows along
+    the first axis in their `file`, which is None where they come from none, and `cells` theirs in the sample. `wrong`
+    says which rows are skipped for what. `logits` and `block` are the rows as logits, and as they came.
+    """
+
+    block: Any
+    axis: int
+    logits: Any
+    labels: np.ndarray
+    stats: PredictionStats
+    kept: np.ndarray
+    wrong: dict[str, np.ndarray]
+    numbers: np.ndarray
+    file: str | None
+    cells: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.labels.shape or (1,)
+
+    @property
+    def losses(self) -> np.ndarray:
+        return np.maximum(0.0 - self.stats.logprob, 0.0)
+
+    def find(self, row: int) -> tuple[str | None, Index]:
+        """Where it is."""
+        first, *more = map(int, np.unravel_index(row, self.shape))
+        return self.file, (int(self.numbers[first]), *more)
+
+    def skip(self, wrong: Mapping[str, np.ndarray]) -> None:
+        """Leave those out, of which something is wrong."""
+        for what, bad in wrong.items():
+            if (bad := bad & self.kept).any():
+                self.wrong[what] = self.wrong.get(what, False) | bad
+                self.kept = self.kept & ~bad
+
+    def columns(self, beside: Mapping[str, np.ndarray] | None = None) -> Columns:
+        """Of the rows that count, where they are, what was found, and what is beside them."""
+        first, *more = np.unravel_index(np.flatnonzero(self.kept), self.shape)
+        found = {} if self.file is None else {"file": np.broadcast_to(np.array(self.file), len(first))}
+        found |= places(self.numbers[first], more)
+        known = {"label": self.labels.reshape(-1), "prediction": self.stats.prediction, "rank": self.stats.rank}
+        known |= {"loss": self.losses, "confidence": self.stats.confidence, "brier": self.stats.brier}
+        known |= {name: spread(values, self.shape) for name, values in (beside or {}).items()}
+        return found | {name: column[self.kept] for name, column in known.items()}
+
+
+@dataclass
 class Held:
     """`parts` have names that no others have; `counts` is None before the first row.
 
@@ -97,83 +148,80 @@ class Held:
     parts: dict[str, Part] = field(default_factory=dict)
     counts: Counts | None = None
     skipped: Counter[str] = field(default_factory=Counter)
-    texts: Texts = field(init=False)
+    documents: Documents = field(init=False)
     worst: Worst = field(init=False)
     inputs: Inputs = field(init=False)
 
     def __post_init__(self):
-        self.texts = Texts(self.options.top)
-        self.worst, self.inputs = Worst(self.options.top), Inputs(self.scale, self.options.ignore_index)
+        self.documents, self.worst = Documents(self.options.top), Worst(self.options.top)
+        self.inputs = Inputs(self.scale, self.options.ignore_index)
 
     @property
     def scale(self) -> Scale:
         """Where no row has told it, the rows to come are logits."""
         return self.options.scale or scales.LOGITS
 
-    def count(
-        self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray,
-        find: Callable[[int], tuple[str | None, Index]], each: Callable[[np.ndarray, dict], Any] | None = None,
-        file: str = "", groups: np.ndarray | None = None, measure: Measure | None = None,
-    ) -> None:  # fmt: skip
-        """Rows with their classes last, which belong at `axis`; `find` says where one is, `numbers` are as in Worst,
-        those of the rows in the `file`. `groups` are names for each of them or each label.
-
-        `each` is told which rows count, and columns with what is known of these. `measure` is asked for their lengths.
-        """
-        classes, ignored = block.shape[-1], self.options.ignore_index
+    def look(
+        self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray, file: str | None = None,
+        cells: np.ndarray | None = None,
+    ) -> Seen:  # fmt: skip
+        """At rows with their classes last, which belong at `axis`. Refuses what cannot count, or skips it."""
+        classes, ignored, scaling = block.shape[-1], self.options.ignore_index, self.options.scaling
         self.check_classes(classes)
         given, labels = labels, _signed(labels)
         if self.options.shift:
             given = labels = shifted(labels, self.options.shift, ignored)
-        kept, skipped = labels.reshape(-1) != ignored, Counter[str]()
+        rows = block.reshape(-1, classes)
+        cells = cells_of(file and Path(file).name or "", numbers) if cells is None else cells
+        seen = Seen(block, axis, rows, labels, _NOTHING, labels.reshape(-1) != ignored, {}, numbers, file, cells)
 
         def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
-            if not (bad := bad & kept).any():
+            if not (bad := bad & seen.kept).any():
                 return
             if not self.options.skip_bad:
-                file, index = find(row := int(bad.argmax()))
+                file, index = seen.find(row := int(bad.argmax()))
                 raise why(f"{'' if file is None else f'{file}: '}row {shown(index)}", row)
-            skipped[what] += int(bad.sum())
-            kept[bad] = False
+            seen.skip({what: bad})
 
-        rows = block.reshape(-1, classes)
         if self.options.skip_bad and labels.dtype.kind in "iu":
             leave_out("labels", ((labels < 0) | (labels >= classes)).reshape(-1), ValueError)
         if self.scale != scales.LOGITS:
             leave_out("scale", *scales.misfits(rows, self.scale))
         if self.scale == scales.PROBABILITIES:
-            rows = scales.log_of(rows)
-        if skipped.total():
-            given = labels = np.where(kept.reshape(labels.shape), labels, ignored)
-        scaling = self.options.scaling
+            seen.logits = rows = scales.log_of(rows)
+        if seen.wrong:
+            given = labels = np.where(seen.kept.reshape(labels.shape), labels, ignored)
         shaped = (rows if scaling is None else scaling(rows)).reshape(block.shape)
         given = given if is_numpy(shaped) else like(shaped, labels)
         found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
-        stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
-        leave_out("logits", np.isnan(stats.logprob), _not_finite)
-        if skipped.total():
-            labels = np.where(kept.reshape(labels.shape), labels, ignored)
-        flat, shape = labels.reshape(-1), labels.shape or (1,)
+        seen.stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
+        leave_out("logits", np.isnan(seen.stats.logprob), _not_finite)
+        return seen
+
+    def count(self, seen: Seen, groups: np.ndarray | None = None, measure: Measure | None = None) -> None:
+        """`groups` are names for each row or each label, and `measure` is asked for lengths."""
+        shape, kept, numbers, labels = seen.shape, seen.kept, seen.numbers, seen.labels
+        if seen.wrong:
+            labels = np.where(kept.reshape(labels.shape), labels, self.options.ignore_index)
+        flat, skipped = labels.reshape(-1), {what: int(bad.sum()) for what, bad in seen.wrong.items()}
         lengths = measure(labels, kept.reshape(shape)) if measure else {}
-        if self.counts is not None and lengths.keys() != self.texts.units.keys():
+        counts = self.counts or Counts(seen.block.shape[-1], self.options.top_k)
+        if self.counts is not None and lengths.keys() != counts.lengths.keys():
             raise ValueError("bytes and words must be given for all rows or for none")
         units = _different(numbers, kept) if len(flat) else 0
-        counts = self.counts or Counts(classes, self.options.top_k)
         groups = None if groups is None else spread(groups, shape)
-        counts.add(flat, stats, kept, units, spread(cells_of(file, numbers), shape), groups)
+        counts.add(flat, seen.stats, kept, units, spread(seen.cells, shape), groups)
+        counts.add_lengths(lengths, seen.cells)
         self.options, self.counts = replace(self.options, scale=self.scale), counts
-        self.counts.ignored -= skipped.total()
-        self.skipped += skipped
-        self.worst.add(flat, stats, kept, numbers, find)
-        self.inputs.add(block, axis, rows, labels, kept, stats.prediction)
-        self.texts.units.update(lengths)
-        losses = np.maximum(0.0 - stats.logprob, 0.0)
+        self.counts.ignored -= sum(skipped.values())
+        self.skipped.update(skipped)
+        self.worst.add(flat, seen.stats, kept, numbers, seen.find)
+        self.inputs.add(seen.block, seen.axis, seen.logits, labels, kept, seen.stats.prediction)
         if len(shape) == 2:
-            self.texts.add(losses.reshape(shape), kept.reshape(shape), numbers, find)
-        if each is not None:
-            known = {"label": flat, "prediction": stats.prediction, "rank": stats.rank}
-            known |= {"loss": losses, "confidence": stats.confidence, "brier": stats.brier}
-            each(kept, {name: column[kept] for name, column in known.items()})
+            tokens = kept.reshape(shape).sum(1)
+            means = ratio(np.where(kept, seen.losses, 0.0).astype(np.float64).reshape(shape).sum(1), tokens)
+            counts.add_documents(means[tokens > 0], seen.cells[tokens > 0])
+            self.documents.add(tokens, means, numbers, lambda row: (seen.file, (int(numbers[row]),)))
 
     @property
     def scored(self) -> int:
@@ -200,8 +248,8 @@ class Held:
             grouped, others = (counts.groups is not None for counts in (self.counts, other.counts))
             if grouped != others:
                 differences.append(("whether rows have groups", grouped, others))
-            if self.texts.units.keys() != other.texts.units.keys():
-                known = sorted(self.texts.units), sorted(other.texts.units)
+            if self.counts.lengths.keys() != other.counts.lengths.keys():
+                known = sorted(self.counts.lengths), sorted(other.counts.lengths)
                 differences.append(("what lengths are known", *known))
         for what, ours, theirs in differences:
             raise ValueError(f"{name}: {what} is {theirs!r}, but {ours!r} in what came before: score all alike")
@@ -216,7 +264,7 @@ class Held:
             self.counts.merge(other.counts)
         self.worst.merge(other.worst)
         self.inputs.merge(other.inputs)
-        self.texts.merge(other.texts)
+        self.documents.merge(other.documents.worst)
         self.inputs.scale = self.scale
         self.parts = self.parts | other.parts
         self.skipped += other.skipped
@@ -224,7 +272,7 @@ class Held:
     def keep(self, top: int) -> None:
         """No more than so many of the worst rows."""
         self.worst = Worst(top, self.worst.rows[:top])
-        self.texts.top, self.texts.worst = top, self.texts.worst[:top]
+        self.documents = Documents(top, self.documents.worst[:top])
         self.options = replace(self.options, top=top)
 
     def metrics(self) -> Metrics:

@@ -7,18 +7,22 @@ cell. All labels of a row of the data are in one cell: pixels of an image are dr
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TypeAlias
+from functools import cache, cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from crossent.tools.score.sums import Cells, ratio
+from crossent.tools.score.coverage import SHARES, Coverage
+from crossent.tools.score.sums import ratio
+from crossent.tools.score.texts import UNITS
 
 Interval: TypeAlias = tuple[float, float]
 
 CELLS = 2**8  # as many as a byte has values
+FEW = 32  # of them: the sums of all whose numbers differ by multiples of it, where there are many sums for each
+OF_COVERAGE = "coverage.area", *(f"coverage.points.{i}.accuracy" for i in range(len(SHARES)))
 _RESAMPLES = 2000
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution
 _SURE = 3.0  # standard errors by which confidence and accuracy of a bin differ where it is sure which is larger
@@ -40,43 +44,57 @@ def weights() -> np.ndarray:
     return np.stack([np.bincount(one, minlength=CELLS) for one in drawn]).astype(np.float64)
 
 
+def means_of(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The metrics that are made of means, of sums over rows by their names; nan where there is none."""
+
+    def mean(part: str, whole: str, infinite: str) -> np.ndarray:
+        return np.where(sums[infinite] > 0, np.inf, ratio(sums[part], sums[whole]))
+
+    with np.errstate(over="ignore"):
+        nll = mean("nll", "rows", "impossible")
+        found = {"nll": nll, "perplexity": np.exp(nll), "accuracy": ratio(sums["right"], sums["rows"])}
+        found |= {name: ratio(part, sums["rows"]) for name, part in sums.items() if name.startswith("top")}
+        found["brier"] = ratio(sums["brier"], sums["rows"])
+        for unit, one in UNITS.items():
+            if unit in sums:
+                each = mean("nll", unit, "impossible")
+                found[f"perplexity_by_{one}"] = np.exp(each)
+                found |= {"bits_per_byte": each / math.log(2)} if unit == "bytes" else {}
+        if "documents" in sums:
+            each = mean("mean", "documents", "endless")
+            found |= {"documents.nll": each, "documents.perplexity": np.exp(each)}
+    return found
+
+
 @dataclass(frozen=True)
 class Sample:
-    """The sums of each cell. `gap` is by bin of the confidence too: right rows less the sum of the confidence; `units`
-    are rows of the data, which may have several labels each."""
+    """`sums` over the rows of each cell, by their names. `gap` is by bin of the confidence too: right rows less the sum
+    of the confidence. `steps` are the rows and the right ones of some cells, by step of the `coverage`; `units` are
+    rows of the data, which may have several labels each."""
 
-    rows: np.ndarray
-    right: np.ndarray
-    impossible: np.ndarray
-    nll: np.ndarray
-    brier: np.ndarray
+    sums: dict[str, np.ndarray]
     gap: np.ndarray
+    steps: np.ndarray
+    coverage: Coverage
     units: int
-    top: dict[str, np.ndarray]
 
-    @classmethod
-    def of(cls, cells: Cells, bins: Cells, top_k: Sequence[int], units: int) -> "Sample":
-        rows, right, confidence = (bins[name].reshape(CELLS, -1) for name in ("rows", "right", "confidence"))
-        top = {f"top{k}": cells[f"top{k}"] * 1.0 for k in top_k}
-        nll, brier, gap = (_short(x) for x in (cells["nll"], cells["brier"], right - confidence))
-        return cls(rows.sum(1) * 1.0, right.sum(1) * 1.0, cells["impossible"] * 1.0, nll, brier, gap, units, top)
+    @property
+    def rows(self) -> np.ndarray:
+        return self.sums["rows"]
 
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Every metric of rows whose cells have these weights, (n, CELLS); nan where there is none."""
-        parts = {"nll": self.nll, "accuracy": self.right, **self.top, "brier": self.brier}
-        rows, impossible, *sums = _weighed(weights, self.rows, self.impossible, *parts.values())
-        error = abs(_weighed(weights, *self.gap.T)).sum(0)
-        found = {name: ratio(part, rows) for name, part in zip((*parts, "calibration_error"), (*sums, error))}
-        found["nll"][impossible > 0] = np.inf
-        with np.errstate(over="ignore"):
-            return found | {"perplexity": np.exp(found["nll"])}
+        """Every metric that is made of means, of rows whose cells have these weights, (n, CELLS)."""
+        return means_of(dict(zip(self.sums, _weighed(weights, *self.sums.values()))))
 
+    @cached_property
     def intervals(self) -> dict[str, Interval]:
         found = {name: self.percentiles(values) for name, values in self.resampled(weights()).items()}
-        for name, part in {"accuracy": self.right, **self.top}.items():
-            low, high = shares(part[None], self.rows[None], self.rows.sum() / max(1, self.units))
-            found[name] = float(low[0]), float(high[0])
-        return found | {"calibration_error": self._of_calibration()}
+        labels = max(1.0, self.rows.sum() / max(1, self.units))
+        for name in found:
+            if name == "accuracy" or name.startswith("top"):
+                part = self.sums[{"accuracy": "right"}.get(name, name)]
+                found[name] = _ends(*shares(part[None], self.rows[None], labels))
+        return found | {"calibration_error": self._of_calibration()} | self._of_coverage(labels)
 
     def percentiles(self, values: np.ndarray) -> Interval:
         """Of what a metric, or the difference of two, is in the resamples.
@@ -91,6 +109,27 @@ class Sample:
         tail = math.erfc(float(_t(np.array(used - 1))) * math.sqrt(used / (used - 1) / 2)) / 2
         out = int(tail * len(values))
         return float(values[out]), float(values[-1 - out])
+
+    @cached_property
+    def influence(self) -> dict[str, np.ndarray]:
+        """By how much the rows of each of some cells move what is said of the coverage."""
+        if_right, lost = self.coverage.influence
+        rows, right = self.steps
+        return dict(zip(OF_COVERAGE, if_right @ right.T - lost @ rows.T))
+
+    def _of_coverage(self, labels: float) -> dict[str, Interval]:
+        """Wilson's, for as many rows as would have the variance of what each row, or cell, adds."""
+        rows, right, (if_right, lost) = self.coverage.rows, self.coverage.right, self.coverage.influence
+        n, of_cells, moved = max(1, rows.sum()), self.steps[0].sum(1), np.stack([*self.influence.values()])
+        squares = (if_right - lost) ** 2 @ right + lost**2 @ (rows - right)
+        spread, z = (squares - moved.sum(1) ** 2 / n) / float(n) ** 2, _Z
+        if labels > 1:
+            spread, z = _variance(moved, np.broadcast_to(of_cells, moved.shape)), float(_t((of_cells > 0).sum() - 1))
+        p, most = np.array([self.coverage.area, *self.coverage.accuracy]), np.array([1.0, *SHARES]) * n / labels
+        with np.errstate(all="ignore"):
+            near = (p * most + z**2 / 2) / (most + z**2)  # as if a few more were right, and a few wrong
+            like = near * (1 - near) / (spread + (near * (1 - near) - p * (1 - p)) / most)
+        return dict(zip(OF_COVERAGE, map(_ends, *_wilson(p, like, z))))
 
     def _of_calibration(self) -> Interval:
         if not self.rows.any():
@@ -126,17 +165,25 @@ def shares(part: np.ndarray, rows: np.ndarray, labels: float) -> tuple[np.ndarra
     if labels > 1:
         spread = _variance(part, rows)
         n = np.where(spread > 0, ratio(p * (1 - p), spread), n / labels)
+    return _wilson(p, n, _Z)
+
+
+def _wilson(p: np.ndarray, n: Any, z: float) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
-        half = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        middle, scale = p + _Z**2 / (2 * n), 1 + _Z**2 / n
+        half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        middle, scale = p + z**2 / (2 * n), 1 + z**2 / n
     return np.maximum(0.0, middle - half) / scale, np.minimum(scale, middle + half) / scale
 
 
 def means(total: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of means that are not negative, by cells along the last axis: Student's."""
-    mean = ratio(total.sum(-1), rows.sum(-1))
-    off = _t((rows > 0).sum(-1) - 1) * np.sqrt(_variance(total, rows))
+    mean, off = ratio(total.sum(-1), rows.sum(-1)), half_width(total, rows)
     return np.maximum(0.0, mean - off), mean + off
+
+
+def half_width(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of the interval of means, by cells along the last axis."""
+    return _t((rows > 0).sum(-1) - 1) * np.sqrt(_variance(total, rows))
 
 
 def _variance(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -144,6 +191,10 @@ def _variance(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
     n, used = rows.sum(-1), (rows > 0).sum(-1)
     off = total - ratio(total.sum(-1), n)[..., None] * rows
     return ratio((off**2).sum(-1), n.astype(float) ** 2) * ratio(used, used - 1)
+
+
+def _ends(low: np.ndarray, high: np.ndarray) -> Interval:
+    return float(low.squeeze()), float(high.squeeze())
 
 
 def _t(freedom: np.ndarray) -> np.ndarray:
@@ -165,7 +216,7 @@ def _weighed(weights: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     return np.einsum("rc,bc->br", weights, np.stack(columns))
 
 
-def _short(values: np.ndarray) -> np.ndarray:
+def short(values: np.ndarray) -> np.ndarray:
     """Rounded to 40 binary digits of the largest, so that their weighted sums are the same in whatever order."""
     step = np.ldexp(1.0, int(np.frexp(abs(values).max(initial=0.0))[1]) - 40)
     return np.rint(values / step) * step

@@ -6,9 +6,9 @@ begins, so that a stream of rows says the same however it was cut.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ from crossent.tools.explain.baselines import baselines
 from crossent.tools.score.confusion import Confusion, Pairs
 from crossent.tools.score.coverage import STEPS, Coverage, step_of
 from crossent.tools.score.groups import Group, GroupCells
-from crossent.tools.score.intervals import CELLS, Interval, Sample
+from crossent.tools.score.intervals import CELLS, FEW, OF_COVERAGE, Interval, Sample, means_of, short
 from crossent.tools.score.sums import Cells, ratio
+from crossent.tools.score.texts import UNITS
 
 _GROUP = 2**15  # rows, at most 2**20
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
+_EVEN = np.arange(BINS + 1) / BINS
+_OCTAVES = 17  # that the first of these bins is cut into, since of many classes hardly a row is in another one
+_EDGES = np.array([0.0, *2.0 ** np.arange(1 - _OCTAVES, 0) / BINS, *_EVEN[1:]])
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
 NEAR = 1e-6  # a part of the NLL, which rounded logits may change: no worse than knowing nothing
 _COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
@@ -30,21 +34,25 @@ _COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows by confidence, in bins of equal width: their number, the share that is right, their mean confidence.
+    """Rows by confidence, in bins between `edges`: their number, the share that is right, their mean confidence.
 
-    `error` is the ECE: the mean distance between accuracy and confidence, bins weighted by their rows.
+    `error` is the mean distance between accuracy and confidence, bins weighted by their rows: the ECE, where bins have
+    equal width.
     """
 
     rows: np.ndarray
     accuracy: np.ndarray
     confidence: np.ndarray
     error: float
+    edges: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray) -> "Calibration":
+    def of(
+        cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, edges: np.ndarray = _EVEN
+    ) -> "Calibration":
         """Of the numbers of rows and sums over them."""
         error = _mean(float(abs(right - confidence).sum()), int(rows.sum()))
-        return cls(rows.astype(np.int64), ratio(right, rows), ratio(confidence, rows), error)
+        return cls(rows.astype(np.int64), ratio(right, rows), ratio(confidence, rows), error, edges)
 
 
 @dataclass(frozen=True)
@@ -74,29 +82,39 @@ class ByClass:
 class Metrics:
     """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for.
 
-    `top_k` has the share of the rows with a rank below k for each k, `groups` is None where rows have none, and
-    `sample` has what the intervals are made of.
+    `numbers` has all that has an interval, by the name that it has in a result. `by_octave` is the calibration in bins
+    of which the first is cut anew at each factor of 2, `groups` is None where rows have none, and `sample` has what the
+    intervals are made of.
     """
 
     rows: int
     ignored: int
     classes: int
-    nll: float
-    accuracy: float
-    top_k: dict[int, float]
-    brier: float
+    numbers: dict[str, float]
     impossible: int
     calibration: Calibration
+    by_octave: Calibration
     coverage: Coverage
     losses: np.ndarray
     by_class: ByClass
     confusion: Confusion
     groups: list[Group] | None
+    lengths: dict[str, int]
+    documents: int
     sample: Sample
 
     @property
-    def perplexity(self) -> float:
-        return math.inf if self.nll >= 700 else math.exp(self.nll)
+    def nll(self) -> float:
+        return self.numbers["nll"]
+
+    @property
+    def accuracy(self) -> float:
+        return self.numbers["accuracy"]
+
+    @property
+    def shown_calibration(self) -> Calibration:
+        """The bins that tell rows apart: not those of equal width, where most of the rows are in the first one."""
+        return self.by_octave if 2 * self.calibration.rows[0] > self.rows else self.calibration
 
     @property
     def baselines(self) -> dict[str, Any]:
@@ -104,16 +122,9 @@ class Metrics:
         return baselines(self.by_class.rows, self.rows, self.nll, NEAR)
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """All that has an interval, by its name."""
-        top = {f"top{k}": share for k, share in self.top_k.items()}
-        found = {"nll": self.nll, "perplexity": self.perplexity, "accuracy": self.accuracy, **top}
-        return found | {"brier": self.brier, "calibration_error": self.calibration.error}
-
-    @cached_property
     def intervals(self) -> dict[str, Interval]:
         """Of each of the `numbers`, both ends nan where too few rows tell them."""
-        return self.sample.intervals()
+        return self.sample.intervals
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
@@ -129,9 +140,10 @@ class Counts:
     """
 
     classes: int
-    top_k: tuple[int, ...]
+    top_k: Sequence[int]
     ignored: int = 0
     units: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)  # of which it is not known which rows they belong to
     _waiting: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     _rows_waiting: int = 0
 
@@ -141,9 +153,12 @@ class Counts:
             "class": Cells(self.classes, ("rows", "right", "impossible"), ("nll",)),
             "prediction": Cells(self.classes, ("rows",)),
             "loss": Cells(_LOSS_BINS, ("rows",)),
-            "confidence": Cells(STEPS, ("rows", "right")),
+            "confidence": Cells(FEW * STEPS, ("rows", "right")),
             "bin": Cells(CELLS * BINS, ("rows", "right"), ("confidence",)),
+            "octave": Cells(_OCTAVES, ("rows", "right"), ("confidence",)),  # in the first bin
             "cell": Cells(CELLS, ("impossible", *top), ("nll", "brier")),
+            "length": Cells(CELLS, UNITS),  # of those that belong to rows
+            "document": Cells(CELLS, ("documents", "endless"), ("mean",)),
         }
         self.groups: GroupCells | None = None
         self.pairs = Pairs(self.classes)
@@ -166,6 +181,22 @@ class Counts:
         if self._rows_waiting >= _GROUP:
             self._count_groups(_GROUP)
 
+    def add_lengths(self, lengths: Mapping[str, np.ndarray], cells: np.ndarray) -> None:
+        """Numbers of bytes or words: of each row of the data, with its cell, or of all rows of a block."""
+        for name, length in lengths.items():
+            self.lengths.setdefault(name, 0)
+            if length.ndim:
+                whole = self.tables["length"].whole
+                whole[name] = whole[name] + np.bincount(cells, length, CELLS).astype(np.int64)
+            else:
+                self.lengths[name] += int(length)
+
+    def add_documents(self, losses: np.ndarray, cells: np.ndarray) -> None:
+        """The mean loss of each document, and its cell."""
+        endless = losses == np.inf
+        rows = {"documents": np.full(len(losses), True), "endless": endless, "mean": np.where(endless, 0.0, losses)}
+        self.tables["document"].add(cells, rows)
+
     @property
     def scored(self) -> int:
         """How many rows count."""
@@ -175,6 +206,7 @@ class Counts:
         """The same with what waits to become a whole group counted. Others may look at these at the same time."""
         found = copy(self)
         found.tables, found.pairs = {name: table.copy() for name, table in self.tables.items()}, self.pairs.copy()
+        found.lengths = dict(self.lengths)
         found.groups = self.groups and self.groups.copy()
         found._count_groups(1)
         if found.groups:
@@ -189,6 +221,8 @@ class Counts:
         self.units += other.units
         for name, table in other.tables.items():
             self.tables[name].merge(table)
+        for name, length in other.lengths.items():
+            self.lengths[name] = self.lengths.get(name, 0) + length
         if other.groups is not None:
             self.groups = self.groups or GroupCells()
             self.groups.merge(other.groups)
@@ -196,23 +230,49 @@ class Counts:
 
     def metrics(self) -> Metrics:
         settled = self.settled()
-        tables = settled.tables
-        labels, cells, bins = tables["class"], tables["cell"], tables["bin"].folded(BINS)
-        total, binned, right = cells.folded(1), bins["rows"], bins["right"]
-        rows, infinite, confidence = int(binned.sum()), int(total["impossible"][0]), bins["confidence"]
-        by_class = ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"])
+        tables, total, sample = settled.tables, settled._sums(1), settled._sample()
+        labels, bins, octaves = tables["class"], tables["bin"].folded(BINS), tables["octave"]
+        columns = "rows", "right", "confidence"
+        calibration = Calibration.of(*(bins[name] for name in columns))
+        by_octave = Calibration.of(*(np.append(octaves[name], bins[name][1:]) for name in columns), edges=_EDGES)
+        rows, coverage = int(total["rows"].item()), sample.coverage
+        numbers = {name: value.item() for name, value in means_of(total).items()}
+        numbers |= {"calibration_error": calibration.error}
+        numbers |= dict(zip(OF_COVERAGE, (coverage.area, *coverage.accuracy.tolist())))
         return Metrics(
-            rows=rows, ignored=self.ignored, classes=self.classes,
-            nll=_mean(math.inf if infinite else float(total["nll"][0]), rows),
-            accuracy=_mean(int(right.sum()), rows),
-            top_k={k: _mean(int(total[f"top{k}"][0]), rows) for k in self.top_k},
-            brier=_mean(float(total["brier"][0]), rows), impossible=infinite,
-            calibration=Calibration.of(binned, right, confidence),
-            coverage=Coverage.of(tables["confidence"]),
-            losses=tables["loss"]["rows"], by_class=by_class, confusion=settled.pairs.confusion(),
+            rows=rows, ignored=self.ignored, classes=self.classes, numbers=numbers,
+            impossible=int(total["impossible"].item()), calibration=calibration,
+            by_octave=by_octave, coverage=coverage, losses=tables["loss"]["rows"],
+            by_class=ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"]),
+            confusion=settled.pairs.confusion(),
             groups=settled.groups and settled.groups.found(rows / max(1, self.units)),
-            sample=Sample.of(cells, tables["bin"], self.top_k, self.units),
+            lengths={name: int(total[name].item()) for name in self.lengths},
+            documents=int(tables["document"]["documents"].sum()), sample=sample,
         )  # fmt: skip
+
+    def _sums(self, n: int) -> dict[str, np.ndarray]:
+        """Over the rows of each cell, or (n = 1) over all, by the names of `means_of`."""
+        tables = [self.tables[name].folded(n) for name in ("cell", "length", "document")]
+        found = {name: table[name] for table in tables for name in (*table.whole, *table.exact)}
+        for name in ("rows", "right"):
+            found[name] = self.tables["bin"][name].reshape(CELLS, BINS).sum(1).reshape(-1, n).sum(0)
+        for name in UNITS:
+            length = found.pop(name)
+            if name in self.lengths:  # where it is not known which rows have how many, all have as many
+                share = found["rows"] / max(1, found["rows"].sum()) if n > 1 else 1
+                found[name] = length + self.lengths[name] * share
+        if not found["documents"].any():
+            del found["documents"]
+        return found
+
+    def _sample(self) -> Sample:
+        bins, steps = self.tables["bin"], self.tables["confidence"]
+        by_cell = np.array([steps[name].reshape(FEW, STEPS)[:, ::-1] for name in ("rows", "right")])
+        used = np.flatnonzero(by_cell[0].any(0))
+        coverage = Coverage.of(*by_cell[:, :, used].sum(1), STEPS - 1 - used)
+        gap = short(bins["right"] - bins["confidence"]).reshape(CELLS, BINS)
+        sums = {name: short(column) for name, column in self._sums(CELLS).items()}
+        return Sample(sums, gap, by_cell[:, :, used], coverage, self.units)
 
     def _count_groups(self, least: int) -> None:
         """Count what waits, as long as there are `least` rows."""
@@ -229,18 +289,22 @@ class Counts:
     def _count(self, group: dict[str, np.ndarray]) -> None:
         label, prediction, cell = group["label"], group["prediction"], group["cell"].astype(np.intp)
         nll, confidence, brier = (group[name].astype(np.float64) for name in ("logprob", "confidence", "brier"))
-        nll, right = np.maximum(-nll, 0.0), prediction == label
+        nll, right, bins = np.maximum(-nll, 0.0), prediction == label, bin_of(confidence)
         places = {
-            "class": label, "prediction": prediction, "cell": cell, "bin": cell * BINS + bin_of(confidence),
-            "confidence": step_of(confidence), "loss": np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.intp),
+            "class": label, "prediction": prediction, "cell": cell, "bin": cell * BINS + bins,
+            "confidence": cell % FEW * STEPS + step_of(confidence),
+            "loss": np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.intp),
         }  # fmt: skip
         infinite = nll == np.inf
         rows = {f"top{k}": group["rank"] < k for k in self.top_k} | {
             "right": right, "impossible": infinite, "nll": np.where(infinite, 0.0, nll), "brier": brier,
             "confidence": confidence,
         }  # fmt: skip
-        for name, table in self.tables.items():
-            table.add(places[name], rows)
+        for name, place in places.items():
+            self.tables[name].add(place, rows)
+        low = np.flatnonzero(bins == 0)
+        octave = np.clip(np.frexp(BINS * confidence[low])[1] + _OCTAVES - 1, 0, _OCTAVES - 1)
+        self.tables["octave"].add(octave, {name: rows[name][low] for name in ("right", "confidence")})
         if self.groups is not None:
             self.groups.add(group["group"], cell, rows)
         self.pairs.add((label * self.classes + prediction)[~right])

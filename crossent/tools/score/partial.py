@@ -2,8 +2,8 @@
 
 The entries, int64 but for the head, of a score of C classes:
 
-    head                  bytes of JSON: format, version, digest, options, classes, ignored, units, short, groups,
-                          parts, worst, inputs
+    head                  bytes of JSON: format, version, digest, options, classes, ignored, units, lengths, short,
+                          groups, parts, worst, documents, inputs
     rows by class, ...    of each of `Counts.tables` the counts
     nll by class, ...     and of each exact sum the digits (k, n), and "...: place" (k,) with what they stand for
     confused, times       pairs of classes as numbers below C**2, and how often they came
@@ -15,8 +15,7 @@ The digest is that of all else, so that damage is seen wherever it is.
 import hashlib
 import json
 import operator
-from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,12 @@ from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
 from crossent.tools.score.readers import BadFile, printable
-from crossent.tools.score.scales import LOGITS
 from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.sums import Cells, ExactSums
-from crossent.tools.score.texts import UNITS, Document, Texts
+from crossent.tools.score.texts import UNITS, Document
 from crossent.tools.score.worst import WorstRow
 
-FORMAT, VERSION = "crossent score", 2
+FORMAT, VERSION = "crossent score", 3
 _LONGEST = 2**27  # numbers in an entry; a longer one is taken for damage
 _PLACE = ": place"
 
@@ -113,11 +111,11 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "crossent": crossent.__version__}
     head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
     head |= {"worst": [asdict(row) for row in held.worst.rows], "skipped": dict(held.skipped)}
-    head["texts"] = held.texts.packed()
+    head["documents"] = [asdict(one) for one in held.documents.worst]
     entries: dict[str, np.ndarray] = {}
     if held.counts is not None:
         counts = held.counts.settled()
-        head |= {name: getattr(counts, name) for name in ("classes", "ignored", "units")}
+        head |= {name: getattr(counts, name) for name in ("classes", "ignored", "units", "lengths")}
         head |= {"short": counts.pairs.short, "groups": counts.groups and list(counts.groups.numbers)}
         entries |= {"confused": counts.pairs.codes, "times": counts.pairs.counts}
         for what, table in _tables(counts).items():
@@ -136,14 +134,14 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
-    scale, scaling = head["options"]["scale"], head["options"]["scaling"]
+    scaling = head["options"]["scaling"]
     scaling = scaling and Scaling(*(tuple(map(float, scaling[name])) for name in ("weight", "bias")))
-    options = replace(Options.checked(**head["options"] | {"scale": scale or LOGITS, "scaling": scaling}), scale=scale)
+    options = Options(**head["options"] | {"scaling": scaling})
     parts = {name: _part(**part) for name, part in head["parts"].items()}
     held = Held(options, parts, _counts(head, entries, options) if "classes" in head else None)
     held.worst.rows = tuple(_row(**row) for row in head["worst"])
     held.skipped.update({what: _number(head["skipped"][what]) for what in SKIPPED if what in head["skipped"]})
-    held.texts = _texts(**head["texts"])
+    held.documents.worst = tuple(_document(**one) for one in head["documents"])
     if held.counts is not None:
         held.check_classes(held.counts.classes)
     if "tally" in head:
@@ -162,13 +160,6 @@ def _row(file: str | None, index: list, label: int, prediction: int, rank: int, 
     label, prediction, rank = map(_number, (label, prediction, rank))
     at = tuple(map(operator.index, index))
     return WorstRow(file and printable(file), at, label, prediction, rank, float(logprob), float(confidence))
-
-
-def _texts(units: dict, nll: dict, worst: list, **numbers: Any) -> Texts:
-    numbers = {name: _number(value) for name, value in numbers.items()}
-    counted = Counter({name: _number(units[name]) for name in UNITS if name in units})
-    sums = ExactSums(1, {int(i): np.array([_number(digit)]) for i, digit in nll.items()})
-    return Texts(**numbers, units=counted, nll=sums, worst=tuple(_document(**one) for one in worst))
 
 
 def _document(file: str | None, index: list, rows: Any, nll: Any) -> Document:
@@ -195,7 +186,9 @@ def _tables(counts: Counts) -> dict[str, Cells]:
 
 
 def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Counts:
-    counts = Counts(_number(head["classes"]), options.top_k, _number(head["ignored"]), _number(head["units"]))
+    classes, ignored, units = (_number(head[name]) for name in ("classes", "ignored", "units"))
+    lengths = {name: _number(head["lengths"][name]) for name in UNITS if name in head["lengths"]}
+    counts = Counts(classes, options.top_k, ignored, units, lengths)
     if head["groups"] is not None:
         counts.groups = GroupCells(map(str.__str__, head["groups"]))  # which refuses what is no name
     for what, table in _tables(counts).items():
@@ -207,7 +200,7 @@ def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Cou
             table.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
     pairs, codes = counts.pairs, entries["confused"]
     pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
-    tables = _tables(counts).values()
+    tables = [table for what, table in _tables(counts).items() if what != "octave"]  # which has but some of the rows
     for name in ("rows", "right", "impossible"):
         if len({int(table[name].sum()) for table in tables if name in table.whole}) > 1:
             raise Damage("tables of other rows")

@@ -2,14 +2,15 @@
 
 import io
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from crossent.tools.score.metrics import BINS, LOSS_STEP, Calibration, Metrics
-from crossent.tools.score.said import coverage_rows
+from crossent.tools.score.coverage import SHARES
+from crossent.tools.score.metrics import LOSS_STEP, Calibration, Metrics
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is made
 BLUE, ORANGE = "#4c8bd6", "#dd8452"  # seen on white and on black
@@ -19,25 +20,57 @@ _BARS = 60  # at most, of the classes
 _EDGES = np.array([*range(8), *(m << octave for octave in range(1, 10) for m in range(4, 8)), 4095])
 
 
-def reliability(metrics: Metrics, name: str = "reliability") -> str:
-    """Accuracy over confidence, bin by bin, the gap to the diagonal of perfect calibration, and the rows of each."""
-    bins: Calibration = metrics.calibration
-    used = bins.rows > 0
-    middle = ((np.arange(BINS) + 0.5) / BINS)[used]
+RELIABILITY = "How often rows of a confidence are right, and their number."
+
+
+def of_score(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Name, plot and meaning of those on the page of a score."""
+    return [
+        ("Reliability", reliability(metrics.shown_calibration), RELIABILITY),
+        ("Coverage", coverage(metrics), "How often the rows are right in which the model is surest."),
+        ("Losses", losses(metrics), "Rows by the loss that they have."),
+        ("Classes", classes(metrics), "Of the rows with a label, how many are predicted so."),
+    ]
+
+
+def of_models(models: Mapping[str, Metrics]) -> list[tuple[str, str, str]]:
+    """Two reliability diagrams, whose bins are alike."""
+    fine = any(one.shown_calibration is one.by_octave for one in models.values())
+    bins = {name: one.by_octave if fine else one.calibration for name, one in models.items()}
+    return [(f"Reliability: {name}", reliability(one, name), RELIABILITY) for name, one in bins.items()]
+
+
+def reliability(bins: Calibration, name: str = "reliability") -> str:
+    """Accuracy over confidence, bin by bin, the gap to the diagonal of perfect calibration, and the rows of each.
+
+    Both scales are logarithmic where bins are narrower below.
+    """
+    used, width = bins.rows > 0, np.diff(bins.edges)
+    uneven = len(width) > 1 and width[0] < width[-1] / 2
+    low, high = bins.edges[:-1][used], bins.edges[1:][used]
     rows, accuracy, confidence = (column[used] for column in (bins.rows, bins.accuracy, bins.confidence))
-    told = zip((middle - 0.5 / BINS).tolist(), rows.tolist(), accuracy.tolist(), confidence.tolist())
-    said = "; ".join(f"above {lo:.2f} {n:,} rows, {a:.1%} right, sure to {c:.1%}" for lo, n, a, c in told)
+    told = zip(low.tolist(), rows.tolist(), accuracy.tolist(), confidence.tolist())
+    said = "; ".join(f"above {lo:.2g} {n:,} rows, {a:.2%} right, sure to {c:.2%}" for lo, n, a, c in told)
+    if uneven:
+        low = np.maximum(low, high / 2)
+    middle, wide = np.sqrt(low * high) if uneven else (low + high) / 2, high - low
     with new_figure() as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        axes.bar(middle, accuracy, 0.92 / BINS, color=BLUE, label="accuracy")
+        axes.bar(low + 0.04 * wide, accuracy, 0.92 * wide, color=BLUE, align="edge", label="accuracy")
         axes.bar(
-            middle, confidence - accuracy, 0.5 / BINS, accuracy, color=ORANGE, alpha=0.7, label="gap to confidence"
-        )
+            low + 0.25 * wide, confidence - accuracy, 0.5 * wide, accuracy, color=ORANGE, alpha=0.7, align="edge",
+            label="gap to confidence",
+        )  # fmt: skip
         axes.plot(middle, accuracy, "o", color=BLUE, markersize=3.5)  # seen where there is no bar to be seen
-        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--")
+        least = low[0] if uneven and len(low) else 0.0
+        axes.plot([least, 1], [least, 1], color=_INK, linewidth=0.8, linestyle="--")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
+        if uneven:
+            seen = accuracy[accuracy > 0]
+            bottom = min([least, *seen / 2])
+            axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(bottom, 1.3))
         legend(axes)
-        below.bar(middle, rows, 0.92 / BINS, color=_GREY)
+        below.bar(low + 0.04 * wide, rows, 0.92 * wide, color=_GREY, align="edge")
         below.set(yscale="log", ylim=(0.7, rows.max() ** 1.5 + 30), xlabel="confidence", ylabel="rows")
         for x, n in zip(middle, rows.tolist()):
             below.text(x, 1.3 * n, _short(n), ha="center", va="bottom", rotation=90, size=7)
@@ -58,7 +91,7 @@ def coverage(metrics: Metrics) -> str:
         axes.axhline(metrics.accuracy, color=ORANGE, linewidth=1.2, label=f"all rows {metrics.accuracy:.1%}")
         axes.set(xlim=(0, 1), ylim=(None, 1.01), xlabel="share of the rows, surest first", ylabel="accuracy")
         legend(axes)
-        told = "; ".join(f"{share:.0%} of the rows, {right:.1%}" for share, right, _ in coverage_rows(metrics))
+        told = "; ".join(f"{share:.0%} of the rows, {right:.1%}" for share, right in zip(SHARES, found.accuracy))
         return svg(figure, "coverage", "Accuracy of the surest rows", f"Right of the surest rows: {told}.")
 
 

@@ -1,5 +1,7 @@
 """`crossent.Score`: the metrics of rows that come bit by bit, in one process or in many."""
 
+import pickle
+import zlib
 from collections.abc import Callable, Sequence
 from copy import copy
 from os import PathLike
@@ -14,11 +16,9 @@ from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
 from crossent.tools.score import partial, scales, texts
 from crossent.tools.score.groups import GroupCells
-from crossent.tools.score.held import SKIPPED, Held, Options, Part
-from crossent.tools.score.rows import places
+from crossent.tools.score.held import Held, Options, Part, Seen
 from crossent.tools.score.said import result_of
 from crossent.tools.score.scaling import Scaling
-from crossent.tools.score.worst import Index
 
 
 class Score:
@@ -91,7 +91,9 @@ class Score:
         scaling: Scaling | None = None,
         top_k: Sequence[int] = (5,),
     ):
-        self._held = Held(Options.checked(top, ignore_index, scale, names, skip_bad, shift, scaling, top_k))
+        if scale is None:
+            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got None")
+        self._held = Held(Options(top, ignore_index, scale, names, skip_bad, shift, scaling, top_k))
         self._own, self._numbered = "", 0
 
     def update(
@@ -123,37 +125,33 @@ class Score:
         than 10,000 groups; TypeError
         for dtypes and kinds of arrays other than those above. Nothing is counted then.
         """
+        seen = self._look("Score.update", input, target, dim, rows)
+        count, labels = len(seen.numbers), seen.labels
+        if groups is not None:
+            groups = _words(groups, count, labels)
+        given = {"bytes": bytes, "words": words}
+        lengths = {name: _lengths(name, one, count, labels) for name, one in given.items() if one is not None}
+        self._held.count(seen, groups, texts.given(lengths, self._held.options.shift) if lengths else None)
+        self._counted(count)
+        if each is not None:
+            each(seen.columns())
+        return self
+
+    def _look(self, call: str, input: Any, target: Any, dim: int | None, rows: Any) -> Seen:
         if hasattr(input, "placements") or hasattr(target, "placements"):
             raise TypeError(
-                "Score.update takes whole rows, got a DTensor: pass to_local() where its rows are spread, and "
+                f"{call} takes whole rows, got a DTensor: pass to_local() where its rows are spread, and "
                 "full_tensor() in one process where its classes are"
             )
         plan(prediction_stats, input, target, dim=dim)  # which refuses what is no call
         axis, labels = class_axis(input.ndim, dim), as_numpy(target)
-        if not is_numpy(input):
-            input = input.detach()
-        count, others = labels.shape[0] if labels.ndim else 1, labels.shape[1:]
-        numbers = self._numbers(rows, count)
-        if groups is not None:
-            groups = _words(groups, count, labels)
-        inner = int(np.prod(others))
-        given = {"bytes": bytes, "words": words}
-        lengths = {name: _lengths(name, one, count, labels) for name, one in given.items() if one is not None}
-        measure = texts.given(lengths, self._held.options.shift) if lengths else None
+        block = moved_axis(input if is_numpy(input) else input.detach(), axis, -1)
+        return self._held.look(block, axis, labels, self._numbers(rows, labels.shape[0] if labels.ndim else 1))
 
-        def find(i: int) -> tuple[None, Index]:
-            return None, (int(numbers[i // inner]), *map(int, np.unravel_index(i % inner, others)))
-
-        def tell(kept: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-            first, *more = np.unravel_index(np.flatnonzero(kept), (count, *others))
-            each(places(numbers[first], more) | columns)
-
-        block, told = moved_axis(input, axis, -1), each and tell
-        self._held.count(block, axis, labels, numbers, find, told, groups=groups, measure=measure)
-        self._numbered += count
+    def _counted(self, rows: int) -> None:
+        self._numbered += rows
         self._own = self._own or uuid4().hex
         self._held.parts.setdefault(self._own, Part())
-        return self
 
     def merge(self, *others: "Score") -> "Score":
         """Adds what other Scores have counted, leaves them as they are, and returns the Score itself.
@@ -171,7 +169,7 @@ class Score:
             fitting.check(f"others[{i}]", other._held)
             fitting.parts = fitting.parts | other._held.parts
             if fitting.counts is None:
-                fitting.counts, fitting.texts = other._held.counts, other._held.texts
+                fitting.counts = other._held.counts
             fitting.options = fitting.options.known(other._held.options)
         for other in others:
             self._held.merge(other._held)
@@ -183,7 +181,8 @@ class Score:
         A dict of Python numbers, lists and dicts:
 
             nll, perplexity, accuracy, top5, brier, calibration_error    as above
-            intervals                                                    of each of these both ends, at 95 %
+            intervals                                                    of each of these both ends, at 95 %; coverage,
+                                                                         groups and documents have theirs
             scored, ignored, impossible                                  numbers of rows; impossible: p_y is 0
             skipped                                                      rows left out for what is wrong in their
                                                                          "labels", "logits" or "scale"
@@ -191,10 +190,12 @@ class Score:
             baselines                                                    the NLL of equal shares for all classes and
                                                                          of the labels' own, their entropy
             calibration                                                  of each bin: rows, accuracy, mean confidence
+            calibration_by_octave                                        the same, where the first bin is cut at each
+                                                                         factor of 2
             coverage                                                     of the surest rows, by their share: accuracy,
                                                                          least confidence; the area below that curve
             groups                                                       of each group, worst first: rows, accuracy,
-                                                                         nll, their intervals, mean confidence
+                                                                         nll, mean confidence
             by_class                                                     of each class: rows, recall, precision, nll,
                                                                          and the classes that it was taken for
             confusion_short                                              see above
@@ -209,10 +210,7 @@ class Score:
         None is what there is no row for, file where rows came from none. JSON has the words "inf" and "-inf" for these
         numbers. Takes the time of the classes, not of the rows.
         """
-        held, metrics = self._held, self._held.metrics()
-        found = result_of(metrics, held.worst.rows, held.findings(metrics), held.options.names)
-        found |= held.texts.result(metrics.nll * metrics.rows)
-        return found | {"skipped": {what: held.skipped[what] for what in SKIPPED}}
+        return result_of(self._held, self._held.metrics())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes a partial result, which `load` and `crossent score --merge` read: as a whole, or not at all.
@@ -234,7 +232,8 @@ class Score:
     def __getstate__(self) -> dict[str, Any]:
         held = copy(self._held)
         held.counts = held.counts and held.counts.settled()  # so that no rows are sent that wait
-        return vars(self) | {"_held": held, "version": partial.VERSION}
+        packed = zlib.compress(pickle.dumps(held), 1)  # most of its counts are 0
+        return vars(self) | {"_held": packed, "version": partial.VERSION}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if (version := state.pop("version")) != partial.VERSION:
@@ -242,7 +241,7 @@ class Score:
                 f"this Score was pickled by a crossent that writes version {version} of the format, and this one reads "
                 f"{partial.VERSION}: use the same on all machines"
             )
-        vars(self).update(state)
+        vars(self).update(state | {"_held": pickle.loads(zlib.decompress(state["_held"]))})
 
     def __repr__(self) -> str:
         metrics = self._held.metrics()
@@ -264,6 +263,7 @@ def _values(given: Any) -> np.ndarray:
 
 def _lengths(name: str, given: Any, count: int, labels: np.ndarray) -> np.ndarray:
     found = _values(given)
+    found = found.reshape(1) if count == 1 and found.size == 1 else found
     if found.shape not in ((), (count,), labels.shape) or found.dtype.kind not in "iu" or (found < 0).any():
         raise ValueError(
             f"{name} must be an integer, {count} or as many as there are labels, none negative, got {found.dtype} of "

@@ -1,112 +1,93 @@
-"""What is said of metrics, in numbers and lists."""
+"""What is said of a score, in numbers and lists. None is what there is nothing to divide by."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from crossent.tools.explain.explanation import Finding
-from crossent.tools.score.groups import Group
+from crossent.tools.score.coverage import SHARES
+from crossent.tools.score.held import SKIPPED, Held
 from crossent.tools.score.intervals import Interval
-from crossent.tools.score.metrics import BINS, Metrics
-from crossent.tools.score.worst import WorstRow
+from crossent.tools.score.metrics import Calibration, Metrics
+from crossent.tools.score.worst import shown
 
 TAKEN_FOR = 3  # classes that a class was most often taken for
-COVERAGES = 0.25, 0.5, 0.75, 0.9, 1.0  # of which the accuracy is shown
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """What is shown of a class; its recall, precision and NLL are None where there is nothing to divide by."""
+def result_of(held: Held, m: Metrics) -> dict[str, Any]:
+    found = {
+        "findings": [asdict(finding) for finding in held.findings(m)],
+        "scored": m.rows, "ignored": m.ignored, "skipped": {what: held.skipped[what] for what in SKIPPED},
+        "classes": m.classes, "impossible": m.impossible, **m.lengths, **_with_ends(m.numbers, m.intervals),
+        "baselines": m.baselines, "calibration": bins_of(m.calibration),
+        "calibration_by_octave": [one for one in bins_of(m.by_octave) if one["rows"]],
+        "coverage": _with_ends(m.numbers, m.intervals, "coverage.") | {"points": coverage_of(m)},
+        "by_class": classes_of(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted), held.options.names),
+        "confusion_short": m.confusion.short,
+        "worst": [
+            {"file": row.file, "row": row.row, "label": row.label, "prediction": row.prediction, "rank": row.rank,
+             "logprob": row.logprob, "confidence": row.confidence}
+            for row in held.worst.rows
+        ],
+    }  # fmt: skip
+    if m.groups is not None:
+        numbers = "accuracy", "nll"
+        found["groups"] = [
+            {"group": g.name, "rows": g.rows, "confidence": g.confidence}
+            | _with_ends(
+                {name: getattr(g, name) for name in numbers}, {name: getattr(g, f"{name}_interval") for name in numbers}
+            )
+            for g in m.groups
+        ]
+    if m.documents:
+        worst = [{"file": d.file, "row": shown(d.index), "rows": d.rows, "nll": d.nll} for d in held.documents.worst]
+        found["documents"] = {"count": m.documents, **_with_ends(m.numbers, m.intervals, "documents."), "worst": worst}
+    return found
 
-    label: int
-    rows: int
-    recall: float | None
-    precision: float | None
-    nll: float | None
-    taken_for: list[tuple[int, int]]
 
-
-def class_rows(metrics: Metrics, labels: np.ndarray) -> list[ClassRow]:
+def classes_of(metrics: Metrics, labels: np.ndarray, names: Sequence[str] | None) -> list[dict[str, Any]]:
     found = metrics.by_class
-    recall, precision, nll = (_there(column[labels]) for column in (found.recall, found.precision, found.nll))
-    taken_for = metrics.confusion.of(labels, TAKEN_FOR)
-    rows = found.rows[labels].tolist()
-    return [ClassRow(*row) for row in zip(labels.tolist(), rows, recall, precision, nll, taken_for)]
-
-
-def bins_of(metrics: Metrics) -> list[dict]:
-    bins = metrics.calibration
-    columns = {"rows": bins.rows.tolist(), "accuracy": _there(bins.accuracy), "confidence": _there(bins.confidence)}
+    rows, taken_for = found.rows[labels].tolist(), metrics.confusion.of(labels, TAKEN_FOR)
+    columns = (_there(column[labels]) for column in (found.recall, found.precision, found.nll))
     return [
-        {"above": i / BINS, "to": (i + 1) / BINS} | {name: column[i] for name, column in columns.items()}
-        for i in range(BINS)
-    ]
+        {"label": label} | ({} if names is None else {"name": names[label]})
+        | {"rows": n, "recall": recall, "precision": precision, "nll": nll}
+        | {"taken_for": [{"label": other, "rows": n} for other, n in others]}
+        for label, n, recall, precision, nll, others in zip(labels.tolist(), rows, *columns, taken_for)
+    ]  # fmt: skip
 
 
-def result_of(
-    metrics: Metrics, worst: Iterable[WorstRow], findings: Iterable[Finding], names: Sequence[str] | None
-) -> dict:
-    """None is what there is nothing to divide by."""
-    m = metrics
-    classes = class_rows(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted))
-    return {
-        "findings": [asdict(finding) for finding in findings],
-        "scored": m.rows, "ignored": m.ignored, "classes": m.classes, "impossible": m.impossible,
-        **{name: _known(value) for name, value in m.numbers.items()},
-        "intervals": _of_intervals(m.intervals),
-        "baselines": m.baselines, "calibration": bins_of(m), "coverage": _of_coverage(m),
-        **({} if m.groups is None else {"groups": [_of_group(group) for group in m.groups]}),
-        "by_class": [_of_class(row, names) for row in classes], "confusion_short": m.confusion.short,
-        "worst": [_of_row(row) for row in worst],
-    }  # fmt: skip
+def bins_of(bins: Calibration) -> list[dict[str, Any]]:
+    columns = bins.edges[:-1].tolist(), bins.edges[1:].tolist(), bins.rows.tolist()
+    names = "above", "to", "rows", "accuracy", "confidence"
+    return [dict(zip(names, one)) for one in zip(*columns, _there(bins.accuracy), _there(bins.confidence))]
 
 
-def _of_class(row: ClassRow, names: Sequence[str] | None) -> dict:
-    """Without `asdict`, which takes seconds where there are many classes."""
-    named = {"label": row.label} if names is None else {"label": row.label, "name": names[row.label]}
-    taken_for = [{"label": label, "rows": n} for label, n in row.taken_for]
-    return named | {
-        "rows": row.rows, "recall": row.recall, "precision": row.precision, "nll": row.nll, "taken_for": taken_for
-    }  # fmt: skip
-
-
-def _of_row(row: WorstRow) -> dict:
-    return {
-        "file": row.file, "row": row.row, "label": row.label, "prediction": row.prediction, "rank": row.rank,
-        "logprob": row.logprob, "confidence": row.confidence,
-    }  # fmt: skip
-
-
-def _of_coverage(metrics: Metrics) -> dict:
-    names = ("coverage", "accuracy", "confidence")
-    points = [dict(zip(names, point)) for point in coverage_rows(metrics)]
-    return {"area": metrics.coverage.area if metrics.rows else None, "points": points}
-
-
-def coverage_rows(metrics: Metrics) -> list[tuple[float, float, float]]:
+def coverage_of(metrics: Metrics) -> list[dict[str, Any]]:
     """Shares of the rows, how often the surest ones are right, and from which confidence on a row is of them."""
     if not metrics.rows:
         return []
-    accuracy, confidence = metrics.coverage.at(np.array(COVERAGES))
-    return list(zip(COVERAGES, accuracy.tolist(), confidence.tolist()))
+    return [
+        {"coverage": share, "confidence": confidence}
+        | _with_ends(metrics.numbers, metrics.intervals, f"coverage.points.{i}.")
+        for i, (share, confidence) in enumerate(zip(SHARES.tolist(), metrics.coverage.confidence.tolist()))
+    ]
 
 
-def _of_group(group: Group) -> dict:
-    intervals = {"accuracy": group.accuracy_interval, "nll": group.nll_interval}
-    return {
-        "group": group.name, "rows": group.rows, "accuracy": group.accuracy, "nll": group.nll,
-        "confidence": group.confidence, "intervals": _of_intervals(intervals),
-    }  # fmt: skip
+def _with_ends(numbers: Mapping[str, float], intervals: Mapping[str, Interval], prefix: str = "") -> dict[str, Any]:
+    """Those whose names begin so and have no further point, and both ends of each."""
+
+    def some(found: Mapping[str, Any]) -> dict[str, Any]:
+        here = {name.removeprefix(prefix): one for name, one in found.items() if name.startswith(prefix)}
+        return {name: one for name, one in here.items() if "." not in name}
+
+    ends = {name: [_known(end) for end in both] for name, both in some(intervals).items()}
+    return {name: _known(one) for name, one in some(numbers).items()} | {"intervals": ends}
 
 
-def _of_intervals(found: Mapping[str, Interval]) -> dict[str, list[float | None]]:
-    return {name: [_known(end) for end in ends] for name, ends in found.items()}
-
-
-def _there(values: np.ndarray) -> list:
-    """None where 0 was divided by 0."""
+def _there(values: np.ndarray) -> list[float | None]:
     return list(map(_known, values.tolist()))
 
 

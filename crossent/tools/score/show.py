@@ -1,74 +1,78 @@
-"""A score as JSON and as tables."""
+"""What a command has found, for people and as JSON: numbers, tables and a page, of which each command makes its own."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.lines import finding_line
+from crossent.tools.files import write
 from crossent.tools.score import Scored
+from crossent.tools.score.coverage import SHARES
 from crossent.tools.score.held import SKIPPED
-from crossent.tools.score.intervals import Interval
-from crossent.tools.score.metrics import BINS, NEAR
+from crossent.tools.score.intervals import OF_COVERAGE, Interval
+from crossent.tools.score.metrics import BINS, NEAR, Calibration, Metrics
 from crossent.tools.score.readers import printable
-from crossent.tools.score.said import class_rows, coverage_rows
-from crossent.tools.score.texts import UNITS
+from crossent.tools.score.said import bins_of, classes_of
+from crossent.tools.score.worst import shown
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
+# Of each number its name, how it is written, and what it means, in the order in which they are shown.
+METRICS = {
+    "nll": ("mean NLL", ".4f", "nats; the loss of cross_entropy"),
+    "perplexity": ("perplexity", ".6g", "exp of the mean NLL"),
+    "accuracy": ("accuracy", ".2%", "the largest logit is the label's"),
+    "top": ("top-{k} accuracy", ".2%", "the label is among the first {k}"),
+    "calibration_error": ("calibration error", ".4f", f"|accuracy - confidence|, {BINS} bins"),
+    "adaptive_calibration_error": ("the same, adaptive", ".4f", f"{BINS} bins with as many rows each"),
+    "class_wise_calibration_error": ("the same, class-wise", ".4f", "the same for each class's probability"),
+    "brier": ("Brier score", ".4f", "squared error of p, 0 to 2"),
+    "coverage.area": ("coverage area", ".4f", "mean accuracy of the surest rows"),
+    "perplexity_by_byte": ("perplexity by byte", ".6g", "exp of the NLL of {bytes:,} bytes"),
+    "perplexity_by_word": ("perplexity by word", ".6g", "exp of the NLL of {words:,} words"),
+    "bits_per_byte": ("bits per byte", ".4f", "NLL / bytes / log 2"),
+    "documents.nll": ("document NLL", ".4f", "mean of {documents:,} documents' means"),
+    "documents.perplexity": ("document perplexity", ".6g", "exp of the document NLL"),
+}
+# How ends of intervals are written, and differences.
+_ENDS = {".4f": ".3f", ".6g": ".4g", ".2%": ".1%"}
+_OFF = {".4f": "+.4f", ".6g": "+.4g", ".2%": "+.2%"}
 
 
-def summary(score: Scored) -> list[tuple[str, str, str, str]]:
-    """Name, value, interval and meaning of what is said of all rows together."""
-    m = score.metrics
+class Metric(NamedTuple):
+    name: str
+    form: str
+    meaning: str
 
-    def row(name: str, key: str, form: str, ends: str, meaning: str) -> tuple[str, str, str, str]:
-        return name, f"{m.numbers[key]:{form}}", interval(m.intervals[key], ends), meaning
+    def number(self, value: float) -> str:
+        return f"{value:{self.form}}"
 
-    before = m.baselines
-    unlike = [f"worse than {what}" for name, what in KNOWING.items() if m.nll > before[name] * (1 + NEAR)]
-    known = f"NLL of their shares; log C {before['uniform']:.4f}"
-    top = [row(f"top-{k} accuracy", f"top{k}", ".2%", ".1%", f"the label is among the first {k}") for k in m.top_k]
-    rows = [
-        row("mean NLL", "nll", ".4f", ".3f", (*unlike, "nats; the loss of cross_entropy")[0]),
-        ("labels' entropy", f"{before['label_entropy']:.4f}", "", known),
-        row("perplexity", "perplexity", ".6g", ".4g", "exp of the mean NLL"),
-        row("accuracy", "accuracy", ".2%", ".1%", "the largest logit is the label's"),
-        *top,
-        row("calibration error", "calibration_error", ".4f", ".3f", f"|accuracy - confidence|, {BINS} bins"),
-        row("Brier score", "brier", ".4f", ".3f", "squared error of p, 0 to 2"),
-    ]
-    texts = score.texts
-    for name, one in UNITS.items():
-        if name in texts:
-            meaning = f"exp of the NLL of {texts[name]:,} {name}"
-            rows.append((f"perplexity by {one}", f"{texts[f'perplexity_by_{one}']:.6g}", "", meaning))
-    if "bits_per_byte" in texts:
-        rows.append(("bits per byte", f"{texts['bits_per_byte']:.4f}", "", "NLL / bytes / log 2"))
-    if documents := texts.get("documents"):
-        rows.append(("document NLL", f"{documents['nll']:.4f}", "", f"mean of {documents['count']:,} documents' means"))
-    if m.impossible:
-        rows.append(("impossible", f"{m.impossible:,}", "", "rows whose label has probability 0: the NLL is infinite"))
-    return rows
+    def ends(self, ends: Interval) -> str:
+        return interval(ends, _ENDS[self.form])
+
+    def difference(self, off: float, ends: Interval) -> tuple[str, str]:
+        return f"{off:{_OFF[self.form]}}", interval(ends, _OFF[self.form])
+
+
+def metrics_of(numbers: Iterable[str], m: Metrics) -> dict[str, Metric]:
+    """Those of these names that are shown, in their order."""
+    kinds = {name: name.rstrip("0123456789") for name in numbers}  # of top5 it is top
+    found = {}
+    for kind, (title, form, meaning) in METRICS.items():
+        for name in (name for name in kinds if kinds[name] == kind):
+            k = name.removeprefix("top")
+            found[name] = Metric(title.format(k=k), form, meaning.format(k=k, documents=m.documents, **m.lengths))
+    return found
 
 
 def interval(ends: Interval, form: str) -> str:
     low, high = ends
     return "-" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
-
-
-def counted(score: Scored) -> str:
-    """What the numbers are about."""
-    m = score.metrics
-    said = f"{m.rows:,} rows of {m.classes:,} classes"
-    if m.ignored:
-        said += f", {m.ignored:,} ignored"
-    if skipped := score.total._held.skipped:
-        said += f", {skipped.total():,} skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
-    if len(score.parts) > 1:
-        said += f", in {len(score.parts):,} parts"
-    return said if score.complete else f"{said}: the first {score.done:,} of {score.rows:,} rows"
 
 
 class Shown(NamedTuple):
@@ -79,8 +83,10 @@ class Shown(NamedTuple):
     rows: Sequence[Sequence[str]]
     note: str = ""
 
-    def print(self, console: Console, **options: Any) -> None:
-        table = Table(title=self.title, title_justify="left", **options)
+    def print(self, console: Console) -> None:
+        """Without lines where it has no title."""
+        options: dict[str, Any] = {} if self.title else {"box": None, "pad_edge": False, "header_style": "dim"}
+        table = Table(title=self.title or None, title_justify="left", **options)
         widths = [max(map(len, cells)) + 3 for cells in zip(self.columns, *self.rows)]
         words = [name.endswith(".") for name in self.columns]
         # Words are folded before numbers are, where these have room.
@@ -95,35 +101,124 @@ class Shown(NamedTuple):
             console.print(self.note)
 
 
-def tables(console: Console, score: Scored, top: int) -> None:
-    console.print(counted(score))
-    if not score.metrics.rows:
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column()
-    table.add_column(justify="right", style="bold", no_wrap=True)
-    table.add_column("95% interval", no_wrap=True)
-    table.add_column(style="dim")
-    for row in summary(score):
-        table.add_row(*row)
-    console.print(table)
-    for shown in parts(score, top):
-        console.print()
-        shown.print(console)
-    for finding in score.findings:
-        console.print(finding_line(finding))
+@dataclass(frozen=True)
+class Answer:
+    """What a command has found: for people lines, numbers and what is said of them, tables, and on a page `cards`
+    (name, value, interval, meaning) and `plots` (name, SVG, meaning); for JSON `found`. `saved` writes the files of
+    options, and `unfinished` says that it was interrupted.
+    """
+
+    kind: str
+    title: str
+    found: Callable[[], dict[str, Any]]
+    head: str
+    numbers: Shown
+    cards: Sequence[Sequence[str]]
+    plots: Callable[[], Sequence[Sequence[str]]]
+    tables: Sequence[Shown]
+    notes: Iterable[str]
+    said: str = ""
+    findings: Sequence[Finding] = ()
+    saved: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    unfinished: str = ""
+
+    @property
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """What writes the file of an option."""
+        return self.saved | ({"--html": self._write_page} if self.numbers.rows else {})
+
+    def _write_page(self, path: Path) -> None:
+        from crossent.tools.score.report import page
+
+        write(path, page(self))
+
+    def print(self, console: Console) -> None:
+        console.print(self.head)
+        if self.numbers.rows:
+            self.numbers.print(console)
+        if self.said:
+            console.print(self.said)
+        for one in self.tables:
+            console.print()
+            one.print(console)
+        for finding in self.findings:
+            console.print(finding_line(finding))
 
 
-def parts(score: Scored, top: int) -> Iterator[Shown]:
+def of_score(score: Scored) -> Answer:
+    from crossent.tools.score import plots
+
+    first, others = score.parts[0], len(score.parts) - 1
+    rows = summary(score) if score.metrics.rows else []
+    found = {"logits": first.logits, "labels": first.labels}
+    if others:
+        found = {"parts": [{"logits": part.logits, "labels": part.labels} for part in score.parts]}
+    done = {"rows": score.rows, "done": score.done, "complete": score.complete, "notes": score.notes}
+    until = f"Interrupted after {score.done:,} of {score.rows:,} rows, of which this is the score"
+    return Answer(
+        "Score", f"{first.logits} and {others:,} more parts" if others else first.logits,
+        lambda: found | done | score.total.result(), counted(score),
+        Shown("", (".", "", "95% interval", "."), rows), rows, lambda: plots.of_score(score.metrics),
+        parts(score) if rows else [], score.notes,
+        findings=score.findings if rows else (), saved={"--partial": score.save},
+        unfinished="" if score.complete else until,
+    )  # fmt: skip
+
+
+def summary(score: Scored) -> list[tuple[str, str, str, str]]:
+    """Name, value, interval and meaning of what is said of all rows together."""
+    m, before = score.metrics, score.metrics.baselines
+    unlike = [f"worse than {what}" for name, what in KNOWING.items() if m.nll > before[name] * (1 + NEAR)]
+    found = [
+        (one.name, one.number(m.numbers[name]), one.ends(m.intervals[name]), one.meaning)
+        for name, one in metrics_of(m.numbers, m).items()
+    ]
+    name, value, ends, meaning = found[0]
+    known = f"NLL of their shares; log C {before['uniform']:.4f}"
+    entropy = "labels' entropy", f"{before['label_entropy']:.4f}", "", known
+    found[:1] = [(name, value, ends, (*unlike, meaning)[0]), entropy]
+    if m.impossible:
+        found.append(("impossible", f"{m.impossible:,}", "", "rows whose label has probability 0: the NLL is infinite"))
+    return found
+
+
+def counted(score: Scored) -> str:
+    """What the numbers are about."""
+    said = of_rows(score)
+    if len(score.parts) > 1:
+        said += f", in {len(score.parts):,} parts"
+    return said if score.complete else f"{said}: the first {score.done:,} of {score.rows:,} rows"
+
+
+def of_rows(score: Scored) -> str:
+    m, skipped = score.metrics, score.held.skipped
+    said = f"{m.rows:,} rows of {m.classes:,} classes"
+    if m.ignored:
+        said += f", {m.ignored:,} ignored"
+    if skipped:
+        said += f", {skipped.total():,} skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
+    return said
+
+
+class Classes:
+    """What classes are called in tables: their names, where they have some; `column` makes the name of a column."""
+
+    def __init__(self, names: Sequence[str] | None):
+        self.names, self._point = names, "" if names is None else "."
+
+    def __call__(self, label: int) -> str:
+        return str(label) if self.names is None else printable(self.names[label])
+
+    def column(self, name: str) -> str:
+        return name + self._point
+
+
+def parts(score: Scored) -> list[Shown]:
     """The surest rows, the worst groups, classes, rows and documents."""
-    m, names = score.metrics, score.total._held.options.names
-
-    def called(c: int) -> str:
-        return str(c) if names is None else printable(names[c])
-
-    words = "" if names is None else "."
-    rows = [(f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}") for share, accuracy, least in coverage_rows(m)]
-    yield Shown("Accuracy of the surest rows", ("coverage", "confidence from", "accuracy"), rows)
+    m, top, called = score.metrics, score.held.options.top, Classes(score.held.options.names)
+    found = [surest(m)]
+    if m.shown_calibration is m.by_octave:
+        found.append(reliability(m.by_octave))
     if m.groups and top:
         columns = ("group.", "rows", "accuracy", "interval", "NLL", "interval", "confidence")
         rows = [
@@ -132,30 +227,52 @@ def parts(score: Scored, top: int) -> Iterator[Shown]:
             for g in m.groups[:top]
         ]  # fmt: skip
         few = f"{top} of {len(m.groups):,} groups." if len(m.groups) > top else ""
-        yield Shown("Groups, worst first, with intervals of 95%", columns, rows, few)
-    if classes := class_rows(m, m.by_class.worst(top)):
-        columns = (f"class{words}", "rows", "recall", "precision", "mean NLL", "taken for (rows).")
+        found.append(Shown("Groups, worst first, with intervals of 95%", columns, rows, few))
+    if classes := classes_of(m, m.by_class.worst(top), None):
+        columns = (called.column("class"), "rows", "recall", "precision", "mean NLL", "taken for (rows).")
         short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
         rows = [
-            (called(c.label), f"{c.rows:,}", percent(c.recall), percent(c.precision), nats(c.nll),
-             ", ".join(f"{called(label)} ({n:,})" for label, n in c.taken_for))
+            (called(c["label"]), f"{c['rows']:,}", percent(c["recall"]), percent(c["precision"]), nats(c["nll"]),
+             ", ".join(f"{called(other['label'])} ({other['rows']:,})" for other in c["taken_for"]))
             for c in classes
         ]  # fmt: skip
-        yield Shown("Classes with the most errors", columns, rows, short if m.confusion.short else "")
-    file = ("file.",) if score.files > 1 else ()
+        found.append(Shown("Classes with the most errors", columns, rows, short if m.confusion.short else ""))
+    files = sum(part.files for part in score.parts) > 1
     if score.worst:
+        columns = "row", called.column("label"), called.column("prediction"), "confidence", "NLL"
         rows = [
-            (*[w.file or ""][: len(file)], str(w.row), called(w.label), called(w.prediction), f"{w.confidence:.2%}",
-             nats(0.0 - w.logprob))
+            (w.file, str(w.row), called(w.label), called(w.prediction), f"{w.confidence:.2%}", nats(0.0 - w.logprob))
             for w in score.worst
-        ]  # fmt: skip
-        columns = (*file, "row", f"label{words}", f"prediction{words}", "confidence", "NLL")
-        yield Shown("Rows with the largest loss", columns, rows)
-    if worst := score.texts.get("documents", {}).get("worst"):
-        rows = [
-            (*[one["file"] or ""][: len(file)], str(one["row"]), f"{one['rows']:,}", nats(one["nll"])) for one in worst
         ]
-        yield Shown("Documents, worst first", (*file, "row", "tokens", "mean NLL"), rows)
+        found.append(placed("Rows with the largest loss", columns, rows, files))
+    if worst := score.held.documents.worst:
+        rows = [(one.file, str(shown(one.index)), f"{one.rows:,}", nats(one.nll)) for one in worst]
+        found.append(placed("Documents, worst first", ("row", "tokens", "mean NLL"), rows, files))
+    return found
+
+
+def placed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | None]], files: bool) -> Shown:
+    """Of rows, whose file comes first, and is shown where there are several `files`."""
+    cells = [tuple(cell or "" for cell in row) for row in rows]
+    return Shown(title, ("file.", *columns), cells) if files else Shown(title, columns, [row[1:] for row in cells])
+
+
+def surest(m: Metrics) -> Shown:
+    found, ends = m.coverage, [m.intervals[name] for name in OF_COVERAGE[1:]]
+    columns = ("coverage", "confidence from", "accuracy", "interval")
+    return Shown("Accuracy of the surest rows, with intervals of 95%", columns, [
+        (f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}", _narrow(both, ".1%"))
+        for share, least, accuracy, both in zip(SHARES, found.confidence, found.accuracy, ends)
+    ])  # fmt: skip
+
+
+def reliability(bins: Calibration, title: str = "Rows by confidence") -> Shown:
+    """Where most of the rows are in the first bin."""
+    return Shown(title, ("above", "to", "rows", "accuracy", "confidence"), [
+        (f"{one['above']:.3%}", f"{one['to']:.3%}", f"{one['rows']:,}", f"{one['accuracy']:.2%}",
+         f"{one['confidence']:.2%}")
+        for one in bins_of(bins) if one["rows"]
+    ])  # fmt: skip
 
 
 def _narrow(ends: Interval, form: str) -> str:
@@ -168,14 +285,3 @@ def nats(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
-
-
-def as_dict(score: Scored) -> dict:
-    """For JSON. None is what there is nothing to divide by."""
-    if len(score.parts) == 1:
-        (part,) = score.parts
-        named: dict[str, Any] = {"logits": part.logits, "labels": part.labels}
-    else:
-        named = {"parts": [{"logits": part.logits, "labels": part.labels} for part in score.parts]}
-    done = {"rows": score.rows, "done": score.done, "complete": score.complete, "notes": score.notes}
-    return named | done | score.total.result()

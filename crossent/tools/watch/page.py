@@ -18,7 +18,7 @@ from crossent.tools.explain.baselines import baselines
 from crossent.tools.explain.explanation import Finding
 from crossent.tools.score import plots
 from crossent.tools.score.metrics import NEAR, ByClass, Calibration
-from crossent.tools.score.report import RELIABILITY, made
+from crossent.tools.score.report import made
 from crossent.tools.score.sums import ratio
 
 _POINTS = 400  # of a curve, at most
@@ -132,7 +132,7 @@ def _show(shown: dict[str, list], key: str, found: _Loss, of: str) -> None:
     plot("Gradient at the logits", "Norm of a row's gradient", {"at the logits": "looked gradient_at_logits"}, "norm",
          meaning)  # fmt: skip
     shown["plots"] += [
-        ("Reliability" + of, plots.reliability(metrics, f"reliability-{key}"), RELIABILITY),
+        ("Reliability" + of, plots.reliability(metrics.calibration, f"reliability-{key}"), plots.RELIABILITY),
         ("Classes" + of, plots.classes(metrics, f"classes-{key}"), "Of the rows with a label, how many are right."),
     ]
     shown["tables"].append(_table(first, last, of))

@@ -321,6 +321,30 @@ def test_parts_are_scaled_alike(files, tmp_path):
         crossent.Score(scaling=1.7)
 
 
+def test_bad_rows_are_left_out_of_the_fit_and_of_the_judgement(files, tmp_path):
+    logits, labels = files
+    logits[[3, 5]], labels[[8, 9]] = np.nan, 6
+    write(tmp_path / "bad.npy", "npy", logits)
+    write(tmp_path / "bad-y.npy", "npy", labels)
+    found = result("crossent calibrate bad.npy bad-y.npy --skip-bad --json")
+    good = np.isin(np.arange(900), [3, 5, 8, 9], invert=True)
+    lots = np.random.default_rng(0).random(900) < 0.5
+    expected = calibrate(logits[good & lots], labels[good & lots]).temperature
+    assert found["scaling"]["temperature"] == pytest.approx(expected, rel=1e-9)
+    assert (found["fitted"], found["judged"]) == ((good & lots).sum(), (good & ~lots).sum())
+    assert found["skipped"] == {"labels": 2, "logits": 2, "scale": 0}
+    judged = good & ~lots
+    assert found["before"]["nll"] == pytest.approx(mean_nll(logits[judged], labels[judged]), rel=1e-9)
+    p, y = probabilities(logits[judged]), labels[judged]
+    for c, error in enumerate(found["before"]["by_class"]):  # whose mean the class-wise error is
+        gap = np.bincount(np.ceil(p[:, c] * 15).astype(int) - 1, (y == c) - p[:, c], 15)
+        assert error == pytest.approx(abs(gap).sum() / len(y), rel=1e-9)
+    status, printed = typed("crossent calibrate bad.npy bad-y.npy --skip-bad")
+    assert status == 0 and "4 skipped (2: label is no class, 2: nan, inf or no number)" in " ".join(printed.split())
+    status, printed = typed("crossent calibrate bad.npy bad-y.npy")
+    assert status == 2 and "crossent calibrate: bad-y.npy: row 8: label 6 is out of bounds" in printed
+
+
 WRONG = {
     "x.npy y.npy --split 0": "--split must be above 0 and at most 1, got 0.0",
     "x.npy y.npy --split 0.0001": "x.npy: there is no row to fit a scaling to among",

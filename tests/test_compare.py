@@ -1,15 +1,19 @@
 """`crossent compare`: paired differences, tests and lists against NumPy and SciPy, and every bad pair of files."""
 
 import json
+import pickle
 
 import browser
 import numpy as np
 import pytest
+import torch
 from command_line import typed
 from scipy import stats
 from score_files import example, write
+from sklearn import metrics as sk
 
 import crossent
+from crossent.tools import plain_json
 from crossent.tools.score import compare, readers
 from crossent.tools.score.conditions import _found
 
@@ -131,6 +135,98 @@ def test_rows_that_changed_sides(files):
         assert [row["predictions"] for row in found[name]] == [[a[i].argmax(), b[i].argmax()] for i in at]
         np.testing.assert_allclose([row["losses"][1] for row in found[name]], losses(b, labels)[at], rtol=1e-5)
         assert {row["file"] for row in found[name]} == {"a.npy"}
+
+
+def test_a_comparison_in_python_is_the_command(files):
+    """In any batches, dtypes, libraries, order and number of processes, to the last bit."""
+    a, b, labels = (np.load(f"{name}.npy") for name in "aby")
+    said = result("crossent compare a.npy b.npy y.npy --top 7 --json")
+    whole = crossent.Comparison(top=7).update(a, b, labels)
+    parts = [crossent.Comparison(top=7) for _ in range(3)]
+    for i, at in enumerate(np.array_split(np.random.default_rng(0).permutation(1500), 11)):
+        one = map(torch.from_numpy, (a[at], b[at], labels[at])) if i % 2 else (a[at].T, b[at].T, labels[at])
+        parts[i % 3].update(*one, dim=None if i % 2 else 0, rows=at)
+    sent = [pickle.loads(pickle.dumps(one)) for one in parts]
+    merged = crossent.Comparison(top=7).merge(*sent)
+    found = merged.result()
+    assert found == whole.result() and parts[0].result() == sent[0].result()
+    found = json.loads(plain_json.text(found))
+    for name in ("lost", "won"):
+        assert len(found[name]) == 7
+        assert found.pop(name) == [row | {"file": None} for row in said[name]]
+    assert found == {name: said[name] for name in found}
+    assert repr(merged) == "<crossent.Comparison of 1,470 rows>"
+    assert merged.a.result()["nll"] == found["differences"]["nll"]["a"]
+    with pytest.raises(ValueError, match="its rows are counted already"):
+        merged.merge(sent[0])
+    assert merged.result() == whole.result()
+
+
+def test_scikit_learn_and_scipy_say_the_same():
+    a, b, labels = models(700, 9)
+    found = crossent.Comparison(names=[f"c{i}" for i in range(9)]).update(a, b, labels).result()
+    for name, z in (("a", a), ("b", b)):
+        p = np.exp(z.astype(float))
+        p /= p.sum(1, keepdims=True)
+        assert found["differences"]["nll"][name] == pytest.approx(sk.log_loss(labels, p, labels=range(9)), rel=1e-6)
+        assert found["differences"]["accuracy"][name] == sk.accuracy_score(labels, p.argmax(1))
+    table = sk.confusion_matrix(a.argmax(1) == labels, b.argmax(1) == labels)
+    n = found["agreement"]
+    assert [[n["neither"], n["b_alone"]], [n["a_alone"], n["both"]]] == table.tolist()
+    assert n["p"] == pytest.approx(stats.binomtest(n["a_alone"], n["a_alone"] + n["b_alone"]).pvalue, rel=1e-9)
+    recall = sk.recall_score(labels, b.argmax(1), average=None)
+    assert [row["recall_b"] for row in found["classes_that_got_worse"]] == [
+        recall[row["label"]] for row in found["classes_that_got_worse"]
+    ]
+    assert found["classes_that_got_worse"][0]["name"] == "c2"
+
+
+def test_what_is_bad_for_one_counts_for_neither(tmp_path, files):
+    a, b, labels = (np.load(f"{name}.npy") for name in "aby")
+    a[[5, 6]], b[[6, 7], 0], labels[8] = np.nan, np.inf, 6
+    for name, array in (("a2", a), ("b2", b), ("y2", labels)):
+        write(tmp_path / f"{name}.npy", "npy", array)
+    said = result("crossent compare a2.npy b2.npy y2.npy --skip-bad --json")
+    kept = np.setdiff1d(np.arange(1500), [5, 6, 7, 8])
+    expected = crossent.Comparison().update(a[kept], b[kept], labels[kept], rows=kept).result()
+    assert said["skipped"] == {"labels": 1, "logits": 3, "scale": 0} and said["ignored"] == 30
+    assert said["agreement"] == expected["agreement"]
+    for name, one in expected["differences"].items():
+        assert said["differences"][name] == pytest.approx(one, rel=1e-9)
+    both = crossent.Comparison(skip_bad=True).update(a, b, labels)
+    assert both.result()["skipped"] == both.b.result()["skipped"] == said["skipped"]
+    status, printed = typed("crossent compare a2.npy b2.npy y2.npy --skip-bad")
+    assert status == 0 and ", 4 skipped (1: label is no class, 3: nan, inf or no number); A is" in " ".join(
+        printed.split()
+    )
+
+
+def test_a_failed_call_counts_nothing():
+    a, b, labels = models(50, 4)
+    comparison = crossent.Comparison().update(a, b, labels)
+    before, b[3, 2] = comparison.result(), np.nan
+    for error, given in {
+        "row 53: the logits hold nan or inf": (a, b, labels),
+        "b must have the shape of a, .50, 4., got .50, 3.": (a, b[:, :3], labels),
+        "input has 3 classes, and that of the rows before 4": (a[:, :3], a[:, :3], labels % 3),
+    }.items():
+        with pytest.raises(ValueError, match=error):
+            comparison.update(*given)
+        assert comparison.result() == before
+    with pytest.raises(TypeError, match=r"others\[0\] must be a Comparison, got Score"):
+        comparison.merge(comparison.a)
+
+
+def test_classes_have_their_names(tmp_path, files):
+    a, b, labels = (np.load(f"{name}.npy") for name in "aby")
+    for name, array in (("a", a), ("b", b)):
+        np.savetxt(tmp_path / f"{name}.csv", array, "%.9g", ",", header="cat,dog,elk,fox,gnu,hen", comments="")
+    status, printed = typed("crossent compare a.csv b.csv y.npy --top 2")
+    assert status == 0 and printed.count("elk") >= 2
+    found = result("crossent compare a.csv b.csv y.npy --json")["classes_that_got_worse"]
+    assert found[0]["label"] == 2 and found[0]["name"] == "elk"
+    status, printed = typed("crossent calibrate a.csv y.npy")
+    assert status == 0 and all(name in printed for name in "cat dog elk fox gnu hen".split())
 
 
 def test_shards_and_blocks_change_nothing(files, tmp_path, monkeypatch):

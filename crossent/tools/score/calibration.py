@@ -18,7 +18,7 @@ from crossent.tools.score.readers import BadFile, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
 from crossent.tools.score.scaling import Method, Passes, Scaling, fitted
-from crossent.tools.score.show import Answer, Classes, Shown, metrics_of, reliability
+from crossent.tools.score.show import Answer, Classes, Shown, left_out, metrics_of, reliability
 
 _TOP = 10  # classes that are shown
 
@@ -77,10 +77,11 @@ def _answer(
     apart = len(files) == 4
     names = [two_files(some) for some in ((files[:2], files[2:]) if apart else (files,))]
     begun = [opened(*some, top=0, note=errors.note, **options) for some in names]
+    without = ""
     for one in begun:
         for block in one.blocks():  # which refuses what is bad, so that no pass has to look for it
             one.count(block, one.seen(block))
-        one.scored()
+        without += left_out(one.scored())
     first, last = begun[0], begun[-1]
     where = first.pair.logits.path
     if first.pair.classes != last.pair.classes:
@@ -100,7 +101,7 @@ def _answer(
     temperature = scaling.temperature
     name = "vector scaling" if temperature is None else f"temperature {temperature:.6g}"
     others = "others" if apart or split < 1 else "the same ones"
-    head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}"
+    head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}{without}"
     both, called = {"before": before, "after": after}, Classes(last.pair.names)
     rows = [
         (metric.name, metric.number(before.numbers[key]), metric.number(after.numbers[key]), metric.meaning)

@@ -94,8 +94,8 @@ class Comparison:
         """Counts rows, and returns the Comparison itself.
 
         Args:
-            a, b: the logits of both models for the same rows, each as `crossent.Score.update` takes them; they need not
-                be of the same dtype or library.
+            a, b: the logits of both models for the same rows, each as `crossent.Score.update` takes them; dtypes may
+                differ.
             target, dim, rows: as there.
 
         Raises as there, and ValueError where the logits have different shapes. Nothing is counted then.

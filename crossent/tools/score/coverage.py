@@ -11,13 +11,14 @@ _IN_OCTAVE, _OCTAVES = 16, 29
 _HALF = _IN_OCTAVE * _OCTAVES
 _NEAR = 0.05  # of all rows, to each side of a share, tell how often a row there is right
 SHARES = np.array([0.25, 0.5, 0.75, 0.9, 1.0])  # of the rows, of which the accuracy is shown
+OCTAVES = np.array([0.0, *2.0 ** np.arange(-_OCTAVES, 1)])  # confidences between which each is a factor of 2
 STEPS = 2 * _HALF  # of the confidence: 16 to each factor of 2, up to 1/2 of itself, and above of what is missing to 1
 
 
 def step_of(confidence: np.ndarray) -> np.ndarray:
     """From 0 to STEPS - 1, rising with the confidence."""
-    part, octave = np.frexp(np.clip(np.minimum(confidence, 1.0 - confidence), 2.0**-30, 0.5 - 2.0**-30))
-    step = (octave.astype(np.intp) + _OCTAVES) * _IN_OCTAVE + ((part - 0.5) * (2 * _IN_OCTAVE)).astype(np.intp)
+    small = np.clip(np.minimum(confidence, 1.0 - confidence), 2.0**-30, 0.5 - 2.0**-30)
+    step = (small.view(np.int64) >> 48) - (1022 - _OCTAVES) * _IN_OCTAVE  # exponent, and four bits of what is behind it
     return np.where(confidence < 0.5, step, STEPS - 1 - step)
 
 
@@ -26,6 +27,14 @@ def _least(step: np.ndarray) -> np.ndarray:
     low = np.where(step < _HALF, step, STEPS - step)
     edge = np.ldexp(0.5 + low % _IN_OCTAVE / (2 * _IN_OCTAVE), low // _IN_OCTAVE - _OCTAVES)
     return np.where(step < _HALF, edge, 1.0 - edge)
+
+
+def by_octave(rows: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the rows and the right ones by step sums between the OCTAVES, and of the confidence, which is that of the
+    middle of a step."""
+    edges = np.append(_least(np.arange(STEPS)), 1.0)
+    low, confidence = np.arange(0, _HALF + 1, _IN_OCTAVE), rows * (edges[:-1] + edges[1:]) / 2
+    return np.add.reduceat(rows, low), np.add.reduceat(right, low), np.add.reduceat(confidence, low)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Coverage:
         Where rows leave, as many less sure ones come among the surest, which are as often right as those near the end.
         """
         if not len(self.rows):
-            return (np.zeros((1 + len(SHARES), 0)),) * 2
+            return np.zeros((1 + len(SHARES), 0)), np.zeros((1 + len(SHARES), 0))
         near, taken = self._taken(SHARES + _NEAR) - self._taken(SHARES - _NEAR), self._taken(SHARES) / SHARES[:, None]
         at_end = ratio(near @ self.right, near @ self.rows)
         share, upto = self.right / self.rows, np.cumsum(self.rows)

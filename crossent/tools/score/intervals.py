@@ -124,9 +124,10 @@ class Sample:
         squares = (if_right - lost) ** 2 @ right + lost**2 @ (rows - right)
         spread, z = (squares - moved.sum(1) ** 2 / n) / float(n) ** 2, _Z
         if labels > 1:
-            spread, z = _variance(moved, np.broadcast_to(of_cells, moved.shape)), float(_t((of_cells > 0).sum() - 1))
+            spread, z = np.nan_to_num(_variance(moved, np.broadcast_to(of_cells, moved.shape))), _z_of(of_cells)
         p, most = np.array([self.coverage.area, *self.coverage.accuracy]), np.array([1.0, *SHARES]) * n / labels
         with np.errstate(all="ignore"):
+            most = np.fmax(most, p * (1 - p) / spread)  # where labels of a row are unlike
             near = (p * most + z**2 / 2) / (most + z**2)  # as if a few more were right, and a few wrong
             like = near * (1 - near) / (spread + (near * (1 - near) - p * (1 - p)) / most)
         return dict(zip(OF_COVERAGE, map(_ends, *_wilson(p, like, z))))
@@ -160,15 +161,21 @@ def shares(part: np.ndarray, rows: np.ndarray, labels: float) -> tuple[np.ndarra
 
     Where rows of the data have several `labels`, for as many rows as would have the variance that the cells have.
     """
-    n = rows.sum(-1)
+    n, z = rows.sum(-1), np.array(_Z)
     p = ratio(part.sum(-1), n)
     if labels > 1:
-        spread = _variance(part, rows)
+        spread, z = _variance(part, rows), _z_of(rows)
         n = np.where(spread > 0, ratio(p * (1 - p), spread), n / labels)
-    return _wilson(p, n, _Z)
+    return _wilson(p, n, z)
 
 
-def _wilson(p: np.ndarray, n: Any, z: float) -> tuple[np.ndarray, np.ndarray]:
+def _z_of(rows: np.ndarray) -> np.ndarray:
+    """How many standard errors of a variance that is that of cells, along the last axis."""
+    used = (rows > 0).sum(-1)
+    return np.where(used > 1, _t(used - 1), _Z)
+
+
+def _wilson(p: np.ndarray, n: np.ndarray, z: Any) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
         middle, scale = p + z**2 / (2 * n), 1 + z**2 / n

@@ -16,7 +16,7 @@ import numpy as np
 from crossent import PredictionStats
 from crossent.tools.explain.baselines import baselines
 from crossent.tools.score.confusion import Confusion, Pairs
-from crossent.tools.score.coverage import STEPS, Coverage, step_of
+from crossent.tools.score.coverage import OCTAVES, STEPS, Coverage, by_octave, step_of
 from crossent.tools.score.groups import Group, GroupCells
 from crossent.tools.score.intervals import CELLS, FEW, OF_COVERAGE, Interval, Sample, means_of, short
 from crossent.tools.score.sums import Cells, ratio
@@ -25,8 +25,6 @@ from crossent.tools.score.texts import UNITS
 _GROUP = 2**15  # rows, at most 2**20
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 _EVEN = np.arange(BINS + 1) / BINS
-_OCTAVES = 17  # that the first of these bins is cut into, since of many classes hardly a row is in another one
-_EDGES = np.array([0.0, *2.0 ** np.arange(1 - _OCTAVES, 0) / BINS, *_EVEN[1:]])
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
 NEAR = 1e-6  # a part of the NLL, which rounded logits may change: no worse than knowing nothing
 _COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
@@ -48,7 +46,7 @@ class Calibration:
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, edges: np.ndarray = _EVEN
+        cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, *, edges: np.ndarray = _EVEN
     ) -> "Calibration":
         """Of the numbers of rows and sums over them."""
         error = _mean(float(abs(right - confidence).sum()), int(rows.sum()))
@@ -83,8 +81,8 @@ class Metrics:
     """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for.
 
     `numbers` has all that has an interval, by the name that it has in a result. `by_octave` is the calibration in bins
-    of which the first is cut anew at each factor of 2, `groups` is None where rows have none, and `sample` has what the
-    intervals are made of.
+    for each factor of 2 of the confidence, `groups` is None where rows have none, and `sample` has what the intervals
+    are made of.
     """
 
     rows: int
@@ -155,7 +153,6 @@ class Counts:
             "loss": Cells(_LOSS_BINS, ("rows",)),
             "confidence": Cells(FEW * STEPS, ("rows", "right")),
             "bin": Cells(CELLS * BINS, ("rows", "right"), ("confidence",)),
-            "octave": Cells(_OCTAVES, ("rows", "right"), ("confidence",)),  # in the first bin
             "cell": Cells(CELLS, ("impossible", *top), ("nll", "brier")),
             "length": Cells(CELLS, UNITS),  # of those that belong to rows
             "document": Cells(CELLS, ("documents", "endless"), ("mean",)),
@@ -231,10 +228,8 @@ class Counts:
     def metrics(self) -> Metrics:
         settled = self.settled()
         tables, total, sample = settled.tables, settled._sums(1), settled._sample()
-        labels, bins, octaves = tables["class"], tables["bin"].folded(BINS), tables["octave"]
-        columns = "rows", "right", "confidence"
-        calibration = Calibration.of(*(bins[name] for name in columns))
-        by_octave = Calibration.of(*(np.append(octaves[name], bins[name][1:]) for name in columns), edges=_EDGES)
+        labels, bins, steps = tables["class"], tables["bin"].folded(BINS), tables["confidence"].folded(STEPS)
+        calibration = Calibration.of(*(bins[name] for name in ("rows", "right", "confidence")))
         rows, coverage = int(total["rows"].item()), sample.coverage
         numbers = {name: value.item() for name, value in means_of(total).items()}
         numbers |= {"calibration_error": calibration.error}
@@ -242,7 +237,8 @@ class Counts:
         return Metrics(
             rows=rows, ignored=self.ignored, classes=self.classes, numbers=numbers,
             impossible=int(total["impossible"].item()), calibration=calibration,
-            by_octave=by_octave, coverage=coverage, losses=tables["loss"]["rows"],
+            by_octave=Calibration.of(*by_octave(steps["rows"], steps["right"]), edges=OCTAVES),
+            coverage=coverage, losses=tables["loss"]["rows"],
             by_class=ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"]),
             confusion=settled.pairs.confusion(),
             groups=settled.groups and settled.groups.found(rows / max(1, self.units)),
@@ -289,9 +285,9 @@ class Counts:
     def _count(self, group: dict[str, np.ndarray]) -> None:
         label, prediction, cell = group["label"], group["prediction"], group["cell"].astype(np.intp)
         nll, confidence, brier = (group[name].astype(np.float64) for name in ("logprob", "confidence", "brier"))
-        nll, right, bins = np.maximum(-nll, 0.0), prediction == label, bin_of(confidence)
+        nll, right = np.maximum(-nll, 0.0), prediction == label
         places = {
-            "class": label, "prediction": prediction, "cell": cell, "bin": cell * BINS + bins,
+            "class": label, "prediction": prediction, "cell": cell, "bin": cell * BINS + bin_of(confidence),
             "confidence": cell % FEW * STEPS + step_of(confidence),
             "loss": np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.intp),
         }  # fmt: skip
@@ -302,9 +298,6 @@ class Counts:
         }  # fmt: skip
         for name, place in places.items():
             self.tables[name].add(place, rows)
-        low = np.flatnonzero(bins == 0)
-        octave = np.clip(np.frexp(BINS * confidence[low])[1] + _OCTAVES - 1, 0, _OCTAVES - 1)
-        self.tables["octave"].add(octave, {name: rows[name][low] for name in ("right", "confidence")})
         if self.groups is not None:
             self.groups.add(group["group"], cell, rows)
         self.pairs.add((label * self.classes + prediction)[~right])

@@ -200,7 +200,7 @@ def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Cou
             table.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
     pairs, codes = counts.pairs, entries["confused"]
     pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
-    tables = [table for what, table in _tables(counts).items() if what != "octave"]  # which has but some of the rows
+    tables = _tables(counts).values()
     for name in ("rows", "right", "impossible"):
         if len({int(table[name].sum()) for table in tables if name in table.whole}) > 1:
             raise Damage("tables of other rows")

@@ -91,8 +91,6 @@ class Score:
         scaling: Scaling | None = None,
         top_k: Sequence[int] = (5,),
     ):
-        if scale is None:
-            raise ValueError(f"scale must be one of {', '.join(scales.SCALES)}, got None")
         self._held = Held(Options(top, ignore_index, scale, names, skip_bad, shift, scaling, top_k))
         self._own, self._numbered = "", 0
 
@@ -190,8 +188,7 @@ class Score:
             baselines                                                    the NLL of equal shares for all classes and
                                                                          of the labels' own, their entropy
             calibration                                                  of each bin: rows, accuracy, mean confidence
-            calibration_by_octave                                        the same, where the first bin is cut at each
-                                                                         factor of 2
+            calibration_by_octave                                        the same for each factor of 2 of the confidence
             coverage                                                     of the surest rows, by their share: accuracy,
                                                                          least confidence; the area below that curve
             groups                                                       of each group, worst first: rows, accuracy,

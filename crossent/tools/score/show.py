@@ -191,10 +191,12 @@ def counted(score: Scored) -> str:
 
 
 def of_rows(score: Scored) -> str:
-    m, skipped = score.metrics, score.held.skipped
-    said = f"{m.rows:,} rows of {m.classes:,} classes"
-    if m.ignored:
-        said += f", {m.ignored:,} ignored"
+    return f"{score.metrics.rows:,} rows of {score.metrics.classes:,} classes{left_out(score)}"
+
+
+def left_out(score: Scored) -> str:
+    """Rows that do not count."""
+    said, skipped = f", {score.held.ignored:,} ignored" if score.held.ignored else "", score.held.skipped
     if skipped:
         said += f", {skipped.total():,} skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
     return said

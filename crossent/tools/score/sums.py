@@ -120,7 +120,7 @@ class Cells:
         """Rows that fall into these cells."""
         for name, counts in self.whole.items():
             chosen = place if name == "rows" else place[rows[name]]
-            self.whole[name] = counts + np.bincount(chosen, minlength=self.n)
+            np.add(counts, np.bincount(chosen, minlength=self.n), out=counts)
         for name, sums in self.exact.items():
             sums.add(place, rows[name])
 

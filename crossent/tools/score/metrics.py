@@ -265,10 +265,11 @@ class Counts:
         bins, steps = self.tables["bin"], self.tables["confidence"]
         by_cell = np.array([steps[name].reshape(FEW, STEPS)[:, ::-1] for name in ("rows", "right")])
         used = np.flatnonzero(by_cell[0].any(0))
-        coverage = Coverage.of(*by_cell[:, :, used].sum(1), STEPS - 1 - used)
+        by_cell = by_cell[:, :, used]
+        coverage = Coverage.of(by_cell[0].sum(0), by_cell[1].sum(0), STEPS - 1 - used)
         gap = short(bins["right"] - bins["confidence"]).reshape(CELLS, BINS)
         sums = {name: short(column) for name, column in self._sums(CELLS).items()}
-        return Sample(sums, gap, by_cell[:, :, used], coverage, self.units)
+        return Sample(sums, gap, by_cell, coverage, self.units)
 
     def _count_groups(self, least: int) -> None:
         """Count what waits, as long as there are `least` rows."""

@@ -25,14 +25,7 @@ AT_MOST = 0.03  # of a step
 FIRST = 3  # steps that are not counted: they load and compile
 
 
-OWN = (
-    "_keep",
-    "see",
-    "before_backward",
-    "after_backward",
-    "_before_step",
-    "_after_step",
-)  # what a watch does in a step
+OWN = ("_keep", "see", "after_backward", "_before_step", "_after_step")  # what a watch does in a step
 
 
 now = time.perf_counter

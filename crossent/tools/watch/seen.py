@@ -133,7 +133,7 @@ def _is_again() -> bool:
     return modes.packs_what_is_saved() or not _KNOWS_HOOKS
 
 
-def _told_loss(original, function, given_by, *args, **kwargs):
+def _told_loss(original, function, names, *args, **kwargs):
     if modes.compiling() or _here.inside:
         return original(*args, **kwargs)
     _here.inside = True
@@ -142,7 +142,7 @@ def _told_loss(original, function, given_by, *args, **kwargs):
         value = result[0] if type(result) is tuple else result
         if value.requires_grad and not _is_again():
             getattr(value.grad_fn, "metadata", {})[_SEEN] = True  # what is transformed may have none
-            given = given_by(*args, **kwargs)
+            given = _given(names, args, kwargs)
             where = _elsewhere(given, value)
             _here.hidden -= {_HIDDEN["CheckpointFunction"]}  # in the backward pass, which computes them again
             for watcher in _here.watchers or tuple(_everybody):
@@ -191,48 +191,39 @@ def _told_scale(scaler, outputs):
 _backward, _scale = torch.autograd.backward, GradScaler.scale
 
 
-def _of_loss(input, target, weight, sample_weight, denominator, dim, options, inplace_backward=False, *spread):
-    given = {"input": input, "target": target, "weight": weight, "sample_weight": sample_weight}
-    given |= {"denominator": denominator, "dim": dim, "inplace_backward": inplace_backward}
-    return given | vars(options) | ({"spread": spread} if spread else {})
+_LOSS = ("input", "target", "weight", "sample_weight", "denominator", "dim", "options", "inplace_backward")
+_HEAD = ("input", "linear_weight", "target", "linear_bias", "weight")
+_OURS = (*_HEAD, "sample_weight", "denominator", "options", "how")
+_TORCHS = ("input", "target", "weight", "reduction", "ignore_index", "label_smoothing")
 
 
-def _of_spread(tensors, *others):
-    return _of_loss(*tensors, *others)
-
-
-def _of_head(input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, *spread):
-    given = _of_loss(input, target, weight, sample_weight, denominator, None, options, False, *spread)
-    return given | {"linear_weight": linear_weight, "linear_bias": linear_bias, "shift": how.shift}
-
-
-def _of_torchs(input, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
-    given = {"input": input, "target": target, "weight": weight, "ignore_index": ignore_index}
-    return given | {"label_smoothing": label_smoothing, "reduction": ("none", "mean", "sum")[reduction]}
-
-
-def _of_chunked(input, linear_weight, target, linear_bias, weight, *others):
-    reduction, ignore_index = others[:2] if isinstance(others[0], str) else ("none", others[0])
-    given = {"input": input, "linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
-    return given | {"weight": weight, "reduction": reduction, "ignore_index": ignore_index}
+def _given(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a loss by their names, of which functions inside of others take some together."""
+    args = (*args[0], *args[1:]) if isinstance(args[0], tuple) else args
+    given = {"reduction": "none"} | dict(zip(names, args)) | kwargs
+    for together in {"options", "how"} & given.keys():
+        given |= vars(given.pop(together))
+    if isinstance(given["reduction"], int):
+        given["reduction"] = ("none", "mean", "sum")[given["reduction"]]
+    return given
 
 
 def _sites() -> Iterator[tuple[Any, str, Callable]]:
     """Owners and names, and what stands there while somebody watches."""
     native, head = torch._C._nn, crossent.linear_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
-    for owner, name, function, given_by in (
-        (router, "cross_entropy", crossent.cross_entropy, _of_loss),
-        (router, "nll_loss", crossent.nll_loss, _of_loss),
-        (router, "linear_cross_entropy", head, _of_head),
-        (router, "spread_cross_entropy", crossent.cross_entropy, _of_spread),
-        (router, "spread_linear_cross_entropy", head, _of_head),
-        (native, "cross_entropy_loss", crossent.cross_entropy, _of_torchs),
-        (native, "nll_loss_nd", crossent.nll_loss, _of_torchs),
-        (chunked, "_linear_cross_entropy_batch_chunked", head, _of_chunked),
-        (chunked, "_linear_cross_entropy_batch_chunked_no_reduction", head, _of_chunked),
+    for owner, name, function, names in (
+        (router, "cross_entropy", crossent.cross_entropy, _LOSS),
+        (router, "nll_loss", crossent.nll_loss, _LOSS),
+        (router, "linear_cross_entropy", head, _OURS),
+        (router, "spread_cross_entropy", crossent.cross_entropy, (*_LOSS, "spread")),
+        (router, "spread_linear_cross_entropy", head, (*_OURS, "spread")),
+        (native, "cross_entropy_loss", crossent.cross_entropy, _TORCHS),
+        (native, "nll_loss_nd", crossent.nll_loss, _TORCHS),
+        (chunked, "_linear_cross_entropy_batch_chunked", head, (*_HEAD, "reduction", "ignore_index")),
+        (chunked, "_linear_cross_entropy_batch_chunked_no_reduction", head, (*_HEAD, "ignore_index")),
     ):
         if hasattr(owner, name):
-            yield owner, name, partial(_told_loss, getattr(owner, name), function, given_by)
+            yield owner, name, partial(_told_loss, getattr(owner, name), function, names)
     yield torch.autograd, "backward", _told_backward
     yield GradScaler, "scale", _told_scale
 

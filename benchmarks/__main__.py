@@ -16,7 +16,8 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.cases import CASES, HEAD_CASES, HEAD_MEMORY, MEMORY, SPREAD, START
-from crossent.tools.bench.runner import last_line, measured_on, progress
+from crossent.tools.bench.machine import measured_on
+from crossent.tools.bench.runner import last_line, progress
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 # Of the results.

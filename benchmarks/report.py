@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
+from crossent.tools.bench.machine import in_words
 from crossent.tools.bench.report import in_time
 
 RIVALS = {"eager": "PyTorch", "compile": "torch.compile"}  # as results name them, and as a reader knows them
@@ -123,12 +124,7 @@ def show(console: Console, results: dict) -> None:
 
 def markdown(results: dict) -> str:
     """What docs/measurements keeps of a run: the targets are for those who work on the library."""
-    machine, numbers = results["machine"], results["versions"]
-    lines = [
-        f"`{results['command']}`, {results['date']}.",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB.",
-        f"{', '.join(f'{name} {number}' for name, number in numbers.items())}.",
-    ]
+    lines = [f"`{results['command']}`, {results['date']}.", in_words(results)]
     for sheet in sheets(results):
         kept = [at for at, heading in enumerate(sheet.heading) if heading in RIVALS or heading not in RATIOS]
         rows = [tuple(re.sub(r" \([<>] [^)]*\)$", "", row[at]) for at in kept) for row in sheet.rows]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import crossent
 from benchmarks.report import Sheet
 from crossent.tools.bench.calls import of_arrays
-from crossent.tools.bench.machine import machine, versions
+from crossent.tools.bench.machine import in_words, measured_on
 from crossent.tools.bench.report import in_time
 from crossent.tools.bench.timing import compared
 from crossent.tools.demo.transformer import HEADS
@@ -110,8 +110,9 @@ def main() -> None:
         torch.set_num_threads(1)
     clock = time.thread_time if chosen.cpu else time.perf_counter
     command = shlex.join(["python", "-m", "benchmarks.share", *sys.argv[1:]])
-    numbers = ", ".join(f"{name} {number}" for name, number in versions(("torch", "transformers")).items())
-    print(f"`{command}`: {machine()['cpu']}, threads: {torch.get_num_threads()}. {numbers}.\n", flush=True)
+    measured = measured_on(("torch", "transformers"))
+    measured["machine"]["threads"] = torch.get_num_threads()
+    print(f"`{command}`, {measured['date']}.\n{in_words(measured)}\n", flush=True)
     rows = [row(MODELS[name](), chosen.rounds, clock) for name in chosen.model or MODELS]
     print(Sheet("", HEADING, rows, 2).markdown())
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from benchmarks.gpu import report
 from benchmarks.gpu.cases import CASES
-from crossent.tools.bench.machine import cores
-from crossent.tools.bench.runner import last_line, measured_on
+from crossent.tools.bench.machine import cores, measured_on
+from crossent.tools.bench.runner import last_line
 
 PACKAGES = "torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels"
 TESTS = "tests/test_gpu_kernels.py", "tests/test_gpu_softmax.py", "tests/test_gpu.py"

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from benchmarks.report import Sheet, met, once
+from crossent.tools.bench.machine import in_words
 from crossent.tools.bench.report import in_rate, in_time
 
 HEADING = "case", "measured", "result", "demand", "aim", "step", "rate"
@@ -37,15 +38,10 @@ def show(console: Console, results: dict) -> None:
         console.print(sheet(results).table())
     for error in results["errors"]:
         console.print(error, style="red", markup=False)
-    console.print(f"{EPILOGUE}\n{_measured_on(results)}", markup=False)
-
-
-def _measured_on(results: dict) -> str:
-    numbers = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return f"{results['machine'].get('gpu', 'no GPU')}, {results['machine']['cpu']}. {numbers}. {results['date']}."
+    console.print(f"{EPILOGUE}\n{in_words(results)} {results['date']}.", markup=False)
 
 
 def markdown(results: dict) -> str:
     checks = [f"- {check['name']}: {check['outcome']}" for check in results["checks"]]
-    lines = [_measured_on(results), "", *checks, *([""] if checks else [])]
+    lines = [f"{in_words(results)} {results['date']}.", "", *checks, *([""] if checks else [])]
     return "\n".join([*lines, sheet(results).markdown(), "", EPILOGUE]) + "\n"

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import time
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import llvmlite.binding as llvm
@@ -51,3 +52,17 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def measured_on(packages: tuple[str, ...]) -> dict:
+    """The time, the machine and the versions."""
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"date": date, "machine": machine(), "versions": versions(packages)}
+
+
+def in_words(measured: dict) -> str:
+    """A line with the machine and the versions."""
+    known = measured["machine"]
+    units = {"gpu": "", "cpu": "", "cores": " cores", "threads": " threads", "memory_gb": " GB"}
+    size = ", ".join(f"{known[name]}{unit}" for name, unit in units.items() if name in known)
+    return f"{size}. {', '.join(f'{name} {number}' for name, number in measured['versions'].items())}."

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from crossent.tools.bench.machine import in_words
 from crossent.tools.bench.memory import in_megabytes
 
 NOTE = (
@@ -34,7 +35,7 @@ def show(console: Console, results: dict) -> None:
         console.print(_not_measured(results))
     for warning in warnings(results):
         console.print(f"Warning: {warning}", style="yellow", markup=False)
-    console.print(f"{NOTE}\n{_measured_on(results)}")
+    console.print(f"{NOTE}\n{in_words(results)}")
 
 
 def noisy(row: dict) -> bool:
@@ -133,11 +134,3 @@ def _not_measured(results: dict) -> Table:
     for why, where in cases.items():
         table.add_row(*why, "all cases" if len(where) == len(results["cases"]) else "\n".join(where))
     return table
-
-
-def _measured_on(results: dict) -> str:
-    machine = results["machine"]
-    size = f"{machine['cores']} cores, {machine['threads']} threads, {machine['memory_gb']} GB"
-    numbers = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
-    return f"{gpu}{machine['cpu']}, {size}. {numbers}."

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from itertools import count, product
 
 import torch
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crossent.tools.bench.cases import Case
 from crossent.tools.bench.limits import least
-from crossent.tools.bench.machine import machine, versions
+from crossent.tools.bench.machine import measured_on
 from crossent.tools.bench.memory import available
 from crossent.tools.bench.rivals import LIMIT, RIVALS, Rival
 
@@ -24,12 +23,6 @@ TIME_LIMIT = 300  # seconds for a rival on a case, above which it is given up
 # One heap for all threads: of others the C library does not give all free memory back, so that a peak misses it.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 COPIES = 6  # of the logits that a case takes with what most rivals make of them
-
-
-def measured_on(packages: tuple[str, ...]) -> dict:
-    """The time, the machine and the versions."""
-    date = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"date": date, "machine": machine(), "versions": versions(packages)}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Step
 from crossent.tools.explain.language import say
 
+_BY_ROW = ("unshifted", "total", "lse", "mass", "z_term", "sample", "loss", "after")  # of a row there is one number
 # Where a class takes no part in a step: what of it has which value.
 _ABSENT = {"digits": ("z", -np.inf), **dict.fromkeys(("picked entry", "target", "cost"), ("q", 0.0))}
 _SUMMED = ("exponentials", "softmax", "target", "cost", "slope", "gradient")  # also over the classes that are not shown
@@ -13,113 +14,102 @@ _SUMMED = ("exponentials", "softmax", "target", "cost", "slope", "gradient")  # 
 
 def steps_of(case, rows, worked, losses, result, rate):
     """All steps of a call whose `rows` are shown and were `worked` out; `losses` and `result` are the function's."""
-    table = _Table(case, rows, worked)
+    cap, narrow = case.options.softcap or 0.0, case.arithmetic
+    said = {"z": "x" if case.options.softcap is None else "z", "cap": f"{cap:g}", "low": f"{-cap:g}"}
+    said |= {"dtype": narrow.__name__, "limit": f"{np.log(np.finfo(narrow).max):.1f}"}
+    forth = [_step(rows, worked, said, False, *step) for step in _to_softmax(case, said)]
+    back = [_step(rows, worked, said, True, *step) for step in (*_to_loss(case), *_to_gradient(case, rate))]
+    return (*forth, *back, *_reduction(case, losses, result))
+
+
+def _step(rows, worked, said, of_target, name, formula, attribute, note=None):
+    """`attribute` is what a row that was worked out has of it, `note` the message where it is not the step's own."""
+    note = say(f"step.{(note or name).replace(' ', '_').replace('-', '_')}", **said)
+    if attribute in _BY_ROW:
+        values = tuple(float(getattr(w, attribute)) for w in worked)
+        return Step(name, formula, "row", values, note, (), of_target)
+    values, others, (absent, nothing) = [], [], _ABSENT.get(name, ("x", None))
+    for row, w in zip(rows, worked):
+        full, of = getattr(w, attribute), getattr(w, absent)
+        values.append(tuple(None if of[c] == nothing else float(full[c]) for c in row.classes))
+        hidden = np.delete(full, row.classes)
+        others.append(total(hidden) if name in _SUMMED and len(hidden) else None)
+    return Step(name, formula, "class", tuple(values), note, tuple(others), of_target)
+
+
+def _to_softmax(case, said):
+    """Each step's name, formula and attribute, and its message where that is another."""
+    z, cap = said["z"], said["cap"]
     if case.picks:
-        table.by_class("log-probabilities", "x", "x")
+        yield "log-probabilities", "x", "x"
+        return
+    if case.head:
+        yield "logits", "x = input @ W.T" + (" + b" if case.bias is not None else ""), "x", "layer"
     else:
-        table.softmax()
-    table.of_target = True
-    table.target()
-    table.loss()
-    table.gradient(rate)
-    return (*table.steps, *_reduction(case, losses, result))
+        yield "logits", "x", "x"
+    if z == "z":
+        yield "capped logits", f"z = {cap} tanh(x / {cap})", "z"
+    yield "exponentials", f"e = exp({z} - max {z})", "e"
+    yield "digits", say("formula.digits", **said), "digits"
+    yield "unshifted sum", say("formula.unshifted", **said), "unshifted"
+    yield "sum of exponentials", "sum e", "total"
+    yield "normaliser", f"lse = max {z} + log sum e", "lse"
+    yield "softmax", "p = e / sum e", "p"
+    yield "log-softmax", f"log p = {z} - lse", "log_p"
 
 
-class _Table:
-    def __init__(self, case, rows, worked):
-        self.case, self.rows, self.worked, self.steps, self.of_target = case, rows, worked, [], False
-        self.z, cap, narrow = "x" if case.options.softcap is None else "z", case.options.softcap or 0.0, case.arithmetic
-        limit = f"{np.log(np.finfo(narrow).max):.1f}"
-        self.said = {"z": self.z, "cap": f"{cap:g}", "low": f"{-cap:g}", "dtype": narrow.__name__, "limit": limit}
-
-    def by_class(self, name, formula, attribute, note=None):
-        values, others = [], []
-        absent, nothing = _ABSENT.get(name, ("x", None))
-        for row, worked in zip(self.rows, self.worked):
-            full, of = getattr(worked, attribute), getattr(worked, absent)
-            values.append(tuple(None if of[c] == nothing else float(full[c]) for c in row.classes))
-            hidden = np.delete(full, row.classes)
-            others.append(total(hidden) if name in _SUMMED and len(hidden) else None)
-        self._add(name, formula, "class", tuple(values), note or name, tuple(others))
-
-    def by_row(self, name, formula, attribute):
-        self._add(name, formula, "row", tuple(float(getattr(worked, attribute)) for worked in self.worked), name)
-
-    def _add(self, name, formula, level, values, note, others=()):
-        note = say(f"step.{note.replace(' ', '_').replace('-', '_')}", **self.said)
-        self.steps.append(Step(name, formula, level, values, note, others, self.of_target))
-
-    def softmax(self):
-        case, z, cap = self.case, self.z, self.case.options.softcap
-        if case.head:
-            bias = "" if case.bias is None else " + b"
-            self.by_class("logits", f"x = input @ W.T{bias}", "x", note="layer")
-        else:
-            self.by_class("logits", "x", "x")
-        if cap is not None:
-            self.by_class("capped logits", f"z = {cap:g} tanh(x / {cap:g})", "z")
-        self.by_class("exponentials", f"e = exp({z} - max {z})", "e")
-        self.by_class("digits", say("formula.digits", **self.said), "digits")
-        self.by_row("unshifted sum", say("formula.unshifted", **self.said), "unshifted")
-        self.by_row("sum of exponentials", "sum e", "total")
-        self.by_row("normaliser", f"lse = max {z} + log sum e", "lse")
-        self.by_class("softmax", "p = e / sum e", "p")
-        self.by_class("log-softmax", f"log p = {z} - lse", "log_p")
-
-    def target(self):
-        case, smoothing = self.case, self.case.options.label_smoothing
-        weighted = case.weight is not None
-        if not case.spread:
-            log_p = "x[y]" if case.picks else "log p[y]"
-            self.formula = f"-w[y] {log_p}" if weighted else f"-{log_p}"
-            self.by_class("picked entry", self.formula, "cost")
-            if weighted:
-                self.by_row("class weight", "w[y]", "mass")
-            return
+def _to_loss(case):
+    smoothing, z_loss, weighted = case.options.label_smoothing, case.options.z_loss, case.weight is not None
+    if case.spread:
         q = f"{1.0 - smoothing:g} t + {smoothing:g}/C" if smoothing else "t"
         q = q if not weighted else f"w ({q})" if smoothing else f"w {q}"
-        self.by_class("target", f"q = {q}", "q")
-        self.by_class("cost", "-q log p", "cost")
-        self.formula = "sum(-q log p)"
+        yield "target", f"q = {q}", "q"
+        yield "cost", "-q log p", "cost"
+        formula = "sum(-q log p)"
+    else:
+        log_p = "x[y]" if case.picks else "log p[y]"
+        formula = f"-w[y] {log_p}" if weighted else f"-{log_p}"
+        yield "picked entry", formula, "cost"
+        if weighted:
+            yield "class weight", "w[y]", "mass"
+    if z_loss:
+        term = f"{_mass(case)}{z_loss:g} lse^2"
+        yield "z-loss", term, "z_term"
+        formula = f"{formula} + {term}"
+    if case.samples is not None:
+        yield "sample weight", "s", "sample"
+        formula = f"s ({formula})"
+    yield "loss", f"loss = {formula}", "loss"
 
-    def loss(self):
-        case, formula = self.case, self.formula
-        if case.options.z_loss:
-            term = f"{self.mass()}{case.options.z_loss:g} lse^2"
-            self.by_row("z-loss", term, "z_term")
-            formula = f"{formula} + {term}"
-        if case.samples is not None:
-            self.by_row("sample weight", "s", "sample")
-            formula = f"s ({formula})"
-        self.by_row("loss", f"loss = {formula}", "loss")
 
-    def mass(self):
-        """What the target holds in all, as a factor."""
-        case = self.case
-        if case.spread:
-            return "sum(q) " if case.weight is not None or case.soft else ""
-        return "w[y] " if case.weight is not None else ""
+def _mass(case):
+    """What the target holds in all, as a factor."""
+    if case.spread:
+        return "sum(q) " if case.weight is not None or case.soft else ""
+    return "w[y] " if case.weight is not None else ""
 
-    def gradient(self, rate):
-        case, options, q = self.case, self.case.options, "q" if self.case.spread else "[c = y]"
-        if case.picks:
-            d = f"-{self.mass()}{q}"
-        else:
-            p = f"(1 + {2.0 * options.z_loss:g} lse) p" if options.z_loss else "p"
-            d = f"{self.mass()}{p} - q" if case.spread else f"{p} - {q}"
-            d = f"{self.mass()}({d})" if self.mass() and not case.spread else d
-        factors = ["s d" if case.samples is not None else "d"]
-        if options.softcap is not None:
-            factors.append(f"(1 - (z/{options.softcap:g})^2)")
-        if options.reduction == "mean":
-            factors.append(f"/ {case.divisor:.6g}")
-        if factors == ["d"]:
-            self.by_class("gradient", f"g = {d}", "g")
-        else:
-            self.by_class("slope", f"d = {d}", "d", note="slope_nll" if case.picks else "slope")
-            self.by_class("gradient", f"g = {' '.join(factors)}", "g", note="gradient_times")
-        step = f"{rate:g} g".removeprefix("1 ")
-        self.by_row("loss after a step", say("formula.after", step=step), "after")
+
+def _to_gradient(case, rate):
+    options, mass, q = case.options, _mass(case), "q" if case.spread else "[c = y]"
+    p = f"(1 + {2.0 * options.z_loss:g} lse) p" if options.z_loss else "p"
+    if case.picks:
+        d = f"-{mass}{q}"
+    elif case.spread or not mass:
+        d = f"{mass}{p} - {q}"
+    else:
+        d = f"{mass}({p} - {q})"
+    factors = ["s d" if case.samples is not None else "d"]
+    if options.softcap is not None:
+        factors.append(f"(1 - (z/{options.softcap:g})^2)")
+    if options.reduction == "mean":
+        factors.append(f"/ {case.divisor:.6g}")
+    if factors == ["d"]:
+        yield "gradient", f"g = {d}", "g"
+    else:
+        yield "slope", f"d = {d}", "d", "slope_nll" if case.picks else "slope"
+        yield "gradient", f"g = {' '.join(factors)}", "g", "gradient_times"
+    step = f"{rate:g} g".removeprefix("1 ")
+    yield "loss after a step", say("formula.after", step=step), "after"
 
 
 def _reduction(case, losses, result):
@@ -128,11 +118,8 @@ def _reduction(case, losses, result):
     summed = Step("sum", say("formula.sum"), "call", total(losses), say("step.sum", rows=case.rows))
     if case.options.reduction == "sum":
         return (summed,)
-    if case.arguments["denominator"] is not None:
-        formula = "denominator"
-    elif case.weight is None or case.soft:
-        formula = say("formula.rows" if case.samples is None else "formula.samples")
-    else:
-        formula = say("formula.weights" if case.samples is None else "formula.weighted_samples")
-    by = Step("divisor", formula, "call", case.divisor, say("step.divisor"))
-    return summed, by, Step("mean", say("formula.mean"), "call", result, say("step.mean"))
+    samples, weights = case.samples is not None, case.weight is not None and not case.soft
+    by = "weighted_samples" if samples and weights else "samples" if samples else "weights" if weights else "rows"
+    formula = say(f"formula.{by}") if case.arguments["denominator"] is None else "denominator"
+    divided = Step("divisor", formula, "call", case.divisor, say("step.divisor"))
+    return summed, divided, Step("mean", say("formula.mean"), "call", result, say("step.mean"))

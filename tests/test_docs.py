@@ -365,6 +365,14 @@ def test_plots_show_the_numbers_of_the_tables():
         assert f"| {value:.2f} x the logits |" in text
 
 
+@pytest.mark.parametrize("name", ["steps", "heads"])
+def test_legends_of_plots_are_not_cut_off(name):
+    figure = plots.drawn(name)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_start_page_in_a_browser(site, dark):

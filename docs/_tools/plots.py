@@ -61,34 +61,41 @@ PLOTS = {
 }
 
 
-def svg(name: str, scheme: str) -> bytes:
-    """Grouped bars of a plot, for a light or a dark page."""
-    from matplotlib import rc_context
+def drawn(name: str):
+    """Grouped bars of a plot, with a legend that is as wide as the figure at most."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
     from crossent.tools.bench.plot import bars
 
     measure, label, mark = PLOTS[name]
     cases, series = measure()
-    colour = COLOURS[scheme]
     said = {
         rival: (values, [f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values])
         for rival, values in series.items()
     }
+    figure = Figure(figsize=(5, 0.9 + 0.17 * len(cases) * (len(series) + 1)), layout="constrained")
+    ax = figure.subplots()
+    bars(ax, cases, said, PALETTE)
+    if mark:
+        ax.axvline(mark, color=rcParams["text.color"], lw=1, ls=":")
+        columns = len(series) if len("".join(series)) < 40 else 1
+        figure.legend(frameon=False, loc="outside upper left", ncols=columns)
+    ax.set(xlabel=label)
+    ax.margins(x=0.1)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def svg(name: str, scheme: str) -> bytes:
+    """The plot for a light or a dark page."""
+    from matplotlib import rc_context
+
+    colour, buffer = COLOURS[scheme], io.BytesIO()
     settings = {"svg.hashsalt": name, "font.size": 9, "text.color": colour, "axes.edgecolor": colour}
     settings |= {"axes.labelcolor": colour, "xtick.color": colour, "ytick.color": colour}
     with rc_context(settings):
-        figure = Figure(figsize=(5, 0.9 + 0.17 * len(cases) * (len(series) + 1)), layout="constrained")
-        ax = figure.subplots()
-        bars(ax, cases, said, PALETTE)
-        if mark:
-            ax.axvline(mark, color=colour, lw=1, ls=":")
-            figure.legend(frameon=False, loc="outside upper left", ncols=len(series))
-        ax.set(xlabel=label)
-        ax.margins(x=0.1)
-        ax.spines[["top", "right"]].set_visible(False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        drawn(name).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 

@@ -133,6 +133,7 @@ CALLS = [
     Call((16, 19, 256, 256), "float32"),
     Call((16, 150, 256, 256), "float32"),
     Call((1024, 128256), "bfloat16", function="log_softmax"),
+    Call((1000, 50257), "bfloat16", function="log_softmax"),
     Call((4096, 32768), "bfloat16", function="softmax"),
     Call((8192, 1000), "bfloat16", function="log_softmax"),
     Call((1024, 128256), "bfloat16", mode="evaluation", function="prediction_stats"),

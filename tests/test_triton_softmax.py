@@ -59,9 +59,13 @@ LOOP_CASES = [(shape, dtype) for shape in [(3, 300), (2, 320)] for dtype in ("bf
 
 
 @pytest.mark.parametrize("name", SOFTMAXES)
-@pytest.mark.parametrize(("shape", "dtype"), [*LOOP_CASES, ((2, 70, 5), "float32")], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*LOOP_CASES, ((3, 301), "bfloat16"), ((3, 301), "float64"), ((2, 70, 5), "float32")], ids=str
+)
 def test_loops(name, dtype, shape, in_a_loop):
-    """Both where the classes lie side by side and across memory, with and without a last tile that is not full."""
+    """Both where the classes lie side by side and across memory, with and without a last tile that is not full, and
+    where rows begin anywhere in a line of memory.
+    """
     for layout in ("contiguous", "reversed") if shape == (3, 300) else ("contiguous",):
         check("triton", name, make(shape, None)[0], dim=1, dtype=dtype, layout=layout)
 

@@ -34,6 +34,7 @@ class How(NamedTuple):
     the classes take several; the kinds of target and weights, whether smoothing or probabilities give classes other
     than the label a mass, and whether there is a softcap; in which arrays the classes lie side by side; and a number
     of which the length of what lies side by side in all arrays is a multiple, and every distance between others.
+    PEELED: rows begin anywhere in a line of W numbers of memory, alike in all arrays; so places count from there on.
     """
 
     A: Any
@@ -51,6 +52,7 @@ class How(NamedTuple):
     DX_SIDE: bool = False
     DT_SIDE: bool = False
     LINE: int = 1
+    PEELED: bool = False
 
 
 class Array(NamedTuple):
@@ -190,7 +192,10 @@ def at_classes(array, program, how: tl.constexpr):
     outer, inner = in_lines(array.outer, how), array.inner
     if how.X_SIDE:
         inner = in_lines(inner, how)
-    return array.at + program.outer * outer + program.inner * inner
+    place = program.outer * outer + program.inner * inner
+    if how.PEELED:
+        place = place // how.W * how.W
+    return array.at + place
 
 
 @triton.jit

@@ -61,7 +61,11 @@ def _walk(shape, strides, dtype, itemsize, axis, at_most):
     side = side_by_side["X_SIDE"]
     cut, (arithmetic, _) = cut_of(n, itemsize, side, at_most), TYPES.get(dtype, USUAL)
     slices, line = min(cut.R, power(inner)), line_of(itemsize, side, n, inner, steps)
-    how, blocks = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, **side_by_side), cdiv(inner, slices)
+    # Where slices begin anywhere, but alike in all arrays, only the first and the last tile need not be whole lines.
+    alike = all(side_by_side.values()) and all(step == steps[0] for step in steps)
+    peeled = cut.LOOP and slices == 1 and alike and line < cut.W
+    how = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, PEELED=peeled, **side_by_side)
+    blocks = cdiv(inner, slices)
     masked, steps = slices > 1 or n % (cut.T * cut.W) > 0, [step for of in steps for step in of]
     return Walk(outer * blocks, steps, Shape(n, inner, blocks, outer * inner), how, masked, cut.warps)
 

@@ -4,7 +4,8 @@ What they compute is in `crossent.kernels.plain`: `slice_sums`, `softmax_of`, `l
 Everything is relative to the largest entry of a slice, whose exponential 1 is not in the sum of the others: so the
 log-probability of a nearly certain class keeps its digits. A slice with nan or +inf, or of -inf alone, becomes nan.
 
-Arguments are as in `losses`. Where slices take several tiles, of one slice only the last tile is masked (LAST).
+Arguments are as in `losses`. Where slices take several tiles, of one slice only the last tile is masked (LAST), and the
+first as well if it begins in the middle of a line.
 """
 
 from typing import Any, NamedTuple
@@ -33,6 +34,19 @@ class Slices(NamedTuple):
     here: Any
 
 
+class Tiles(NamedTuple):
+    """Those of slices whose entries are numbered from lo to hi: from `first` to `whole` they are not masked, and in
+    steps of `step` from `rest` on they are.
+    """
+
+    lo: Any
+    hi: Any
+    first: Any
+    whole: Any
+    rest: Any
+    step: Any
+
+
 @triton.jit
 def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr):
     place = at_classes(array, rows, how)[None, None, :] + place_of(c, class_step(array, how), SIDE)
@@ -44,6 +58,25 @@ def _slices_of(shape, how: tl.constexpr):
     outer, block = (tl.program_id(0) // shape.blocks).to(tl.int64), tl.program_id(0) % shape.blocks
     inner = block.to(tl.int64) * how.R + tl.arange(0, how.R)
     return Slices(outer, inner, inner < shape.inner)
+
+
+@triton.jit
+def _tiles_of(x, slices, shape, how: tl.constexpr):
+    BLOCK: tl.constexpr = how.T * how.W
+    if how.PEELED:
+        lo = tl.sum((slices.outer * x.outer + slices.inner * x.inner) % how.W, 0).to(tl.int32)
+        whole = (lo + shape.classes) // BLOCK * BLOCK
+        tiles = Tiles(lo, lo + shape.classes, BLOCK, whole, 0, whole)  # of which the first and the last are masked
+    else:
+        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
+        tiles = Tiles(0, shape.classes, 0, whole, whole, BLOCK)
+    return tiles
+
+
+@triton.jit
+def _there(c, tiles, slices, how: tl.constexpr):
+    ok = (c < tiles.hi) & slices.here[None, None, :]
+    return ok & (c >= tiles.lo) if how.PEELED else ok
 
 
 @triton.jit
@@ -88,14 +121,16 @@ def _joined(sums, NARROW: tl.constexpr):
 
 
 @triton.jit
-def _sums_in_a_loop(x, slices, shape, whole, how: tl.constexpr, NARROW: tl.constexpr):
+def _sums_in_a_loop(x, slices, tiles, how: tl.constexpr, NARROW: tl.constexpr):
     """No thread waits for another before the end."""
+    BLOCK: tl.constexpr = how.T * how.W
     nothing = tl.full((how.T, how.R), 0.0, how.A)
     sums = SliceSums(nothing - INFINITY, nothing, nothing)
     for LAST in tl.static_range(2):
-        for start in range(whole if LAST else 0, shape.classes if LAST else whole, how.T * how.W):
+        for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
+                           tiles.step if LAST else BLOCK):  # fmt: skip
             c = classes_from(start, how)
-            ok = (c < shape.classes) & slices.here[None, None, :]
+            ok = _there(c, tiles, slices, how)
             sums = _added(sums, _load_logits(x, slices, c, ok, how, LAST == 1, "evict_last"), NARROW)
     return _joined(sums, NARROW)
 
@@ -118,12 +153,13 @@ def forward(x, out, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.con
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
     if how.LOOP:
-        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
-        sums = _sums_in_a_loop(x, slices, shape, whole, how, NARROW)
+        tiles = _tiles_of(x, slices, shape, how)
+        sums = _sums_in_a_loop(x, slices, tiles, how, NARROW)
         for LAST in tl.static_range(2):
-            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
+                               tiles.step if LAST else BLOCK):  # fmt: skip
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = _there(c, tiles, slices, how)
                 z = _load_logits(x, slices, c, ok, how, LAST == 1, "evict_first") - sums.peak[None, None, :]
                 results = _results(z, z if LOG else kept_exp(z, NARROW), sums, LOG)
                 store_tile(out, results, slices, c, ok, how.DX_SIDE, how, LAST == 1)
@@ -164,19 +200,21 @@ def backward(out, dout, dx, classes, inner, blocks, rows, how: tl.constexpr, LOG
     BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
     if how.LOOP:
-        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
+        tiles = _tiles_of(out, slices, shape, how)
         totals = tl.full((how.T, how.R), 0.0, how.A)
         for LAST in tl.static_range(2):
-            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
+                               tiles.step if LAST else BLOCK):  # fmt: skip
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = _there(c, tiles, slices, how)
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_last")
                 totals += tl.sum(g if LOG else y * g, 1)
         total = tl.sum(totals, 0)
         for LAST in tl.static_range(2):
-            for start in range(whole if LAST else 0, shape.classes if LAST else whole, BLOCK):
+            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
+                               tiles.step if LAST else BLOCK):  # fmt: skip
                 c = classes_from(start, how)
-                ok = (c < shape.classes) & slices.here[None, None, :]
+                ok = _there(c, tiles, slices, how)
                 y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_first")
                 store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, LAST == 1)
     else:

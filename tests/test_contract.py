@@ -183,8 +183,9 @@ def test_shapes_and_layouts_of_nll_loss(frontend, dtype, shape):
 def test_shapes_and_layouts_of_softmax(frontend, dtype, shape, name):
     logits = make(*shape)[0]
     dims = range(-1, logits.ndim) if shape[1] is None and logits.size < 5000 else [class_axis(logits, shape[1])]
-    for layout in LAYOUTS + NUMPY_LAYOUTS * (frontend == "numpy"):
-        for dim in dims:
+    for number, layout in enumerate(LAYOUTS + NUMPY_LAYOUTS * (frontend == "numpy"), name == "softmax"):
+        every = layout in ("contiguous", "reversed")
+        for dim in dims if every else dims[number % 2 :: 2] or dims:  # of the other function the others
             check(frontend, name, logits, dim=dim, dtype=dtype, layout=layout)
 
 

@@ -41,7 +41,7 @@ demo: $(VENV)/ready-demo
 test: style unlinted
 
 unlinted: $(VENV)/ready-dev
-	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 oldest:
 	@$(MAKE) --no-print-directory VENV=.venv-oldest $(OLDEST) unlinted

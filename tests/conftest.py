@@ -1,5 +1,6 @@
 import gc
 import os
+from collections import Counter
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,9 +14,30 @@ if not glob("/dev/nvidia[0-9]*"):
 
 
 INTERPRETED = "test_triton", "test_launches", "test_device"
+OF_THEIR_OWN = "test_types", "test_machine_code", "test_processes"  # which take long, and no kernels of the cache
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        order_files(items)
+    skip_interpreted(items)
+
+
+def order_files(items):
+    """Files with many tests first, so that the last ones are short. The largest makes one worker compile kernels, while
+    others do what takes none: so they do not all compile the same.
+    """
+    counts = Counter(item.path for item in items)
+    largest = max(counts, key=counts.get, default=None)
+
+    def place(item):
+        apart = item.path.name.startswith(OF_THEIR_OWN)
+        return item.path != largest, not apart, -counts[item.path], str(item.path)
+
+    items.sort(key=place)
+
+
+def skip_interpreted(items):
     """Beside a GPU kernels are compiled for it, and tests/test_gpu*.py have them run there; older interpreters do not
     know all that the kernels are written in.
     """

@@ -125,7 +125,7 @@ def test_commands_exist(command):
         return
     ways = {
         "make": ["make", "--dry-run", *arguments],
-        "crossent": [sys.executable, "-m", "crossent", *arguments],
+        "crossent": [sys.executable, "-m", "crossent", *arguments, "--help"],
         "python": [sys.executable, *arguments, "--help"],
     }
     done = subprocess.run(ways[program], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -272,6 +272,8 @@ WAYS = {
 @pytest.mark.filterwarnings("ignore:Part of this training is computed")
 @pytest.mark.parametrize("way", WAYS)
 def test_each_loss_is_seen_once_and_no_other(way, model):
+    if way == "in a reentrant checkpoint" and not seen._KNOWS_HOOKS:
+        pytest.skip("before PyTorch 2.8 it is told that such a loss is not seen")
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model, every=1) as watched:
@@ -453,12 +455,12 @@ def test_gradients_of_a_scaler(model, fused, tmp_path, no_page):
 
 
 def test_looks_take_their_share_of_the_time(model, monkeypatch):
-    """A second for a look, ten for a step: one look in ten steps."""
+    """Half a second for a look, ten for a step: one look in ten steps."""
     clock, made = [0.0], []
     monkeypatch.setattr("crossent.tools.watch.time.perf_counter", lambda: clock[0])
 
     def slow(*arguments):
-        clock[0] += 1.0
+        clock[0] += 0.5
         made.append(watched.steps + 1)
         return looks.look(*arguments)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
+from torch._guards import TracingContext
 from torch.amp import GradScaler
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -162,7 +163,8 @@ def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
     if "spread" in given:
         return "of classes that are spread over processes"
     if type(value) is not Tensor or type(given["input"]) not in (Tensor, torch.nn.Parameter):
-        return "of subclasses of tensors, such as DTensors"
+        is_compiling = TracingContext.try_get() is not None  # whose tensors are of its own types
+        return "inside of compiled code" if is_compiling else "of subclasses of tensors, such as DTensors"
     return "inside of a function transform or a dispatch mode" if modes.transformed() else None
 
 

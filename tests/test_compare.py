@@ -201,6 +201,17 @@ def test_what_is_bad_for_one_counts_for_neither(tmp_path, files):
     )
 
 
+def test_nothing_and_little():
+    a, b, labels = models(50, 4)
+    nothing = crossent.Comparison().merge(crossent.Comparison().update(a, b, np.full(50, -100))).result()
+    assert nothing["scored"] == nothing["classes_tested"] == 0 and nothing["agreement"]["p"] == 1
+    assert all(np.isnan(one[end]) for one in nothing["differences"].values() for end in ("a", "low", "high"))
+    one = crossent.Comparison().update(a[0], b[0], labels[0]).result()
+    assert one["scored"] == 1 and np.isnan(one["differences"]["nll"]["low"])
+    with pytest.raises(TypeError, match="input must be"):
+        crossent.Comparison().update(a.tolist(), b.tolist(), labels)
+
+
 def test_a_failed_call_counts_nothing():
     a, b, labels = models(50, 4)
     comparison = crossent.Comparison().update(a, b, labels)

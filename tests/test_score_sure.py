@@ -48,6 +48,51 @@ def test_an_interval_is_that_of_a_bootstrap_of_rows():
     assert found["intervals"]["perplexity"] == np.exp(found["intervals"]["nll"]).tolist()
 
 
+def test_intervals_of_texts_are_those_of_a_bootstrap_of_documents():
+    """Bits per byte and by word, of lengths of rows, of labels and of all; documents; whole rows are drawn."""
+    generator = np.random.default_rng(0)
+    logits, labels = (array.reshape(300, 10, *array.shape[1:]) for array in example(3000, 8))
+    logits = logits * (0.2 + generator.gamma(2.0, 0.5, (300, 1, 1)))  # documents differ
+    nll = by_hand(logits.reshape(3000, 8), labels.reshape(-1))[0].reshape(300, 10)
+    length, each = generator.integers(20, 60, 300), generator.integers(1, 9, (300, 10))
+    found = crossent.Score().update(logits, labels, dim=2, bytes=length, words=each).result()
+    documents, one = found["documents"], found["intervals"]
+    whole = crossent.Score().update(logits, labels, dim=2, bytes=int(length.sum())).result()["intervals"]
+    low, high = whole["nll"]  # as many bytes for each label, where nobody knows
+    assert whole["bits_per_byte"] == pytest.approx(np.array([low, high]) * 3000 / length.sum() / math.log(2))
+    for ends, top, bottom in (
+        (np.array(one["bits_per_byte"]) * math.log(2), nll.sum(1), length),
+        (np.log(one["perplexity_by_byte"]), nll.sum(1), length),
+        (np.log(one["perplexity_by_word"]), nll.sum(1), each.sum(1)),
+        (documents["intervals"]["nll"], nll.mean(1), np.ones(300)),
+        (np.log(documents["intervals"]["perplexity"]), nll.mean(1), np.ones(300)),
+    ):
+        drawn = stats.bootstrap(
+            (top, bottom), lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, n_resamples=2000, rng=0,
+            method="percentile",
+        ).confidence_interval  # fmt: skip
+        assert abs(ends[0] - drawn.low) < 0.12 * (drawn.high - drawn.low) > abs(ends[1] - drawn.high)
+
+
+def test_intervals_of_the_coverage_are_those_of_a_bootstrap_of_rows():
+    logits, labels = example(1500, 8)
+    found = crossent.Score().update(2 * logits, labels).result()["coverage"]
+    _, right, confidence, _, _ = by_hand(2 * logits, labels)
+
+    def drawn(share):
+        generator, values = np.random.default_rng(0), []
+        for _ in range(1000):
+            at = generator.integers(1500, size=1500)
+            accuracy = np.cumsum(right[at][np.argsort(-confidence[at])]) / np.arange(1, 1501)
+            values.append(accuracy.mean() if share is None else accuracy[int(1500 * share) - 1])
+        return np.percentile(values, (2.5, 97.5))
+
+    points = {point["coverage"]: point["intervals"]["accuracy"] for point in found["points"]}
+    for share, ends in {None: found["intervals"]["area"], 0.25: points[0.25], 0.75: points[0.75]}.items():
+        low, high = drawn(share)
+        assert abs(ends[0] - low) < 0.15 * (high - low) > abs(ends[1] - high)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 500])
 def test_shares_have_wilsons_interval(rows):
     logits, labels = example(rows, 12)

@@ -100,8 +100,9 @@ class Comparison:
 
         Raises as there, and ValueError where the logits have different shapes. Nothing is counted then.
         """
-        if tuple(a.shape) != tuple(b.shape):
-            raise ValueError(f"b must have the shape of a, {tuple(a.shape)}, got {tuple(b.shape)}")
+        shapes = [tuple(getattr(one, "shape", ())) for one in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"b must have the shape of a, {shapes[0]}, got {shapes[1]}")
         seen = [score._look("Comparison.update", one, target, dim, rows) for score, one in ((self.a, a), (self.b, b))]
         self._count(*seen)
         for score, one in zip((self.a, self.b), seen):
@@ -127,7 +128,7 @@ class Comparison:
     def result(self) -> dict[str, Any]:
         """What `crossent compare --json` shows, for all rows so far; more may follow.
 
-        A dict of Python numbers, lists and dicts:
+        A dict of Python numbers, lists and dicts, with nan for what is not known:
 
             scored, ignored, skipped, classes   as of a Score, the same for both models
             differences                         of each metric that has an interval, by its name, with points where a

@@ -133,9 +133,7 @@ class Sample:
         return dict(zip(OF_COVERAGE, map(_ends, *_wilson(p, like, z))))
 
     def _of_calibration(self) -> Interval:
-        if not self.rows.any():
-            return math.nan, math.nan
-        error, (most, least) = float(abs(self.gap.sum(0)).sum() / self.rows.sum()), self.calibration_off()
+        error, (most, least) = float(abs(self.gap.sum(0)).sum() / max(1.0, self.rows.sum())), self.calibration_off()
         return float(np.maximum(0.0, error - self.percentiles(most)[1])), error - self.percentiles(least)[0]
 
     def calibration_off(self) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +145,8 @@ class Sample:
         is not sure which of confidence and accuracy is the larger, most takes their true difference for 0, so that all
         of it is chance, and least for one that chance leaves unchanged on average.
         """
+        if not self.rows.any():
+            return np.full(1, np.nan), np.full(1, np.nan)
         rows, *gaps = _weighed(weights(), self.rows, *self.gap.T)
         gap = self.gap.sum(0) / self.rows.sum()
         off = (np.array(gaps)[:, rows > 0] / rows[rows > 0]) - gap[:, None]

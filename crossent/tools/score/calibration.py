@@ -1,7 +1,7 @@
 """`crossent calibrate`: a scaling is fitted to some rows of files, and judged by others, before and after."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,7 @@ def _answer(
     if not 0 < split <= 1:
         raise ValueError(f"--split must be above 0 and at most 1, got {split}")
     apart = len(files) == 4
-    names = [two_files(some) for some in ((files[:2], files[2:]) if apart else (files,))]
-    begun = [opened(*some, top=0, note=errors.note, **options) for some in names]
-    without = ""
-    for one in begun:
-        for block in one.blocks():  # which refuses what is bad, so that no pass has to look for it
-            one.count(block, one.seen(block))
-        without += left_out(one.scored())
+    begun = [_read(some, errors, options) for some in ((files[:2], files[2:]) if apart else (files,))]
     first, last = begun[0], begun[-1]
     where = first.pair.logits.path
     if first.pair.classes != last.pair.classes:
@@ -89,7 +83,7 @@ def _answer(
     whole = apart or split == 1
     to_fit = partial(_rows, first, seed, 0.0, 1.0 if whole else split)
     to_judge = partial(_rows, last, seed, 0.0 if whole else split, 1.0)
-    numbers = [sum(len(labels) for _, labels in passes()) for passes in (to_fit, to_judge)]
+    numbers = [sum(len(labels) for _, labels in some()) for some in (to_fit, to_judge)]
     for n, what in zip(numbers, ("fit a scaling to", "judge a scaling by")):
         if not n:
             raise BadFile(f"{where}: there is no row to {what} among those that are not ignored")
@@ -97,28 +91,41 @@ def _answer(
         scaling = fitted(to_fit, method)
     except ValueError as error:
         raise BadFile(f"{where}: {error}") from error
-    before, after = judged(to_judge), judged(to_judge, scaling)
-    temperature = scaling.temperature
-    name = "vector scaling" if temperature is None else f"temperature {temperature:.6g}"
+    name = "vector scaling" if scaling.temperature is None else f"temperature {scaling.temperature:.6g}"
     others = "others" if apart or split < 1 else "the same ones"
-    head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}{without}"
-    both, called = {"before": before, "after": after}, Classes(last.pair.names)
+    head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}"
+    found = {"scaling": {"temperature": scaling.temperature} | asdict(scaling), "fitted": numbers[0]}
+    found |= {"judged": numbers[1], "notes": errors.notes}
+    found["skipped"] = {what: last.total._held.skipped[what] for what in SKIPPED}
+    both = {"before": judged(to_judge), "after": judged(to_judge, scaling)}
+    head += "".join(left_out(one.scored()) for one in begun)
+    return replace(_shown(files[0], head, found, both, Classes(last.pair.names)), saved={"--save": scaling.save})
+
+
+def _read(files: Sequence[str], errors: Errors, options: dict[str, Any]) -> Opened:
+    """Once, which refuses what is bad, so that no pass has to look for it."""
+    begun = opened(*two_files(files), top=0, note=errors.note, **options)
+    for block in begun.blocks():
+        begun.count(block, begun.seen(block))
+    begun.scored()
+    return begun
+
+
+def _shown(title: str, head: str, found: dict[str, Any], both: dict[str, Judged], called: Classes) -> Answer:
+    for name, one in both.items():
+        found[name] = one.numbers | {"calibration": bins_of(one.metrics.calibration), "by_class": one.by_class.tolist()}
+    before, after = both.values()
     rows = [
         (metric.name, metric.number(before.numbers[key]), metric.number(after.numbers[key]), metric.meaning)
         for key, metric in metrics_of(before.numbers, before.metrics).items()
     ]
-    fine = {name: one.metrics.by_octave for name, one in both.items()}
-    shown = before.metrics.shown_calibration is before.metrics.by_octave
-    bins = [reliability(one, f"Rows by confidence, {name}") for name, one in fine.items()] if shown else []
-    found = {"scaling": {"temperature": temperature} | asdict(scaling), "fitted": numbers[0], "judged": numbers[1]}
-    found |= {"notes": errors.notes, "skipped": {what: last.total._held.skipped[what] for what in SKIPPED}}
-    for name, one in both.items():
-        found[name] = one.numbers | {"calibration": bins_of(one.metrics.calibration), "by_class": one.by_class.tolist()}
+    names = both if before.metrics.shown_calibration is before.metrics.by_octave else ()
+    bins = [reliability(both[name].metrics.by_octave, f"Rows by confidence, {name}") for name in names]
     return Answer(
-        "Calibration", files[0], lambda: found, head, Shown("", ("metric.", "before", "after", "meaning."), rows),
+        "Calibration", title, lambda: found, head, Shown("", ("metric.", "before", "after", "meaning."), rows),
         [(name, now, "", f"before {once}; {meaning}") for name, once, now, meaning in rows],
         lambda: plots.of_models({name: one.metrics for name, one in both.items()}), [*bins, _classes(both, called)],
-        errors.notes, saved={"--save": scaling.save},
+        found["notes"],
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Exact sums of floats, and tables of them: the same bits in whatever order and in however many parts rows come."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -64,14 +64,6 @@ class ExactSums:
                 found[i] = digit
         return found
 
-    def folded(self, n: int) -> "ExactSums":
-        """`n` sums, each of all whose numbers differ by multiples of `n`."""
-        return ExactSums(n, {i: _folded(digit, n) for i, digit in self.digits.items()})
-
-    def moved(self, places: np.ndarray, n: int) -> "ExactSums":
-        """The same among `n` sums, at these places."""
-        return ExactSums(n, {i: _moved(digit, places, n) for i, digit in self.digits.items()})
-
     def rounded(self) -> np.ndarray:
         """In float64, each within one unit in the last place; inf where a sum is beyond its range."""
         found = np.zeros(self.n)
@@ -79,16 +71,6 @@ class ExactSums:
             for i, digit in self.digits.items():
                 found += np.ldexp(digit.astype(np.float64), _BITS * i)
         return found
-
-
-def _folded(values: np.ndarray, n: int) -> np.ndarray:
-    return values.reshape(-1, n).sum(0)
-
-
-def _moved(values: np.ndarray, places: np.ndarray, n: int) -> np.ndarray:
-    found = np.zeros(n, np.int64)
-    found[places] = values
-    return found
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -131,18 +113,25 @@ class Cells:
             self.exact[name].merge(sums)
 
     def copy(self) -> "Cells":
-        return self.moved(np.arange(self.n), self.n)
+        return self._made(self.n, np.copy)
 
     def folded(self, n: int) -> "Cells":
         """`n` cells, each of all whose numbers differ by multiples of `n`."""
-        found = Cells(n, ())
-        found.whole = {name: _folded(counts, n) for name, counts in self.whole.items()}
-        found.exact = {name: sums.folded(n) for name, sums in self.exact.items()}
-        return found
+        return self._made(n, lambda column: column.reshape(-1, n).sum(0))
 
     def moved(self, places: np.ndarray, n: int) -> "Cells":
         """The same among `n` cells, at these places."""
+
+        def of(column: np.ndarray) -> np.ndarray:
+            found = np.zeros(n, np.int64)
+            found[places] = column
+            return found
+
+        return self._made(n, of)
+
+    def _made(self, n: int, of: Callable[[np.ndarray], np.ndarray]) -> "Cells":
         found = Cells(n, ())
-        found.whole = {name: _moved(counts, places, n) for name, counts in self.whole.items()}
-        found.exact = {name: sums.moved(places, n) for name, sums in self.exact.items()}
+        found.whole = {name: of(counts) for name, counts in self.whole.items()}
+        for name, sums in self.exact.items():
+            found.exact[name] = ExactSums(n, {i: of(digit) for i, digit in sums.digits.items()})
         return found

@@ -126,6 +126,7 @@ CALLS = [
     Call((1024, 128256), "bfloat16"),
     Call((1024, 128256), "bfloat16", mode="evaluation"),
     Call((1024, 128256), "bfloat16", ALL),
+    Call((1000, 50257), "bfloat16"),
     Call((4096, 32768), "bfloat16"),
     Call((4096, 32768), "float32"),
     Call((512, 16384), "bfloat16"),

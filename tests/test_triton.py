@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from functools import partial
 from itertools import permutations, product
 
 import pytest
@@ -139,6 +140,27 @@ def test_many_classes(shape, case, monkeypatch):
     monkeypatch.setattr(triton_kernels(), "cut_of", cut_of)
     with new_plans():
         check_many_classes(shape, *PAIRS_OF_MANY[case])
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_rows_that_begin_anywhere(case, monkeypatch):
+    """They are read by lines of memory: with labels in every tile, cut into parts, and where a row is ignored."""
+    real, (dtype, options, way) = triton_kernels().cut_of, PAIRS_OF_MANY[case]
+
+    def cut_of(classes, itemsize, side_by_side, at_most):
+        return real(classes, itemsize, side_by_side, min(at_most, 64 if classes < 1000 else 512))
+
+    monkeypatch.setattr(triton_kernels(), "cut_of", cut_of)
+    with new_plans():
+        check_many_classes((9, 301), dtype, options, way)
+        if way is on_triton:
+            check_many_classes((2, 5003), dtype, options, partial(on_triton, processors=lambda device: 6))
+        x, y = logits(3, 303, dtype=dtype), torch.tensor([302, -100, 0])
+        with way():
+            (gradient,) = torch.autograd.grad(crossent.cross_entropy(x, y, reduction="sum"), x)
+        exact = torch.softmax(x.detach().double(), 1) - torch.nn.functional.one_hot(y.clamp(min=0), 303)
+        exact[1] = 0
+        torch.testing.assert_close(gradient.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_a_loop_across_memory():

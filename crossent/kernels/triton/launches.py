@@ -96,11 +96,12 @@ def run(device, kernel, programs, *arguments, **options):
 
 
 class Walk(NamedTuple):
-    """How programs walk over rows: so many programs, each with tiles of so many classes; what the kernels are told of
-    that. `alone`: any such rows are one program's.
+    """How programs walk over rows: so many programs, each with so many tiles of so many classes; what the kernels are
+    told of that. `alone`: any such rows are one program's.
     """
 
     programs: int
+    tiles: int
     classes: int
     shape: Shape
     how: How
@@ -170,17 +171,24 @@ class Layout:
             return cut._replace(R=min(cut.R, power(self.inner)))
         return cut._replace(R=min(cut.R, FEW_ROWS)) if self.inner <= FEW_ROWS else cut
 
-    def _walk(self, at_most=AT_ONCE, dx=None, dtarget=None):
-        """The `Walk`; `dx` and `dtarget` are the strides of gradients that are written."""
+    def _walk(self, at_most=AT_ONCE, dx=None, dtarget=None, peels=True):
+        """The `Walk`; `dx` and `dtarget` are the strides of gradients that are written. `peels`: whether the kernel can
+        read rows by lines of memory wherever they begin, see `How.PEELED`.
+        """
         cut, arrays = self._cut(at_most), [one for one in (*self.given, dx, dtarget) if one is not None]
+        line = line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays))
+        alike = self.how.X_SIDE and not self.how.SOFT and all(one == arrays[0] for one in arrays)
+        peels = peels and alike and cut.LOOP and cut.R == 1 and line < cut.W
         how = self.how._replace(
             T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP,
             DX_SIDE=dx is not None and self.side_by_side(dx),
             DT_SIDE=dtarget is not None and self.side_by_side(dtarget),
-            LINE=line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays)),
+            LINE=line, PEELED=peels,
         )  # fmt: skip
+        tiles = cdiv(self.classes + (cut.W - 1 if peels else 0), cut.T * cut.W)
         blocks, alone = cdiv(self.inner, cut.R), cut.R > 1 and self.turned and self.inner <= min(cut.R, FEW_ROWS)
-        return Walk(self.outer * blocks, cut.T * cut.W, self.shape._replace(blocks=blocks), how, cut.warps, alone)
+        shape = self.shape._replace(blocks=blocks)
+        return Walk(self.outer * blocks, tiles, cut.T * cut.W, shape, how, cut.warps, alone)
 
 
 layout_of = kept(Layout)
@@ -308,12 +316,11 @@ class TritonKernels(LossKernels):
         if not (launch.count and launch.classes):
             return dx, dtarget
         walk = launch.layout.walk(4096, dx.stride(), dtarget.stride() if want_target else None)
-        tiles = cdiv(launch.classes, walk.classes)
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
         run(
-            launch.device, kernels.gradients_of_rows, walk.programs * tiles,
+            launch.device, kernels.gradients_of_rows, walk.programs * walk.tiles,
             launch.array(x), launch.target, rows.weight, launch.samples, _stacked(launch, sums), launch.array(upstream),
-            bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, tiles,
+            bits(by), scale, launch.array(dx), launch.array(dtarget) if want_target else None, walk.tiles,
             *walk.shape, launch.layout.settings, walk.how, num_warps=walk.warps,
         )  # fmt: skip
         return dx, dtarget
@@ -381,11 +388,10 @@ class TritonKernels(LossKernels):
         layout, processors = launch.layout, self.processors(launch.device)
         walk = layout.walk()
         if walk.programs >= processors or layout.classes <= 4096:
-            return 1, cdiv(layout.classes, walk.classes)
+            return 1, walk.tiles
         walk = layout.walk(PART)  # few long rows would leave processors without work
-        tiles = cdiv(layout.classes, walk.classes)
-        of_part = max(1, cdiv(tiles, cdiv(2 * processors, max(1, walk.programs))))
-        return cdiv(tiles, of_part), of_part
+        of_part = max(1, cdiv(walk.tiles, cdiv(2 * processors, max(1, walk.programs))))
+        return cdiv(walk.tiles, of_part), of_part
 
     def _sums(self, launch, parts, tiles, losses=None, totals=None):
         """The sums of each part of the rows' classes; with `losses` and `totals` these as well."""
@@ -455,14 +461,11 @@ class ReadyStep(Memory):
         self.above = layout.steps((strides[1], 1) if layout.reduction == "none" else (0, 0))
         walk = layout.walk()
         self.programs, self.alone = walk.programs, walk.alone
-        numbers = *walk.shape, layout.settings, walk.how
-        tiles = cdiv(layout.classes, walk.classes)
-        numbers = 1, tiles, walk.programs, *numbers
+        numbers = 1, walk.tiles, walk.programs, *walk.shape, layout.settings, walk.how
         self.sums = _ReadyLaunch(device, kernels.sums_of_rows, walk.programs, numbers, walk.warps)
         walk = layout.walk(4096, strides)
-        tiles = cdiv(layout.classes, walk.classes)
-        numbers = None, tiles, *walk.shape, layout.settings, walk.how
-        self.gradients = _ReadyLaunch(device, kernels.gradients_of_rows, walk.programs * tiles, numbers, walk.warps)
+        numbers, programs = (None, walk.tiles, *walk.shape, layout.settings, walk.how), walk.programs * walk.tiles
+        self.gradients = _ReadyLaunch(device, kernels.gradients_of_rows, programs, numbers, walk.warps)
 
     def forward(self, x, target):
         """The losses, or their sum or mean; the sums, what a mean is multiplied by, and the `Note`."""

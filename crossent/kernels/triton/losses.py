@@ -17,6 +17,7 @@ from crossent.kernels.triton.rows import (
     added,
     at_classes,
     at_rows,
+    begin_of,
     by_exponentials,
     class_step,
     classes_from,
@@ -66,12 +67,12 @@ class Totals(NamedTuple):
 
 @triton.jit
 def _sums_by_line(x, target, w, program, lo, hi, shape, terms, how: tl.constexpr):
-    """The sums of lines over the classes lo to hi."""
+    """The sums of lines over the places lo to hi."""
     sums = no_sums(how)
-    plain, at = tiles_of(program, lo, hi, how)
+    tiles = tiles_of(x, program, lo, hi, how)
     for LAST in tl.static_range(2):
-        for start in range(plain if LAST else lo, hi if LAST else plain, how.T * how.W):
-            here = tile_of(start, plain, at, how, LAST == 1)
+        for start in range(tiles.rest if LAST else tiles.first, hi if LAST else tiles.plain, how.T * how.W):
+            here = tile_of(start, tiles, how, LAST == 1)
             tile = load_tile(x, target, w, program, here, hi, shape, terms, how, LAST == 1, "evict_last")
             sums = added(sums, tile, program, terms, how, LAST == 1)
     return sums
@@ -79,7 +80,7 @@ def _sums_by_line(x, target, w, program, lo, hi, shape, terms, how: tl.constexpr
 
 @triton.jit
 def _read_to(hi, program, how: tl.constexpr):
-    """Up to which class a program's rows are read: a row that does not count is not, if it is alone."""
+    """Up to which place a program's rows are read: a row that does not count is not, if it is alone."""
     if how.R == 1:
         hi = tl.where(tl.sum(program.counts.to(tl.int32), 0) == 0, 0, hi)
     return hi
@@ -120,7 +121,7 @@ def sums_of_rows(x, target, w, samples, sums, losses, totals, parts, tiles, prog
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
     lo = part * tiles * (how.T * how.W)
-    hi = _read_to(tl.minimum(lo + tiles * (how.T * how.W), shape.classes), program, how)
+    hi = _read_to(tl.minimum(lo + tiles * (how.T * how.W), shape.classes + begin_of(x, program, how)), program, how)
     if how.LOOP:
         found = joined(_sums_by_line(x, target, w, program, lo, hi, shape, terms, how), own, own_weight, terms, how)
     else:
@@ -289,10 +290,10 @@ def weights_of_rows(target, w, samples, totals, programs, classes, inner, blocks
 @triton.jit
 def _put_zeros(dx, program, start, shape, how: tl.constexpr):
     """A tile of the gradient of rows that do not count."""
-    c = classes_from(start, how)
-    place = at_classes(dx, program, how)[None, None, :] + place_of(c, class_step(dx, how), how.DX_SIDE)
-    zeros = tl.zeros(c.shape, how.A).to(dx.at.dtype.element_ty)
-    tl.store(place, zeros, mask=c < shape.classes, cache_modifier=".cs")
+    place, begin = classes_from(start, how), begin_of(dx, program, how)
+    at = at_classes(dx, program, how)[None, None, :] + place_of(place, class_step(dx, how), how.DX_SIDE)
+    zeros, there = tl.zeros(place.shape, how.A).to(dx.at.dtype.element_ty), place < shape.classes + begin
+    tl.store(at, zeros, mask=there & (place >= begin) if how.PEELED else there, cache_modifier=".cs")
 
 
 @triton.jit
@@ -301,7 +302,7 @@ def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.co
     if how.R > 1 or how.SOFT:
         g = tl.where(program.counts[None, None, :], g, 0.0)
     g = g.to(dx.at.dtype.element_ty)
-    place = at_classes(dx, program, how)[None, None, :] + place_of(tile.c, class_step(dx, how), how.DX_SIDE)
+    place = at_classes(dx, program, how)[None, None, :] + place_of(tile.place, class_step(dx, how), how.DX_SIDE)
     store(place, g, tile.ok, MASKED)
 
 
@@ -346,16 +347,19 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
     found = _load_sums(sums, program, shape.rows)
     relative = relative_to(found.peak)
     slopes = by_exponentials(slopes_of(found, program, above, terms, how), relative[2])
-    plain = False
+    plain, begin = False, begin_of(x, program, how)
+    hi = shape.classes + begin
     if how.R == 1:
-        label = tl.sum(program.label, 0)
-        plain = ((label < start) | (label >= start + BLOCK)) & (start + BLOCK <= shape.classes)
+        label = tl.sum(program.label, 0) + begin
+        plain = ((label < start) | (label >= start + BLOCK)) & (start + BLOCK <= hi)
+        if how.PEELED:
+            plain = plain & (start > 0)
     if plain:
-        _put_gradients(x, target, w, dx, dtarget, program, start, shape.classes, found.peak, relative, slopes, shape,
-                       terms, how, False)  # fmt: skip
+        _put_gradients(x, target, w, dx, dtarget, program, start, hi, found.peak, relative, slopes, shape, terms, how,
+                       False)  # fmt: skip
     else:
-        _put_gradients(x, target, w, dx, dtarget, program, start, shape.classes, found.peak, relative, slopes, shape,
-                       terms, how, True)  # fmt: skip
+        _put_gradients(x, target, w, dx, dtarget, program, start, hi, found.peak, relative, slopes, shape, terms, how,
+                       True)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -369,7 +373,8 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, cl
     terms = terms_of(settings, how)
     program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
-    upstream, hi = tl.full((), 1.0, how.A), _read_to(shape.classes, program, how)
+    upstream, end = tl.full((), 1.0, how.A), shape.classes + begin_of(x, program, how)
+    hi = _read_to(end, program, how)
     if scale is not None:
         upstream = tl.load(scale).to(how.A)
     if how.LOOP:
@@ -377,13 +382,13 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, cl
         found = without_ignored(found, program)
         relative = relative_to(found.peak)
         slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), relative[2])
-        plain, at = tiles_of(program, 0, hi, how)
+        tiles = tiles_of(x, program, 0, hi, how)
         for LAST in tl.static_range(2):
-            for start in range(plain if LAST else 0, hi if LAST else plain, how.T * how.W):
-                here = tile_of(start, plain, at, how, LAST == 1)
+            for start in range(tiles.rest if LAST else tiles.first, hi if LAST else tiles.plain, how.T * how.W):
+                here = tile_of(start, tiles, how, LAST == 1)
                 _put_gradients(x, target, w, dx, None, program, here, hi, found.peak, relative, slopes, shape, terms,
                                how, LAST == 1)  # fmt: skip
-        for start in range(0, tl.where(hi == 0, shape.classes, 0), how.T * how.W):
+        for start in range(0, tl.where(hi == 0, end, 0), how.T * how.W):
             _put_zeros(dx, program, start, shape, how)
     else:
         tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_first")

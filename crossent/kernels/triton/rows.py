@@ -112,11 +112,12 @@ class Program(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The numbers of a tile's classes, (T, W, 1); which of them there are, their logits, in units of the softcap if
-    there is one, and q for rows that count 1, in units of `Terms.unit`.
+    """The numbers of a tile's classes, (T, W, 1), and their places in memory, see `How`; which of them there are, their
+    logits, in units of the softcap if there is one, and q for rows that count 1, in units of `Terms.unit`.
     """
 
     c: Any
+    place: Any
     ok: Any
     z: Any
     q: Any
@@ -199,6 +200,15 @@ def at_classes(array, program, how: tl.constexpr):
 
 
 @triton.jit
+def begin_of(array, program, how: tl.constexpr):
+    """The place of a row's first class."""
+    begin = 0
+    if how.PEELED:
+        begin = tl.sum((program.outer * array.outer + program.inner * array.inner) % how.W, 0).to(tl.int32)
+    return begin
+
+
+@triton.jit
 def class_step(array, how: tl.constexpr):
     """From a class to the next."""
     return array.of_class if how.X_SIDE else in_lines(array.of_class, how)
@@ -256,6 +266,8 @@ def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, M
     q = tl.full(ok.shape, 1.0, how.A)
     if how.WEIGHTED:
         there = c < bound(shape.classes, how)
+        if how.PEELED:
+            there = there & (c >= 0)
         q *= tl.load(w + c, mask=there, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
     if how.SOFT:
         place = at_classes(target, program, how)[None, None, :] + place_of(c, class_step(target, how), how.T_SIDE)
@@ -267,18 +279,21 @@ def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, M
 
 
 @triton.jit
-def load_tile(x, target, w, program, start, classes, shape, terms, how: tl.constexpr, MASKED: tl.constexpr,
+def load_tile(x, target, w, program, start, hi, shape, terms, how: tl.constexpr, MASKED: tl.constexpr,
               POLICY: tl.constexpr):  # fmt: skip
-    """The `Tile` from the class `start` on; with MASKED without what is not in `classes` or no row."""
-    c = classes_from(start, how)
-    ok = (c < bound(classes, how)) & program.here[None, None, :]
-    place = at_classes(x, program, how)[None, None, :] + place_of(c, class_step(x, how), how.X_SIDE)
-    z = load_logits(place, ok, terms.cap, how, MASKED, POLICY)
+    """The `Tile` from the place `start` on; with MASKED without what is no class before the place `hi`, or no row."""
+    place = classes_from(start, how)
+    c, ok = place, (place < bound(hi, how)) & program.here[None, None, :]
+    if how.PEELED:
+        c = place - begin_of(x, program, how)
+        ok = ok & (c >= 0)
+    at = at_classes(x, program, how)[None, None, :] + place_of(place, class_step(x, how), how.X_SIDE)
+    z = load_logits(at, ok, terms.cap, how, MASKED, POLICY)
     if how.MASS:
         q = target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
     else:
         q = tl.zeros(ok.shape, how.A)
-    return Tile(c, ok, z, q)
+    return Tile(c, place, ok, z, q)
 
 
 @triton.jit
@@ -287,29 +302,45 @@ def at_label(values, of_label, tile, program):
     return tl.where(tile.c == program.label[None, None, :], of_label, values)
 
 
-@triton.jit
-def tiles_of(program, lo, hi, how: tl.constexpr):
-    """How far the whole tiles of a row go, from lo on, that are not the label's; and where that one begins.
+class Tiles(NamedTuple):
+    """Of a row the whole tiles that are not the label's take their turns from `first` to `plain`, the others from
+    `rest` on, see `tile_of`; `label` is the place where the label's begins.
+    """
 
-    They lie around that one, see `tile_of`. It comes after them, and then the last tile if it is not whole. So nothing
+    first: Any
+    plain: Any
+    rest: Any
+    label: Any
+
+
+@triton.jit
+def tiles_of(x, program, lo, hi, how: tl.constexpr):
+    """The `Tiles` of the places from lo to hi. The whole ones lie around the label's, which comes after them, and then
+    the last tile if it is not whole; before these the first one, if the row begins in the middle of a line. So nothing
     is masked, and no label looked for, in any other. Of several rows every tile may have a label.
     """
     BLOCK: tl.constexpr = how.T * how.W
-    plain, at = lo, lo
+    first, plain, label = lo, lo, lo
     if how.R == 1:
-        whole, label = lo + (hi - lo) // BLOCK * BLOCK, tl.sum(program.label, 0)
-        at = tl.where((label >= lo) & (label < whole), lo + (label - lo) // BLOCK * BLOCK, whole)
-        plain = tl.where(at < whole, whole - BLOCK, whole)
-    return plain, at
+        own, whole = tl.sum(program.label, 0), lo + (hi - lo) // BLOCK * BLOCK
+        if how.PEELED:
+            own += begin_of(x, program, how)
+            first = tl.where(lo == 0, BLOCK, lo)
+            whole = tl.maximum(whole, first)
+        label = tl.where((own >= first) & (own < whole), first + (own - first) // BLOCK * BLOCK, whole)
+        plain = tl.where(label < whole, whole - BLOCK, whole)
+    return Tiles(first, plain, plain - (first - lo), label)
 
 
 @triton.jit
-def tile_of(start, plain, at, how: tl.constexpr, LAST: tl.constexpr):
+def tile_of(start, tiles, how: tl.constexpr, LAST: tl.constexpr):
     """Where the tile is whose turn comes at `start`, given `tiles_of`; LAST: it comes after the plain ones."""
     if LAST:
-        place = tl.where(start == plain, at, start)
+        place = tl.where(start == tiles.plain, tiles.label, start)
+        if how.PEELED:
+            place = tl.where(start < tiles.plain, 0, place)
     else:
-        place = tl.where(start < at, start, start + how.T * how.W)
+        place = tl.where(start < tiles.label, start, start + how.T * how.W)
     return place
 
 

@@ -18,6 +18,7 @@ from crossent.kernels.triton.language import INFINITY, NEARLY_CERTAIN, exp, expm
 from crossent.kernels.triton.rows import (
     COUNTS,
     at_classes,
+    begin_of,
     class_step,
     classes_from,
     place_of,
@@ -64,7 +65,7 @@ def _slices_of(shape, how: tl.constexpr):
 def _tiles_of(x, slices, shape, how: tl.constexpr):
     BLOCK: tl.constexpr = how.T * how.W
     if how.PEELED:
-        lo = tl.sum((slices.outer * x.outer + slices.inner * x.inner) % how.W, 0).to(tl.int32)
+        lo = begin_of(x, slices, how)
         whole = (lo + shape.classes) // BLOCK * BLOCK
         tiles = Tiles(lo, lo + shape.classes, BLOCK, whole, 0, whole)  # of which the first and the last are masked
     else:

@@ -2,7 +2,7 @@
 
 from crossent.kernels import Rows
 from crossent.kernels.triton import tokens as kernels
-from crossent.kernels.triton.launches import Launch, cdiv, run
+from crossent.kernels.triton.launches import Launch, run
 from crossent.kernels.triton.tokens import Results
 
 
@@ -12,7 +12,7 @@ class TokenKernels:
 
     def tokens(self, logits, target, options, results):
         launch = _launch(logits, target, options)
-        walk = launch.layout.walk(self.tokens_at_once)
+        walk = launch.layout.walk(self.tokens_at_once, peels=False)
         if launch.count:
             run(
                 launch.device, kernels.tokens_of_rows, walk.programs, launch.array(launch.logits), launch.target,
@@ -21,12 +21,11 @@ class TokenKernels:
 
     def token_gradient(self, logits, target, options, results, upstream):
         launch = _launch(logits, target, options)
-        walk = launch.layout.walk(self.token_gradients_at_once)
-        tiles = cdiv(launch.classes, walk.classes)
+        walk = launch.layout.walk(self.token_gradients_at_once, peels=False)
         if launch.count and launch.classes:
             run(
-                launch.device, kernels.token_gradients_of_rows, walk.programs * tiles, launch.array(launch.logits),
-                launch.target, Results(*results), *upstream, tiles, *walk.shape, launch.layout.settings, walk.how,
+                launch.device, kernels.token_gradients_of_rows, walk.programs * walk.tiles, launch.array(launch.logits),
+                launch.target, Results(*results), *upstream, walk.tiles, *walk.shape, launch.layout.settings, walk.how,
                 num_warps=walk.warps,
             )  # fmt: skip
 

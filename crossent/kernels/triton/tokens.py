@@ -56,7 +56,7 @@ class LineSums(NamedTuple):
 @triton.jit
 def _capped_tile(x, program, start, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
     tile = load_tile(x, None, None, program, start, shape.classes, shape, terms, how, MASKED, "evict_first")
-    return Tile(tile.c, tile.ok, tile.z * terms.cap, tile.q) if how.CAPPED else tile
+    return Tile(tile.c, tile.place, tile.ok, tile.z * terms.cap, tile.q) if how.CAPPED else tile
 
 
 @triton.jit

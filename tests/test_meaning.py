@@ -351,6 +351,39 @@ def test_class_of_weight_zero(frontend):
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("row", [[NAN, 0, 0], [0, 0, NAN], [INF, 0, 0], [0, 0, INF], [-INF] * 3])
+def test_class_of_weight_zero_in_a_row_that_is_lost(frontend, row):
+    """As in PyTorch the loss and the gradient are nan, and so are a loss of what log_softmax makes of the row."""
+    logits, labels, weight = np.array([row, [0.5, 1, 2]]), np.array([0, 1]), np.array([0.0, 1, 1])
+    for options in [{}, {"label_smoothing": 0.1}]:
+        losses, _ = call(frontend, "cross_entropy", logits, labels, weight, reduction="none", **options)
+        assert np.isnan(losses[0]) and np.isfinite(losses[1])
+        _, gradient = call(frontend, "cross_entropy", logits, labels, weight, reduction="sum", **options)
+        assert np.isnan(gradient[0]).all() and np.isfinite(gradient[1]).all()
+    log_p = call(frontend, "log_softmax", logits, 1)[0]
+    assert np.isnan(call(frontend, "nll_loss", log_p, labels, weight, reduction="none")[0][0])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "linear_cross_entropy"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_derivative_by_a_class_weight_of_zero(name, reduction):
+    """It is what the loss gains per weight, as in PyTorch where that defines it."""
+    logits, labels = torch.from_numpy(numbers(4, 3)), torch.tensor([0, 1, 0, 2])
+    head = (torch.eye(3, dtype=torch.float64),) if name == "linear_cross_entropy" else ()
+    for smoothing in [0.0, 0.1] if name != "nll_loss" else [None]:
+        options = {"reduction": reduction} | ({} if smoothing is None else {"label_smoothing": smoothing})
+
+        def loss(weight, options=options):
+            return getattr(crossent, name)(logits, *head, labels, weight=weight, **options)
+
+        weight = torch.tensor([0.0, 1, 2], dtype=torch.float64, requires_grad=True)
+        loss(weight).backward()
+        steps = 1e-6 * torch.eye(3, dtype=torch.float64)
+        exact = [(loss(weight.detach() + step) - loss(weight.detach() - step)) / 2e-6 for step in steps]
+        torch.testing.assert_close(weight.grad, torch.stack(exact), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("classes", [4, 40, 100])
 def test_probability_zero_at_minus_infinity(frontend, classes):
     logits = numbers(6, classes)

@@ -244,3 +244,17 @@ def test_compiled_nll_loss(reduction):
             results.append((out, *torch.autograd.grad(out.sum(), x)))
     for ours, eager in zip(*results):
         torch.testing.assert_close(ours, eager)
+
+
+@pytest.mark.parametrize("on", [on_triton, in_a_loop])
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_class_of_weight_zero(on, name):
+    """It takes away a label's logit of -inf, but not nan: that is PyTorch's loss."""
+    logits, labels, weight = torch.zeros(4, 300), torch.tensor([3, 3, 3, 5]), torch.ones(300)
+    weight[3], logits[0, 3], logits[1, 3], logits[2, 3] = 0, -torch.inf, torch.nan, torch.inf
+    with on():
+        losses = getattr(crossent, name)(logits.requires_grad_(), labels, weight, reduction="none")
+        losses.sum().backward()
+    exact = getattr(torch.nn.functional, name)(logits.detach(), labels, weight, reduction="none")
+    assert losses[0] == 0 and (logits.grad[0] == 0).all()
+    torch.testing.assert_close(losses[1:], exact[1:], equal_nan=True)

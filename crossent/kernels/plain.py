@@ -80,7 +80,14 @@ def _label_parts(xp, z, target, w, keep, options, axis, shape):
     nll, log_total = label_nll(xp, own, others)
     own_weight = xp.sum(xp.where(at_label, w + xp.zeros_like(z), 0.0), axis=axis)
     label_mass = _rules.label_weight(own_weight, keep, options.label_smoothing)
-    return xp.where(label_mass == 0, 0.0, nll), label_mass, log_total, 0.0
+    return without_weight(xp, label_mass, nll), label_mass, log_total, 0.0
+
+
+def without_weight(xp, mass, nll):
+    """0 where an infinite loss counts for nothing. All else is left as it is: nan, and what weights are differentiated
+    by, at a weight of 0 too.
+    """
+    return xp.where((mass == 0) & (nll == float("inf")), 0.0, nll)
 
 
 def picked_losses(xp, logits, target, weight, keep, axis):
@@ -89,8 +96,8 @@ def picked_losses(xp, logits, target, weight, keep, axis):
     at_label = _at_label(xp, target, keep, axis, shape)
     w = 1.0 if weight is None else xp.reshape(weight, shape)
     mass = _rules.label_weight(w, xp.expand_dims(keep, axis=axis), 0.0) + xp.zeros_like(at_label, dtype=keep.dtype)
-    counted = at_label & (mass != 0)
-    return xp.sum(xp.where(counted, -mass * xp.where(counted, logits, 0.0), 0.0), axis=axis)
+    nll = without_weight(xp, mass, -xp.where(at_label, logits, 0.0))
+    return xp.sum(xp.where(at_label, mass * nll, 0.0), axis=axis)
 
 
 class SliceSums(NamedTuple):

@@ -29,7 +29,7 @@ class PlainKernels(LossKernels):
         own = xp.max(xp.where(at_label, z, -_INFINITY), axis=1)
         own_weight = xp.sum(xp.where(at_label, self._weights(rows, z), 0.0), axis=1)
         q = self._targets(rows, z, xp.ones_like(keep))
-        dot = xp.sum(q * xp.where(q == 0, 0.0, relative), axis=1)
+        dot = xp.sum(q * xp.where((q == 0) & (relative == -_INFINITY), 0.0, relative), axis=1)
         sums = Sums(peak, others, own, own_weight, xp.sum(q, axis=1), dot)
         if not of_labels:
             sums = sums._replace(own_weight=None)
@@ -42,7 +42,7 @@ class PlainKernels(LossKernels):
             nll, log_total = 0.0, xp.log(sums.others)
         else:
             nll, log_total = formulas.label_nll(xp, sums.own - sums.peak, sums.others)
-            nll = xp.where(label_mass == 0, 0.0, nll)
+            nll = formulas.without_weight(xp, label_mass, nll)
         dot = 0.0 if sums.dot is None else keep * sums.dot
         lse = sums.peak + log_total
         losses = _rules.row_loss(nll, label_mass, log_total, keep * mass, dot, lse, rows.options.z_loss)

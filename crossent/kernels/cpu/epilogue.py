@@ -59,7 +59,9 @@ def _losses(call, state, n, row, general):
             lse = st.load(state, st.PEAK, j) + log_total
         label_nll = zero
         if is_soft == 0:
-            label_nll = v.select(v.eq(label_mass, zero), zero, _label_nll(storage, state, j))
+            label_nll = _label_nll(storage, state, j)
+            nothing = v.eq(label_mass, zero) & v.eq(label_nll, v.splat(storage, np.inf))
+            label_nll = v.select(nothing, zero, label_nll)
         value = rules.row_loss(label_nll, label_mass, log_total, keep * mass, keep * dot, lse, z_loss)
         value = v.select(keep != zero, value, zero)
         total_loss, total_weight = total_loss + value, total_weight + keep * own_weight

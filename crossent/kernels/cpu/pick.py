@@ -17,10 +17,9 @@ def forward(call, scratch, lo, hi, outcome):
             if rows.is_no_class(call, label):
                 return rows.refuse(outcome, r)
             mass = rules.label_weight(rows.class_weight_of(call, label), keep, 0.0)
-            if mass != 0.0:
-                value = -mass * np.float64(
-                    v.load_scalar(call.storage, rows.logits_of(call, place), label * call.x_class)
-                )
+            log_p = np.float64(v.load_scalar(call.storage, rows.logits_of(call, place), label * call.x_class))
+            if mass != 0.0 or log_p != -np.inf:
+                value = -mass * log_p
             chunk = rows.added(chunk, value, mass)
         if call.loss != 0:
             v.store_scalar(call.compute, call.loss, r, value)

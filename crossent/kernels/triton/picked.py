@@ -41,8 +41,9 @@ def losses_of_labels(x, target, w, samples, losses, totals, programs, classes, i
     own_weight, mass = _mass_of(w, program, how)
     outer, inner = program.row // shape.inner, program.row % shape.inner
     place = x.at + outer * x.outer + inner * x.inner + place_of(program.label, x.of_class, False)
-    log_p = tl.load(place, mask=mass != 0.0, other=0.0).to(how.A)
-    finish(losses, totals, programs, program, tl.where(mass == 0.0, 0.0, -mass * log_p), own_weight, target, how)
+    log_p = tl.load(place, mask=program.counts, other=0.0).to(how.A)
+    nothing = (mass == 0.0) & (log_p == float("-inf"))
+    finish(losses, totals, programs, program, tl.where(nothing, 0.0, -mass * log_p), own_weight, target, how)
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -484,7 +484,8 @@ def losses_of(sums, keep, terms, how: tl.constexpr):
     own = sums.own - sums.peak
     own_exp = exp(own)
     log_total = tl.log(sums.others + own_exp)
-    nll = tl.where(label_mass == 0.0, 0.0, nll_of(own, own_exp, sums.others))
+    nll = nll_of(own, own_exp, sums.others)
+    nll = tl.where((label_mass == 0.0) & (nll == float("inf")), 0.0, nll)
     return row_loss(nll, label_mass, log_total, mass, keep * sums.dot, sums.peak + log_total, terms.z_loss)
 
 

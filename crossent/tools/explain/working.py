@@ -48,11 +48,12 @@ def _forward(case, row, x):
     e, total, lse, distance = _distances(z)
     q = _target_weights(case, row)
     of_class = -z if case.picks else distance
-    cost = np.where(q == 0.0, 0.0, q * of_class)  # 0 where q is, even at an infinity
+    held = case.keep[row] & (case.spread | (case.row_target(row) != 0.0))
+    cost = np.where(held & ((q != 0.0) | (of_class != np.inf)), q * of_class, 0.0)
     z_term = float(q.sum() * options.z_loss * lse * lse) if options.z_loss else 0.0
     loss = float(sample * (cost.sum() + z_term)) if sample else 0.0
-    if case.bad[row] or (sample and case.spread and np.isnan(lse)):
-        loss = np.nan  # a target over several classes needs the normaliser, even where it holds nothing of them
+    if case.bad[row]:
+        loss = np.nan
     return Worked(
         row=row, x=x, sample=sample, z=z, e=e, total=total, lse=float(lse), p=np.exp(-distance), log_p=-distance, q=q,
         mass=float(q.sum()), cost=cost, z_term=z_term, loss=loss,

@@ -49,7 +49,7 @@ function worked(row, settings) {
     mass += q(c);
     sum += picked(c);
   }
-  const isUnknown = (settings.smoothing > 0 || row.t) && share !== 0 && Number.isNaN(lse); // whatever q is
+  const isUnknown = share !== 0 && Number.isNaN(lse); // whatever q is
   const cost = isUnknown ? NaN : 0 - sum;
   const loss = times(share, cost + (zloss && zloss * mass * lse * lse));
   const slope = (c) => {

@@ -51,15 +51,16 @@ def skip_interpreted(items):
                 item.add_marker(pytest.mark.skip(reason="needs the interpreter of Triton 3.7: TRITON_INTERPRET=1"))
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    gc.disable()
-
-
-def pytest_collection_finish():
     """What has been imported stays, and is a million objects: no collection of garbage is to walk over them."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_addoption(parser):

@@ -66,7 +66,7 @@ class watch:
         path: a file for the lines, which are appended to it, one after each step of an optimizer that has parameters of
             the model; the page, of the same name with the ending .html, is written at the end. Where there are several
             processes, each but the first has a file with its rank in the name. None writes nothing.
-        every: look at some rows of the losses in every so manieth step. None looks as often as takes 0.5 % of the time.
+        every: look at some rows of the losses once in so many steps. None looks as often as takes 0.5 % of the time.
         on_fault: is called with the `Fault`, once, instead of raising it.
 
     Of every step are told: the mean loss of the rows that count, in nats, and their number; the share that is ignored;

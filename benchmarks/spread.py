@@ -8,6 +8,7 @@ alone; a step without DTensors; and PyTorch's loss_parallel. A sample is the tim
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -121,8 +122,8 @@ def process(rank: int, meeting: str, name: str, rounds: int) -> None:
     rows = measure(SPREAD[name], init_device_mesh("cpu", (PROCESSES,)), rounds)
     if rank == 0:
         print("\n" + json.dumps(rows), flush=True)
-    distributed.barrier()  # gloo may abort a process whose group goes away while the other still uses it
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # gloo may abort a process that ends its threads while the other still uses them
 
 
 if __name__ == "__main__":

@@ -86,6 +86,13 @@ def line_of(itemsize, side_by_side, classes, inner, steps):
     return line
 
 
+def begins_anywhere(cut, rows, line, steps):
+    """`rows.How.PEELED`, for arrays whose classes lie side by side, of so many rows in a program: only the first and
+    the last tile of a row need not be whole lines.
+    """
+    return cut.LOOP and rows == 1 and line < cut.W and all(step == steps[0] for step in steps)
+
+
 def run(device, kernel, programs, *arguments, **options):
     """Launch a kernel on the device that has its arguments, whichever is the current one."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
@@ -177,8 +184,7 @@ class Layout:
         """
         cut, arrays = self._cut(at_most), [one for one in (*self.given, dx, dtarget) if one is not None]
         line = line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays))
-        alike = self.how.X_SIDE and not self.how.SOFT and all(one == arrays[0] for one in arrays)
-        peels = peels and alike and cut.LOOP and cut.R == 1 and line < cut.W
+        peels = peels and self.how.X_SIDE and not self.how.SOFT and begins_anywhere(cut, cut.R, line, arrays)
         how = self.how._replace(
             T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP,
             DX_SIDE=dx is not None and self.side_by_side(dx),

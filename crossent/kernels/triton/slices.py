@@ -6,7 +6,7 @@ import torch
 
 from crossent._kept import kept
 from crossent.kernels.triton import softmax as kernels
-from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, cdiv, cut_of, line_of, power, run
+from crossent.kernels.triton.launches import AT_ONCE, TYPES, USUAL, begins_anywhere, cdiv, cut_of, line_of, power, run
 from crossent.kernels.triton.rows import Array, How, Shape
 
 
@@ -61,9 +61,7 @@ def _walk(shape, strides, dtype, itemsize, axis, at_most):
     side = side_by_side["X_SIDE"]
     cut, (arithmetic, _) = cut_of(n, itemsize, side, at_most), TYPES.get(dtype, USUAL)
     slices, line = min(cut.R, power(inner)), line_of(itemsize, side, n, inner, steps)
-    # Where slices begin anywhere, but alike in all arrays, only the first and the last tile need not be whole lines.
-    alike = all(side_by_side.values()) and all(step == steps[0] for step in steps)
-    peeled = cut.LOOP and slices == 1 and alike and line < cut.W
+    peeled = all(side_by_side.values()) and begins_anywhere(cut, slices, line, steps)
     how = How(arithmetic, cut.T, cut.W, slices, cut.LOOP, LINE=line, PEELED=peeled, **side_by_side)
     blocks = cdiv(inner, slices)
     masked, steps = slices > 1 or n % (cut.T * cut.W) > 0, [step for of in steps for step in of]

@@ -55,15 +55,16 @@ def answered(
         for option, path in files.items():
             if path is not None and not answer.unfinished and option in answer.files:
                 answer.files[option](path)
+        found = answer.found() if as_json or fail_if else {}
         if as_json:
-            print(plain_json.text(answer.found(), indent=1))
+            print(plain_json.text(found, indent=1))
         else:
             answer.print(Console(highlight=False, markup=False))
         if answer.unfinished:
             unwritten = "".join(f"; {path} is not written" for path in files.values() if path is not None)
             errors.console.print(f"{answer.unfinished}{unwritten}.")
             return INTERRUPTED
-        failed = list(conditions.failures(fail_if, answer.found())) if fail_if else []
+        failed = list(conditions.failures(fail_if, found))
     except KeyboardInterrupt:
         errors.console.print("Interrupted before there was a result.")
         return INTERRUPTED

@@ -142,7 +142,9 @@ class Comparison:
             lost, won                           rows that A alone gets right, and that B does, with the largest
                                                 differences: file, row, label, predictions and losses, A's first
         """
-        a, b = self.a._held.metrics(), self.b._held.metrics()
+        return self._result(self.a._held.metrics(), self.b._held.metrics())
+
+    def _result(self, a: Metrics, b: Metrics) -> dict[str, Any]:
         (neither, b_alone), (a_alone, both) = self._rows.sum(0).tolist()
         p = float(mcnemar(np.array(a_alone), np.array(b_alone)))
         return {

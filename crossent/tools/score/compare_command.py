@@ -24,7 +24,7 @@ def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None
 def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answer:
     """Of two models, in the memory of two blocks of rows."""
     found, one, other = _compared(*(opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
-    result, called = found.result(), Classes(found.a._held.options.names)
+    result, called = found._result(one.metrics, other.metrics), Classes(found.a._held.options.names)
     rows, cards = [], []
     for name, metric in metrics_of(result["differences"], one.metrics).items():
         off = Difference(**result["differences"][name])

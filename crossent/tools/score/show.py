@@ -18,7 +18,7 @@ from crossent.tools.score.held import SKIPPED
 from crossent.tools.score.intervals import OF_COVERAGE, Interval
 from crossent.tools.score.metrics import BINS, NEAR, Calibration, Metrics
 from crossent.tools.score.readers import printable
-from crossent.tools.score.said import bins_of, classes_of
+from crossent.tools.score.said import bins_of, classes_of, result_of
 from crossent.tools.score.worst import shown
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
@@ -157,7 +157,7 @@ def of_score(score: Scored) -> Answer:
     until = f"Interrupted after {score.done:,} of {score.rows:,} rows, of which this is the score"
     return Answer(
         "Score", f"{first.logits} and {others:,} more parts" if others else first.logits,
-        lambda: found | done | score.total.result(), counted(score),
+        lambda: found | done | result_of(score.held, score.metrics), counted(score),
         Shown("", (".", "", "95% interval", "."), rows), rows, lambda: plots.of_score(score.metrics),
         parts(score) if rows else [], score.notes,
         findings=score.findings if rows else (), saved={"--partial": score.save},

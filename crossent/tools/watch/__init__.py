@@ -211,9 +211,8 @@ class watch:
         looks = self._looking == self.steps if self.every is None else (self.steps + 1) % self.every == 0
         if looks and part.looked is None:
             part.looked = self._look(name, loss, begun)
-        if (
-            loss.value.is_cpu and loss["input"].nbytes > faults.HELD
-        ):  # of others it is not known yet whether they are finite
+        # Of a GPU's it is not known yet whether they are finite.
+        if loss.value.is_cpu and loss["input"].nbytes > faults.HELD:
             loss.arguments.clear()
 
     def miss(self, where: str) -> None:

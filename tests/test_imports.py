@@ -197,7 +197,7 @@ MAY_IMPORT = {
         "crossent.tools.score.calibration",
         "crossent.tools.score.command",
         "crossent.tools.score.compare_command",
-        "crossent.tools.score.scales",
+        "crossent.tools.score.readers",
         "crossent.tools.score.scaling",
         "crossent.tools.commands",
         "crossent.tools.plan_of_shapes",

@@ -3,12 +3,13 @@
 from __future__ import annotations  # of which typer alone reads the values
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from crossent.tools.commands import common
-from crossent.tools.commands.common import bad_input, require, typer
+from crossent.tools.commands.common import require, typer
 
 
+@common.reads_files()
 def calibrate(
     files: Annotated[
         list[str],
@@ -18,24 +19,16 @@ def calibrate(
             show_default=False,
         ),
     ],
-    key: common.Key = None,
-    labels_key: common.LabelsKey = None,
-    header: common.Header = None,
-    columns: common.Columns = None,
-    logits: common.Logits = False,
-    probabilities: common.Probabilities = False,
-    log_probabilities: common.LogProbabilities = False,
-    dim: common.Dim = None,
     ignore_index: common.IgnoreIndex = -100,
     method: Annotated[
         str, typer.Option(help="temperature, or vector: a weight and a bias of each class.")
     ] = "temperature",
     split: Annotated[float, typer.Option(help="The share of rows to fit, drawn at random; 1 for all.")] = 0.5,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the random draw.")] = 0,
-    skip_bad: common.SkipBad = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every bin and class.")] = False,
+    as_json: common.Json = False,
     html: common.Html = None,
     save: Annotated[Path | None, typer.Option(help="A file for the scaling, which score --scaling takes.")] = None,
+    **read_as: Any,
 ) -> None:
     """Fit a temperature to stored predictions, and show how well calibrated they are before and after.
 
@@ -48,11 +41,6 @@ def calibrate(
     if html:
         require("calibrate --html", "jinja2", "matplotlib")
     from crossent.tools.score.calibration import run
-    from crossent.tools.score.scales import asked
 
-    with bad_input():
-        reading, scale = asked(
-            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
-        )  # fmt: skip
-    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "method": method}
-    raise typer.Exit(run(files, as_json=as_json, html=html, save=save, split=split, seed=seed, **options))
+    options = {"ignore_index": ignore_index, "method": method, "split": split, "seed": seed, **read_as}
+    raise typer.Exit(run(files, as_json=as_json, html=html, save=save, **options))

@@ -2,29 +2,22 @@
 
 from __future__ import annotations  # of which typer alone reads the values
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from crossent.tools.commands import common
-from crossent.tools.commands.common import bad_input, require, typer
+from crossent.tools.commands.common import require, typer
 
 
+@common.reads_files()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Logits of a model: as for score.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Those of another model.", show_default=False)],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="Of the rows of both.", show_default=False)],
-    key: common.Key = None,
-    labels_key: common.LabelsKey = None,
-    header: common.Header = None,
-    columns: common.Columns = None,
-    logits: common.Logits = False,
-    probabilities: common.Probabilities = False,
-    log_probabilities: common.LogProbabilities = False,
-    dim: common.Dim = None,
     ignore_index: common.IgnoreIndex = -100,
     top: Annotated[int, typer.Option(metavar="N", min=0, help="How many classes and rows to show at most.")] = 10,
-    skip_bad: common.SkipBad = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: common.Json = False,
     html: common.Html = None,
+    **read_as: Any,
 ) -> None:
     """Compare two models on the same rows: by how much they differ, and whether that may be chance.
 
@@ -36,11 +29,5 @@ def compare(
     if html:
         require("compare --html", "jinja2", "matplotlib")
     from crossent.tools.score.compare_command import run
-    from crossent.tools.score.scales import asked
 
-    with bad_input():
-        reading, scale = asked(
-            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
-        )  # fmt: skip
-    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "top": top}
-    raise typer.Exit(run(a, b, labels, as_json=as_json, html=html, **options))
+    raise typer.Exit(run(a, b, labels, as_json=as_json, html=html, ignore_index=ignore_index, top=top, **read_as))

@@ -3,34 +3,28 @@
 from __future__ import annotations  # of which typer alone reads the values
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from crossent.tools.commands import common
 from crossent.tools.commands.common import bad_input, require, typer
 
 
+@common.reads_files("skip_bad")
 def explain(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="LOGITS LABELS", help="Files, read as crossent score reads them.")
     ] = None,
-    key: common.Key = None,
-    labels_key: common.LabelsKey = None,
-    header: common.Header = None,
-    columns: common.Columns = None,
-    logits: common.Logits = False,
-    probabilities: common.Probabilities = False,
-    log_probabilities: common.LogProbabilities = False,
     row: Annotated[list[int] | None, typer.Option(help="A row to show; may be given several times.")] = None,
     ignore_index: common.IgnoreIndex = -100,
     label_smoothing: Annotated[float, typer.Option(help="The share of each target that all classes get.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="mean, sum or none.")] = "mean",
-    dim: Annotated[int | None, typer.Option(help="The axis of the classes; 1 if left out, 0 for a single row.")] = None,
-    names: common.Names = None,
+    names: Annotated[Path | None, typer.Option(help="A text file with the name of a class in each line.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Of the step along the gradient that is shown.")] = 1.0,
     lang: Annotated[str, typer.Option(help="The language: en or zh (Chinese).")] = "en",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    json: common.Json = False,
     html: Annotated[Path | None, typer.Option(help="A file for a page, whose numbers can be moved.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A file for a picture: .png, .svg or .pdf.")] = None,
+    **read_as: Any,
 ) -> None:
     """Show every step of a cross entropy: of stored logits and labels, or of a worked example.
 
@@ -47,11 +41,9 @@ def explain(
         require("explain --plot", "matplotlib")
     from crossent.tools.explain.command import run
     from crossent.tools.explain.language import LANGUAGES, speaking
-    from crossent.tools.score.scales import asked
 
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     options |= {"learning_rate": learning_rate, "lang": lang, "names": names}
     with bad_input(), speaking(lang if lang in LANGUAGES else "en"):
-        reading, scale = asked(key, labels_key, header, columns, dim, logits, probabilities, log_probabilities)
-        status = run(files or [], reading, scale, row or [], html, plot, json, options)
+        status = run(files or [], rows=row or [], html=html, plot=plot, json=json, options=options, **read_as)
     raise typer.Exit(status)

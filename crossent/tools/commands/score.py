@@ -3,25 +3,18 @@
 from __future__ import annotations  # of which typer alone reads the values
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from crossent.tools.commands import common
 from crossent.tools.commands.common import bad_input, require, typer
 
 
+@common.reads_files()
 def score(
     files: Annotated[
         list[str],
         typer.Argument(metavar="LOGITS [LABELS]", help="Two files, or one that has both.", show_default=False),
     ],
-    key: common.Key = None,
-    labels_key: common.LabelsKey = None,
-    header: common.Header = None,
-    columns: common.Columns = None,
-    logits: common.Logits = False,
-    probabilities: common.Probabilities = False,
-    log_probabilities: common.LogProbabilities = False,
-    dim: common.Dim = None,
     ignore_index: Annotated[int | None, typer.Option(help="Label of rows that do not count; -100 if left out.")] = None,
     top: Annotated[int | None, typer.Option(metavar="N", min=0, help="How many of the worst; 10 if left out.")] = None,
     temperature: Annotated[float | None, typer.Option(help="A number to divide the logits by.")] = None,
@@ -32,11 +25,10 @@ def score(
     group: Annotated[
         str | None, typer.Option(metavar="FILE[:COLUMN]", help="A value for each row: equal ones are a group.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, with every class.")] = False,
+    as_json: common.Json = False,
     html: common.Html = None,
     partial: Annotated[Path | None, typer.Option(help="A file for what --merge takes.")] = None,
     rows: Annotated[Path | None, typer.Option(help="A file for each row's loss: .parquet, .csv or .npz.")] = None,
-    skip_bad: common.SkipBad = False,
     shift: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Labels are those of N positions later.")
     ] = None,
@@ -51,6 +43,7 @@ def score(
         list[str] | None, typer.Option(metavar="CONDITION", help="End with status 3 if it holds, as in 'nll>1.2'.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="The files are of --partial: score all rows.")] = False,
+    **read_as: Any,
 ) -> None:
     """Score stored predictions: NLL, accuracy, calibration, the worst classes and rows.
 
@@ -71,18 +64,15 @@ def score(
     if html:
         require("score --html", "jinja2", "matplotlib")
     from crossent.tools.score.command import run, run_merge
-    from crossent.tools.score.scales import Reading, asked
+    from crossent.tools.score.readers import Reading
     from crossent.tools.score.scaling import asked as scaling_asked
 
     shown = {"as_json": as_json, "html": html, "part": partial, "fail_if": fail_if or ()}
     with bad_input():
         scaled = scaling_asked(temperature, scaling)
-        reading, scale = asked(
-            key, labels_key, header, columns, dim, logits, probabilities, log_probabilities, skip_bad
-        )  # fmt: skip
         beside = {"group": group, "bytes": bytes, "words": words}
-        of_rows = scale, scaled, ignore_index, shift, rows, top_k, tokenizer, *beside.values(), reading
-        if merge and of_rows != (*[None] * 10, Reading()):
+        of_rows = scaled, ignore_index, shift, rows, top_k, tokenizer, *beside.values(), *read_as.values()
+        if merge and of_rows != (*[None] * 9, Reading(), None):
             raise ValueError("--merge takes parts as they were scored: say how to read the rows where they are scored")
         if tokenizer and (bytes or words):
             raise ValueError("--tokenizer counts bytes and words: leave --bytes and --words out")
@@ -90,9 +80,9 @@ def score(
     if merge:
         raise typer.Exit(run_merge(files, top=top, **shown))
     top, ignore_index = 10 if top is None else top, -100 if ignore_index is None else ignore_index
-    options = {"reading": reading, "scale": scale, "ignore_index": ignore_index, "shift": shift or 0, "top": top}
+    options = {"ignore_index": ignore_index, "shift": shift or 0, "top": top}
     options |= {"scaling": scaled, "top_k": ranks, "tokenizer": tokenizer}
-    options |= {"beside": {name: said for name, said in beside.items() if said}}
+    options |= {"beside": {name: said for name, said in beside.items() if said}, **read_as}
     raise typer.Exit(run(files, rows=rows, **options, **shown))
 
 

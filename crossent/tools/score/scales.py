@@ -9,7 +9,7 @@ from crossent.tools.arrays import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.tally import Tally, sizes
 from crossent.tools.score.pairs import Pair
-from crossent.tools.score.readers import BadFile, Reading
+from crossent.tools.score.readers import BadFile
 
 Scale: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
 LOGITS: Scale = "logits"
@@ -79,16 +79,3 @@ def log_of(probabilities: Any) -> np.ndarray:
     """In float64; -inf for 0."""
     with np.errstate(all="ignore"):
         return np.log(as_numpy(probabilities).astype(np.float64))
-
-
-def asked(
-    key: str | None, labels_key: str | None, header: bool | None, columns: str | None, dim: int | None, logits: bool,
-    probabilities: bool, log_probabilities: bool, skip_bad: bool = False,
-) -> tuple[Reading, Scale | None]:  # fmt: skip
-    """What the options of a command ask for."""
-    chosen: list[Scale] = [scale for scale, on in zip(SCALES, (logits, probabilities, log_probabilities)) if on]
-    if len(chosen) > 1:
-        raise ValueError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
-    if key is not None and columns is not None:
-        raise ValueError("--key and --columns exclude each other: both name the columns of the logits")
-    return Reading(key, labels_key, header, columns, dim, skip_bad), chosen[0] if chosen else None

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from crossent.tools.commands import _application
 from crossent.tools.explain import command as explain_command
 from crossent.tools.score import command, score
 from crossent.tools.score.pairs import pair_of
@@ -651,6 +652,28 @@ def test_explain_reads_what_is_too_long_for_memory(tmp_path, name, monkeypatch):
     found = explain_command._explained(files, Reading(), None, [11, -1], {})
     assert found.result == pytest.approx(RIGHT, rel=1e-6) and [row.position for row in found.rows] == [11, N - 1]
     assert len([*tmp_path.iterdir()]) == len(parts) + 1
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_no_room_for_what_is_too_long_for_memory(tmp_path, room, monkeypatch, capsys):
+    """No folder for temporary files, or a disk that is full, is a line and exit status 2."""
+    import resource
+    import tempfile
+
+    monkeypatch.setattr("crossent.tools.score.readers._IN_MEMORY", N * C - 1)
+    files = write(tmp_path, {"x.npz": {"x": X}, "y.npy": Y})
+    monkeypatch.setattr(tempfile, "tempdir", None if room == 0 else tempfile.gettempdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _application()(["explain", *files])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    out, err = capsys.readouterr()
+    said = "No usable temporary directory" if room == 0 else "File too large: TMPDIR names another folder for it"
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert "x.npz: its rows have to lie in a temporary file, which cannot be written: " in err and said in err
 
 
 def test_numbers_that_lie_askew(tmp_path):

@@ -157,10 +157,14 @@ class Rows:
 
 def _in_file(path: Path, blocks: Iterator[np.ndarray]) -> np.ndarray:
     """The bytes of all blocks, mapped into memory from a file that nobody sees and that goes with the array."""
-    with TemporaryFile() as file, naming(path):
-        for block in blocks:
-            file.write(block.data)
-        return np.memmap(file, np.uint8, "c")
+    try:
+        with TemporaryFile() as file:
+            for block in blocks:
+                file.write(block.data)
+            return np.memmap(file, np.uint8, "c")
+    except OSError as error:
+        why = f"{error.strerror}: TMPDIR names another folder for it"
+        raise BadFile(f"{path}: its rows have to lie in a temporary file, which cannot be written: {why}") from error
 
 
 def two_files(files: Sequence[str]) -> tuple[str, str | None]:

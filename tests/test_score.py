@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import score_files
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from rich.console import Console
 from score_files import FORMATS, example, write
 from sklearn import metrics as sk
 
@@ -24,6 +26,7 @@ from crossent.tools.commands import _application
 from crossent.tools.score import confusion, held, metrics, readers, score
 from crossent.tools.score.command import run
 from crossent.tools.score.readers import BadFile, Reading
+from crossent.tools.score.show import Shown
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -398,6 +401,25 @@ def test_tables(tmp_path, capsys):
     assert "file" in capsys.readouterr().out
     assert command(*files, top=0) == 0
     assert "taken for" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_fold_words_and_never_numbers(width):
+    numbers = ["-0.0552 to -0.0234", "3.25726", "66.90%", "0.66"]
+    for title in ("", "Rows"):
+        rows = [("the calibration error", *numbers, "is better than may be expected")]
+        table = Shown(title, ("metric.", *(f"a column {i}" for i in range(4)), "more."), rows)
+        out = io.StringIO()
+        table.print(Console(file=out, width=width))
+        assert max(map(len, out.getvalue().splitlines())) <= width
+        shown = re.findall(r"[^\s━-╿]+", out.getvalue())
+        assert {word for cell in (*rows[0], *table.columns) for word in cell.rstrip(".").split()} <= {*shown}
+
+
+def test_json_makes_no_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Shown, "__new__", lambda *args: pytest.fail("a table is made"))
+    assert command(*saved(tmp_path, *example()), as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 200
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -16,7 +16,6 @@ from score_files import example, write
 
 from crossent.tools.score import plots, score
 from crossent.tools.score.command import run
-from crossent.tools.score.report import page
 from crossent.tools.score.show import of_score
 
 REPOSITORY = Path(__file__).parent.parent
@@ -77,7 +76,7 @@ def test_the_page_shows_the_numbers(report):
 
 
 def test_the_page_is_the_same_each_time(report):
-    assert page(of_score(report[1])) == report[0].read_text()
+    assert of_score(report[1]).html() == report[0].read_text()
 
 
 @pytest.mark.parametrize("classes", [2, 200])
@@ -85,7 +84,7 @@ def test_few_and_many_classes_and_no_errors(tmp_path, classes):
     labels = np.arange(classes).repeat(2)
     logits = 900 * np.eye(classes, dtype=np.float32)[labels]
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels), top=0)
-    text = page(of_score(found))
+    text = of_score(found).html()
     assert text.count("<svg") == 4 and "with the most errors" not in text and "largest loss" not in text
 
 
@@ -93,7 +92,7 @@ def test_infinite_losses(tmp_path):
     logits, labels = example()
     logits[0, labels[0]] = -np.inf
     found = score(write(tmp_path / "x.npy", "npy", logits), write(tmp_path / "y.npy", "npy", labels))
-    assert "probability 0" in page(of_score(found))
+    assert "probability 0" in of_score(found).html()
 
 
 def figures(monkeypatch):
@@ -168,7 +167,7 @@ def test_of_many_classes_small_confidences_are_told_apart(tmp_path, monkeypatch,
 def test_names_of_files_are_escaped(tmp_path):
     logits, labels = example()
     name = write(tmp_path / "<script>alert(1)<&.npy", "npy", logits)
-    text = page(of_score(score(name, write(tmp_path / "y.npy", "npy", labels))))
+    text = of_score(score(name, write(tmp_path / "y.npy", "npy", labels))).html()
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;&amp;.npy" in text
 
 

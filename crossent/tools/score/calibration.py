@@ -18,7 +18,7 @@ from crossent.tools.score.readers import BadFile, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
 from crossent.tools.score.scaling import Method, Passes, Scaling, fitted
-from crossent.tools.score.show import Answer, Classes, Shown, left_out, metrics_of, reliability
+from crossent.tools.score.show import Answer, Classes, Page, Shown, left_out, metrics_of, reliability
 
 _TOP = 10  # classes that are shown
 
@@ -121,12 +121,11 @@ def _shown(title: str, head: str, found: dict[str, Any], both: dict[str, Judged]
     ]
     names = both if before.metrics.shown_calibration is before.metrics.by_octave else ()
     bins = [reliability(both[name].metrics.by_octave, f"Rows by confidence, {name}") for name in names]
-    return Answer(
-        "Calibration", title, lambda: found, head, Shown("", ("metric.", "before", "after", "meaning."), rows),
-        [(name, now, "", f"before {once}; {meaning}") for name, once, now, meaning in rows],
-        lambda: plots.of_models({name: one.metrics for name, one in both.items()}), [*bins, _classes(both, called)],
-        found["notes"],
-    )  # fmt: skip
+    numbers = Shown("", ("metric.", "before", "after", "meaning."), rows)
+    cards = [(name, now, "", f"before {once}; {meaning}") for name, once, now, meaning in rows]
+    drawn = partial(plots.of_models, {name: one.metrics for name, one in both.items()})
+    page = Page(head, numbers, cards, drawn, [*bins, _classes(both, called)])
+    return Answer("Calibration", title, lambda: found, lambda: page, found["notes"])
 
 
 def _classes(both: dict[str, Judged], called: Classes) -> Shown:

@@ -53,13 +53,13 @@ def answered(
             check_file(path, option, inputs)
         answer = find(errors)
         for option, path in files.items():
-            if path is not None and not answer.unfinished and option in answer.files:
-                answer.files[option](path)
+            if path is not None and not answer.unfinished:
+                answer.save(option, path)
         found = answer.found() if as_json or fail_if else {}
         if as_json:
             print(plain_json.text(found, indent=1))
         else:
-            answer.print(Console(highlight=False, markup=False))
+            answer.page.print(Console(highlight=False, markup=False))
         if answer.unfinished:
             unwritten = "".join(f"; {path} is not written" for path in files.values() if path is not None)
             errors.console.print(f"{answer.unfinished}{unwritten}.")

@@ -12,7 +12,7 @@ from crossent.tools.score.command import Errors, answered
 from crossent.tools.score.compare import Comparison, Difference
 from crossent.tools.score.pairs import Block
 from crossent.tools.score.readers import BadFile
-from crossent.tools.score.show import Answer, Classes, Shown, metrics_of, nats, of_rows, percent, placed
+from crossent.tools.score.show import Answer, Classes, Page, Shown, metrics_of, nats, of_rows, percent, placed
 
 
 def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None = None, **options: Any) -> int:
@@ -24,23 +24,24 @@ def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None
 def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answer:
     """Of two models, in the memory of two blocks of rows."""
     found, one, other = _compared(*(opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
-    result, called = found._result(one.metrics, other.metrics), Classes(found.a._held.options.names)
-    rows, cards = [], []
-    for name, metric in metrics_of(result["differences"], one.metrics).items():
-        off = Difference(**result["differences"][name])
-        values = metric.number(off.a), metric.number(off.b)
-        differ, ends = metric.difference(off.difference, (off.low, off.high))
-        rows.append((metric.name, *values, differ, ends, off.verdict(name)))
-        cards.append((metric.name, differ, ends, "A {}, B {}: {}".format(*values, off.verdict(name))))
+    result, options = found._result(one.metrics, other.metrics), found.a._held.options
+
+    def show() -> Page:
+        rows, cards, called = [], [], Classes(options.names)
+        for name, metric in metrics_of(result["differences"], one.metrics).items():
+            off = Difference(**result["differences"][name])
+            values = metric.number(off.a), metric.number(off.b)
+            differ, ends = metric.difference(off.difference, (off.low, off.high))
+            rows.append((metric.name, *values, differ, ends, off.verdict(name)))
+            cards.append((metric.name, differ, ends, "A {}, B {}: {}".format(*values, off.verdict(name))))
+        numbers = Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows)
+        drawn = partial(plots.of_models, {"A": one.metrics, "B": other.metrics})
+        tables = [*_worse(result, called, options.top), *_changes(result, called)]
+        head = f"{of_rows(one)}; A is {a}, B is {b}"
+        return Page(head, numbers, cards, drawn, tables, _test(result["agreement"]))
+
     known = {"a": a, "b": b, "labels": labels, "notes": errors.notes}
-    models = {"A": one.metrics, "B": other.metrics}
-    return Answer(
-        "Comparison", f"{a} and {b}", lambda: known | result, f"{of_rows(one)}; A is {a}, B is {b}",
-        Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows), cards,
-        lambda: plots.of_models(models),
-        [*_worse(result, called, found.a._held.options.top), *_changes(result, called)],
-        errors.notes, said=_test(result["agreement"]),
-    )  # fmt: skip
+    return Answer("Comparison", f"{a} and {b}", lambda: known | result, show, errors.notes)
 
 
 def _compared(one: Opened, other: Opened) -> tuple[Comparison, Scored, Scored]:

@@ -2,19 +2,10 @@
 anything."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import crossent
 from crossent.tools.pages import rendered
-
-if TYPE_CHECKING:
-    from crossent.tools.score.show import Answer
-
-
-def page(answer: "Answer") -> str:
-    said = [f"{answer.head}.", *filter(None, [answer.said])]
-    shown = {"summary": answer.cards, "plots": answer.plots(), "tables": answer.tables}
-    return made(answer.kind, answer.title, said, answer.notes, findings=answer.findings, **shown)
 
 
 def made(

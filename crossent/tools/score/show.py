@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,16 +85,19 @@ class Shown(NamedTuple):
     note: str = ""
 
     def print(self, console: Console) -> None:
-        """Without lines where it has no title."""
-        options: dict[str, Any] = {} if self.title else {"box": None, "pad_edge": False, "header_style": "dim"}
-        table = Table(title=self.title or None, title_justify="left", **options)
-        widths = [max(map(len, cells)) + 3 for cells in zip(self.columns, *self.rows)]
-        words = [name.endswith(".") for name in self.columns]
-        # Words are folded before numbers are, where these have room.
-        room = sum(10 if word else width for word, width in zip(words, widths)) < console.width
-        for name, word in zip(self.columns, words):
-            justify = "left" if word else "right"
-            table.add_column(name.rstrip("."), justify=justify, overflow="fold", no_wrap=room and not word)
+        """Without a frame where it has no title, or there is no room for one. Numbers are never folded."""
+        texts = [[name.rstrip("."), *cells] for name, *cells in zip(self.columns, *self.rows)]
+        widths = [max(map(len, cells)) for cells in texts]
+        least = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in texts]
+        framed = self.title and sum(least) + 3 * len(least) < console.width
+        room = console.width - (3 * len(least) + 1 if framed else 2 * len(least) - 2)
+        while sum(widths) > room and widths != least:  # the widest of those that can be folded, the last of equal ones
+            _, i = max((width, i) for i, width in enumerate(widths) if width > least[i])
+            widths[i] -= 1
+        plain: dict[str, Any] = {} if framed else {"box": None, "pad_edge": False, "header_style": "dim"}
+        table = Table(title=self.title or None, title_justify="left", **plain)
+        for name, (head, *_), width in zip(self.columns, texts, widths):
+            table.add_column(head, justify="left" if name.endswith(".") else "right", overflow="fold", width=width)
         for row in self.rows:
             table.add_row(*row)
         console.print(table)
@@ -102,35 +106,17 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command has found: for people lines, numbers and what is said of them, tables, and on a page `cards`
-    (name, value, interval, meaning) and `plots` (name, SVG, meaning); for JSON `found`. `saved` writes the files of
-    options, and `unfinished` says that it was interrupted.
-    """
+class Page:
+    """What people see: lines, numbers and what is said of them, tables, and on a page `cards` (name, value, interval,
+    meaning) and `plots` (name, SVG, meaning)."""
 
-    kind: str
-    title: str
-    found: Callable[[], dict[str, Any]]
     head: str
     numbers: Shown
     cards: Sequence[Sequence[str]]
     plots: Callable[[], Sequence[Sequence[str]]]
     tables: Sequence[Shown]
-    notes: Iterable[str]
     said: str = ""
     findings: Sequence[Finding] = ()
-    saved: dict[str, Callable[[Path], None]] = field(default_factory=dict)
-    unfinished: str = ""
-
-    @property
-    def files(self) -> dict[str, Callable[[Path], None]]:
-        """What writes the file of an option."""
-        return self.saved | ({"--html": self._write_page} if self.numbers.rows else {})
-
-    def _write_page(self, path: Path) -> None:
-        from crossent.tools.score.report import page
-
-        write(path, page(self))
 
     def print(self, console: Console) -> None:
         console.print(self.head)
@@ -145,11 +131,41 @@ class Answer:
             console.print(finding_line(finding))
 
 
-def of_score(score: Scored) -> Answer:
-    from crossent.tools.score import plots
+@dataclass(frozen=True)
+class Answer:
+    """What a command has found: `found` makes JSON of it, and `show` a page. `saved` writes the files of options, and
+    `unfinished` says that it was interrupted."""
 
+    kind: str
+    title: str
+    found: Callable[[], dict[str, Any]]
+    show: Callable[[], Page]
+    notes: Iterable[str]
+    saved: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    unfinished: str = ""
+
+    @cached_property
+    def page(self) -> Page:
+        return self.show()
+
+    def save(self, option: str, path: Path) -> None:
+        """The file of an option. Of no rows there is no page."""
+        if option in self.saved:
+            self.saved[option](path)
+        elif option == "--html" and self.page.numbers.rows:
+            write(path, self.html())
+
+    def html(self) -> str:
+        from crossent.tools.score.report import made
+
+        page = self.page
+        said = [f"{page.head}.", *filter(None, [page.said])]
+        shown = {"summary": page.cards, "plots": page.plots(), "tables": page.tables, "findings": page.findings}
+        return made(self.kind, self.title, said, self.notes, **shown)
+
+
+def of_score(score: Scored) -> Answer:
     first, others = score.parts[0], len(score.parts) - 1
-    rows = summary(score) if score.metrics.rows else []
     found = {"logits": first.logits, "labels": first.labels}
     if others:
         found = {"parts": [{"logits": part.logits, "labels": part.labels} for part in score.parts]}
@@ -157,12 +173,20 @@ def of_score(score: Scored) -> Answer:
     until = f"Interrupted after {score.done:,} of {score.rows:,} rows, of which this is the score"
     return Answer(
         "Score", f"{first.logits} and {others:,} more parts" if others else first.logits,
-        lambda: found | done | result_of(score.held, score.metrics), counted(score),
-        Shown("", (".", "", "95% interval", "."), rows), rows, lambda: plots.of_score(score.metrics),
-        parts(score) if rows else [], score.notes,
-        findings=score.findings if rows else (), saved={"--partial": score.save},
-        unfinished="" if score.complete else until,
+        lambda: found | done | result_of(score.held, score.metrics), lambda: _page(score), score.notes,
+        {"--partial": score.save}, "" if score.complete else until,
     )  # fmt: skip
+
+
+def _page(score: Scored) -> Page:
+    from crossent.tools.score import plots
+
+    if not score.metrics.rows:
+        return Page(counted(score), Shown("", (), ()), (), lambda: (), ())
+    rows = summary(score)
+    numbers = Shown("", (".", "", "95% interval", "."), rows)
+    drawn = lambda: plots.of_score(score.metrics)  # noqa: E731
+    return Page(counted(score), numbers, rows, drawn, parts(score), findings=score.findings)
 
 
 def summary(score: Scored) -> list[tuple[str, str, str, str]]:

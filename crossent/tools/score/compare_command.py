@@ -24,10 +24,10 @@ def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None
 def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answer:
     """Of two models, in the memory of two blocks of rows."""
     found, one, other = _compared(*(opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
-    result, options = found._result(one.metrics, other.metrics), found.a._held.options
+    result, kept = found._result(one.metrics, other.metrics), found.a._held.options
 
     def show() -> Page:
-        rows, cards, called = [], [], Classes(options.names)
+        rows, cards, called = [], [], Classes(kept.names)
         for name, metric in metrics_of(result["differences"], one.metrics).items():
             off = Difference(**result["differences"][name])
             values = metric.number(off.a), metric.number(off.b)
@@ -36,7 +36,7 @@ def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answ
             cards.append((metric.name, differ, ends, "A {}, B {}: {}".format(*values, off.verdict(name))))
         numbers = Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows)
         drawn = partial(plots.of_models, {"A": one.metrics, "B": other.metrics})
-        tables = [*_worse(result, called, options.top), *_changes(result, called)]
+        tables = [*_worse(result, called, kept.top), *_changes(result, called)]
         head = f"{of_rows(one)}; A is {a}, B is {b}"
         return Page(head, numbers, cards, drawn, tables, _test(result["agreement"]))
 

@@ -51,7 +51,7 @@ RARE = np.where(np.arange(N) % 16 == 0, 7, np.arange(N) % 7)
 # name: severity, the fault, its healthy twin, what the sentence has to name
 CASES = {
     "bad_labels": (
-        "error", call(LOGITS, changed(LABELS, 9, C)), call(LOGITS, LABELS), ("Row 9", "Target 8", "0 and 7"),
+        "error", call(LOGITS, changed(LABELS, 9, C)), call(LOGITS, LABELS), ("Row 9", "is no class: 8", "0 to 7"),
     ),
     "bad_labels, one-based": (
         "error", call(LOGITS, ONE_BASED), call(LOGITS, ONE_BASED - 1), ("one-based", "subtract 1"),

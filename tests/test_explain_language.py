@@ -18,13 +18,14 @@ from test_explain_gradient import OPTIONS
 from test_explain_names import REFUSED
 
 import crossent
-from crossent.tools.explain import language, plot
+from crossent.tools import language
+from crossent.tools.explain import plot
 from crossent.tools.explain.command import worked_example
 
-SOURCES = Path(language.__file__).parent
+SOURCES = Path(language.__file__).parent / "explain"
 CHINESE = re.compile("[\u4e00-\u9fff]")
-# What stays English inside a Chinese sentence: names, and the error that the function raised.
-NAMES = r"(?:Class|Target) .*?(?=。)|binary_\w+|cross_entropy|\w*nll_loss|\w*log_softmax|log-softmax|softmax|softcap|"
+# What stays English inside a Chinese sentence.
+NAMES = r"binary_\w+|cross_entropy|\w*nll_loss|\w*log_softmax|log-softmax|softmax|softcap|"
 NAMES += r"logits?|\w+_\w+|float\d+|PyTorch|nat|lse|sum|exp|log|loss|mean|max|inf|nan|dim|denominator|input|weight"
 NAMES += "|target"
 
@@ -54,7 +55,7 @@ def test_both_languages_say_the_same(key):
 
 def asked_for():
     """The keys in the sources, those that are put together as patterns."""
-    for path in SOURCES.rglob("*.py"):
+    for path in SOURCES.parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say":
                 first = node.args[0]
@@ -71,7 +72,7 @@ def asked_for():
 
 def test_what_is_said_is_there_and_what_is_there_is_said():
     asked = set(asked_for())
-    sources = "".join(path.read_text("utf-8") for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.html")])
+    sources = "".join(path.read_text("utf-8") for kind in ("py", "html") for path in SOURCES.parent.rglob(f"*.{kind}"))
     assert not [pattern for pattern in asked if not any(re.fullmatch(pattern, key) for key in MESSAGES)]
     ours = [key for key in MESSAGES if not key.startswith(("from_english.", "play."))]  # which have tests of their own
     unsaid = [key for key in ours if not any(re.fullmatch(pattern, key) for pattern in asked)]
@@ -125,10 +126,9 @@ def test_the_chinese_text_fits_its_width(options, width, tmp_path):
         assert language.width(header) - len("others") + 2 >= language.width(x)
 
 
-def test_what_is_translated_is_what_others_say():
+def test_what_is_translated_is_what_plans_say():
     package = SOURCES.parents[1]
-    others = "_options.py", "tools/files.py", "tools/score/scales.py", "tools/score/readers.py", "frontends/_plans.py"
-    paths = [*SOURCES.glob("*.py"), *map(package.joinpath, others), *package.glob("frontends/torch/*p*s.py")]
+    paths = [package / "frontends" / "_plans.py", *package.glob("frontends/torch/*p*s.py")]
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
     said = "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
     for key, message in language.messages()["from_english"].items():
@@ -169,16 +169,47 @@ def test_plans_are_in_chinese():
         assert chinese[-1] in found._repr_html_().replace("&#39;", "'")
 
 
-def test_errors_of_its_own_are_in_chinese():
-    calls = [(REFUSED[0][0], {"learning_rate": "fast"}), (REFUSED[2][0], {"learning_rate": np.inf})]
-    calls += [(worked_example(), {"rows": rows}) for rows in ([9], [(0, 0)], ["first"])]
-    calls += [(worked_example(), {"function": crossent.softmax}), ((np.zeros((2, 0)), np.array([-100, -100])), {})]
+def errors_of(call, options):
+    """In both languages."""
+    for lang in language.LANGUAGES:
+        with pytest.raises((ValueError, TypeError, IndexError)) as raised:
+            crossent.explain(*call, lang=lang, **options)
+        yield raised
+
+
+def test_errors_are_in_chinese():
+    """Those of the function that is explained stand as they are behind what it was called with."""
+    x, y = worked_example()
+    calls = [((x, y), {"learning_rate": np.inf}), *(((x, y), {"rows": rows}) for rows in ([9], [(0, 0)], ["first"]))]
+    calls += [((x, y), {"function": crossent.softmax}), ((np.zeros((2, 0)), np.array([-100, -100])), {})]
     for call, options in [case[:2] for case in REFUSED[:5]] + calls:
-        with pytest.raises((ValueError, TypeError, IndexError)) as english:
-            crossent.explain(*call, **options)
-        with pytest.raises(english.type) as chinese:
-            crossent.explain(*call, lang="zh", **options)
-        assert CHINESE.search(str(chinese.value)) and str(chinese.value.__cause__) == str(english.value)
+        english, chinese = errors_of(call, options)
+        assert english.type == chinese.type and CHINESE.search(str(chinese.value))
+    foreign = [
+        ((x, y[:2]), {}, "input (3, 4) float32、target (2,) int64"),
+        ((torch.tensor(x), torch.tensor(y)), {"weight": torch.ones(3).half()}, "weight (3,) float16"),
+        (("abc", [0]), {}, "input str、target list"),
+        ((x, y), {"dim": 5}, "target (3,) int64"),
+        ((x, y), {"label_smoothing": 2}, "input (3, 4) float32"),
+        ((x, y + 5), {"reduction": "most"}, "input (3, 4) float32"),
+    ]
+    for call, options, said in foreign:
+        english, chinese = errors_of(call, options)
+        assert english.type == chinese.type and str(chinese.value.__cause__) == str(english.value)
+        assert re.fullmatch(rf"cross_entropy 不接受 .*{re.escape(said)}.*。它的报错是：.*", str(chinese.value))
+        assert str(chinese.value).endswith(str(english.value))
+
+
+def test_errors_of_files_are_in_chinese(tmp_path, capsys):
+    x, y = worked_example()
+    for name, array in (("x", x), ("y", y), ("short", y[:2])):
+        np.save(tmp_path / f"{name}.npy", array)
+    for files in ("no y", "x no", "x short", "y y", "x"):
+        assert called("--lang", "zh", *(tmp_path / f"{name}.npy" for name in files.split())) == 2
+        said = capsys.readouterr().err
+        assert CHINESE.search(said) and said.count("\n") == 1, said
+    assert called("--lang", "zh", tmp_path / "x.npy", tmp_path / "y.npy", "--names", tmp_path / "none") == 2
+    assert CHINESE.search(capsys.readouterr().err)
 
 
 @pytest.fixture

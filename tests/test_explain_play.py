@@ -16,7 +16,7 @@ import crossent
 from crossent.tools.commands import _application
 from crossent.tools.explain import play
 from crossent.tools.explain.command import worked_example
-from crossent.tools.explain.language import messages
+from crossent.tools.language import messages
 
 # Sets the page's controls as a reader does, or its address, and reads what it then says of every row.
 DRIVE = """

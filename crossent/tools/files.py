@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from crossent.tools.language import say
+
 
 def check_file(path: Path | None, option: str, inputs: Sequence[Path] = ()) -> None:
     """Before the work whose results are to go there, if to a file, which must not take the place of what is read."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
-        wrong = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ValueError(f"{option} must be a file to write, got {path}: {wrong}")
+        key = "wrong.folder" if path.is_dir() else "wrong.no_folder"
+        raise ValueError(say(key, option=option, path=path, folder=path.parent))
     if path.exists() and any(one.exists() and one.samefile(path) for one in inputs):
         raise ValueError(f"{option} must be another file than those that are read, got {path}")
 
@@ -45,4 +47,4 @@ def lines_of(path: Path, option: str) -> list[str]:
         return path.read_text(encoding="utf-8").rstrip("\r\n").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise ValueError(f"{option} must be a text file, got {path}: {reason}") from error
+        raise ValueError(say("wrong.no_text", option=option, path=path, reason=reason)) from error

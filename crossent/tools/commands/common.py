@@ -61,14 +61,15 @@ def _read_as(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot count.")] = False,
 ) -> dict[str, Any]:
     """How files are read, and what their numbers are."""
+    from crossent.tools.language import say
     from crossent.tools.score.readers import Reading
 
     scales = {"logits": logits, "probabilities": probabilities, "log-probabilities": log_probabilities}
     chosen = [scale for scale, on in scales.items() if on]
     if len(chosen) > 1:
-        raise ValueError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+        raise ValueError(say("wrong.exclude", one=f"--{chosen[0]}", other=f"--{chosen[1]}"))
     if key is not None and columns is not None:
-        raise ValueError("--key and --columns exclude each other: both name the columns of the logits")
+        raise ValueError(say("wrong.exclude_names"))
     reading = Reading(key, labels_key, header, columns, dim, skip_bad)
     return {"reading": reading, "scale": chosen[0] if chosen else None}
 
@@ -82,7 +83,9 @@ def reads_files(*without: str) -> Callable[[Callable[..., None]], Callable[..., 
 
         @wraps(command)
         def run(**given: Any) -> None:
-            with bad_input():
+            from crossent.tools.language import speaking
+
+            with bad_input(), speaking(given.get("lang", "en")):
                 read_as = _read_as(**{name: given.pop(name) for name in options})
             command(**given, **read_as)
 

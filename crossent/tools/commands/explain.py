@@ -40,10 +40,10 @@ def explain(
     if plot:
         require("explain --plot", "matplotlib")
     from crossent.tools.explain.command import run
-    from crossent.tools.explain.language import LANGUAGES, speaking
+    from crossent.tools.language import speaking
 
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     options |= {"learning_rate": learning_rate, "lang": lang, "names": names}
-    with bad_input(), speaking(lang if lang in LANGUAGES else "en"):
+    with bad_input(), speaking(lang):
         status = run(files or [], rows=row or [], html=html, plot=plot, json=json, options=options, **read_as)
     raise typer.Exit(status)

@@ -21,13 +21,13 @@ from crossent.tools.explain.explanation import (
     Step as Step,
 )
 from crossent.tools.explain.findings import Facts, findings_of
-from crossent.tools.explain.given import as_arrays, naming
-from crossent.tools.explain.language import LANGUAGES, name_of, speaking
+from crossent.tools.explain.given import ARRAYS, as_arrays, naming
 from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
 from crossent.tools.explain.tally import scan
 from crossent.tools.explain.working import choose, row_of, work
+from crossent.tools.language import LANGUAGES, name_of, say, speaking
 
 
 def explain(
@@ -55,7 +55,8 @@ def explain(
         names: what classes are called: a sequence with a name for each, a mapping from classes to names, or a
             tokenizer (whatever has `decode`). None takes the names of a frame's columns. With names the
             target may hold names.
-        lang: the language of all sentences, "en" or "zh" (Chinese). Errors that the function raises stay in English.
+        lang: the language of all sentences, "en" or "zh" (Chinese). What the function itself says of an error stays in
+            English, behind what it was called with.
 
     The steps are worked out from the formula of `crossent.cross_entropy` in float64, without the library's kernels, and
     the checks compare them with what the function returns. They end with the gradient: g is that of the result, or for
@@ -93,43 +94,56 @@ def explain(
     with speaking(lang):
         rate = number("learning_rate", learning_rate)
         if not math.isfinite(rate):
-            raise ValueError(f"learning_rate must be finite, got {rate}")
+            raise ValueError(say("wrong.not_finite", name="learning_rate", got=rate))
         a, names = as_arrays(bind(function, args, kwargs), names)
-        options = loss_options(**of_arguments(a))
-        a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
+        try:
+            options = loss_options(**of_arguments(a))
+            a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
+            case, value = _called(function, detached(a), options)
+        except (ValueError, TypeError, IndexError) as error:
+            if lang == "en":
+                raise
+            raise type(error)(say("refused", function=function.__name__, arrays=_said(a), error=error)) from error
         with np.errstate(over="ignore"):  # in float16, which is a finding
-            case, value, mistake = _called(function, detached(a), options)
             losses = value
             if options.reduction != "none":
                 losses = function(**case.arguments | {"reduction": "none", "denominator": None})
         styles = styles_of(function, a, options)
-        if mistake is not None:
+        if case.bad.any():
             a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
         told = {"styles": styles, "plan": plan(function, **a), "lang": lang}
         with speaking(lang, naming(names, case.classes)):
-            return _explanation(case, rows, losses, value, mistake, rate, told)
+            return _explanation(case, rows, losses, value, rate, told)
+
+
+def _said(arguments):
+    """The arrays among the arguments of a call, with their shapes and dtypes."""
+    arrays = {name: arguments[name] for name in ("input", *ARRAYS) if arguments.get(name) is not None}
+    kinds = (f"{tuple(a.shape)} {dtype_of(a)}" if hasattr(a, "dtype") else type(a).__name__ for a in arrays.values())
+    return say("comma").join(f"{name} {kind}" for name, kind in zip(arrays, kinds))
 
 
 def _called(function, arguments, options):
-    """The case, what the function returns, and its error where labels are bad; these are then left out."""
-    try:
-        value = function(**arguments)
-        return Case(function, arguments, options), value, None
-    except IndexError as error:
-        case = Case(function, arguments, options)
-        if not case.bad.any():
-            raise
-        case.repair()
-        return case, function(**case.arguments), str(error)
+    """The case and what the function returns, without the rows with bad labels."""
+    with np.errstate(over="ignore"):  # in float16, which is a finding
+        try:
+            value = function(**arguments)
+            return Case(function, arguments, options), value
+        except IndexError:
+            case = Case(function, arguments, options)
+            if not case.bad.any():
+                raise
+            case.repair()
+            return case, function(**case.arguments)
 
 
-def _explanation(case, wanted, losses, value, mistake, rate, told):
+def _explanation(case, wanted, losses, value, rate, told):
     result = None if case.options.reduction == "none" else float(value)
     dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
     chosen = choose(case, losses, wanted)
     worked = [work(case, row, rate) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
-    facts = Facts(case, *scan(case), worked, losses, result, dtype, mistake)
+    facts = Facts(case, *scan(case), worked, losses, result, dtype)
     findings = findings_of(facts)
     shown = {c for one in (*rows, *findings) for c in one.classes} | {r.label for r in rows if r.label is not None}
     with np.errstate(all="ignore"):

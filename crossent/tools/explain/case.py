@@ -12,6 +12,7 @@ import numpy as np
 
 from crossent import SparseTarget, _rows, cross_entropy, linear_cross_entropy, nll_loss
 from crossent.tools.arrays import as_numpy, dtype_of, like, moved_axis
+from crossent.tools.language import say
 
 FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
 _BLOCK = 2**18  # numbers: the arrays made of a block stay in a core's cache
@@ -29,7 +30,7 @@ def bind(function, args, kwargs):
     """The arguments by name, with the function's defaults."""
     if function not in FUNCTIONS:
         names = ", ".join(f.__name__ for f in FUNCTIONS)
-        raise TypeError(f"function must be one of {names}, got {function!r}")
+        raise TypeError(say("wrong.function", names=names, got=repr(function)))
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments
@@ -53,7 +54,7 @@ class Case:
             self.row_shape = targets = self.shape[: self.axis] + self.shape[self.axis + 1 :]
             self.x = moved_axis(self.input, self.axis, -1)
         if not self.classes:
-            raise ValueError(f"input must have at least one class to explain, got shape {self.shape}")
+            raise ValueError(say("wrong.no_class", shape=self.shape))
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
         self._weigh(targets)
 
@@ -138,12 +139,13 @@ class Case:
         """The row number of a caller's position, or of a row number counted from either end."""
         index = position if isinstance(position, tuple) else (position,)
         if not all(hasattr(i, "__index__") for i in index):
-            raise TypeError(f"rows must hold row numbers or positions, got {position!r}")
+            raise TypeError(say("wrong.row_kind", got=repr(position)))
         shape = self.row_shape if len(index) > 1 else (self.rows,)
         fits = len(index) == len(shape) and all(-size <= i < size for i, size in zip(index, shape))
         if not fits:
-            many = f", or positions in {self.row_shape}" if len(self.row_shape) > 1 else ""
-            raise IndexError(f"rows must be between {-self.rows} and {self.rows - 1}{many}, got {position!r}")
+            key = "wrong.row_position" if len(self.row_shape) > 1 else "wrong.row_number"
+            ends = {"low": -self.rows, "high": self.rows - 1}
+            raise IndexError(say(key, **ends, shape=self.row_shape, got=repr(position)))
         return int(np.ravel_multi_index([i % size for i, size in zip(index, shape)], shape))
 
     def blocks(self):

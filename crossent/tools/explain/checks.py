@@ -6,7 +6,7 @@ import numpy as np
 
 from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Check
-from crossent.tools.explain.language import say
+from crossent.tools.language import say
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float64": 1.7976e308}

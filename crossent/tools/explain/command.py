@@ -12,6 +12,7 @@ from crossent import nll_loss
 from crossent.tools.arrays import as_numpy
 from crossent.tools.explain import Explanation, explain
 from crossent.tools.files import check_file, lines_of, replacing, write
+from crossent.tools.language import say
 from crossent.tools.score.pairs import pair_of
 from crossent.tools.score.readers import Reading, two_files
 from crossent.tools.score.scales import LOGITS, PROBABILITIES, log_of
@@ -70,7 +71,7 @@ def _explained(files: list[str], reading: Reading, scale: str | None, rows: list
         _tell(notes)
     if scale not in (None, LOGITS):
         if options.pop("label_smoothing"):
-            raise ValueError(f"--label-smoothing is for logits, not for --{scale}")
+            raise ValueError(say("wrong.smoothed", scale=scale))
         options["function"] = nll_loss
         if scale == PROBABILITIES:
             logits, labels = log_of(logits), as_numpy(labels)

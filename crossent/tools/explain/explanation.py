@@ -11,7 +11,7 @@ import numpy as np
 from crossent import Plan
 from crossent.tools import plain_json
 from crossent.tools.explain import words
-from crossent.tools.explain.language import say, speaking
+from crossent.tools.language import say, speaking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

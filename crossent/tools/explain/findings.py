@@ -18,10 +18,7 @@ from crossent.tools.explain.working import Worked
 
 @dataclass
 class Facts:
-    """A call, what its rows are like, the losses and the result that the function returned, in `dtype`.
-
-    `mistake` is the error that the function raised for bad labels, which are left out of all else.
-    """
+    """A call, what its rows are like, the losses and the result that the function returned, in `dtype`."""
 
     case: Case
     scan: Scan
@@ -30,7 +27,6 @@ class Facts:
     losses: np.ndarray
     result: float | None
     dtype: str
-    mistake: str | None
 
     stored = False  # in files
 

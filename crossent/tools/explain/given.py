@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.arrays import is_numpy, like, numbered
+from crossent.tools.language import say
 
-_ARRAYS = {"target", "weight", "sample_weight", "linear_weight", "linear_bias"}
+ARRAYS = ("target", "weight", "sample_weight", "linear_weight", "linear_bias")
 
 
 def as_arrays(arguments: dict[str, Any], names: Any) -> tuple[dict[str, Any], Any]:
@@ -25,7 +26,7 @@ def as_arrays(arguments: dict[str, Any], names: Any) -> tuple[dict[str, Any], An
     if logits is not given and logits.dtype.kind in "iub":
         logits = logits.astype(np.float64)
     found = arguments | {"input": logits}
-    for name in _ARRAYS & arguments.keys():
+    for name in arguments.keys() & ARRAYS:
         array = _as_array(name, arguments[name])
         if is_numpy(array) and array.dtype.kind in "OUS" and name == "target":
             array = _numbers(array, names)
@@ -40,12 +41,9 @@ def naming(names: Any, classes: int) -> Callable[[int], str | None]:
         return lambda c: repr(names.decode([c])) if 0 <= c < classes else None
     if not isinstance(names, Mapping | None):
         if isinstance(names, str) or not hasattr(names, "__len__"):
-            raise TypeError(
-                "names must be a sequence of names, a mapping from classes to names or a tokenizer, got "
-                f"{type(names).__name__}"
-            )
+            raise TypeError(say("wrong.names_kind", got=type(names).__name__))
         if len(names) != classes:
-            raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
+            raise ValueError(say("wrong.names_count", classes=classes, got=len(names)))
         numbers_alone = all(str(name) == str(c) for c, name in enumerate(names))
         names = None if numbers_alone else dict(enumerate(names))
     named = names or {}
@@ -63,19 +61,17 @@ def _as_array(name: str, value: Any) -> Any:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name} must have as many numbers in every row: {error}") from error
+        raise ValueError(say("wrong.uneven", name=name, error=error)) from error
 
 
 def _numbers(words: np.ndarray, names: Any) -> np.ndarray:
     """Names of classes as their numbers."""
     if names is None or hasattr(names, "decode"):
-        raise TypeError(f"target must hold numbers of classes, or names that are in names; got {words.reshape(-1)[:1]}")
+        raise TypeError(say("wrong.target_words", got=words.reshape(-1)[:1]))
     words = words.astype(str)
     places = {str(name): c for c, name in (names.items() if isinstance(names, Mapping) else enumerate(names))}
     found = numbered(words, places, -1)
     if (found < 0).any():
         at, known = int(found.argmin()), ", ".join(map(repr, list(places)[:5]))
-        raise ValueError(
-            f"target holds {str(words.flat[at])!r} in row {at}, which is no name of a class such as {known}"
-        )
+        raise ValueError(say("wrong.target_unknown", word=repr(str(words.flat[at])), row=at, known=known))
     return found

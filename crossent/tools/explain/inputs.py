@@ -8,9 +8,9 @@ from crossent import cross_entropy
 from crossent.tools.arrays import as_numpy, dtype_of
 from crossent.tools.explain.checks import EPS
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.language import say
 from crossent.tools.explain.tally import ENOUGH, fits_better
 from crossent.tools.explain.words import first, in_first, rows
+from crossent.tools.language import say
 
 
 def _said(name, severity, sentence=None, **named):

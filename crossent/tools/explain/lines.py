@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 from crossent.tools.explain import words
-from crossent.tools.explain.language import line_starts, padded, say, width as columns_of
+from crossent.tools.language import line_starts, padded, say, width as columns_of
 
 _LINE, _CELL = 25, 8  # six classes then fit 80 columns
 _WIDTH = 80  # of a text that goes nowhere in particular

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from crossent.tools.explain import words
-from crossent.tools.explain.language import say, speaking
+from crossent.tools.language import say, speaking
 
 _BARS = 40  # rows whose losses are drawn one by one
 _FAR = 20.0  # times the median, beyond which a loss would leave no room for the others

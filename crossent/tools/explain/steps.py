@@ -4,7 +4,7 @@ import numpy as np
 
 from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Step
-from crossent.tools.explain.language import say
+from crossent.tools.language import say
 
 _BY_ROW = ("unshifted", "total", "lse", "mass", "z_term", "sample", "loss", "after")  # of a row there is one number
 # Where a class takes no part in a step: what of it has which value.

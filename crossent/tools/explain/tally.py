@@ -10,7 +10,7 @@ import numpy as np
 
 from crossent.tools.arrays import as_numpy
 from crossent.tools.explain.checks import EPS
-from crossent.tools.explain.language import say
+from crossent.tools.language import say
 
 ENOUGH = 16  # rows, before a share of them says something
 _NEARLY = 0.05  # by which the sum of rounded probabilities may miss 1

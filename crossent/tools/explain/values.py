@@ -8,9 +8,9 @@ from crossent.tools.arrays import as_numpy
 from crossent.tools.explain.case import total
 from crossent.tools.explain.checks import LARGEST
 from crossent.tools.explain.explanation import Finding
-from crossent.tools.explain.language import say
 from crossent.tools.explain.tally import one_based
 from crossent.tools.explain.words import class_name, classes, few, first, in_first, rows
+from crossent.tools.language import say
 
 _FEW_ROWS = 10
 
@@ -27,11 +27,15 @@ def _of_rows(facts, name, numbers, key="", where=(), severity="error", **values)
 
 def bad_labels(facts):
     case, advice, numbers = facts.case, "correct_labels", np.flatnonzero(facts.case.bad)
-    if len(numbers) and case.labels is not None:
+    if not len(numbers):
+        return None
+    if case.labels is not None:
         labels = case.labels[case.keep | case.bad]
         advice = "one_based" if one_based(labels.min(), labels.max(), case.classes) else advice
+    named = case.named[case.index(numbers[0])]
+    label = named[(named < 0) | (named >= case.classes)][0]
     key = "bad_labels" if len(numbers) == 1 else "bad_labels_many"
-    return _of_rows(facts, "bad_labels", numbers, key, mistake=facts.mistake, advice=say(advice))
+    return _of_rows(facts, "bad_labels", numbers, key, label=label, last=case.classes - 1, advice=say(advice))
 
 
 def nothing_counts(facts):

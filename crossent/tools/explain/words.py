@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from crossent.tools.explain.language import name_of, say, translated
+from crossent.tools.language import name_of, say, translated
 
 _FIRST = 5
 _HEAD = 12  # characters of a name above a column

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from crossent.tools.explain.explanation import Row
-from crossent.tools.explain.language import say
+from crossent.tools.language import say
 
 CLASSES = 6  # of a row; one fewer where there are others, whose sum is shown
 ROWS = 4

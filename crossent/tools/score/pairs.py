@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.arrays import as_numpy, is_numpy, like, moved_axis
+from crossent.tools.language import say
 from crossent.tools.score.formats import Stored
 from crossent.tools.score.labels import Values, labels_for, one_hot, others_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
@@ -130,7 +131,7 @@ def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[s
     rows = _fitting(logits, "logits", reading, here, lambda: len(rows_of(named, "labels", reading)))
     first = rows.path
     if len(rows.shape) < 2:
-        raise BadFile(f"{first}: logits must have the shape (rows, classes), or more axes, got {rows.shape}")
+        raise BadFile(say("wrong.logits_shape", path=first, shape=rows.shape))
     axis = _axis(rows, reading.dim)
     if not 0 < rows.shape[axis] <= _CLASSES:
         raise BadFile(f"{first}: logits must have from 1 to {_CLASSES} classes, got {rows.shape}")
@@ -175,16 +176,16 @@ def _beside(rows: Rows, axis: int, role: str, file: str, reading: Reading) -> Ro
     wanted = len(rows) if axis else rows.shape[1]
     found = _fitting(file, role, reading, False, lambda: wanted)
     if role == "labels" and found.path == rows.path and set(found.parts) & set(rows.parts):
-        raise BadFile(f"{rows.path}: holds no labels beside the logits: name the file of the labels as well")
+        raise BadFile(say("wrong.no_labels", path=rows.path))
     if len(found) == wanted:
         return found
-    blamed = ""
+    key = "wrong.do_not_fit" if role == "labels" else "wrong.values_do_not_fit"
+    told = {"path": rows.path, "rows": wanted, "count": len(found), "other": found.path, "blamed": ""}
     if reading.dim is None and rows.shape[1] == len(found):
-        blamed = ": do the classes lie along axis 0? See --dim"
+        told["blamed"] = say("blamed.axis_0")
     elif axis and reading.header is None and abs(wanted - len(found)) == 1:
-        blamed = ": is the first line of one of them a header, or not? See --header and --no-header"
-    what = "labels" if role == "labels" else "values"
-    raise BadFile(f"{rows.path}: {wanted} rows of logits do not fit the {len(found)} {what} of {found.path}{blamed}")
+        told["blamed"] = say("blamed.header")
+    raise BadFile(say(key, **told))
 
 
 def _note(rows: Rows) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crossent.tools.language import say
 from crossent.tools.score import roles
 from crossent.tools.score.formats import ARRAYS, BFLOAT16, Stored, check, plain
 from crossent.tools.score.parquet import parquet
@@ -212,7 +213,7 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
         if str(path) == "-" or (path.exists() and not path.is_file()):
             raise BadFile(f"{path}: files are read twice, and a stream cannot be: write it to a file first")
         if not path.exists():
-            raise BadFile(f"{path}: there is no such file")
+            raise BadFile(say("wrong.no_such_file", path=path))
         suffix = suffix_of(path)
         if suffix not in SUFFIXES:
             if path.suffix.lower() in _PACKED:

@@ -7,7 +7,7 @@ import numpy as np
 
 import crossent
 from crossent.tools.explain import words
-from crossent.tools.explain.language import messages, say, speaking
+from crossent.tools.language import messages, say, speaking
 
 ROWS = 8  # of a page at most
 

@@ -20,19 +20,15 @@ _PIECES = re.compile(f"(?:[（]?[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+)[，。：�
 
 @cache
 def messages() -> dict[str, Any]:
-    return tomllib.loads(files("crossent.tools.explain").joinpath("messages.toml").read_text("utf-8"))
+    return tomllib.loads(files("crossent.tools").joinpath("messages.toml").read_text("utf-8"))
 
 
 @contextmanager
 def speaking(language: str, naming: Callable[[int], str | None] = lambda c: None) -> Iterator[None]:
-    """What is said in here is said in this language, errors too, with these names of classes."""
-    tokens = _speaking.set(language), _naming.set(naming)
+    """What is said in here is said in this language, English if it is none of ours, with these names of classes."""
+    tokens = _speaking.set(language if language in LANGUAGES else "en"), _naming.set(naming)
     try:
         yield
-    except (ValueError, TypeError, IndexError) as error:
-        if (said := translated(str(error))) == str(error):
-            raise
-        raise type(error)(said) from error
     finally:
         _speaking.reset(tokens[0])
         _naming.reset(tokens[1])
@@ -54,13 +50,13 @@ def say(key: str, **values: Any) -> str:
 
 @cache
 def _patterns() -> dict[re.Pattern, str]:
-    """What other parts of the library say in English, as patterns, and what these messages are called."""
+    """What plans say in English, as patterns, and what these messages are called."""
     escaped = {key: re.escape(message["en"]) for key, message in messages()["from_english"].items()}
     return {re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", text), re.DOTALL): key for key, text in escaped.items()}
 
 
 def translated(text: str) -> str:
-    """What another part of the library said in English, in the language that is spoken, where a message has it."""
+    """What a plan says in English, in the language that is spoken, where a message has it."""
     if _speaking.get() != "en":
         for pattern, key in _patterns().items():
             if found := pattern.fullmatch(text):

@@ -163,6 +163,25 @@ def test_a_comparison_in_python_is_the_command(files):
     assert merged.result() == whole.result()
 
 
+def test_of_equal_rows_that_changed_sides_the_first_are_kept():
+    """In whatever order and batches they come; the larger of two differences that are the same in float32."""
+    a, b, labels = np.eye(3)[np.zeros(40, int)], np.eye(3)[np.ones(40, int)], np.arange(40) % 2
+    whole = crossent.Comparison(top=3).update(a, b, labels).result()
+    assert [[row["row"] for row in whole[name]] for name in ("lost", "won")] == [[0, 2, 4], [1, 3, 5]]
+    at = np.random.default_rng(0).permutation(40)
+    assert crossent.Comparison(top=3).update(a[at], b[at], labels[at], rows=at).result() == whole
+    merged = crossent.Comparison(top=3)
+    for some in np.array_split(at, 5):
+        merged.update(a[some], b[some], labels[some], rows=some)
+    assert merged.result() == whole
+    a, b = np.array([[1, 0, 0], [1 + 3e-7, 0, 0]], np.float32), np.array([[0, 30, 0]] * 2, np.float32)
+    one, other = crossent.Comparison(top=1), crossent.Comparison(top=1)
+    for i in range(2):
+        one.update(a[i : i + 1], b[i : i + 1], np.zeros(1, int), rows=[i])
+    assert one.result()["lost"] == other.update(a, b, np.zeros(2, int)).result()["lost"]
+    assert one.result()["lost"][0]["row"] == 1
+
+
 def test_scikit_learn_and_scipy_say_the_same():
     a, b, labels = models(700, 9)
     found = crossent.Comparison(names=[f"c{i}" for i in range(9)]).update(a, b, labels).result()

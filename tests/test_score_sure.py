@@ -289,6 +289,15 @@ def test_no_order_of_groups_changes_a_bit(monkeypatch, tmp_path):
     assert sum(row["rows"] for row in whole["groups"]) == whole["scored"]
 
 
+def test_groups_of_rows_that_do_not_count():
+    """A process may have no others; its part has groups where those of others have some."""
+    logits, labels, names = grouped(60)
+    none = crossent.Score().update(logits[:5], np.full(5, -100), groups=list("abcab"))
+    assert "groups" not in none.result()
+    whole = crossent.Score().update(logits, labels, groups=names).result()
+    assert none.merge(crossent.Score().update(logits, labels, groups=names)).result() == whole | {"ignored": 5}
+
+
 def test_groups_of_labels_and_of_rows():
     logits, labels = example(120, 4)
     logits, labels = logits.reshape(40, 3, 4), labels.reshape(40, 3)

@@ -1,8 +1,9 @@
 """`crossent.Comparison`: by how much two models differ on the same rows, and whether that may be chance."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,7 @@ from crossent.tools.score.intervals import half_width, weights
 from crossent.tools.score.metrics import Metrics
 from crossent.tools.score.running import Score
 from crossent.tools.score.scales import Scale
-from crossent.tools.score.worst import Index, natural, shown
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A row that one model gets right and the other wrong."""
-
-    file: str | None
-    index: Index
-    label: int
-    predictions: tuple[int, int]
-    losses: tuple[float, float]
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """The largest differences first; of equal ones the first in their files."""
-        file = self.file or ""
-        return (-abs(self.losses[1] - self.losses[0]), natural(file), file, self.index, self.label, self.predictions)
-
-    def as_dict(self) -> dict[str, Any]:
-        row = {"file": self.file, "row": shown(self.index), "label": self.label}
-        return row | {"predictions": self.predictions, "losses": self.losses}
+from crossent.tools.score.worst import Changed, Worst
 
 
 class Comparison:
@@ -87,8 +67,7 @@ class Comparison:
     def _hold(self, a: Score, b: Score) -> None:
         """`_rows[c, x, y]` are those of class c that A (x = 1) and B (y = 1) get right or not."""
         self.a, self.b, self._rows = a, b, np.zeros((1, 2, 2), np.int64)
-        self._lost: list[Changed] = []
-        self._won: list[Changed] = []
+        self._lost, self._won = (Worst[Changed](a._held.options.top) for _ in range(2))
 
     def update(self, a: Any, b: Any, target: Any, *, dim: int | None = None, rows: Any = None) -> "Comparison":
         """Counts rows, and returns the Comparison itself.
@@ -122,7 +101,8 @@ class Comparison:
         self.b.merge(*(other.b for other in others))
         for other in others:
             self._rows = self._rows + other._rows
-            self._keep(other._lost, other._won)
+            self._lost.merge(other._lost.rows)
+            self._won.merge(other._won.rows)
         return self
 
     def result(self) -> dict[str, Any]:
@@ -152,7 +132,7 @@ class Comparison:
             "classes": a.classes, "differences": {name: asdict(one) for name, one in differences(a, b).items()},
             "agreement": {"both": both, "a_alone": a_alone, "b_alone": b_alone, "neither": neither, "p": p},
             "classes_tested": int(self._rows.any((1, 2)).sum()), "classes_that_got_worse": self._worse(),
-            "lost": [row.as_dict() for row in self._lost], "won": [row.as_dict() for row in self._won],
+            "lost": [row.as_dict() for row in self._lost.rows], "won": [row.as_dict() for row in self._won.rows],
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -167,17 +147,9 @@ class Comparison:
         code = (4 * labels + 2 * right[0] + right[1])[a.kept]
         self._rows = self._rows + np.bincount(code, minlength=4 * classes).reshape(-1, 2, 2)
         with np.errstate(invalid="ignore"):  # of two infinite losses, where nobody is right
-            off = abs(b.losses - a.losses)
-        changed = []
-        for at in (np.flatnonzero(right[0] & ~right[1]), np.flatnonzero(~right[0] & right[1])):
-            at = at[np.argsort(-off[at], kind="stable")]
-            changed.append([_changed(a, b, i) for i in at[: self.a._held.options.top].tolist()])
-        self._keep(*changed)
-
-    def _keep(self, lost: Iterable[Changed], won: Iterable[Changed]) -> None:
-        top = self.a._held.options.top
-        self._lost = sorted([*self._lost, *lost], key=lambda row: row.order)[:top]
-        self._won = sorted([*self._won, *won], key=lambda row: row.order)[:top]
+            off = abs(b.losses - a.losses.astype(np.float64))
+        for kept, changed in ((self._lost, right[0] & ~right[1]), (self._won, ~right[0] & right[1])):
+            kept.add(np.flatnonzero(changed), off, a.places, partial(_changed, a, b))
 
     def _worse(self) -> list[dict[str, Any]]:
         """Classes of which B gets fewer rows right than A."""

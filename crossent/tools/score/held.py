@@ -1,8 +1,8 @@
 """All that a Score is made of: what it counts, and what of others fits it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from crossent.tools.score.rows import Columns, places, spread
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.sums import ratio
-from crossent.tools.score.texts import Documents, Measure, shifted
-from crossent.tools.score.worst import Index, Worst, shown
+from crossent.tools.score.texts import Measure, shifted
+from crossent.tools.score.worst import Document, Index, Worst, WorstRow, shown
 
 _MOST_RANKS = 20
 _NOTHING = PredictionStats(*[np.empty(0)] * len(PredictionStats._fields))
@@ -56,24 +56,6 @@ class Options:
         known |= {"ignore_index": integer("ignore_index", self.ignore_index), "skip_bad": bool(self.skip_bad)}
         known |= {"names": None if names is None else tuple(names), "top_k": ranks}
         vars(self).update(known)  # which is the way into a frozen one
-
-    def differences(self, other: "Options") -> Iterator[tuple[str, Any, Any]]:
-        """What another one differs in, and the two values."""
-        for what in ("ignore_index", "scale", "scaling", "shift", "top", "top_k"):
-            known = what != "scale" or (self.scale and other.scale)
-            if known and getattr(self, what) != getattr(other, what):
-                yield what, getattr(self, what), getattr(other, what)
-        if self.names is None or other.names is None:
-            if self.names != other.names:
-                yield "names", self.names and self.names[:3], other.names and other.names[:3]
-            return
-        for i, (one, another) in enumerate(zip(self.names, other.names)):
-            if one != another:
-                yield f"the name of class {i}", one, another
-
-    def known(self, other: "Options") -> "Options":
-        """The same with the scale that another one may know."""
-        return replace(self, scale=self.scale or other.scale)
 
 
 @dataclass(frozen=True)
@@ -119,6 +101,11 @@ class Seen:
         first, *more = map(int, np.unravel_index(row, self.shape))
         return self.file, (int(self.numbers[first]), *more)
 
+    def places(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By which rows are in order: the number of each, and where it is behind the first axis."""
+        inner = len(self.kept) // max(1, len(self.numbers))
+        return self.numbers[at // inner], at % inner
+
     def skip(self, wrong: Mapping[str, np.ndarray]) -> None:
         """Leave those out, of which something is wrong."""
         for what, bad in wrong.items():
@@ -137,24 +124,17 @@ class Seen:
         return found | {name: column[self.kept] for name, column in known.items()}
 
 
-@dataclass
 class Held:
-    """`parts` have names that no others have; `counts` is None before the first row.
+    """`parts` have names that no others have. `skipped` has how many rows were left out for what is wrong in their
+    labels, their logits or their scale."""
 
-    `skipped` has how many rows were left out for what is wrong in their labels, their logits or their scale.
-    """
-
-    options: Options
-    parts: dict[str, Part] = field(default_factory=dict)
-    counts: Counts | None = None
-    skipped: Counter[str] = field(default_factory=Counter)
-    documents: Documents = field(init=False)
-    worst: Worst = field(init=False)
-    inputs: Inputs = field(init=False)
-
-    def __post_init__(self):
-        self.documents, self.worst = Documents(self.options.top), Worst(self.options.top)
-        self.inputs = Inputs(self.scale, self.options.ignore_index)
+    def __init__(self, options: Options):
+        self.options, self.counts = options, Counts(len(options.names or ()), options.top_k)
+        self.parts: dict[str, Part] = {}
+        self.skipped: Counter[str] = Counter()
+        self.worst: Worst[WorstRow] = Worst(options.top)
+        self.documents: Worst[Document] = Worst(options.top)
+        self.inputs = Inputs(self.scale, options.ignore_index)
 
     @property
     def scale(self) -> Scale:
@@ -200,86 +180,104 @@ class Held:
 
     def count(self, seen: Seen, groups: np.ndarray | None = None, measure: Measure | None = None) -> None:
         """`groups` are names for each row or each label, and `measure` is asked for lengths."""
-        shape, kept, numbers, labels = seen.shape, seen.kept, seen.numbers, seen.labels
+        shape, kept, numbers, stats, labels = seen.shape, seen.kept, seen.numbers, seen.stats, seen.labels
         if seen.wrong:
             labels = np.where(kept.reshape(labels.shape), labels, self.options.ignore_index)
-        flat, skipped = labels.reshape(-1), {what: int(bad.sum()) for what, bad in seen.wrong.items()}
+        counts = self.counts if self.counts.classes else Counts(seen.block.shape[-1], self.options.top_k)
         lengths = measure(labels, kept.reshape(shape)) if measure else {}
-        counts = self.counts or Counts(seen.block.shape[-1], self.options.top_k)
-        if self.counts is not None and lengths.keys() != counts.lengths.keys():
+        if (counts.units or counts.lengths) and lengths.keys() != counts.lengths.keys():
             raise ValueError("bytes and words must be given for all rows or for none")
-        units = _different(numbers, kept) if len(flat) else 0
-        groups = None if groups is None else spread(groups, shape)
-        counts.add(flat, seen.stats, kept, units, spread(seen.cells, shape), groups)
+        columns = {"label": labels.reshape(-1), **stats._asdict(), "cell": spread(seen.cells, shape)}
+        units = _different(numbers, kept) if len(kept) else 0
+        counts.add(columns, kept, units, None if groups is None else spread(groups, shape))
         counts.add_lengths(lengths, seen.cells)
         self.options, self.counts = replace(self.options, scale=self.scale), counts
-        self.counts.ignored -= sum(skipped.values())
+        skipped = {what: int(bad.sum()) for what, bad in seen.wrong.items()}
         self.skipped.update(skipped)
-        self.worst.add(flat, seen.stats, kept, numbers, seen.find)
-        self.inputs.add(seen.block, seen.axis, seen.logits, labels, kept, seen.stats.prediction)
+        counts.ignored += len(kept) - int(kept.sum()) - sum(skipped.values())
+        self.inputs.add(seen.block, seen.axis, seen.logits, labels, kept, stats.prediction)
+        known = [columns[name] for name in ("label", "prediction", "rank", "logprob", "confidence")]
+        self.worst.add(
+            np.flatnonzero(kept), -stats.logprob, lambda at: (*seen.places(at), *(column[at] for column in known)),
+            lambda i: WorstRow(*seen.find(i), *(column[i].item() for column in known)),
+        )  # fmt: skip
         if len(shape) == 2:
             tokens = kept.reshape(shape).sum(1)
             means = ratio(np.where(kept, seen.losses, 0.0).astype(np.float64).reshape(shape).sum(1), tokens)
             counts.add_documents(means[tokens > 0], seen.cells[tokens > 0])
-            self.documents.add(tokens, means, numbers, lambda row: (seen.file, (int(numbers[row]),)))
+            self.documents.add(
+                np.flatnonzero(tokens), means, lambda at: (numbers[at], tokens[at]),
+                lambda i: Document(seen.file, (int(numbers[i]),), int(tokens[i]), float(means[i])),
+            )  # fmt: skip
 
     @property
     def scored(self) -> int:
         """How many rows count."""
-        return self.counts.scored if self.counts else 0
+        return self.counts.scored
 
     @property
     def ignored(self) -> int:
-        return self.counts.ignored if self.counts else 0
+        return self.counts.ignored
 
     def check_classes(self, classes: int) -> None:
-        names, counts = self.options.names, self.counts
+        names, before = self.options.names, self.counts.classes
         if names is not None and len(names) != classes:
             raise ValueError(f"names must have one for each of the {classes} classes, got {len(names)}")
-        if counts is not None and counts.classes != classes:
-            raise ValueError(f"input has {classes} classes, and that of the rows before {counts.classes}")
+        if before not in (0, classes):
+            raise ValueError(f"input has {classes} classes, and that of the rows before {before}")
 
-    def check(self, name: str, other: "Held") -> None:
-        """Whether another one, which messages call `name`, can be merged with this one."""
-        differences = [*self.options.differences(other.options)]
-        if self.counts and other.counts and self.counts.classes != other.counts.classes:
-            differences.append(("the number of classes", self.counts.classes, other.counts.classes))
-        if self.counts and other.counts and self.counts.units and other.counts.units:
-            grouped, others = (counts.groups is not None for counts in (self.counts, other.counts))
-            if grouped != others:
-                differences.append(("whether rows have groups", grouped, others))
-            if self.counts.lengths.keys() != other.counts.lengths.keys():
-                known = sorted(self.counts.lengths), sorted(other.counts.lengths)
-                differences.append(("what lengths are known", *known))
-        for what, ours, theirs in differences:
-            raise ValueError(f"{name}: {what} is {theirs!r}, but {ours!r} in what came before: score all alike")
+    @property
+    def common(self) -> dict[str, Any]:
+        """What all that are merged have in common, as far as it is known, by what messages call it."""
+        counts, known = self.counts, ("ignore_index", "scale", "scaling", "shift", "top", "top_k", "names")
+        found = {name: getattr(self.options, name) for name in known}
+        if self.options.scale is None:
+            del found["scale"]
+        if counts.classes:
+            found["the number of classes"] = counts.classes
+        if counts.units:
+            found["whether rows have groups"] = bool(counts.groups.names)
+            found["what lengths are known"] = sorted(counts.lengths)
+        return found
+
+    def merge(self, name: str, other: "Held") -> None:
+        """Another one, which messages call `name`. Raises ValueError, and is of no use then, where it does not fit."""
+        theirs = other.common
+        for what, here in self.common.items():
+            if (there := theirs.get(what, here)) != here:
+                what, here, there = _named(here, there) if what == "names" else (what, here, there)
+                raise ValueError(f"{name}: {what} is {there!r}, but {here!r} in what came before: score all alike")
         if self.parts.keys() & other.parts.keys():
             raise ValueError(f"{name}: its rows are counted already: merge each part once")
-
-    def merge(self, other: "Held") -> None:
-        """One that has been checked."""
-        self.options = self.options.known(other.options)
-        if other.counts is not None:
-            self.counts = self.counts or Counts(other.counts.classes, self.options.top_k)
+        self.options = replace(self.options, scale=self.options.scale or other.options.scale)
+        if other.counts.classes:
+            self.counts = self.counts if self.counts.classes else Counts(other.counts.classes, self.options.top_k)
             self.counts.merge(other.counts)
-        self.worst.merge(other.worst)
+        self.worst.merge(other.worst.rows)
+        self.documents.merge(other.documents.rows)
         self.inputs.merge(other.inputs)
-        self.documents.merge(other.documents.worst)
         self.inputs.scale = self.scale
-        self.parts = self.parts | other.parts
-        self.skipped += other.skipped
+        self.parts |= other.parts
+        self.skipped.update(other.skipped)
 
     def keep(self, top: int) -> None:
         """No more than so many of the worst rows."""
-        self.worst = Worst(top, self.worst.rows[:top])
-        self.documents = Documents(top, self.documents.worst[:top])
+        self.worst, self.documents = Worst(top, self.worst.rows[:top]), Worst(top, self.documents.rows[:top])
         self.options = replace(self.options, top=top)
 
     def metrics(self) -> Metrics:
-        return (self.counts or Counts(len(self.options.names or ()), self.options.top_k)).metrics()
+        return Metrics(self.counts.settled())
 
     def findings(self, metrics: Metrics) -> tuple[Finding, ...]:
         return self.inputs.found(metrics.nll)
+
+
+def _named(here: Any, there: Any) -> tuple[str, Any, Any]:
+    """What differs in the names of classes."""
+    for i, (one, other) in enumerate(zip(here or (), there or ())):
+        if one != other:
+            return f"the name of class {i}", one, other
+    return "names", here and here[:3], there and there[:3]
 
 
 def _not_finite(place: str, row: int) -> ValueError:

@@ -5,19 +5,18 @@ pairs of classes occur: rows are counted in groups that begin anew every `_GROUP
 begins, so that a stream of rows says the same however it was cut.
 """
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crossent import PredictionStats
 from crossent.tools.explain.baselines import baselines
-from crossent.tools.score.confusion import Confusion, Pairs
+from crossent.tools.score.confusion import Pairs
 from crossent.tools.score.coverage import OCTAVES, STEPS, Coverage, by_octave, step_of
-from crossent.tools.score.groups import Group, GroupCells
+from crossent.tools.score.groups import Groups
 from crossent.tools.score.intervals import CELLS, FEW, OF_COVERAGE, Interval, Sample, means_of, short
 from crossent.tools.score.sums import Cells, ratio
 from crossent.tools.score.texts import UNITS
@@ -27,7 +26,6 @@ BINS = 15  # of the calibration error, as in Guo et al. (2017)
 _EVEN = np.arange(BINS + 1) / BINS
 LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin has all that is larger
 NEAR = 1e-6  # a part of the NLL, which rounded logits may change: no worse than knowing nothing
-_COLUMNS = ("label", *PredictionStats._fields, "cell", "group")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Calibration:
         cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, *, edges: np.ndarray = _EVEN
     ) -> "Calibration":
         """Of the numbers of rows and sums over them."""
-        error = _mean(float(abs(right - confidence).sum()), int(rows.sum()))
+        error = float(ratio(abs(right - confidence).sum(), rows.sum()))
         return cls(rows.astype(np.int64), ratio(right, rows), ratio(confidence, rows), error, edges)
 
 
@@ -76,7 +74,6 @@ class ByClass:
         return np.lexsort((np.arange(len(wrong)), -wrong))[: min(n, int((wrong > 0).sum()))]
 
 
-@dataclass(frozen=True)
 class Metrics:
     """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for.
 
@@ -85,21 +82,21 @@ class Metrics:
     are made of.
     """
 
-    rows: int
-    ignored: int
-    classes: int
-    numbers: dict[str, float]
-    impossible: int
-    calibration: Calibration
-    by_octave: Calibration
-    coverage: Coverage
-    losses: np.ndarray
-    by_class: ByClass
-    confusion: Confusion
-    groups: list[Group] | None
-    lengths: dict[str, int]
-    documents: int
-    sample: Sample
+    def __init__(self, counts: "Counts"):
+        tables, total, self.sample = counts.tables, counts.sums(1), counts.sample()
+        labels, bins, steps = tables["class"], tables["bin"].folded(BINS), tables["confidence"].folded(STEPS)
+        self.rows, self.impossible = (int(total[name].item()) for name in ("rows", "impossible"))
+        self.classes, self.ignored, self.confusion = counts.classes, counts.ignored, counts.pairs
+        self.calibration = Calibration.of(*(bins[name] for name in ("rows", "right", "confidence")))
+        self.by_octave = Calibration.of(*by_octave(steps["rows"], steps["right"]), edges=OCTAVES)
+        self.coverage, self.losses = self.sample.coverage, tables["loss"]["rows"]
+        self.by_class = ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"])
+        self.groups = counts.groups.found(self.rows / max(1, counts.units)) if counts.groups.names else None
+        self.lengths = {name: int(total[name].item()) for name in counts.lengths}
+        self.documents = int(tables["document"]["documents"].sum())
+        self.numbers = {name: value.item() for name, value in means_of(total).items()}
+        self.numbers |= {"calibration_error": self.calibration.error}
+        self.numbers |= dict(zip(OF_COVERAGE, (self.coverage.area, *self.coverage.accuracy.tolist())))
 
     @property
     def nll(self) -> float:
@@ -130,63 +127,50 @@ def bin_of(confidence: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
 
 
-@dataclass
 class Counts:
-    """`add` blocks of rows, `merge` the counts of others, then ask for the `metrics` of all so far.
+    """`add` blocks of rows, `merge` the counts of others, then ask for the `Metrics` of settled ones.
 
-    `units` are rows of the data, which may have several labels each.
+    Of no classes before the first row. `units` are rows of the data, which may have several labels each, and `lengths`
+    those bytes and words of which it is not known which rows they belong to.
     """
 
-    classes: int
-    top_k: Sequence[int]
-    ignored: int = 0
-    units: int = 0
-    lengths: dict[str, int] = field(default_factory=dict)  # of which it is not known which rows they belong to
-    _waiting: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    _rows_waiting: int = 0
-
-    def __post_init__(self):
-        top = [f"top{k}" for k in self.top_k]
+    def __init__(self, classes: int, top_k: Sequence[int]):
+        self.classes, self.top_k = classes, top_k
+        self.ignored = self.units = self._rows_waiting = 0
+        self.lengths: Counter[str] = Counter()
+        self.groups, self.pairs = Groups(), Pairs(classes)
         self.tables = {
-            "class": Cells(self.classes, ("rows", "right", "impossible"), ("nll",)),
-            "prediction": Cells(self.classes, ("rows",)),
+            "class": Cells(classes, ("rows", "right", "impossible"), ("nll",)),
+            "prediction": Cells(classes, ("rows",)),
             "loss": Cells(_LOSS_BINS, ("rows",)),
             "confidence": Cells(FEW * STEPS, ("rows", "right")),
             "bin": Cells(CELLS * BINS, ("rows", "right"), ("confidence",)),
-            "cell": Cells(CELLS, ("impossible", *top), ("nll", "brier")),
+            "cell": Cells(CELLS, ("impossible", *(f"top{k}" for k in top_k)), ("nll", "brier")),
             "length": Cells(CELLS, UNITS),  # of those that belong to rows
             "document": Cells(CELLS, ("documents", "endless"), ("mean",)),
+            "group": self.groups,
         }
-        self.groups: GroupCells | None = None
-        self.pairs = Pairs(self.classes)
+        self._waiting: list[dict[str, np.ndarray]] = []
 
     def add(
-        self, labels: np.ndarray, stats: PredictionStats, kept: np.ndarray, units: int, cells: np.ndarray,
-        groups: np.ndarray | None,
+        self, rows: Mapping[str, np.ndarray], kept: np.ndarray, units: int, groups: np.ndarray | None
     ) -> None:  # fmt: skip
-        """A block of rows, of which those `kept` count, with the cell of the sample and the group of each."""
-        if self.units and (groups is None) != (self.groups is None):
+        """Columns of a block of rows, of which those `kept` count, and the name of the group of each."""
+        if self.units and (groups is None) == bool(self.groups.names):
             raise ValueError("groups must be given for all rows or for none")
-        grouped = None if groups is None else self.groups or GroupCells()
-        places = np.zeros(len(labels), np.intp) if groups is None or grouped is None else grouped.places(groups, kept)
-        self.groups = grouped
-        columns = tuple(column[kept] for column in (labels, *stats, cells, places))
-        self.ignored += len(labels) - len(columns[0])
+        group = np.zeros(len(kept), np.intp) if groups is None else self.groups.of_rows(groups, kept)
+        columns = {name: column[kept] for name, column in (*rows.items(), ("group", group))}
         self.units += units
         self._waiting.append(columns)
-        self._rows_waiting += len(columns[0])
-        if self._rows_waiting >= _GROUP:
-            self._count_groups(_GROUP)
+        self._rows_waiting += len(columns["group"])
+        self._count_groups(_GROUP)
 
     def add_lengths(self, lengths: Mapping[str, np.ndarray], cells: np.ndarray) -> None:
         """Numbers of bytes or words: of each row of the data, with its cell, or of all rows of a block."""
         for name, length in lengths.items():
-            self.lengths.setdefault(name, 0)
+            self.lengths.update({name: 0 if length.ndim else int(length)})
             if length.ndim:
-                whole = self.tables["length"].whole
-                whole[name] = whole[name] + np.bincount(cells, length, CELLS).astype(np.int64)
-            else:
-                self.lengths[name] += int(length)
+                self.tables["length"].put(name, cells, length)
 
     def add_documents(self, losses: np.ndarray, cells: np.ndarray) -> None:
         """The mean loss of each document, and its cell."""
@@ -201,13 +185,9 @@ class Counts:
 
     def settled(self) -> "Counts":
         """The same with what waits to become a whole group counted. Others may look at these at the same time."""
-        found = copy(self)
-        found.tables, found.pairs = {name: table.copy() for name, table in self.tables.items()}, self.pairs.copy()
-        found.lengths = dict(self.lengths)
-        found.groups = self.groups and self.groups.copy()
+        found = deepcopy(self)
         found._count_groups(1)
-        if found.groups:
-            found.groups.sort()
+        found.groups.sort()
         found.pairs.settle()
         return found
 
@@ -216,40 +196,15 @@ class Counts:
         other = other.settled()
         self.ignored += other.ignored
         self.units += other.units
+        self.lengths.update(other.lengths)
         for name, table in other.tables.items():
             self.tables[name].merge(table)
-        for name, length in other.lengths.items():
-            self.lengths[name] = self.lengths.get(name, 0) + length
-        if other.groups is not None:
-            self.groups = self.groups or GroupCells()
-            self.groups.merge(other.groups)
         self.pairs.merge(other.pairs)
 
-    def metrics(self) -> Metrics:
-        settled = self.settled()
-        tables, total, sample = settled.tables, settled._sums(1), settled._sample()
-        labels, bins, steps = tables["class"], tables["bin"].folded(BINS), tables["confidence"].folded(STEPS)
-        calibration = Calibration.of(*(bins[name] for name in ("rows", "right", "confidence")))
-        rows, coverage = int(total["rows"].item()), sample.coverage
-        numbers = {name: value.item() for name, value in means_of(total).items()}
-        numbers |= {"calibration_error": calibration.error}
-        numbers |= dict(zip(OF_COVERAGE, (coverage.area, *coverage.accuracy.tolist())))
-        return Metrics(
-            rows=rows, ignored=self.ignored, classes=self.classes, numbers=numbers,
-            impossible=int(total["impossible"].item()), calibration=calibration,
-            by_octave=Calibration.of(*by_octave(steps["rows"], steps["right"]), edges=OCTAVES),
-            coverage=coverage, losses=tables["loss"]["rows"],
-            by_class=ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"]),
-            confusion=settled.pairs.confusion(),
-            groups=settled.groups and settled.groups.found(rows / max(1, self.units)),
-            lengths={name: int(total[name].item()) for name in self.lengths},
-            documents=int(tables["document"]["documents"].sum()), sample=sample,
-        )  # fmt: skip
-
-    def _sums(self, n: int) -> dict[str, np.ndarray]:
+    def sums(self, n: int) -> dict[str, np.ndarray]:
         """Over the rows of each cell, or (n = 1) over all, by the names of `means_of`."""
         tables = [self.tables[name].folded(n) for name in ("cell", "length", "document")]
-        found = {name: table[name] for table in tables for name in (*table.whole, *table.exact)}
+        found = {name: table[name] for table in tables for name in table.digits}
         for name in ("rows", "right"):
             found[name] = self.tables["bin"][name].reshape(CELLS, BINS).sum(1).reshape(-1, n).sum(0)
         for name in UNITS:
@@ -261,27 +216,30 @@ class Counts:
             del found["documents"]
         return found
 
-    def _sample(self) -> Sample:
+    def sample(self) -> Sample:
         bins, steps = self.tables["bin"], self.tables["confidence"]
         by_cell = np.array([steps[name].reshape(FEW, STEPS)[:, ::-1] for name in ("rows", "right")])
         used = np.flatnonzero(by_cell[0].any(0))
         by_cell = by_cell[:, :, used]
         coverage = Coverage.of(by_cell[0].sum(0), by_cell[1].sum(0), STEPS - 1 - used)
         gap = short(bins["right"] - bins["confidence"]).reshape(CELLS, BINS)
-        sums = {name: short(column) for name, column in self._sums(CELLS).items()}
+        sums = {name: short(column) for name, column in self.sums(CELLS).items()}
         return Sample(sums, gap, by_cell, coverage, self.units)
 
     def _count_groups(self, least: int) -> None:
         """Count what waits, as long as there are `least` rows."""
-        if not self._rows_waiting:
+        if self._rows_waiting < least:
             return
-        whole = {name: np.concatenate([part[i] for part in self._waiting]) for i, name in enumerate(_COLUMNS)}
+        whole = {name: np.concatenate([some[name] for some in self._waiting]) for name in self._waiting[0]}
         lo, n = 0, self._rows_waiting
         while n - lo >= least:
             self._count({name: column[lo : lo + _GROUP] for name, column in whole.items()})
             lo += _GROUP
-        rest = tuple(column[lo:].copy() for column in whole.values())  # no views, which would keep all of it
-        self._waiting, self._rows_waiting = [rest], max(0, n - lo)
+        # Copies and no views, which would keep all of it.
+        self._waiting, self._rows_waiting = (
+            [{name: column[lo:].copy() for name, column in whole.items()}],
+            max(0, n - lo),
+        )
 
     def _count(self, group: dict[str, np.ndarray]) -> None:
         label, prediction, cell = group["label"], group["prediction"], group["cell"].astype(np.intp)
@@ -292,6 +250,8 @@ class Counts:
             "confidence": cell % FEW * STEPS + step_of(confidence),
             "loss": np.minimum(nll / LOSS_STEP, _LOSS_BINS - 1).astype(np.intp),
         }  # fmt: skip
+        if self.groups.names:
+            places["group"] = cell % FEW * len(self.groups.names) + group["group"]
         infinite = nll == np.inf
         rows = {f"top{k}": group["rank"] < k for k in self.top_k} | {
             "right": right, "impossible": infinite, "nll": np.where(infinite, 0.0, nll), "brier": brier,
@@ -299,10 +259,4 @@ class Counts:
         }  # fmt: skip
         for name, place in places.items():
             self.tables[name].add(place, rows)
-        if self.groups is not None:
-            self.groups.add(group["group"], cell, rows)
         self.pairs.add((label * self.classes + prediction)[~right])
-
-
-def _mean(total: float, rows: int) -> float:
-    return total / rows if rows else math.nan

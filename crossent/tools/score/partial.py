@@ -14,10 +14,10 @@ The digest is that of all else, so that damage is seen wherever it is.
 
 import hashlib
 import json
-import operator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -25,15 +25,14 @@ from crossent.tools import plain_json
 from crossent.tools.explain.tally import EPS, Tally
 from crossent.tools.files import replacing
 from crossent.tools.score.formats import npz
-from crossent.tools.score.groups import GroupCells
 from crossent.tools.score.held import SKIPPED, Held, Options, Part
 from crossent.tools.score.inputs import Along
 from crossent.tools.score.metrics import Counts
 from crossent.tools.score.readers import BadFile, printable
 from crossent.tools.score.scaling import Scaling
-from crossent.tools.score.sums import Cells, ExactSums
-from crossent.tools.score.texts import UNITS, Document
-from crossent.tools.score.worst import WorstRow
+from crossent.tools.score.sums import Cells
+from crossent.tools.score.texts import UNITS
+from crossent.tools.score.worst import Document, WorstRow
 
 FORMAT, VERSION = "crossent score", 3
 _LONGEST = 2**27  # numbers in an entry; a longer one is taken for damage
@@ -111,19 +110,24 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "crossent": crossent.__version__}
     head |= {"options": asdict(held.options), "parts": {name: asdict(part) for name, part in held.parts.items()}}
     head |= {"worst": [asdict(row) for row in held.worst.rows], "skipped": dict(held.skipped)}
-    head["documents"] = [asdict(one) for one in held.documents.worst]
+    head["documents"] = [asdict(one) for one in held.documents.rows]
     entries: dict[str, np.ndarray] = {}
-    if held.counts is not None:
+    if held.counts.classes:
         counts = held.counts.settled()
-        head |= {name: getattr(counts, name) for name in ("classes", "ignored", "units", "lengths")}
-        head |= {"short": counts.pairs.short, "groups": counts.groups and list(counts.groups.numbers)}
-        entries |= {"confused": counts.pairs.codes, "times": counts.pairs.counts}
-        for what, table in _tables(counts).items():
-            entries |= {f"{name} by {what}": column for name, column in table.whole.items()}
-            for name, sums in table.exact.items():
-                digits = sums.digits
-                entries[f"{name} by {what}{_PLACE}"] = np.array(list(digits), np.int64)
-                entries[f"{name} by {what}"] = np.array(list(digits.values()), np.int64).reshape(len(digits), sums.n)
+        head |= {name: getattr(counts, name) for name in ("classes", "ignored", "units")}
+        head |= {
+            "lengths": dict(counts.lengths),
+            "short": counts.pairs.short,
+            "groups": list(counts.groups.names) or None,
+        }
+        entries |= {"confused": counts.pairs.codes, "times": counts.pairs.rows}
+        for key, table, name in _columns(counts):
+            digits = table.carried(name)
+            entries[key] = np.array([*digits.values()], np.int64).reshape(len(digits), table.n)
+            if name in table.whole:
+                entries[key] = entries[key][0]
+            else:
+                entries[key + _PLACE] = np.array([*digits], np.int64)
     if (tally := held.inputs.tally) is not None:
         numbers = dict(vars(tally))
         entries["before"] = numbers.pop("before")
@@ -134,75 +138,67 @@ def _packed(held: Held) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpacked(head: dict, entries: dict[str, np.ndarray]) -> Held:
-    scaling = head["options"]["scaling"]
-    scaling = scaling and Scaling(*(tuple(map(float, scaling[name])) for name in ("weight", "bias")))
-    options = Options(**head["options"] | {"scaling": scaling})
-    parts = {name: _part(**part) for name, part in head["parts"].items()}
-    held = Held(options, parts, _counts(head, entries, options) if "classes" in head else None)
-    held.worst.rows = tuple(_row(**row) for row in head["worst"])
+    held = Held(Options(**head["options"] | {"scaling": made(Scaling | None, head["options"]["scaling"])}))
+    held.parts = {name: made(Part, part) for name, part in head["parts"].items()}
+    held.worst.rows = made(tuple[WorstRow, ...], head["worst"])
+    held.documents.rows = made(tuple[Document, ...], head["documents"])
     held.skipped.update({what: _number(head["skipped"][what]) for what in SKIPPED if what in head["skipped"]})
-    held.documents.worst = tuple(_document(**one) for one in head["documents"])
-    if held.counts is not None:
-        held.check_classes(held.counts.classes)
+    if "classes" in head:
+        held.check_classes(head["classes"])
+        held.counts = _counts(head, entries, held.options)
     if "tally" in head:
         inputs, found = held.inputs, head["inputs"]
-        inputs.tally = _tally(head["tally"], entries["before"])
-        inputs.axis, inputs.shape = _number(found["axis"]), tuple(map(_number, found["shape"]))
-        inputs.along = {int(i): Along(float(one["total"]), _number(one["rows"])) for i, one in found["along"].items()}
+        inputs.tally = made(Tally, head["tally"] | {"before": entries["before"]})
+        if inputs.tally.dtype not in EPS:
+            raise Damage(f"rows of {inputs.tally.dtype}")
+        inputs.axis, inputs.shape = made(int, found["axis"]), made(tuple[int, ...], found["shape"])
+        inputs.along = {int(i): made(Along, one) for i, one in found["along"].items()}
     return held
 
 
-def _part(logits: str, labels: str, files: int, notes: list[str]) -> Part:
-    return Part(printable(logits), printable(labels), _number(files), tuple(map(printable, notes)))
-
-
-def _row(file: str | None, index: list, label: int, prediction: int, rank: int, logprob: Any, confidence: Any):
-    label, prediction, rank = map(_number, (label, prediction, rank))
-    at = tuple(map(operator.index, index))
-    return WorstRow(file and printable(file), at, label, prediction, rank, float(logprob), float(confidence))
-
-
-def _document(file: str | None, index: list, rows: Any, nll: Any) -> Document:
-    return Document(file and printable(file), tuple(map(operator.index, index)), _number(rows), float(nll))
-
-
-def _tally(found: dict, before: np.ndarray) -> Tally:
-    numbers = {name: found.pop(name) for name in ("finite", "counted", "hits", "_far_above", "_bounded")}
-    above, possible = float(found.pop("_above")), set(found.pop("_possible"))
-    found |= {name: _number(value) for name, value in numbers.items()}
-    if found["dtype"] not in EPS:
-        raise Damage(f"rows of {found['dtype']}")
-    return Tally(**found, before=before, _above=above, _possible=possible)
+def made(kind: Any, value: Any) -> Any:
+    """What JSON says of a value of this kind, if it does."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if hasattr(kind, "__dataclass_fields__"):
+        return kind(**{name: made(inner, value[name]) for name, inner in get_type_hints(kind).items()})
+    if outer is UnionType:  # with None
+        return None if value is None else made(inner[0], value)
+    if outer in (tuple, set):
+        return outer(made(inner[0], one) for one in value)
+    if kind is float:
+        return float(value)  # also of words
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        raise Damage(f"{value!r} is no {kind}")
+    return printable(value) if kind is str else value
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if made(int, value) < 0:
         raise Damage(f"{value!r} rows")
     return value
 
 
-def _tables(counts: Counts) -> dict[str, Cells]:
-    return counts.tables | ({"group": counts.groups.table} if counts.groups else {})
+def _columns(counts: Counts) -> list[tuple[str, Cells, str]]:
+    """The key of each entry, its table, and its name there."""
+    known = [(what, table) for what, table in counts.tables.items() if table.n]
+    return [(f"{name} by {what}", table, name) for what, table in known for name in table.digits]
 
 
 def _counts(head: dict, entries: dict[str, np.ndarray], options: Options) -> Counts:
-    classes, ignored, units = (_number(head[name]) for name in ("classes", "ignored", "units"))
-    lengths = {name: _number(head["lengths"][name]) for name in UNITS if name in head["lengths"]}
-    counts = Counts(classes, options.top_k, ignored, units, lengths)
-    if head["groups"] is not None:
-        counts.groups = GroupCells(map(str.__str__, head["groups"]))  # which refuses what is no name
-    for what, table in _tables(counts).items():
-        for name, empty in table.whole.items():
-            table.whole[name] = _fitting(entries[f"{name} by {what}"], empty.shape)
-        for name, sums in table.exact.items():
-            place = entries[f"{name} by {what}{_PLACE}"]
-            digits = _fitting(entries[f"{name} by {what}"], (len(place), sums.n))
-            table.exact[name] = ExactSums(sums.n, dict(zip(place.tolist(), digits)))
+    counts = Counts(_number(head["classes"]), options.top_k)
+    counts.ignored, counts.units = _number(head["ignored"]), _number(head["units"])
+    counts.lengths.update({name: _number(head["lengths"][name]) for name in UNITS if name in head["lengths"]})
+    counts.groups.numbered(map(str.__str__, head["groups"] or ()))  # which refuses what is no name
+    for key, table, name in _columns(counts):
+        if name in table.whole:
+            table.digits[name] = {0: _fitting(entries[key], (table.n,))}
+        else:
+            place = entries[key + _PLACE]
+            table.digits[name] = dict(zip(place.tolist(), _fitting(entries[key], (len(place), table.n))))
     pairs, codes = counts.pairs, entries["confused"]
-    pairs.codes, pairs.counts, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
-    tables = _tables(counts).values()
+    pairs.codes, pairs.rows, pairs.short = codes, _fitting(entries["times"], codes.shape), _number(head["short"])
     for name in ("rows", "right", "impossible"):
-        if len({int(table[name].sum()) for table in tables if name in table.whole}) > 1:
+        if len({int(table[name].sum()) for _, table, column in _columns(counts) if column == name}) > 1:
             raise Damage("tables of other rows")
     if (np.diff(codes) <= 0).any() or codes.max(initial=-1) >= counts.classes**2:
         raise Damage("counts that contradict each other")

@@ -3,7 +3,7 @@
 import pickle
 import zlib
 from collections.abc import Callable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from crossent import plan, prediction_stats
 from crossent._rows import class_axis
 from crossent.tools.arrays import as_numpy, is_numpy, moved_axis
 from crossent.tools.score import partial, scales, texts
-from crossent.tools.score.groups import GroupCells
 from crossent.tools.score.held import Held, Options, Part, Seen
 from crossent.tools.score.said import result_of
 from crossent.tools.score.scaling import Scaling
@@ -158,19 +157,12 @@ class Score:
         twice: where a Score, or a copy of it, is merged once more, or into itself. TypeError for what is no Score.
         Nothing is merged then.
         """
-        groups = [one._held.counts.groups for one in (self, *others) if isinstance(one, Score) and one._held.counts]
-        GroupCells().numbered(name for one in groups if one for name in one.numbers)  # which refuses too many
-        fitting = copy(self._held)
+        held = deepcopy(self._held)
         for i, other in enumerate(others):
             if not isinstance(other, Score):
                 raise TypeError(f"others[{i}] must be a Score, got {type(other).__name__}")
-            fitting.check(f"others[{i}]", other._held)
-            fitting.parts = fitting.parts | other._held.parts
-            if fitting.counts is None:
-                fitting.counts = other._held.counts
-            fitting.options = fitting.options.known(other._held.options)
-        for other in others:
-            self._held.merge(other._held)
+            held.merge(f"others[{i}]", other._held)
+        self._held = held
         return self
 
     def result(self) -> dict[str, Any]:
@@ -228,7 +220,7 @@ class Score:
 
     def __getstate__(self) -> dict[str, Any]:
         held = copy(self._held)
-        held.counts = held.counts and held.counts.settled()  # so that no rows are sent that wait
+        held.counts = held.counts.settled()  # so that no rows are sent that wait
         packed = zlib.compress(pickle.dumps(held), 1)  # most of its counts are 0
         return vars(self) | {"_held": packed, "version": partial.VERSION}
 
@@ -241,8 +233,7 @@ class Score:
         vars(self).update(state | {"_held": pickle.loads(zlib.decompress(state["_held"]))})
 
     def __repr__(self) -> str:
-        metrics = self._held.metrics()
-        return f"<crossent.Score of {metrics.rows:,} rows of {metrics.classes:,} classes>"
+        return f"<crossent.Score of {self._held.scored:,} rows of {self._held.counts.classes:,} classes>"
 
     def _numbers(self, rows: Any, count: int) -> np.ndarray:
         if rows is None:

@@ -11,7 +11,6 @@ from crossent.tools.score.coverage import SHARES
 from crossent.tools.score.held import SKIPPED, Held
 from crossent.tools.score.intervals import Interval
 from crossent.tools.score.metrics import Calibration, Metrics
-from crossent.tools.score.worst import shown
 
 TAKEN_FOR = 3  # classes that a class was most often taken for
 
@@ -26,11 +25,7 @@ def result_of(held: Held, m: Metrics) -> dict[str, Any]:
         "coverage": _with_ends(m.numbers, m.intervals, "coverage.") | {"points": coverage_of(m)},
         "by_class": classes_of(m, np.flatnonzero(m.by_class.rows + m.by_class.predicted), held.options.names),
         "confusion_short": m.confusion.short,
-        "worst": [
-            {"file": row.file, "row": row.row, "label": row.label, "prediction": row.prediction, "rank": row.rank,
-             "logprob": row.logprob, "confidence": row.confidence}
-            for row in held.worst.rows
-        ],
+        "worst": [row.as_dict() for row in held.worst.rows],
     }  # fmt: skip
     if m.groups is not None:
         numbers = "accuracy", "nll"
@@ -42,7 +37,7 @@ def result_of(held: Held, m: Metrics) -> dict[str, Any]:
             for g in m.groups
         ]
     if m.documents:
-        worst = [{"file": d.file, "row": shown(d.index), "rows": d.rows, "nll": d.nll} for d in held.documents.worst]
+        worst = [one.as_dict() for one in held.documents.rows]
         found["documents"] = {"count": m.documents, **_with_ends(m.numbers, m.intervals, "documents."), "worst": worst}
     return found
 

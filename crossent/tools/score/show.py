@@ -20,7 +20,6 @@ from crossent.tools.score.intervals import OF_COVERAGE, Interval
 from crossent.tools.score.metrics import BINS, NEAR, Calibration, Metrics
 from crossent.tools.score.readers import printable
 from crossent.tools.score.said import bins_of, classes_of, result_of
-from crossent.tools.score.worst import shown
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
 # Of each number its name, how it is written, and what it means, in the order in which they are shown.
@@ -271,8 +270,8 @@ def parts(score: Scored) -> list[Shown]:
             for w in score.worst
         ]
         found.append(placed("Rows with the largest loss", columns, rows, files))
-    if worst := score.held.documents.worst:
-        rows = [(one.file, str(shown(one.index)), f"{one.rows:,}", nats(one.nll)) for one in worst]
+    if worst := score.held.documents.rows:
+        rows = [(one.file, str(one.row), f"{one.rows:,}", nats(one.nll)) for one in worst]
         found.append(placed("Documents, worst first", ("row", "tokens", "mean NLL"), rows, files))
     return found
 

@@ -3,13 +3,10 @@
 A document is a row of labels along two axes, (rows, time).
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-
-from crossent.tools.score.worst import Index, natural
 
 # Of labels, and which of them count: numbers for each row of the first axis, or one for all.
 Measure: TypeAlias = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -48,37 +45,3 @@ def decoded(tokenizer: Any) -> Measure:
         return dict(zip(UNITS, np.array(lengths, int)))
 
     return measure
-
-
-@dataclass(frozen=True)
-class Document:
-    """`rows` are its tokens, and `nll` is their mean."""
-
-    file: str | None
-    index: Index
-    rows: int
-    nll: float
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        place = ([], "") if self.file is None else (natural(self.file), self.file)
-        return (-self.nll, *place, self.index, self.rows)
-
-
-@dataclass
-class Documents:
-    """At most `top` of them, those with the largest mean NLL."""
-
-    top: int
-    worst: tuple[Document, ...] = ()
-
-    def add(
-        self, rows: np.ndarray, means: np.ndarray, numbers: np.ndarray, find: Callable[[int], tuple[str | None, Index]]
-    ) -> None:
-        """Documents of so many tokens that count, or of none; `numbers` are as in Worst, `find` says where one is."""
-        at = np.flatnonzero(rows)
-        at = at[np.lexsort((numbers[at], -means[at]))[: self.top]]
-        self.merge(Document(*find(i), int(rows[i]), float(means[i])) for i in at.tolist())
-
-    def merge(self, others: Iterable[Document]) -> None:
-        self.worst = tuple(sorted((*self.worst, *others), key=lambda one: one.order)[: self.top])

@@ -1,44 +1,14 @@
-"""The rows with the largest loss, the same ones in whatever order rows come."""
+"""The worst of something, the same ones in whatever order rows come."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from crossent import PredictionStats
-
 Index: TypeAlias = tuple[int, ...]  # a number for each axis of the labels
-
-
-@dataclass(frozen=True)
-class WorstRow:
-    """What is known of it. `file` is None where it came from none."""
-
-    file: str | None
-    index: Index
-    label: int
-    prediction: int
-    rank: int
-    logprob: float
-    confidence: float
-
-    @property
-    def row(self) -> int | Index:
-        return shown(self.index)
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Rows of equal order are alike in all that is shown of them."""
-        place = ([], "") if self.file is None else (natural(self.file), self.file)
-        return (self.logprob, *place, self.index, self.label, self.prediction, self.rank, self.confidence)
-
-
-def shown(index: Index) -> int | Index:
-    """A number where one is enough."""
-    return index if len(index) > 1 else sum(index)
 
 
 @lru_cache(1024)
@@ -47,32 +17,99 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What is known of a row besides where it is. `file` is None where it came from none."""
+
+    file: str | None
+    index: Index
+
+    @property
+    def size(self) -> float:
+        """How bad it is."""
+        raise NotImplementedError
+
+    @property
+    def row(self) -> int | Index:
+        return shown(self.index)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """The worst first; of equal ones the first in their files. Those of equal order are alike in all."""
+        file, *known = vars(self).values()
+        return (-self.size, natural(file or ""), file or "", *known)
+
+    def as_dict(self) -> dict[str, Any]:
+        file, _, *known = vars(self).items()
+        return dict((file, ("row", self.row), *known))
+
+
+@dataclass(frozen=True)
+class WorstRow(Placed):
+    label: int
+    prediction: int
+    rank: int
+    logprob: float
+    confidence: float
+
+    @property
+    def size(self) -> float:
+        return -self.logprob
+
+
+@dataclass(frozen=True)
+class Document(Placed):
+    """`rows` are its tokens, and `nll` is their mean."""
+
+    rows: int
+    nll: float
+
+    @property
+    def size(self) -> float:
+        return self.nll
+
+
+@dataclass(frozen=True)
+class Changed(Placed):
+    """A row that one model gets right and the other wrong."""
+
+    label: int
+    predictions: tuple[int, int]
+    losses: tuple[float, float]
+
+    @property
+    def size(self) -> float:
+        return abs(self.losses[1] - self.losses[0])
+
+
+Some = TypeVar("Some", bound=Placed)
+
+
 @dataclass
-class Worst:
-    """At most `top` rows, the worst first; of equal ones the first in their files."""
+class Worst(Generic[Some]):
+    """At most `top` of them, the worst first."""
 
     top: int
-    rows: tuple[WorstRow, ...] = ()
+    rows: tuple[Some, ...] = ()
 
     def add(
-        self, labels: np.ndarray, stats: PredictionStats, kept: np.ndarray, numbers: np.ndarray,
-        find: Callable[[int], tuple[str | None, Index]],
+        self, at: np.ndarray, size: np.ndarray, keys: Callable[[np.ndarray], Sequence[np.ndarray]],
+        made: Callable[[int], Some],
     ) -> None:  # fmt: skip
-        """A block, the first axis of whose labels has these numbers; `find` says where a row is, by its place in it."""
-        logprob = stats.logprob
+        """Those at some places of a block. Of equal size those come first whose first key is smaller, and so on."""
+        if not self.top:
+            return
         if len(self.rows) == self.top:
-            kept = kept & (logprob <= self.rows[-1].logprob) if self.top else kept & False
-        elif kept.sum() > self.top:
-            kept = kept & (logprob <= np.partition(logprob[kept], self.top - 1)[self.top - 1])
-        at = np.flatnonzero(kept)
-        inner = max(1, len(labels) // max(1, len(numbers)))
-        keys = [column[at] for column in (stats.confidence, stats.rank, stats.prediction, labels)]
-        at = at[np.lexsort([*keys, at % inner, numbers[at // inner], logprob[at]])[: self.top]]
-        columns = (labels, stats.prediction, stats.rank, logprob, stats.confidence)
-        self._keep(WorstRow(*find(i), *(column[i].item() for column in columns)) for i in at.tolist())
+            at = at[size[at] >= self.rows[-1].size]
+        elif len(at) > self.top:
+            at = at[size[at] >= np.partition(size[at], -self.top)[-self.top]]
+        at = at[np.lexsort([*reversed(keys(at)), -size[at]])[: self.top]]
+        self.merge(map(made, at.tolist()))
 
-    def merge(self, other: "Worst") -> None:
-        self._keep(other.rows)
-
-    def _keep(self, rows) -> None:
+    def merge(self, rows: Iterable[Some]) -> None:
         self.rows = tuple(sorted((*self.rows, *rows), key=lambda row: row.order)[: self.top])
+
+
+def shown(index: Index) -> int | Index:
+    """A number where one is enough."""
+    return index if len(index) > 1 else sum(index)

@@ -80,6 +80,14 @@ def test_findings_say_names():
     assert "1 (dog)" not in str(crossent.explain([[0.0, -np.inf, 1.0]], [1]))
 
 
+def test_names_keep_their_capitals():
+    labels = np.arange(64) % 2
+    logits = np.where(np.eye(3)[labels] == 1, 6.0, 0.0)
+    logits[:2], labels[:2] = [6.0, 0.0, 0.0], 2
+    (found,) = crossent.explain(logits, labels, names=["cat", "dog", "Elk"]).findings[-1:]
+    assert found.sentence.startswith("Class 2 (Elk) is the label of 3% of the rows")
+
+
 def test_tokens():
     found = crossent.explain(np.array(LOGITS), np.array([1, 99]), names=Tokenizer())
     assert found.names == {0: "' the'", 1: "'\\n'", 2: "'é'"}

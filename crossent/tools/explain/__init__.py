@@ -8,10 +8,10 @@ import numpy as np
 
 from crossent import cross_entropy, plan
 from crossent._options import loss_options, number, of_arguments
-from crossent.tools.arrays import as_numpy, dtype_of
+from crossent.tools.arrays import dtype_of
 from crossent.tools.explain.baselines import baselines
-from crossent.tools.explain.case import Case, bind, detached, total
-from crossent.tools.explain.checks import EPS, checks_of
+from crossent.tools.explain.case import bind, called, detached, total
+from crossent.tools.explain.checks import checks_of
 from crossent.tools.explain.explanation import (
     Check as Check,
     Explanation as Explanation,
@@ -20,12 +20,12 @@ from crossent.tools.explain.explanation import (
     Row as Row,
     Step as Step,
 )
-from crossent.tools.explain.findings import Facts, findings_of
+from crossent.tools.explain.findings import findings_of
 from crossent.tools.explain.given import ARRAYS, as_arrays, naming
 from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
-from crossent.tools.explain.tally import scan
+from crossent.tools.explain.tally import EPS
 from crossent.tools.explain.working import choose, row_of, work
 from crossent.tools.language import LANGUAGES, name_of, say, speaking
 
@@ -99,21 +99,16 @@ def explain(
         try:
             options = loss_options(**of_arguments(a))
             a |= {"reduction": options.reduction} | {name: None for name in ("size_average", "reduce") if name in a}
-            case, value = _called(function, detached(a), options)
+            case = called(function, detached(a), options)
         except (ValueError, TypeError, IndexError) as error:
             if lang == "en":
                 raise
             raise type(error)(say("refused", function=function.__name__, arrays=_said(a), error=error)) from error
-        with np.errstate(over="ignore"):  # in float16, which is a finding
-            losses = value
-            if options.reduction != "none":
-                losses = function(**case.arguments | {"reduction": "none", "denominator": None})
-        styles = styles_of(function, a, options)
-        if case.bad.any():
-            a |= {name: case.arguments[name] for name in ("target", "sample_weight")}
-        told = {"styles": styles, "plan": plan(function, **a), "lang": lang}
+        told = {"lang": lang, "styles": styles_of(function, a, options)}
+        repaired = ("target", "sample_weight") if case.bad.any() else ()
+        told["plan"] = plan(function, **a | {name: case.arguments[name] for name in repaired})
         with speaking(lang, naming(names, case.classes)):
-            return _explanation(case, rows, losses, value, rate, told)
+            return _explanation(case, rows, rate, told)
 
 
 def _said(arguments):
@@ -123,46 +118,29 @@ def _said(arguments):
     return say("comma").join(f"{name} {kind}" for name, kind in zip(arrays, kinds))
 
 
-def _called(function, arguments, options):
-    """The case and what the function returns, without the rows with bad labels."""
-    with np.errstate(over="ignore"):  # in float16, which is a finding
-        try:
-            value = function(**arguments)
-            return Case(function, arguments, options), value
-        except IndexError:
-            case = Case(function, arguments, options)
-            if not case.bad.any():
-                raise
-            case.repair()
-            return case, function(**case.arguments)
-
-
-def _explanation(case, wanted, losses, value, rate, told):
-    result = None if case.options.reduction == "none" else float(value)
-    dtype, losses = dtype_of(losses), as_numpy(losses).reshape(-1)
-    chosen = choose(case, losses, wanted)
+def _explanation(case, wanted, rate, told):
+    chosen = choose(case, wanted)
     worked = [work(case, row, rate) for row in chosen]
     rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
-    facts = Facts(case, *scan(case), worked, losses, result, dtype)
-    findings = findings_of(facts)
+    findings = findings_of(case)
     shown = {c for one in (*rows, *findings) for c in one.classes} | {r.label for r in rows if r.label is not None}
     with np.errstate(all="ignore"):
         divisor = total(case.counts())
-        mean = float(total(losses[case.keep]) / np.float64(divisor))
-        known = baselines(case.class_masses(), divisor, mean, EPS[dtype])
+        mean = float(total(case.losses[case.keep]) / np.float64(divisor))
+        known = baselines(case.class_masses(), divisor, mean, EPS[case.loss_dtype])
     return Explanation(
         function=case.name, shape=case.shape, dtype=case.dtype, classes=case.classes,
-        reduction=case.options.reduction, result=result, rows=rows,
-        steps=steps_of(case, rows, worked, losses, result, rate), checks=checks_of(facts), findings=findings,
-        summary=_summary(facts), baselines=known, losses=losses.reshape(case.row_shape),
+        reduction=case.options.reduction, result=case.result, rows=rows,
+        steps=steps_of(case, rows, worked, rate), checks=checks_of(case, worked), findings=findings,
+        summary=_summary(case), baselines=known, losses=case.losses.reshape(case.row_shape),
         given=given_of(case, worked, rate), names={c: name for c in sorted(shown) if (name := name_of(c)) is not None},
         **told,
     )  # fmt: skip
 
 
-def _summary(facts):
+def _summary(case):
     """How many rows there are, and the finite losses of those that count."""
-    case, losses = facts.case, facts.losses[facts.case.keep]
+    losses = case.losses[case.keep]
     counted, bad, finite = len(losses), int(case.bad.sum()), losses[np.isfinite(losses)]
     found = {"rows": case.rows, "counted": counted, "ignored": case.rows - counted - bad, "bad_labels": bad}
     found["not_finite"] = counted - len(finite)
@@ -170,5 +148,5 @@ def _summary(facts):
         found |= {"smallest": float(finite.min()), "median": float(np.median(finite))}
         found |= {"mean": float(finite.mean(dtype=np.float64)), "largest": float(finite.max())}
     if counted and case.labels is not None:
-        found["accuracy"] = float(np.mean(facts.scan.top[case.keep] == case.labels[case.keep]))
+        found["accuracy"] = float(np.mean(case.top[case.keep] == case.labels[case.keep]))
     return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from crossent import SparseTarget, _rows, cross_entropy, linear_cross_entropy, nll_loss
 from crossent.tools.arrays import as_numpy, dtype_of, like, moved_axis
+from crossent.tools.explain.tally import Tally, sizes
 from crossent.tools.language import say
 
 FUNCTIONS = (cross_entropy, nll_loss, linear_cross_entropy)
@@ -36,8 +37,37 @@ def bind(function, args, kwargs):
     return bound.arguments
 
 
+def called(function, arguments, options):
+    """The case of a call, with what the function returns where rows with bad labels are left out."""
+    with np.errstate(over="ignore"):  # in float16, which is a finding
+        try:
+            value = function(**arguments)
+            case = Case(function, arguments, options)
+        except IndexError:
+            case = Case(function, arguments, options)
+            if not case.bad.any():
+                raise
+            case.repair()
+            value = function(**case.arguments)
+        losses = value
+        if options.reduction != "none":
+            losses = function(**case.arguments | {"reduction": "none", "denominator": None})
+    case.result = None if losses is value else float(value)
+    case.loss_dtype, case.losses = dtype_of(losses), as_numpy(losses).reshape(-1)
+    case.look()
+    return case
+
+
 class Case:
-    """What the arguments of a call, which the function has accepted, mean row by row."""
+    """What the arguments of a call, which the function has accepted, mean row by row.
+
+    `result` is what it returned, None for reduction "none", and `losses`, in `loss_dtype`, are those of all rows.
+    """
+
+    result: float | None
+    losses: np.ndarray
+    loss_dtype: str
+    stored = False  # in files
 
     def __init__(self, function, arguments, options):
         a = arguments
@@ -46,17 +76,17 @@ class Case:
         self.dtype, self.shape = dtype_of(self.input), tuple(self.input.shape)
         self.shift = a["shift"].__index__() if self.head else 0
         if self.head:
-            targets = self._take_head()
+            self.targets = self._take_head()
         else:
             kind = _rows.target_kind(self.shape, tuple(a["target"].shape), a["dim"], not self.picks)
             self.axis, self.soft = kind
             self.classes = self.shape[self.axis]
-            self.row_shape = targets = self.shape[: self.axis] + self.shape[self.axis + 1 :]
+            self.row_shape = self.targets = self.shape[: self.axis] + self.shape[self.axis + 1 :]
             self.x = moved_axis(self.input, self.axis, -1)
         if not self.classes:
             raise ValueError(say("wrong.no_class", shape=self.shape))
         self.rows = int(np.prod(self.row_shape, dtype=np.int64))
-        self._weigh(targets)
+        self._weigh()
 
     @property
     def spread(self):
@@ -75,7 +105,7 @@ class Case:
         self.layer, self.bias = moved_axis(weight, 0, -2), None if bias is None else moved_axis(bias, 0, -1)
         return shape.targets
 
-    def _weigh(self, targets):
+    def _weigh(self):
         """Class weights, sample weights, labels (None for probabilities), which rows count and for how much, `s`.
 
         The target of a row names the classes `named` (all of them if that is None), and gives each one of `probs`.
@@ -84,7 +114,7 @@ class Case:
         self.weight: Any = None if a["weight"] is None else as_numpy(a["weight"]).astype(np.float64)
         self.samples: Any = None
         if a["sample_weight"] is not None:
-            self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), targets)).reshape(-1)
+            self.samples = self._later(np.broadcast_to(as_numpy(a["sample_weight"]), self.targets)).reshape(-1)
         wide = "float64" in (self.dtype, dtype_of(getattr(target, "probs", target)))
         self.arithmetic = np.float64 if wide else np.float32
         self.labels, self.named, self.bad = None, None, np.zeros(self.rows, bool)
@@ -106,20 +136,45 @@ class Case:
 
     def repair(self):
         """Have the rows with bad labels ignored by the arguments."""
-        target, bad = self.arguments["target"], self.bad.reshape(self.row_shape)
-        if self.soft:
-            classes, counted = as_numpy(target.classes), np.ones(target.classes.shape[:-1], np.float32)
-            if self.samples is not None:
-                counted *= as_numpy(self.arguments["sample_weight"])
-            self._later(counted)[bad] = 0.0
-            valid = np.where((classes < 0) | (classes >= self.classes), 0, classes)
-            fixed = replace(target, classes=like(target.classes, valid))
-            self.arguments |= {"sample_weight": like(self.input, counted)}
+        target, given = (self.arguments[name] for name in ("target", "sample_weight"))
+        counted = np.ones(self.targets, np.float32) * (1 if given is None else as_numpy(given))
+        self._later(counted)[self.bad.reshape(self.row_shape)] = 0.0
+        self.arguments |= {"sample_weight": like(self.input, counted)}
+        if isinstance(target, SparseTarget):  # whose classes are looked at in rows of no weight too
+            valid = as_numpy(target.classes).clip(0, self.classes - 1)
+            self.arguments |= {"target": replace(target, classes=like(target.classes, valid))}
+
+    def look(self):
+        """Read all rows once, block by block: what holds for all, as a `tally`, and what each is like.
+
+        Of each row: `high`, the largest logit, `top`, its class, and `lse`; `masked`, whether the target of a row that
+        counts has a share of a class whose logit is -inf; `target_low` and `target_total`, the smallest, 0 at most, and
+        the sum of what the target gives to classes.
+        """
+        wide = np.float64 if self.dtype == "float64" else np.float32
+        of_rows = [np.empty(self.row_shape, dtype) for dtype in (wide, wide, np.int32, bool, wide, wide)]
+        self.tally, keep = Tally(self.classes, self.dtype, self.head), self.keep.reshape(self.row_shape)
+        with np.errstate(all="ignore"):
+            for block in self.blocks():
+                x, t = self.logits(block), as_numpy(self.probs[block])
+                high, low, sums, lse = map(np.asarray, sizes(x))
+                self.tally.add(*(array[keep[block]] for array in (high, low, sums, lse)))
+                found = high, lse, x.argmax(-1), self._masked(block, x, t), t.min(-1, initial=0.0), t.sum(-1)
+                for whole, part in zip(of_rows, found):
+                    whole[block] = part
+        flat = (whole.reshape(-1) for whole in of_rows)
+        self.high, self.lse, self.top, self.masked, self.target_low, self.target_total = flat
+        if self.labels is None:
+            self.tally.counted = int(self.keep.sum())
         else:
-            labels = as_numpy(target).astype(np.int64)
-            self._later(labels)[bad] = self.options.ignore_index
-            fixed = like(target, labels)
-        self.arguments |= {"target": fixed}
+            self.tally.add_labels(self.top[self.keep], self.labels[self.keep])
+
+    def _masked(self, block, x, t):
+        if self.options.label_smoothing:
+            return (x == -np.inf).any(-1)
+        if self.named is not None:
+            x = np.take_along_axis(x, self.named[block].astype(np.intp).clip(0, self.classes - 1), -1)
+        return ((x == -np.inf) & (t != 0.0)).any(-1)
 
     def _later(self, array, axis=-1):
         """Without the first targets of a sequence, which with a shift belong to no row."""

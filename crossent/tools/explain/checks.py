@@ -6,23 +6,23 @@ import numpy as np
 
 from crossent.tools.explain.case import total
 from crossent.tools.explain.explanation import Check
+from crossent.tools.explain.tally import EPS
 from crossent.tools.language import say
 
-EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float64": 1.7976e308}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 _ULPS = 16  # of the arithmetic
 _MOST = 16.0
 
 
-def checks_of(facts):
+def checks_of(case, worked):
     checks = []
-    if not facts.case.picks:
-        sums = [(w.p.sum(), 1.0, 1e-12) for w in facts.worked if np.isfinite(w.lse)]
-        checks = [_check("sum", sums), _check("log", map(_log_of_softmax, facts.worked))]
-    checks.append(_rows(facts))
-    if facts.result is not None and (np.isfinite(facts.losses).all() or not math.isfinite(facts.result)):
-        checks.append(_reduced(facts))  # losses beyond the dtype's range have lost what a finite mean is made of
+    if not case.picks:
+        sums = [(w.p.sum(), 1.0, 1e-12) for w in worked if np.isfinite(w.lse)]
+        checks = [_check("sum", sums), _check("log", map(_log_of_softmax, worked))]
+    checks.append(_rows(case, worked))
+    if case.result is not None and (np.isfinite(case.losses).all() or not math.isfinite(case.result)):
+        checks.append(_reduced(case))  # losses beyond the dtype's range have lost what a finite mean is made of
     return tuple(checks)
 
 
@@ -51,20 +51,20 @@ def _log_of_softmax(w):
     return 1.0 + error.max(initial=0.0), 1.0, 1e-12
 
 
-def _rows(facts):
+def _rows(case, worked):
     """By hand against the function, which computes in float32 or float64 and rounds once."""
-    dtype, case, pairs = facts.dtype, facts.case, []
+    dtype, pairs = case.loss_dtype, []
     arithmetic = max(_arithmetic(dtype), EPS[case.dtype] if case.head else 0.0)  # its products are in the input's dtype
-    for w in facts.worked:
+    for w in worked:
         if not case.bad[w.row] and math.isfinite(w.sample) and math.isfinite(w.mass):
             by_hand = _rounded(w.loss, dtype)
             allowed = _ULPS * arithmetic * max(w.size, abs(w.loss)) + EPS[dtype] * abs(w.loss) + _SMALLEST[dtype]
-            pairs.append((by_hand, float(facts.losses[w.row]), allowed, _SMALLEST[dtype]))
+            pairs.append((by_hand, float(case.losses[w.row]), allowed, _SMALLEST[dtype]))
     return _check("rows", pairs, case.name)
 
 
-def _reduced(facts):
-    case, dtype, losses = facts.case, facts.dtype, facts.losses
+def _reduced(case):
+    dtype, losses = case.loss_dtype, case.losses
     arithmetic = _arithmetic(dtype)
     value, allowed = total(losses), (_ULPS * arithmetic + EPS[dtype]) * total(np.abs(losses))
     if case.options.reduction == "mean":
@@ -74,7 +74,7 @@ def _reduced(facts):
             value, allowed = float(value / by), allowed / abs(by)
             allowed += _ULPS * arithmetic * abs(value) * counted / abs(by)
     allowed += EPS[dtype] * abs(value) + _SMALLEST[dtype]
-    return _check("pieces", [(_rounded(value, dtype), facts.result, allowed, _SMALLEST[dtype])], case.name)
+    return _check("pieces", [(_rounded(value, dtype), case.result, allowed, _SMALLEST[dtype])], case.name)
 
 
 def _arithmetic(dtype):

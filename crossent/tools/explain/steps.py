@@ -12,14 +12,14 @@ _ABSENT = {"digits": ("z", -np.inf), **dict.fromkeys(("picked entry", "target", 
 _SUMMED = ("exponentials", "softmax", "target", "cost", "slope", "gradient")  # also over the classes that are not shown
 
 
-def steps_of(case, rows, worked, losses, result, rate):
-    """All steps of a call whose `rows` are shown and were `worked` out; `losses` and `result` are the function's."""
+def steps_of(case, rows, worked, rate):
+    """All steps of a call whose `rows` are shown and were `worked` out."""
     cap, narrow = case.options.softcap or 0.0, case.arithmetic
     said = {"z": "x" if case.options.softcap is None else "z", "cap": f"{cap:g}", "low": f"{-cap:g}"}
     said |= {"dtype": narrow.__name__, "limit": f"{np.log(np.finfo(narrow).max):.1f}"}
     forth = [_step(rows, worked, said, False, *step) for step in _to_softmax(case, said)]
     back = [_step(rows, worked, said, True, *step) for step in (*_to_loss(case), *_to_gradient(case, rate))]
-    return (*forth, *back, *_reduction(case, losses, result))
+    return (*forth, *back, *_reduction(case))
 
 
 def _step(rows, worked, said, of_target, name, formula, attribute, note=None):
@@ -112,14 +112,14 @@ def _to_gradient(case, rate):
     yield "loss after a step", say("formula.after", step=step), "after"
 
 
-def _reduction(case, losses, result):
+def _reduction(case):
     if case.options.reduction == "none":
         return ()
-    summed = Step("sum", say("formula.sum"), "call", total(losses), say("step.sum", rows=case.rows))
+    summed = Step("sum", say("formula.sum"), "call", total(case.losses), say("step.sum", rows=case.rows))
     if case.options.reduction == "sum":
         return (summed,)
     samples, weights = case.samples is not None, case.weight is not None and not case.soft
     by = "weighted_samples" if samples and weights else "samples" if samples else "weights" if weights else "rows"
     formula = say(f"formula.{by}") if case.arguments["denominator"] is None else "denominator"
     divided = Step("divisor", formula, "call", case.divisor, say("step.divisor"))
-    return summed, divided, Step("mean", say("formula.mean"), "call", result, say("step.mean"))
+    return summed, divided, Step("mean", say("formula.mean"), "call", case.result, say("step.mean"))

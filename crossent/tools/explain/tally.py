@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossent.tools.arrays import as_numpy
-from crossent.tools.explain.checks import EPS
 from crossent.tools.language import say
 
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 ENOUGH = 16  # rows, before a share of them says something
 _NEARLY = 0.05  # by which the sum of rounded probabilities may miss 1
 _OF_PASSED = ("probable", "nearly probable", "certain", "log-probable")
@@ -123,53 +122,7 @@ def fits_better(there: float, own: float, classes: int) -> bool:
     return there < 0.5 * math.log(classes) and there < 0.5 * own
 
 
-@dataclass
-class Scan:
-    """Of each row of logits the largest, lse, and the class of the largest.
-
-    `masked` says that the target of a row that counts has a share of a class whose logit is -inf. `target_low` and
-    `target_total` are the smallest, 0 at most, and the sum of what the target gives to classes.
-    """
-
-    high: np.ndarray
-    lse: np.ndarray
-    top: np.ndarray
-    masked: np.ndarray
-    target_low: np.ndarray
-    target_total: np.ndarray
-
-
-def scan(case):
-    """All rows looked at once, block by block: what each is like, and what holds for all."""
-    wide = np.float64 if case.dtype == "float64" else np.float32
-    of_rows = [np.empty(case.row_shape, dtype) for dtype in (wide, wide, np.int32, bool, wide, wide)]
-    tally, keep = Tally(case.classes, case.dtype, case.head), case.keep.reshape(case.row_shape)
-    with np.errstate(all="ignore"):
-        for block in case.blocks():
-            x, t = case.logits(block), as_numpy(case.probs[block])
-            high, low, total, lse = map(np.asarray, sizes(x))
-            tally.add(*(array[keep[block]] for array in (high, low, total, lse)))
-            found = high, lse, x.argmax(-1), _masked(case, block, x, t), t.min(-1, initial=0.0), t.sum(-1)
-            for whole, part in zip(of_rows, found):
-                whole[block] = part
-    found = Scan(*(whole.reshape(-1) for whole in of_rows))
-    if case.labels is None:
-        tally.counted = int(case.keep.sum())
-    else:
-        tally.add_labels(found.top[case.keep], case.labels[case.keep])
-    return found, tally
-
-
 def sizes(x):
     """Of each row the largest and the smallest logit, their sum, and lse."""
     peak = x.max(-1, keepdims=True)
     return peak[..., 0], x.min(-1), x.sum(-1), peak[..., 0] + np.log(np.exp(x - peak).sum(-1))
-
-
-def _masked(case, block, x, t):
-    if case.options.label_smoothing:
-        return (x == -np.inf).any(-1)
-    if case.named is not None:
-        named = case.named[block].astype(np.intp).clip(0, case.classes - 1)
-        x = np.take_along_axis(x, named, -1)
-    return ((x == -np.inf) & (t != 0.0)).any(-1)

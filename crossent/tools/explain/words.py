@@ -48,6 +48,10 @@ def in_first(numbers):
     return "" if len(numbers) == 1 else say("in_first")
 
 
+def capital(text):
+    return text[:1].upper() + text[1:]
+
+
 def _listed(noun, some, count):
     *others, last = map(str, some)
     if count == 1:
@@ -55,6 +59,20 @@ def _listed(noun, some, count):
     if count > _FIRST:
         return say(f"{noun}.more", some=say("comma").join([*others, last]), more=count - _FIRST)
     return say(f"{noun}.several", some=say("comma").join(others), last=last)
+
+
+def _severity(name):
+    def said(key="", rows=None, classes=(), /, **places):
+        """What a finding of this severity says, by the message `key`: of these rows, which nothing is said of if there
+        are none, and these classes, with what its places hold."""
+        if rows is None or len(rows):
+            return name, key, () if rows is None else rows, classes, places
+        return None
+
+    return said
+
+
+note, warning, error = map(_severity, ("note", "warning", "error"))
 
 
 def number(value):

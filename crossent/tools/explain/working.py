@@ -91,12 +91,13 @@ def _target_weights(case, row):
     return weight * ((1.0 - smoothing) * t + smoothing / case.classes)
 
 
-def choose(case, losses, wanted):
+def choose(case, wanted):
     """The numbers of the rows to show, each with the reason: the caller's, or the few that matter."""
     if wanted is not None:
         return {case.number(position): say("chosen") for position in wanted}
     if case.rows <= ROWS:
         return dict.fromkeys(range(case.rows), "")
+    losses = case.losses
     chosen = {int(row): "" for row in np.flatnonzero(case.bad)[:1]}
     chosen |= {int(row): say("not_finite") for row in np.flatnonzero(case.keep & ~np.isfinite(losses))[:2]}
     counted = np.flatnonzero(case.keep & np.isfinite(losses))

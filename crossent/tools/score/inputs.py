@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from crossent.tools.score.scales import LOGITS, add
 
 @dataclass
 class Inputs:
-    """Blocks of rows whose numbers are of this scale; has what the findings about an input ask.
+    """Blocks of rows whose numbers are of this scale; has what the findings about an input ask of a call.
 
-    `case` is the call that this is like: one of nll_loss where the numbers are meant to be log-probabilities. `shape`
-    is that of all logits, as far as blocks differ in their rows alone.
+    `picks` says that it is one of nll_loss, where the numbers are meant to be log-probabilities. `shape` is that of all
+    logits, as far as blocks differ in their rows alone.
     """
 
     scale: str
@@ -31,7 +30,7 @@ class Inputs:
     shape: tuple[int, ...] = ()
     along: "dict[int, Along]" = field(default_factory=dict)
 
-    stored = True
+    stored, soft = True, False
 
     def add(
         self, block: Any, axis: int, rows: Any, labels: np.ndarray, kept: np.ndarray, top: np.ndarray
@@ -82,10 +81,7 @@ class Inputs:
         self.nll = nll
         if self.tally is None:
             return ()
-        picks = self.scale != LOGITS
-        self.case = SimpleNamespace(
-            picks=picks, soft=False, classes=self.tally.classes, axis=self.axis, shape=self.shape
-        )  # fmt: skip
+        self.picks, self.classes = self.scale != LOGITS, self.tally.classes
         return findings_of(self, OF_INPUTS)
 
 

@@ -290,6 +290,68 @@ def test_values_that_are_not_finite(frontend, dtype, extra):
         np.testing.assert_allclose(value, theirs, rtol=2e-3 if dtype == "float16" else 1e-6)
 
 
+# What float16 nan becomes as PyTorch widens it, what 0xff fills memory with, and a bit anywhere in the mantissa.
+NANS = {"float32": [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00001, 0x7F800080, 0xFFC00200]}
+NANS["float64"] = [2**63 - 1, 2**64 - 1, 0x7FF8000000000001, 0x7FF0000000000800, 0xFFF8000000001000]
+
+
+@pytest.mark.parametrize("dtype", NANS)
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("across", [False, True], ids=["along", "across"])
+def test_nan_of_any_bits_is_nan(dtype, classes, across):
+    logits = torch.zeros(len(NANS[dtype]), classes, dtype=TORCH_DTYPES[dtype])
+    bits(logits)[:, 1] = torch.from_numpy(
+        np.array(NANS[dtype], f"uint{8 * logits.itemsize}").view(f"int{8 * logits.itemsize}")
+    )
+    logits = logits.t().contiguous().t() if across else logits
+    logits.requires_grad_()
+    for function in (crossent.softmax, crossent.log_softmax):
+        out = function(logits, 1)
+        assert out.isnan().all() and torch.autograd.grad(out, logits, torch.ones_like(out))[0].isnan().all()
+    for label in (0, 1):
+        labels = torch.full((len(logits),), label)
+        for options in ({}, {"softcap": 30.0}, {"label_smoothing": 0.1}):
+            losses = crossent.cross_entropy(logits, labels, reduction="none", **options)
+            assert losses.isnan().all() and torch.autograd.grad(losses.sum(), logits)[0].isnan().all()
+        stats = crossent.prediction_stats(logits, labels)
+        assert all(stat.isnan().all() for stat in (stats.logprob, stats.confidence, stats.brier))
+        head = torch.eye(classes, dtype=logits.dtype)
+        tokens = crossent.linear_token_stats(logits, head, labels)
+        assert all(stat.isnan().all() for stat in (tokens.logprob, tokens.lse, tokens.entropy))
+        assert crossent.linear_cross_entropy(logits, head, labels, reduction="none").isnan().all()
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("across", [False, True], ids=["along", "across"])
+@pytest.mark.parametrize("kind", ["labels", "smoothed", "soft", "capped"])
+def test_an_upstream_gradient_of_zero_does_not_hide_nan(classes, across, kind):
+    """Nor does a denominator of infinity: 0 times nan is nan, as in PyTorch. Unlike there ignored rows get 0."""
+    logits, labels = torch.from_numpy(numbers(4, classes)), torch.tensor([0, 1, -100, 2])
+    logits[0], logits[2] = NAN, NAN
+    logits = logits.t().contiguous().t() if across else logits
+    logits.requires_grad_()
+    options = {"smoothed": {"label_smoothing": 0.1}, "capped": {"softcap": 30.0}}.get(kind, {})
+    target = torch.full(logits.shape, 1.0 / classes, dtype=logits.dtype) if kind == "soft" else labels
+    theirs = F.cross_entropy(logits, target, reduction="none", label_smoothing=options.get("label_smoothing", 0.0))
+    (theirs,) = torch.autograd.grad(theirs, logits, torch.zeros(4, dtype=logits.dtype))
+    theirs[2] = theirs[2] if kind == "soft" else 0.0
+    losses = crossent.cross_entropy(logits, target, reduction="none", **options)
+    (ours,) = torch.autograd.grad(losses, logits, torch.zeros_like(losses))
+    torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=0, atol=0)
+    mean = crossent.cross_entropy(logits, target, denominator=INF, **options)
+    torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], theirs, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("classes", [3, 100])
+def test_weights_of_classes_that_are_no_label_do_not_count(frontend, classes):
+    """Whatever they are, with a softcap too."""
+    logits, labels, weight = numbers(4, classes), np.array([0, 1, 1, 0]), np.ones(classes)
+    exact = call(frontend, "cross_entropy", logits, labels, softcap=30.0)
+    for weight[2] in (0.0, NAN, INF):
+        same(call(frontend, "cross_entropy", logits, labels, weight, softcap=30.0), exact)
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(8, 5), (8, 50), (8, 100), (2, 5, 4), (2, 50, 4)], ids=str)

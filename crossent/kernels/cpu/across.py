@@ -352,15 +352,16 @@ def _differentiate(call, tile, state, dsoft):
         w, row = rows.class_weight_of(call, c), v.at(compute, tile.buffer, c * state.rows)
         for j in range(0, tile.n, v.lanes(storage)):
             within = v.first_n(storage, tile.n - j)
-            logits, keep = v.load(compute, row, j), st.load(state, st.KEEP, j)
-            z, kept = logits - st.load(state, st.PEAK, j), keep != zero
-            t = v.load_masked(storage, tile.target, c * target_class + j, within, zero) if is_soft else zero
-            q = rules.target_weight(t, w, keep, smoothing, np.float64(classes))
+            logits, kept = v.load(compute, row, j), st.load(state, st.KEEP, j) != zero
+            z, scaled, q = logits - st.load(state, st.PEAK, j), st.load(state, st.SCALED, j), zero
+            if is_soft or smoothing > 0.0:
+                t = v.load_masked(storage, tile.target, c * target_class + j, within, zero) if is_soft else zero
+                q = rules.target_weight(t, w, scaled, smoothing, np.float64(classes))
             d = rules.class_grad(exp(storage, z), q, st.load(state, st.FACTOR, j))
             d = v.select(v.labels_eq(st.load_labels(state, j), c), st.load(state, st.LABEL_GRAD, j), d)
             v.store(compute, row, j, v.select(kept, through_cap(d, logits, cap), zero))
             if dsoft != 0:
-                dt = rules.target_grad(st.load(state, st.COST, j), z, w, keep, smoothing)
+                dt = rules.target_grad(st.load(state, st.COST, j), z, w, scaled, smoothing)
                 v.store_masked(storage, dsoft, c * new_class + j, within, v.select(kept, dt, zero))
 
 

@@ -337,7 +337,7 @@ def write_gradient(call, state, r, k, plain, keeps):
     elif plain:
         _write_plain(call, storage, row, drow, peak, factor)
     else:
-        cost, scaled = st.load_one(state, st.COST, k), st.load_one(state, st.KEEP, k)
+        cost, scaled = st.load_one(state, st.COST, k), st.load_one(state, st.SCALED, k)
         _write_dense(_dense(call, storage, soft, label, peak), _Gradient(drow, dsoft, cost, factor, scaled), row)
     if label >= 0:
         v.store_scalar(storage, drow, label, through_cap(st.load_one(state, st.LABEL_GRAD, k), own, cap))

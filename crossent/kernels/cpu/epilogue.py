@@ -85,7 +85,7 @@ def prepare_gradients(call, state, n, row, plain):
     """Write what the exponentials are multiplied by, and the gradient at the label.
 
     `plain` says that classes other than the label count by their exponentials alone. If not, also write the cost in
-    `target_grad`, which is the same for all classes, and g * keep in place of keep. g is what a loss is multiplied by.
+    `target_grad`, which is the same for all classes, and g * keep. g is what a loss is multiplied by.
     """
     storage, smoothing, is_soft = call.storage, call.smoothing, call.is_soft
     zero, dloss = v.splat(storage, 0.0), call.dloss
@@ -111,4 +111,4 @@ def prepare_gradients(call, state, n, row, plain):
         if not plain:
             cost = log_total + call.z_loss * lse * lse if call.z_loss > 0.0 else log_total
             st.store(state, st.COST, j, cost)
-            st.store(state, st.KEEP, j, v.select(keep != zero, g * keep, zero))
+            st.store(state, st.SCALED, j, v.select(keep != zero, g * keep, zero))

@@ -1,8 +1,8 @@
 """Exponential, logarithms and tanh of vectors, to about one unit in the last place.
 
 exp:   x = n ln2 + r, exp(x) = 2^n (1 + r + r^2 q(r)), q a minimax fit on |r| <= ln2 / 2 (Muller, Elementary Functions,
-       section 11). Adding 1.5 * 2^mantissa rounds x / ln2 and leaves n in the lowest bits, from where it is added to
-       the exponent.
+       section 11). Adding 1.5 * 2^mantissa and the exponent's bias rounds x / ln2 and leaves n + bias in the lowest
+       bits, which moved to the exponent's place are 2^n.
 log:   log(1 + u) = 2 atanh(s) with s = u / (2 + u), atanh(s) = s + s^3 q(s^2), q a Chebyshev fit on s^2 <= 1/9.
 """
 
@@ -13,7 +13,7 @@ from crossent.kernels.cpu.rules import softcap_slope
 _ONE = v.constant(1.0, 1.0)
 _LN2 = v.constant(0.6931471805599453, 0.6931471805599453)
 _RECIPROCAL_LN2 = v.constant(1.4426950408889634, 1.4426950408889634)
-_ROUNDER = v.constant(1.5 * 2**23, 1.5 * 2**52)
+_ROUNDER = v.constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
 _MINUS_LN2_HIGH = v.constant(-0.693145751953125, -0.6931471803691238)
 _MINUS_LN2_LOW = v.constant(-1.4286068203094172e-06, -1.9082149292705877e-10)
 _SMALLEST = v.constant(-87.0, -708.0)  # below it exp is subnormal, and 0 is given instead
@@ -52,19 +52,18 @@ _ATANH_REST = v.polynomial(
 
 @inline
 def _reduced(like, x):
-    """A number whose lowest bits are n, and exp(r) - 1."""
+    """2^n and exp(r) - 1. The first may be any number for nan, the second is nan."""
     shifted = v.fma(x, _RECIPROCAL_LN2(like), _ROUNDER(like))
     n = shifted - _ROUNDER(like)
     r = v.fma(n, _MINUS_LN2_LOW(like), v.fma(n, _MINUS_LN2_HIGH(like), x))
-    return shifted, v.fma(_EXP_REST(like, r), r * r, r)
+    return v.power_of_two(shifted), v.fma(_EXP_REST(like, r), r * r, r)
 
 
 @inline
 def exp(like, x):
     """For x up to 88 (float64: 709); exactly 0 below the smallest normal number, nan for nan."""
-    n, rest = _reduced(like, x)
-    power = v.scale_by_power(rest + _ONE(like), n)
-    return v.select(x < _SMALLEST(like), v.splat(like, 0.0), power)
+    power, rest = _reduced(like, x)
+    return v.select(x < _SMALLEST(like), v.splat(like, 0.0), v.fma(rest, power, power))
 
 
 @inline
@@ -72,10 +71,9 @@ def exp_or_expm1(like, x):
     """A mask of the lanes in which x is near 0, where only exp(x) - 1 keeps its digits; in these exp(x) - 1, in the
     others exp(x). For x up to 0.
     """
-    n, rest = _reduced(like, x)
-    power = v.scale_by_power(rest + _ONE(like), n)
-    near = _NEARLY_ONE(like) < x  # n is 0
-    return near, v.select(near, rest, v.select(x < _SMALLEST(like), v.splat(like, 0.0), power))
+    power, rest = _reduced(like, x)
+    near, value = _NEARLY_ONE(like) < x, v.fma(rest, power, power)  # where it is near, n is 0
+    return near, v.select(near, rest, v.select(x < _SMALLEST(like), v.splat(like, 0.0), value))
 
 
 @inline
@@ -138,8 +136,7 @@ def tanh(like, x):
     double = v.select(
         x < v.splat(like, -20.0), v.splat(like, -40.0), v.select(v.splat(like, 20.0) < x, v.splat(like, 40.0), x + x)
     )
-    n, rest = _reduced(like, double)
-    power = v.scale_by_power(_ONE(like), n)
+    power, rest = _reduced(like, double)
     shrunk = v.fma(rest, power, power - _ONE(like))
     return shrunk / (shrunk + v.splat(like, 2.0))
 

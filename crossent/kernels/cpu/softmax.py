@@ -133,18 +133,21 @@ def _result_of(call, place):
 
 def forward_along(call, scratch, lo, hi, outcome):
     """Rows lo to hi."""
-    storage, classes, is_log = call.storage, call.classes, call.is_log != 0
+    storage, classes, is_log, width = call.storage, call.classes, call.is_log != 0, v.lanes(call.storage)
     for r in range(lo, hi):
         place = rows.place_of(call, r)
         row, result = rows.logits_of(call, place), _result_of(call, place)
         peak, others = _sums(storage, row, classes)
         total = v.splat(storage, others + 1.0)
         reciprocal, log_total = 1.0 / total, log_of_sum(storage, total, v.splat(storage, others))
-        past_caches = rows.passes_caches(call.large != 0, result)
-        for j in range(0, classes, v.lanes(storage)):
-            z = rows.load_n(storage, row, j, classes) - peak
+        past_caches, full = rows.passes_caches(call.large != 0, result), classes // width * width
+        for j in range(0, full, width):
+            value = _result(storage, v.load(storage, row, j) - peak, total, reciprocal, log_total, is_log)
+            rows.store_or_stream(storage, result, j, value, past_caches)
+        if full < classes:
+            z = rows.load_n(storage, row, full, classes) - peak
             value = _result(storage, z, total, reciprocal, log_total, is_log)
-            rows.store_n(storage, result, j, classes, value, past_caches)
+            rows.store_n(storage, result, full, classes, value, past_caches)
     rows.finish(outcome, rows.NO_SUMS)
 
 

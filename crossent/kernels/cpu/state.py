@@ -25,8 +25,8 @@ from crossent.kernels.cpu.compile import inline
 # handed on, because the constants of `exp` depend on its value: if it were read for each row, they would be made for
 # each row, which took 7 % of a forward pass over 4096 x 1000 (`make bench`).
 State = namedtuple("State", "storage compute address rows")
-ARRAYS = 11
-PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, FACTOR, LABEL_GRAD, COST = range(ARRAYS)
+ARRAYS = 12
+PEAK, KEEP, WEIGHT, OWN, OWN_EXP, OTHERS, MASS, DOT, FACTOR, LABEL_GRAD, COST, SCALED = range(ARRAYS)
 LABEL, PART = ARRAYS, ARRAYS + 1
 ALL_ARRAYS = ARRAYS + 2
 

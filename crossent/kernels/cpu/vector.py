@@ -268,11 +268,10 @@ def reduce_sum_in_double(b, x):
 
 
 @operation(_same)
-def scale_by_power(b, x, power):
-    """x * 2**n where the lowest bits of `power` hold the integer n."""
+def power_of_two(b, x):
+    """2**n where the lowest bits of x hold n and the exponent's bias."""
     integers, mantissa, _ = llvm.layout(x.type)
-    shift = b.shl(b.bitcast(power, integers), llvm.filled(integers, mantissa))
-    return b.bitcast(b.add(b.bitcast(x, integers), shift), x.type)
+    return b.bitcast(b.shl(b.bitcast(x, integers), llvm.filled(integers, mantissa)), x.type)
 
 
 def _bits_above_half_root(b, x):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -81,6 +82,7 @@ CALLS = {
     "crossent": (lambda x, y: crossent.cross_entropy(x, y), {}),
     "sum": (lambda x, y: crossent.cross_entropy(x, y, reduction="sum"), {}),
     "none": (lambda x, y: F.cross_entropy(x, y, reduction="none").sum(), {}),
+    "denominator": (lambda x, y: crossent.cross_entropy(x, y, denominator=64), {}),
     "smoothing": (lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1), {"smoothing": 0.1}),
     "options": (
         lambda x, y: crossent.cross_entropy(x, y, softcap=2.0, z_loss=0.1), {"cap": 2.0, "z_loss": 0.1}
@@ -115,9 +117,18 @@ def no_page(monkeypatch):
     monkeypatch.setattr("crossent.tools.watch.page.write", lambda path: None)
 
 
-@pytest.mark.parametrize("case", CALLS)
-def test_numbers_are_those_of_the_formula(case, model, tmp_path, no_page):
+SUMS = {"sum": 32, "none": 32, "torch's chunked rows": 32, "denominator": 0.5}  # over the mean
+COMPILED = ("denominator", "options", "nll_loss", "shifted head")
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"), [(case, "") for case in CALLS] + [(case, "aot_eager") for case in COMPILED]
+)
+def test_numbers_are_those_of_the_formula(case, backend, model, tmp_path, no_page):
     loss_of, options = CALLS[case]
+    if backend:
+        torch._dynamo.reset()
+        loss_of = torch.compile(loss_of, backend=backend, fullgraph=True)
     model.eval()[2] = torch.nn.Identity()
     model.train()
     x, labels = batch(40)
@@ -132,9 +143,7 @@ def test_numbers_are_those_of_the_formula(case, model, tmp_path, no_page):
     assert [line["event"] for line in (start, step, classes, end)] == ["start", "step", "classes", "end"]
     ((name, said),) = step["losses"].items()
     assert name.endswith("of 5 classes") and said["rows"] == len(y) == 32
-    assert said["loss"] == pytest.approx(
-        loss.item() / (len(y) if case in ("sum", "none", "torch's chunked rows") else 1), rel=1e-6
-    )
+    assert said["loss"] == pytest.approx(loss.item() / SUMS.get(case, 1), rel=1e-6)
     assert said["ignored"] == pytest.approx(0.2)
     norm = math.sqrt(sum(parameter.grad.double().square().sum() for parameter in model.parameters()))
     assert step["gradient"] == pytest.approx(norm, rel=1e-5)
@@ -199,7 +208,7 @@ def test_nothing_is_in_the_way_but_while_somebody_watches(model, tmp_path, no_pa
         raise ZeroDivisionError
     assert inner.steps == outer.steps == 1 and lines(tmp_path / "run.jsonl")[-1]["stopped"] == "ZeroDivisionError"
     assert [getattr(owner, name) for owner, name in places] == before and len(model._forward_pre_hooks) == hooks
-    assert router.cross_entropy is before[0]
+    assert router.told is None
 
 
 def test_evaluation_is_not_seen(model, tmp_path, no_page):
@@ -252,7 +261,32 @@ def with_a_penalty(model, x, labels):
     return loss + gradient.square().sum()
 
 
+def after_evaluation(model, x, labels, loss_of=crossent.cross_entropy):
+    step = of_the_model(loss_of, model)
+    with torch.no_grad():
+        step(x, labels)
+    model.eval()
+    step(x, labels)
+    model.train()
+    return step(x, labels)
+
+
+def in_a_compiled_checkpoint(model, x, labels):
+    torch._dynamo.reset()
+    loss_of = lambda z: crossent.cross_entropy(model(z), labels)  # noqa: E731
+    again = partial(torch.utils.checkpoint.checkpoint, loss_of, use_reentrant=False)
+    return torch.compile(again, backend="aot_eager", fullgraph=True)(x)
+
+
 WAYS = {
+    "compiled, after evaluation": after_evaluation,
+    "compiled head, after evaluation": partial(
+        after_evaluation, loss_of=lambda x, y: crossent.linear_cross_entropy(x, torch.eye(CLASSES), y)
+    ),
+    "compiled in a checkpoint": lambda model, x, labels: torch.utils.checkpoint.checkpoint(
+        of_the_model(crossent.cross_entropy, model), x.requires_grad_(), labels, use_reentrant=False
+    ),
+    "in a compiled checkpoint": in_a_compiled_checkpoint,
     "in a checkpoint": in_a_checkpoint,
     "in a reentrant checkpoint": partial(in_a_checkpoint, use_reentrant=True),
     "with a penalty": with_a_penalty,
@@ -509,13 +543,67 @@ def test_compiled_models_are_followed(model):
     assert raised.value.fault.module == "3" and raised.value.fault.parameters == ("3.weight",)
 
 
+def of_the_model(loss_of, model, **options):
+    torch._dynamo.reset()
+    return torch.compile(lambda x, y: loss_of(model(x), y), **{"backend": "aot_eager", "fullgraph": True} | options)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_losses_are_seen_and_nothing_is_compiled_again(backend, model, monkeypatch):
+    """Where compiling comes before all else in the process, too."""
+    monkeypatch.setattr("crossent._dispatch._frontends", {})
+    step = of_the_model(crossent.cross_entropy, model, backend=backend)
+    x, labels = batch()
+    plain = step(x, labels)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        with watch(model, every=1) as watched:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            for _ in range(2):
+                loss = step(x, labels)
+                loss.backward()
+                optimizer.step()
+                said = watched.last["losses"]["cross_entropy of 5 classes"]
+                assert said["loss"] == pytest.approx(loss.item(), rel=1e-6) and said["looked"]["rows"] == 9
+        step(x, labels)
+    assert not any(watched._missed) and plain.isfinite()
+
+
+def test_a_loss_of_compiled_code_that_is_not_finite(model):
+    """Is explained before that code writes over it; for a gradient it is too late."""
+    step, (x, labels) = of_the_model(crossent.cross_entropy, model), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(crossent.NonFiniteError, match="compiled code may have written over it") as raised:
+        with watch(model):
+            (step(x, labels) * math.inf).backward()
+            optimizer.step()
+    assert raised.value.fault.kind == "gradient" and raised.value.fault.explanation is None
+    model[3].weight.data.fill_(math.nan)
+    with pytest.raises(crossent.NonFiniteError) as raised, watch(model):
+        step(x, labels)
+    assert raised.value.fault.parameters == ("3.weight",) and raised.value.fault.explanation.summary["counted"] == 9
+
+
+def test_a_graph_that_a_gpu_captures_is_told_of(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    names = seen._OPERATORS["_loss_alone"]
+    with watch(model) as watched:
+        seen._told_operator(lambda *args: (SimpleNamespace(is_cuda=True),), names, True, *[None] * (len(names) - 1))
+    assert list(watched._missed) == [seen._CAPTURED]
+
+
+def test_what_is_compiled_in_a_model_is_run_again_as_it_is(model):
+    whole = torch.nn.Sequential(model, torch.nn.Linear(CLASSES, CLASSES))
+    model.compile(backend="eager")
+    with pytest.raises(crossent.NonFiniteError) as raised, watch(whole):
+        train(whole, steps=1)
+        model[3].weight.data.fill_(math.nan)
+        train(whole, steps=1)
+    assert raised.value.fault.module == "0.3"
+
+
 def in_a_thread(model, x, labels):
     with ThreadPoolExecutor() as threads:
         return threads.submit(lambda: F.cross_entropy(model(x), labels)).result()
-
-
-def compiled(loss_of, model, x, labels):
-    return torch.compile(lambda z: loss_of(model(z), labels), backend="aot_eager", fullgraph=True)(x)
 
 
 def in_two_checkpoints(model, x, labels):
@@ -523,10 +611,38 @@ def in_two_checkpoints(model, x, labels):
     return torch.utils.checkpoint.checkpoint(inner, x.requires_grad_(), use_reentrant=True)
 
 
+class Whole(torch.nn.Module):
+    """A model that makes its loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, labels):
+        return crossent.cross_entropy(self.model(x), labels)
+
+
+def exported(model, x, labels):
+    return torch.export.export(Whole(model), (x, labels)).module()(x, labels)
+
+
+IN_COMPILED = "inside of compiled code (call crossent.cross_entropy there, or leave the loss outside)"
 MISSED = "Part of this training is computed where crossent.watch sees no loss: "
 PLACES = {
-    "compiled": (partial(compiled, F.cross_entropy), "inside of compiled code"),
-    "compiled operator": (partial(compiled, crossent.cross_entropy), "inside of compiled code"),
+    "compiled": (lambda model, x, labels: of_the_model(F.cross_entropy, model)(x, labels), IN_COMPILED),
+    "compiled plain operations": (
+        lambda model, x, labels: of_the_model(lambda x, y: crossent.cross_entropy(x, y, model[3].bias.exp()), model)(
+            x, labels
+        ),
+        IN_COMPILED,
+    ),
+    "compiled beside ours": (
+        lambda model, x, labels: (
+            of_the_model(F.cross_entropy, model)(x, labels) + of_the_model(crossent.cross_entropy, model)(x, labels)
+        ),
+        IN_COMPILED,
+    ),
+    "exported": (exported, "inside of an exported program (leave the loss outside)"),
     "two checkpoints": (in_two_checkpoints, "inside of a reentrant checkpoint"),
     "a thread": (in_a_thread, "in another thread"),
     "a transform": (
@@ -547,7 +663,7 @@ def test_losses_that_are_not_seen_are_told_of(place, model):
         x, labels = batch()
         for _ in range(2):
             (hidden(model, x, labels) + F.cross_entropy(model(x), labels)).backward()
-            with nullcontext() if watched.steps else pytest.warns(UserWarning, match=f"^{MISSED}{where}$"):
+            with nullcontext() if watched.steps else pytest.warns(UserWarning, match=f"^{MISSED}{re.escape(where)}$"):
                 optimizer.step()
     assert list(watched.last["losses"]) == ["cross_entropy of 5 classes"]
 

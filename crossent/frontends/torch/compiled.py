@@ -139,8 +139,22 @@ define(
     "loss", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, _differentiate_loss, _keep_for_loss,
     on=_EVERYWHERE,
 )  # fmt: skip
-# without a derivative
-define("loss_alone", f"{_INPUTS}, {_OPTIONS}", _LOSS_RESULTS, _loss, _fake_loss, on=_EVERYWHERE)
+
+
+def _loss_alone(wanted, *arguments):
+    """Without a derivative; `wanted` says whether somebody is going to differentiate the loss."""
+    return _loss(*arguments)
+
+
+# Kernels in a lambda are looked up at each call: while losses are followed, others stand there.
+define(
+    "loss_alone",
+    f"bool wanted, {_INPUTS}, {_OPTIONS}",
+    _LOSS_RESULTS,
+    lambda *arguments: _loss_alone(*arguments),
+    lambda wanted, *arguments: _fake_loss(*arguments),
+    on=_EVERYWHERE,
+)
 define(
     "loss_backward",
     f"Tensor dloss, {_INPUTS}, Tensor stats, Tensor scale, bool want_target, {_OPTIONS}",
@@ -157,21 +171,22 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *arguments):
-        output = ops.loss_alone(*arguments)
+    def forward(ctx, wanted, *arguments):
+        output = ops.loss_alone(wanted, *arguments)
         ctx.save_for_backward(*arguments[:4], *output[1:])
         ctx.values = arguments[4:]
         return output[0]
 
     @staticmethod
     def backward(ctx, dloss):
-        return _differentiate_loss(ctx, dloss)
+        return None, *_differentiate_loss(ctx, dloss)
 
 
 def loss(tensors, call):
     axis, _ = _rows.target_kind(tensors[0].shape, tensors[1].shape, call.dim, not call.picks)
     arguments = *tensors, call.picks, axis, *_values_of(call)
-    value = ops.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(*arguments)
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors[:2])
+    value = ops.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(wanted, *arguments)
     return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
 
 
@@ -281,7 +296,7 @@ def _differentiate_head(ctx, dloss, *_):
 _HEAD_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
 _HEAD_ARGUMENTS = f"{_HEAD_INPUTS}, {_HEAD_OPTIONS}"
 define("head", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, _differentiate_head, _keep_for_head, on=_EVERYWHERE)
-define("head_alone", _HEAD_ARGUMENTS, _HEAD_RESULTS, _head, _fake_head, on=_EVERYWHERE)
+define("head_alone", _HEAD_ARGUMENTS, _HEAD_RESULTS, lambda *arguments: _head(*arguments), _fake_head, on=_EVERYWHERE)
 define(
     "head_backward", f"Tensor dloss, {_HEAD_INPUTS}, {_HEAD_OPTIONS}", "(Tensor, Tensor, Tensor, Tensor)",
     _head_backward, _fake_head_backward, on=_EVERYWHERE,

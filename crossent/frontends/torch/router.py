@@ -8,6 +8,7 @@ differentiates itself. Under `torch.compile` and `torch.export` the kernels are 
 from dataclasses import replace
 from functools import cache, partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -60,6 +61,9 @@ from crossent.frontends.torch.softmax import apply_softmax, compiled_softmax, is
 from crossent.frontends.torch.staged import has_picked, has_predictions, has_stages
 
 _BY_POSITION = "input", "linear_weight", "target"
+# While somebody watches: makes a call, tells of it, and returns its result; returns None for calls inside of others. It
+# is asked for after `compiling`: code for which a compiler had read it would be compiled again once somebody watches.
+told: Any = None
 
 
 def way_of(tensors, by_weights=False, in_stages=None):
@@ -189,6 +193,9 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
     """Of input, target, weight and sample_weight. `spread` says which classes these have, a `Spread` of the caller's or
     a `ClassShard`; None if they have all.
     """
+    arguments = name, given, denominator, dim, options, in_place, spread
+    if not compiling() and told and (found := told(_loss, *arguments)) is not None:
+        return found
     if has_torch_function((*given, denominator)) and may_take_over(given[0]):
         others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place} | _said_of(spread)
         return _taken_over(name, (*given, denominator), dict(zip(_TENSORS_OF_A_LOSS, given)) | others | vars(options))
@@ -228,6 +235,8 @@ cross_entropy = fast_first(partial(_loss, "cross_entropy"))
 
 def spread_cross_entropy(*arguments):
     """Of plain tensors with one process's classes; the last argument is a `Spread`."""
+    if not compiling() and told and (found := told(spread_cross_entropy, *arguments)) is not None:
+        return found
     return _spread_calls().cross_entropy(partial(_loss, "cross_entropy"), *arguments)
 
 
@@ -336,6 +345,9 @@ def linear_cross_entropy(
     """`spread` is as in `_loss`: what has the classes has this process's, but for those of a sparse target."""
     from crossent.frontends.torch import head
 
+    arguments = input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, spread
+    if not compiling() and told and (found := told(linear_cross_entropy, *arguments)) is not None:
+        return found
     classes, probs = _classes_and_probs(target)
     tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
     if has_torch_function(tensors) and may_take_over(input):
@@ -419,6 +431,8 @@ def linear_token_stats(input, linear_weight, target, linear_bias, options, how, 
 
 def spread_linear_cross_entropy(*arguments):
     """As `spread_cross_entropy`."""
+    if not compiling() and told and (found := told(spread_linear_cross_entropy, *arguments)) is not None:
+        return found
     return _spread_calls().of_head(linear_cross_entropy, *arguments)
 
 

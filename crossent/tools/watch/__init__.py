@@ -57,9 +57,9 @@ class watch:
 
     Every loss that is computed in the block, in this thread, to be differentiated while `model.training` holds is seen:
     `crossent.cross_entropy`, `crossent.nll_loss` and `crossent.linear_cross_entropy`, torch.nn.functional's
-    cross_entropy, nll_loss and linear_cross_entropy, and all modules made of these. Evaluation in the block is not. Not
-    seen is what is inside of compiled code, spread over processes, a DTensor, or inside of a function transform, which
-    a warning says; the model may be compiled where its loss is outside.
+    cross_entropy, nll_loss and linear_cross_entropy, and all modules made of these. Evaluation in the block is not. In
+    compiled code the losses of crossent are seen, those of PyTorch are not. Not seen either is what is spread over
+    processes, a DTensor, or inside of a function transform or a CUDA graph; a warning says so.
 
     Args:
         model: the torch.nn.Module that is trained, wrapped by torch.compile or DistributedDataParallel or not.
@@ -196,15 +196,20 @@ class watch:
         self._names[loss.name] += 1
         again = self._names[loss.name]
         name = f"{loss.name} ({again})" if again > 1 else loss.name
-        # What is held of a loss goes with it, where no backward pass follows.
-        value.register_hook(lambda _: self._losses.append(loss))
+        if value.requires_grad:  # what is held of a loss goes with it, where no backward pass follows
+            value.register_hook(lambda _: self._losses.append(loss))
+        else:
+            self._losses.append(loss)
         total, (counted, rows) = loss.value.float().sum(), loss.counted()
+        if loss["denominator"] is not None:
+            total = total * loss["denominator"]
         if total.is_cpu:
             total, counted = total.item(), int(counted)
             if not math.isfinite(total):
                 self._check(loss)
         part = self._line.setdefault(name, _Part())
-        part.losses += total * counted if loss["reduction"] == "mean" else total
+        is_mean = loss["reduction"] == "mean" and loss["denominator"] is None
+        part.losses += total * counted if is_mean else total
         part.counted, part.rows = part.counted + counted, part.rows + rows
         if self.every is None and begun >= self._next_look:
             self._looking = self.steps
@@ -212,7 +217,7 @@ class watch:
         if looks and part.looked is None:
             part.looked = self._look(name, loss, begun)
         # Of a GPU's it is not known yet whether they are finite.
-        if loss.value.is_cpu and loss["input"].nbytes > faults.HELD:
+        if loss.passing or (loss.value.is_cpu and loss["input"].nbytes > faults.HELD):
             loss.arguments.clear()
 
     def miss(self, where: str) -> None:

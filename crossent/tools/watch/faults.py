@@ -57,7 +57,8 @@ class Batch:
 
     @classmethod
     def of(cls, module: Module, args: tuple, kwargs: dict[str, Any]) -> "Batch":
-        device = next((p.device.type for p in module.parameters()), "cpu")
+        parameter = next(module.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device.type
         autocast = device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         seed = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
         return cls(module, args, kwargs, seed, autocast)
@@ -66,7 +67,8 @@ class Batch:
         """Without an effect on buffers, such as running means, and on random numbers to come."""
         device, enabled, dtype = self.autocast
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        with torch.random.fork_rng(), torch.enable_grad(), torch.autocast(device, dtype, enabled):
+        eager = torch.compiler.set_stance("force_eager")  # compiled code would pass by the hooks of what is in it
+        with eager, torch.random.fork_rng(), torch.enable_grad(), torch.autocast(device, dtype, enabled):
             (torch.cuda if device == "cuda" else torch).set_rng_state(self.seed)
             torch.func.functional_call(self.module, buffers, self.args, self.kwargs)
 
@@ -165,7 +167,8 @@ def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | 
     if not losses or (kind == "gradient" and losses[-1]["inplace_backward"]):
         return None
     if not losses[-1].arguments:
-        said.append(f"Its batch is not explained: logits of more than {HELD // 2**20} MB are not held.")
+        why = losses[-1].passing or f"logits of more than {HELD // 2**20} MB are not held"
+        said.append(f"Its batch is not explained: {why}.")
         return None
     function, given = losses[-1].function, losses[-1].arguments
     try:

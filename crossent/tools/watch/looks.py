@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import crossent
+from crossent import PredictionStats
 from crossent._options import loss_options, of_arguments
+from crossent.frontends.numpy import losses  # crossent's own functions change what compilers have read of them
 from crossent.tools.arrays import as_numpy
 from crossent.tools.score.metrics import BINS, bin_of
 from crossent.tools.score.sums import Cells
@@ -34,7 +35,8 @@ def look(loss: Loss, generator: np.random.Generator) -> tuple[dict[str, NDArray]
     # As NumPy arrays, of which autograd, and what hooks of a checkpoint make of it, sees nothing.
     logits, label = as_numpy(_logits(loss, labels, chosen)), as_numpy(labels.reshape(-1)[chosen])
     cap = loss["softcap"]
-    stats = crossent.prediction_stats(logits if cap is None else cap * np.tanh(logits / cap), label)
+    capped = logits if cap is None else cap * np.tanh(logits / cap)
+    stats = PredictionStats(*losses.prediction_stats(capped, label, None, loss_options(reduction="none")))
     finite = np.isfinite(stats.logprob)
     if not finite.any():
         return None
@@ -51,7 +53,8 @@ def _squared_gradient(loss: Loss, logits: NDArray, label: NDArray, brier: NDArra
     weight = None if loss["weight"] is None else as_numpy(loss["weight"])
     if weight is None and loss_options(**options) is loss_options(reduction="sum"):
         return float(brier.sum(dtype=float))  # it is p, less 1 at the label
-    _, gradient = crossent.value_and_grad(crossent.cross_entropy)(logits, label, weight=weight, **options)
+    arguments = label, weight, None, None, None, loss_options(**options), False
+    _, gradient = losses.value_and_grad(losses.cross_entropy, logits, arguments, {})
     return float(np.linalg.norm(gradient)) ** 2
 
 

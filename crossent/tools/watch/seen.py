@@ -1,10 +1,13 @@
-"""Losses where they pass: in the router of PyTorch's tensors, and where torch.nn.functional's leave Python.
+"""Losses where they pass: in the router of PyTorch's tensors, where torch.nn.functional's leave Python, and in the
+operators of compiled code.
 
 While a thread watches, functions stand there that tell of each call, and at the doors of backward passes and of
-GradScaler. At all other times nothing is in the way.
+GradScaler. At all other times nothing is in the way. What a compiler reads stays as it is, so that nothing is compiled
+again.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,27 +22,34 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 import crossent
 from crossent import SparseTarget, _rows
-from crossent.frontends.torch import modes, router
+from crossent._options import HeadOptions, LossOptions
+from crossent.frontends.torch import compiled, fast, modes, router
+from crossent.frontends.torch.operators import carried
 
 try:
     from torch.nn.modules import linear_cross_entropy as chunked
 except ImportError:  # before PyTorch 2.13
     chunked = None
 
+_backward_pass = torch._C._current_graph_task_id  # its number, or -1
 _KNOWS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")  # since PyTorch 2.8
 _SEEN = "seen by crossent.watch"
 _HIDDEN = {  # parts of the names of nodes: who computed what they differentiate
-    "CompiledFunction": "inside of compiled code",
-    "crossent": "inside of compiled code",
+    "CompiledFunction": "inside of compiled code (call crossent.cross_entropy there, or leave the loss outside)",
+    "crossent": "inside of an exported program (leave the loss outside)",
     "CheckpointFunction": "inside of a reentrant checkpoint",
 }
+_CAPTURED = "inside of a CUDA graph (leave the loss outside, or compile without one)"
 
 
 class Loss:
-    """A call of a loss: the public function, its arguments by name, and what it returned, without its graph."""
+    """A call of a loss: the public function, its arguments by name, and what it returned, without its graph; and why
+    the arguments are not to be held.
+    """
 
-    def __init__(self, function: Callable[..., Tensor], arguments: dict[str, Any], value: Tensor):
-        self.function, self.arguments, self.value = function, arguments, value
+    def __init__(self, function: Callable[..., Tensor], arguments: dict[str, Any], value: Tensor, passing: str = ""):
+        self.function, self.arguments, self.passing = function, arguments, passing
+        self.value = value.clone() if passing else value.detach()
         x, head = self["input"], self["linear_weight"]
         self.is_head = head is not None
         self.axis = x.ndim - 1 if head is not None else _rows.class_axis(x.ndim, self["dim"])
@@ -74,6 +84,9 @@ class _Here(threading.local):
     is_backward = False
     hidden: frozenset[str] = frozenset()  # where the backward pass may meet losses that nobody saw
     scaler: GradScaler | None = None  # of the backward pass to come
+
+    def __init__(self):
+        self.compiled: deque[int] = deque(maxlen=256)  # numbers of nodes whose compiled code has told of a loss
 
 
 _here = _Here()
@@ -120,6 +133,8 @@ def _hidden_in(tensors: Any) -> frozenset[str]:
         node = waiting.pop()
         if node is None or node in met or _SEEN in node.metadata:  # pyright: ignore[reportOperatorIssue]
             continue
+        if node._sequence_nr() in _here.compiled:
+            continue
         met.add(node)
         where = {where for part, where in _HIDDEN.items() if part in node.name()}
         found |= where
@@ -129,42 +144,78 @@ def _hidden_in(tensors: Any) -> frozenset[str]:
 
 def _is_again() -> bool:
     """Whether a checkpoint computes something again that was differentiable at first, as reentrant ones do not."""
-    if torch._C._current_graph_task_id() == -1:
-        return False
-    return modes.packs_what_is_saved() or not _KNOWS_HOOKS
+    return _backward_pass() != -1 and (modes.packs_what_is_saved() or not _KNOWS_HOOKS)
 
 
 def _told_loss(original, function, names, *args, **kwargs):
+    """`original` is PyTorch's own."""
     if modes.compiling() or _here.inside:
         return original(*args, **kwargs)
+    return _told(partial(original, *args, **kwargs), function, _given(names, args, kwargs))
+
+
+def _told_call(called, *args):
+    """As `router.told`."""
+    if _here.inside:
+        return None
+    given = _given(_CALLS[called], args, {})
+    name = given.pop("function", called.__name__.removeprefix("spread_"))
+    return _told(partial(called, *args), getattr(crossent, name), given)
+
+
+def _told(call, function, given):
     _here.inside = True
     try:
-        result = original(*args, **kwargs)
+        result = call()
         value = result[0] if type(result) is tuple else result
         if value.requires_grad and not _is_again():
             getattr(value.grad_fn, "metadata", {})[_SEEN] = True  # what is transformed may have none
-            given = _given(names, args, kwargs)
-            where = _elsewhere(given, value)
             _here.hidden -= {_HIDDEN["CheckpointFunction"]}  # in the backward pass, which computes them again
-            for watcher in _here.watchers or tuple(_everybody):
-                if where:
-                    watcher.miss(where)
-                else:
-                    watcher.see(Loss(function, given, value.detach()), value)
+            _tell(_elsewhere(given, value), function, given, value)
     finally:
         _here.inside = False
     return result
+
+
+def _told_operator(original, names, *args):
+    """In compiled code, which repeats in a backward pass what was there before."""
+    result, given = original(*args), _given(names, args, {})
+    wanted, picks, classes = (given.pop(name, None) for name in ("wanted", "picks", "classes"))
+    if _here.inside or not (any(wanted) if isinstance(wanted, list) else wanted) or _backward_pass() != -1:
+        return result
+    if classes is not None:
+        given["target"] = SparseTarget(classes, given["target"])
+    head = crossent.linear_cross_entropy
+    function = head if "linear_weight" in given else crossent.nll_loss if picks else crossent.cross_entropy
+    is_captured = result[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    where = _CAPTURED if is_captured else "" if _here.watchers else "in another thread"
+    _here.inside = True
+    try:
+        # The node was numbered just before its code ran.
+        _here.compiled.append(_autograd._get_sequence_nr() - 1)
+        _tell(where, function, given, result[0], "compiled code may have written over it")
+    finally:
+        _here.inside = False
+    return result
+
+
+def _tell(missed: str | None, function: Callable, given: dict[str, Any], value: Tensor, passing: str = "") -> None:
+    for watcher in _here.watchers or tuple(_everybody):
+        if missed:
+            watcher.miss(missed)
+        else:
+            watcher.see(Loss(function, given, value, passing), value)
 
 
 def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
     """Where a loss was computed of which not all is here to be told."""
     if not _here.watchers:
         return "in another thread"
-    if "spread" in given:
+    if given.get("spread") is not None:
         return "of classes that are spread over processes"
     if type(value) is not Tensor or type(given["input"]) not in (Tensor, torch.nn.Parameter):
         is_compiling = TracingContext.try_get() is not None  # whose tensors are of its own types
-        return "inside of compiled code" if is_compiling else "of subclasses of tensors, such as DTensors"
+        return _HIDDEN["CompiledFunction"] if is_compiling else "of subclasses of tensors, such as DTensors"
     return "inside of a function transform or a dispatch mode" if modes.transformed() else None
 
 
@@ -193,16 +244,31 @@ def _told_scale(scaler, outputs):
 _backward, _scale = torch.autograd.backward, GradScaler.scale
 
 
-_LOSS = ("input", "target", "weight", "sample_weight", "denominator", "dim", "options", "inplace_backward")
+_LOSS = ("input", "target", "weight", "sample_weight", "denominator", "dim", "options", "inplace_backward", "spread")
 _HEAD = ("input", "linear_weight", "target", "linear_bias", "weight")
-_OURS = (*_HEAD, "sample_weight", "denominator", "options", "how")
+_OURS = (*_HEAD, "sample_weight", "denominator", "options", "how", "spread")
 _TORCHS = ("input", "target", "weight", "reduction", "ignore_index", "label_smoothing")
+_CALLS = {
+    router._loss: ("function", *_LOSS),
+    router.linear_cross_entropy: _OURS,
+    router.spread_cross_entropy: _LOSS,
+    router.spread_linear_cross_entropy: _OURS,
+}
+_OPERATORS = {
+    "_loss_alone": ("wanted", *_LOSS[:4], "picks", "dim", *carried(LossOptions)),
+    "_head": (
+        "input", "linear_weight", "linear_bias", "target", "weight", "sample_weight", "classes", "wanted",
+        *carried(HeadOptions), *carried(LossOptions),
+    ),
+}  # fmt: skip
 
 
 def _given(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a loss by their names, of which functions inside of others take some together."""
-    args = (*args[0], *args[1:]) if isinstance(args[0], tuple) else args
-    given = {"reduction": "none"} | dict(zip(names, args)) | kwargs
+    flat = []
+    for arg in args:
+        flat += arg if type(arg) is tuple else [arg]
+    given = {"reduction": "none"} | dict(zip(names, flat)) | kwargs
     for together in {"options", "how"} & given.keys():
         given |= vars(given.pop(together))
     if isinstance(given["reduction"], int):
@@ -214,11 +280,6 @@ def _sites() -> Iterator[tuple[Any, str, Callable]]:
     """Owners and names, and what stands there while somebody watches."""
     native, head = torch._C._nn, crossent.linear_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
     for owner, name, function, names in (
-        (router, "cross_entropy", crossent.cross_entropy, _LOSS),
-        (router, "nll_loss", crossent.nll_loss, _LOSS),
-        (router, "linear_cross_entropy", head, _OURS),
-        (router, "spread_cross_entropy", crossent.cross_entropy, (*_LOSS, "spread")),
-        (router, "spread_linear_cross_entropy", head, (*_OURS, "spread")),
         (native, "cross_entropy_loss", crossent.cross_entropy, _TORCHS),
         (native, "nll_loss_nd", crossent.nll_loss, _TORCHS),
         (chunked, "_linear_cross_entropy_batch_chunked", head, (*_HEAD, "reduction", "ignore_index")),
@@ -226,6 +287,10 @@ def _sites() -> Iterator[tuple[Any, str, Callable]]:
     ):
         if hasattr(owner, name):
             yield owner, name, partial(_told_loss, getattr(owner, name), function, names)
+    yield router, "told", _told_call
+    yield fast, "function_modes", lambda: True  # the short way is left
+    for name, names in _OPERATORS.items():
+        yield compiled, name, partial(_told_operator, getattr(compiled, name), names)
     yield torch.autograd, "backward", _told_backward
     yield GradScaler, "scale", _told_scale
 

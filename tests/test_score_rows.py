@@ -212,7 +212,7 @@ def test_missing_values_in_parquet(tmp_path):
         np.arange(40)[:, None] == 3, np.nan, logits).T)}  # fmt: skip
     names = [None if i == 5 else f"c{label}" for i, label in enumerate(labels)]
     pyarrow.parquet.write_table(pa.table(columns | {"label": names}), tmp_path / "x.parquet")
-    with pytest.raises(BadFile, match="missing values"):
+    with pytest.raises(BadFile, match="row 5: the label '' is none of the classes"):
         score(f"{tmp_path}/x.parquet")
     found = score(f"{tmp_path}/x.parquet", reading=Reading(skip_bad=True)).total.result()
     assert found["skipped"] == {"labels": 1, "logits": 1, "scale": 0}

@@ -12,7 +12,8 @@ from crossent.tools.arrays import as_numpy, is_numpy, like, moved_axis
 from crossent.tools.language import say
 from crossent.tools.score.formats import Stored
 from crossent.tools.score.labels import Values, labels_for, one_hot, others_for
-from crossent.tools.score.readers import BadFile, Reading, Rows, UnclearFile, naming, printable, rows_of
+from crossent.tools.score.readers import BadFile, Reading, Rows, naming, printable, rows_of
+from crossent.tools.score.text import UnclearError
 
 _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
 
@@ -160,8 +161,10 @@ def _fitting(pattern: str, role: str, reading: Reading, here: bool, rows: Callab
     """Where its first line may be a header or a row, it is what makes a file as long as another, of so many `rows`."""
     try:
         return rows_of(pattern, role, reading, here)
-    except UnclearFile:
-        with suppress(UnclearFile):
+    except BadFile as error:
+        if not isinstance(error.__cause__, UnclearError):
+            raise
+        with suppress(BadFile):
             wanted = rows()
             for header in (False, True):
                 with suppress(BadFile):

@@ -1,10 +1,8 @@
 """Rows of files and shards, in blocks of bounded size, with one kind of error for whatever is wrong with a file."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
 from glob import escape, glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from crossent.tools.arrays import as_numpy, is_numpy
 from crossent.tools.language import say
 from crossent.tools.score import roles
 from crossent.tools.score.formats import ARRAYS, BFLOAT16, Stored, check, plain
-from crossent.tools.score.parquet import parquet
-from crossent.tools.score.tables import KNOWN, Table, UnclearError, listed
+from crossent.tools.score.roles import KNOWN
+from crossent.tools.score.tables import Table, listed, parquet
 from crossent.tools.score.text import text
 from crossent.tools.score.worst import natural
 
@@ -30,16 +29,13 @@ TEXTS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 TABLES = {".parquet": parquet} | dict.fromkeys(TEXTS, text)
 SUFFIXES = (*ARRAYS, *TABLES)
 # What a format needs beyond NumPy: the module and the extra that has it.
-_NEEDS = {".parquet": ("pyarrow", "parquet"), ".pt": ("torch", "torch"), ".safetensors": ("safetensors", "score")}
+_NEEDS = dict.fromkeys(TABLES, ("pyarrow", "score"))
+_NEEDS |= {".pt": ("torch", "torch"), ".safetensors": ("safetensors", "score")}
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z")
 
 
 class BadFile(ValueError):
     """A file that cannot be scored; the message names it."""
-
-
-class UnclearFile(BadFile):
-    """A file whose first line may be a header or a row."""
 
 
 @contextmanager
@@ -52,8 +48,7 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         # What a library quotes of a file may be anything, to a terminal as well.
-        bad = UnclearFile if isinstance(error, UnclearError) else BadFile
-        raise bad(f"{path}: {printable(said)}") from error
+        raise BadFile(f"{path}: {printable(said)}") from error
 
 
 def printable(said: str) -> str:
@@ -128,21 +123,20 @@ class Rows:
         if stored.mapped and not others:
             with naming(path):
                 return plain(next(stored.blocks(max(1, stored.shape[0]))))
-        short = np.prod(self.shape, dtype=object) <= _IN_MEMORY
-        kinds = [next(replace(self, files=[one]).blocks(1)).dtype for one in self.files]
-        if isinstance(kinds[0], np.dtype):
-            if short:
-                return np.concatenate(list(self.blocks()))
-            kind = np.result_type(*kinds)
-            parts = (np.ascontiguousarray(block, kind) for block in self.blocks())
-            return _in_file(path, parts).view(kind).reshape(self.shape)
-        import torch
+        blocks = self.blocks()
+        if np.prod(self.shape, dtype=object) <= _IN_MEMORY:
+            parts = list(blocks)
+            if is_numpy(parts[0]):
+                return np.concatenate(parts)
+            import torch
 
-        if short:
-            return torch.cat(list(self.blocks()))
-        kind = reduce(torch.promote_types, kinds)
-        parts = (block.to(kind).contiguous().view(torch.uint8).numpy() for block in self.blocks())
-        return torch.from_numpy(_in_file(path, parts)).view(kind).reshape(self.shape)
+            return torch.cat(parts)
+        kind = np.result_type(*(as_numpy(next(replace(self, files=[one]).blocks(1))).dtype for one in self.files))
+        return (
+            _in_file(path, (np.ascontiguousarray(as_numpy(block), kind) for block in blocks))
+            .view(kind)
+            .reshape(self.shape)
+        )
 
     def find(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its number there."""
@@ -209,7 +203,7 @@ def suffix_of(path: Path) -> str:
 def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
     with naming(path):
         if path.is_dir():
-            raise BadFile(f"{path}: is a folder{_inside(path)}")
+            raise BadFile(f"{path}: is a folder: name the files in it, as in '{escape(str(path))}/*.npy'")
         if str(path) == "-" or (path.exists() and not path.is_file()):
             raise BadFile(f"{path}: files are read twice, and a stream cannot be: write it to a file first")
         if not path.exists():
@@ -235,15 +229,6 @@ def _opened(path: Path, role: str, reading: Reading, labels_here: bool) -> Rows:
         if int(np.prod(stored.shape[1:], dtype=object)) > _LONGEST_ROW:
             raise BadFile(f"{path}: a row of {stored.shape[1:]} is longer than {_LONGEST_ROW} numbers")
         return rows
-
-
-def _inside(folder: Path) -> str:
-    """How to name the files of a folder."""
-    found = Counter(suffix for path in folder.iterdir() if (suffix := suffix_of(path)) in SUFFIXES)
-    if not found:
-        return ""
-    pattern = f"{escape(str(folder))}/*{found.most_common(1)[0][0]}"
-    return f": name the files in it, as in '{pattern}'"
 
 
 # What entries may hold that have the logits, the labels, or something beside them.

@@ -1,29 +1,16 @@
-"""Files of columns: what their columns are like, and their rows in blocks. Which columns are meant is for `roles`."""
+"""Files of columns, which pyarrow reads: what their columns are like, and their rows in blocks.
 
-import re
+Which columns are meant is for `roles`.
+"""
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SAMPLED = 1000  # rows at most, from which it is decided what the columns are
-# Names of columns that have the labels, or the numbers of the rows.
-LABELS = frozenset(
-    "class classes ground_truth gt label label_id label_ids labels target targets true_label y y_true".split()
-)
-KNOWN = {"logits": frozenset(["logits"]), "labels": LABELS}
-# Of columns that stand beside logits and are no classes.
-OTHERS = frozenset(
-    "argmax confidence epoch fold loss nll pred predicted prediction predictions sample_weight split step top1 weight "
-    "y_hat y_pred yhat".split()
-)
-INDICES = frozenset("id idx index row row_id sample sample_id".split())
-_MISSING = frozenset(["#n/a", "-", "?", "missing", "n/a", "na", "none", "null"])  # words for a number that is not there
-_WHOLE = re.compile(r"[+-]?[0-9]+")
-
-
-class UnclearError(ValueError):
-    """Whether the first line is a header cannot be told from the file alone."""
 
 
 @dataclass(frozen=True)
@@ -32,75 +19,164 @@ class Column:
 
     `kind` is "whole" for numbers without a fraction, however they are written, "fraction" for others, "words", "lists"
     (of numbers), "empty", or "mixed" for words among numbers. `values` are the numbers, a row each of lists, or the
-    words. `points` says how many of them are written with a point or an exponent, or are of a type of floats.
+    words. `floats` says that the numbers are of a type of floats, or that a point or an exponent is written in some.
     """
 
+    name: str
     kind: str
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
-    points: int = 0
-    name: str = ""
-
-    @property
-    def numbers(self) -> bool:
-        return self.kind in ("whole", "fraction")
+    floats: bool = False
 
     @property
     def counts(self) -> bool:
         """Whether these are whole numbers that go up by one from row to row."""
         return self.kind == "whole" and len(self.values) > 1 and bool((np.diff(self.values) == 1).all())
 
+    @property
+    def differs(self) -> bool:
+        """From row to row, as what names the rows does."""
+        return len(np.unique(self.values)) == len(self.values)
+
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of as many rows. `read(columns, words, step)` gives those columns, as numbers or as words, in blocks.
+    """Columns of as many rows, which come as batches of pyarrow: `batches(columns, step)` gives the columns of these
+    numbers, in this order.
 
     `header` says whether the columns have names, `index` which of them the file itself calls an index of the rows, and
-    `note` what the file was taken for.
+    `note` what the file was taken for. With `skip_bad` numbers that cannot be read are nan.
     """
 
     rows: int
     columns: tuple[Column, ...]
-    read: Callable[[Sequence[int], bool, int], Iterator[np.ndarray]]
-    header: bool = False
+    batches: Callable[[Sequence[int], int], Iterator[Any]]
+    header: bool
+    skip_bad: bool
     index: frozenset[int] = frozenset()
     note: str = ""
 
     def name(self, i: int) -> str:
         """Of a column, for messages."""
-        return name_of(self.columns[i].name, i)
+        return repr(name) if (name := self.columns[i].name) else str(i)
+
+    def names(self, columns: Iterable[int]) -> str:
+        return listed(map(self.name, columns))
+
+    def read(self, columns: Sequence[int], words: bool, step: int) -> Iterator[np.ndarray]:
+        """All rows of these columns, as numbers or as `words`: an axis more where there are several."""
+        start = 0
+        for batch in self.batches(columns, step):
+            found = [
+                _words(cells) if words else self._numbers(cells, self.name(i), start)
+                for i, cells in zip(columns, batch.columns)
+            ]
+            yield found[0] if len(found) == 1 else np.column_stack(found)
+            start += batch.num_rows
+        if not start:
+            yield np.empty((0, len(columns)) if len(columns) > 1 else 0)
+
+    def _numbers(self, cells: Any, name: str, start: int) -> np.ndarray:
+        import pyarrow as pa
+        from pyarrow import compute
+
+        if _is_list(cells.type):
+            return _matrix(cells, name)
+        if _is_number(cells.type) and (self.skip_bad or not cells.null_count):
+            return cells.to_numpy(zero_copy_only=False)
+        try:
+            if not cells.null_count:
+                return compute.call_function("utf8_trim_whitespace", [cells]).cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid:
+            pass
+        return np.array([self._number(cell, name, row) for row, cell in enumerate(cells.to_pylist(), start)])
+
+    def _number(self, cell: Any, name: str, row: int) -> float:
+        try:
+            return float(cell)
+        except (TypeError, ValueError):
+            if self.skip_bad:
+                return np.nan
+        if cell in (None, ""):
+            raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
+        raise ValueError(f"row {row}: {str(cell)[:40]!r} in column {name} is not a number")
+
+
+def parquet(path: Path, header: bool | None, skip_bad: bool) -> Table:
+    """Columns of numbers, of words, or of lists of numbers of one length."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        some = next(file.iter_batches(SAMPLED), schema.empty_table())
+        columns = tuple(column_of(name, some.column(i)) for i, name in enumerate(schema.names))
+
+    def batches(wanted: Sequence[int], step: int) -> Iterator[Any]:
+        names = [schema.names[i] for i in wanted]
+        if any(schema.names.count(name) > 1 for name in names):
+            raise ValueError("has several columns of one name")
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(step, columns=names):
+                yield batch.select(names)
+
+    said = (schema.pandas_metadata or {}).get("index_columns", [])  # in which pandas keeps the names of the rows
+    index = {i for i, name in enumerate(schema.names) if name in said or name.startswith("__index_level_")}
+    return Table(rows, columns, batches, True, skip_bad, frozenset(index))
+
+
+def column_of(name: str, cells: Any) -> Column:
+    """A column by some of its cells."""
+    from pyarrow import types
+
+    there = cells.drop_null()
+    if _is_list(cells.type):
+        return Column(name, "lists", _matrix(cells, repr(name)))
+    if not len(there):
+        return Column(name, "empty")
+    if _is_number(cells.type):
+        values = there.to_numpy(zero_copy_only=False).astype(np.float64)
+        whole = np.isfinite(values).all() and (values == np.floor(values)).all()
+        return Column(name, "whole" if whole else "fraction", values, types.is_floating(cells.type))
+    words = _words(there)
+    return Column(name, "mixed" if any(map(is_number, words.tolist())) else "words", words)
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_list(type: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(type) or types.is_large_list(type) or types.is_fixed_size_list(type)
+
+
+def _is_number(type: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_floating(type) or types.is_integer(type)
+
+
+def _matrix(lists: Any, name: str) -> np.ndarray:
+    values = lists.flatten()
+    if lists.null_count or values.null_count:
+        raise ValueError(f"column {name} has missing values")
+    if not _is_number(values.type):
+        raise ValueError(f"column {name} holds {lists.type}, not numbers")
+    numbers = values.to_numpy(zero_copy_only=False)
+    lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ValueError(f"the lists in column {name} differ in length")
+    return numbers.reshape(len(lists), *lengths) if len(lengths) else np.empty((0, 0))
+
+
+def _words(cells: Any) -> np.ndarray:
+    return np.array(["" if word is None else str(word).strip() for word in cells.to_pylist()], str)
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     return ", ".join([*names[:most], *["..."] * (len(names) > most)])
-
-
-def name_of(name: str, i: int) -> str:
-    return repr(name) if name else str(i)
-
-
-def column_of(cells: Sequence[str]) -> Column:
-    """A column of text, by some of its cells."""
-    full = [cell for cell in cells if cell]
-    written = [kind_of(cell) for cell in full]
-    if not full:
-        return Column("empty")
-    if "words" in written:
-        missing = {cell.lower() for cell in full} <= _MISSING
-        return Column("words", np.array(full)) if set(written) == {"words"} and not missing else Column("mixed")
-    return of_numbers(np.array(full, np.float64), written.count("fraction"))
-
-
-def of_numbers(values: np.ndarray, points: int) -> Column:
-    kind = "whole" if np.isfinite(values).all() and (values == np.floor(values)).all() else "fraction"
-    return Column(kind, values, points)
-
-
-def kind_of(cell: str) -> str:
-    if _WHOLE.fullmatch(cell):
-        return "whole"
-    try:
-        float(cell)
-    except ValueError:
-        return "words"
-    return "fraction"

@@ -2,188 +2,150 @@
 
 import csv
 import gzip
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from crossent.tools.score.tables import LABELS, SAMPLED, Column, Table, UnclearError, column_of, kind_of, name_of
+from crossent.tools.score.tables import SAMPLED, Column, Table, column_of, is_number
 
 _LONGEST_LINE = 2**26  # bytes; a file with a longer one is no text
-_AT_ONCE = 2**20  # cells, which take ten times their memory as text
-_SAMPLED_CELLS = 2**14
-_MARK = b"\xef\xbb\xbf"  # that some programs begin UTF-8 with
+_MISSING = "#N/A - ? missing N/A n/a NA na NaN nan None none NULL null".split()  # stand where there is no number
 
 
-def text(path: Path, header: bool | None = None, skip_bad: bool = False) -> Table:
-    """The table of a file; `header` says whether its first line has the names, None lets the file say.
+class UnclearError(ValueError):
+    """Whether the first line is a header cannot be told from the file alone."""
 
-    With `skip_bad` cells that are no numbers are nan, and so is all of a line that has not as many as the first.
-    """
-    lines = _lines(path)
-    first, second = next(lines, ""), next(lines, "")
-    if not first.strip():
-        raise ValueError("the file is empty, or its first line")
+
+def text(path: Path, header: bool | None, skip_bad: bool) -> Table:
+    """The table of a file; `header` says whether its first line has the names, None lets the file say."""
+    first, second = _first_lines(path)
     commented = first.startswith("#") and header is not False
-    first = first.removeprefix("#") if commented else first
-    between = _between(path, first, second)
-    names = _cells(first, between)
+    between = _between(path, second if commented and second else first, second)
+    names = _cells(first.removeprefix("#" * commented), between)
     width = len(_cells(second, between)) if commented and second else len(names)
-    sampled = max(20, min(SAMPLED, _SAMPLED_CELLS // width))
-    sample = [_cells(line, between) for line in [second, *islice(lines, sampled)] if line]
-    sample = [cells for cells in sample if len(cells) == width]  # others are found when they are read
-    below = [column_of(cells) for cells in zip(*sample)] or [Column("empty")] * width
     few = names if len(names) <= 6 else [*names[:3], "...", names[-1]]
     shown = ",".join(name if len(name) <= 20 else f"{name[:17]}..." for name in few)
+    file = _Text(path, between, width, not second, max(2**20, 8 * len(first + second)), skip_bad)
+    below = file.columns(1, names if len(names) == width else [""] * width)
     if header is None:
         header = commented or _is_header(names, below)
     if header is None:
         raise UnclearError(
             f"its first line ({shown}) may be a header or a row: say --header or --no-header, which hold for both files"
         )
-    if header and len(names) == width:
-        # People who give columns names may write 2 for 2.0 below them.
-        below = [replace(column, name=name, points=0) for name, column in zip(names, below)]
-    elif not header:
-        below = [column_of(cells) for cells in zip(names, *sample)]
+    batches = partial(file.batches, int(header))
+    rows = sum(batch.num_rows for batch in batches([0]))
     note = f"the first line ({shown}) is taken for its header" if header else ""
-    rows = _Rows(path, between, int(header), [column.name for column in below], skip_bad)
-    return Table(_count(path) - header, tuple(below), rows.read, header, note=note)
+    return Table(rows, below if header else file.columns(0, [""] * width), batches, header, skip_bad, note=note)
 
 
-def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool | None:
-    """Whether names stand above the columns, or the first of their numbers; None where it may be either.
-
-    Words above numbers are names; above words they may be words themselves. Numbers in order may be names above others
-    that are written as floats are.
-    """
-    # A number with a decimal comma is no name either.
-    kinds = [kind_of(cell.replace(",", ".")) if cell else "empty" for cell in first]
-    if "fraction" in kinds:
-        return False  # numbers, among which may be a cell that is none: that is an error, and not a name
-    whole = [int(cell) for cell, kind in zip(first, kinds) if kind == "whole"]
-    in_order = whole == list(range(len(whole))) or (len(whole) > 1 and whole == list(range(1, len(whole) + 1)))
-    if "words" in kinds:
-        if in_order and any(column.numbers for column, kind in zip(below, kinds) if kind == "words"):
-            return True
-        if in_order and any(cell in column.values for cell, column in zip(first, below) if column.kind == "words"):
-            return False
-        known = any(cell.lower() in LABELS for cell in first) or all(column.kind == "empty" for column in below)
-        return True if in_order and known else None
-    if kinds.count("empty") > (kinds[0] == "empty") or not whole:
-        return False
-    numbers = [column for column, kind in zip(below, kinds) if kind == "whole" and column.kind != "empty"]
-    floats = all(column.points for column in numbers)
-    if in_order:
-        return True if (numbers and floats) or (kinds[0] == "empty" and below[0].counts) else None
-    return None if floats and 1 < len(whole) == len(set(whole)) else False
+def _first_lines(path: Path) -> tuple[str, str]:
+    try:
+        with (gzip.open if _is_packed(path) else open)(path, "rt", encoding="utf-8-sig") as file:
+            first, second = file.readline(_LONGEST_LINE).rstrip("\n"), file.readline(_LONGEST_LINE)
+    except UnicodeDecodeError:
+        raise ValueError("is no text in UTF-8: save it so") from None
+    if not first.strip():
+        raise ValueError("the file is empty, or its first line")
+    return first, second
 
 
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Without their ends, and without the mark."""
-    with _opened(path) as file:
-        mark = _MARK
-        while line := file.readline(_LONGEST_LINE):
-            if len(line) == _LONGEST_LINE:
-                raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
-            if mark and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("is text in UTF-16: save it as UTF-8")
-            yield line.removeprefix(mark).decode().rstrip("\r\n")
-            mark = b""
-
-
-def _count(path: Path) -> int:
-    """How many lines there are, the last of which need not end."""
-    count, last = 0, b"\n"
-    with _opened(path) as file:
-        while piece := file.read(2**20):
-            count, last = count + piece.count(b"\n"), piece[-1:]
-    return count + (last != b"\n")
-
-
-def _between(path: Path, *lines: str) -> str | None:
-    """What stands between the cells, None for blanks."""
+def _between(path: Path, line: str, second: str) -> str:
+    """What stands between the cells."""
     if any(suffix.lower() == ".tsv" for suffix in path.suffixes):
         return "\t"
-    for mark in "\t;,":
-        if mark in lines[0]:
-            return mark
-    several = [cells for line in lines if len(cells := line.split()) > 1]
-    return None if any(kind_of(cell) != "words" for cells in several for cell in cells) else ","
+    pieces = (second or line).rstrip("\n").split(" ")
+    blank = len(pieces) > 1 and all(map(is_number, pieces))
+    return next((mark for mark in "\t;," if mark in line), " " if blank else ",")
 
 
-def _cells(line: str, between: str | None) -> list[str]:
-    if between is None:
-        return line.split()
-    if '"' in line:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=between, skipinitialspace=True))]
-    return [cell.strip() for cell in line.split(between)]
+def _cells(line: str, between: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line.rstrip("\n")], delimiter=between, skipinitialspace=True))]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of a file, a line each but for the first `head` ones, of cells with these names."""
+class _Text:
+    """Lines of a file, or a single one, with so many cells `between` which something stands.
+
+    They are read so many bytes `at_once`, into which each of them has to fit.
+    """
 
     path: Path
-    between: str | None
-    head: int
-    names: list[str]
+    between: str
+    width: int
+    single: bool
+    at_once: int
     skip_bad: bool
 
-    def read(self, columns: Sequence[int], words: bool, step: int) -> Iterator[np.ndarray]:
-        """All rows, of some columns: an axis more where there are several."""
-        step, start = max(1, min(step, _AT_ONCE // len(self.names))), 0
-        lines = islice(_lines(self.path), self.head, None)
-        while (some := list(islice(lines, step))) or not start:
-            block = None if words or not some else self._numbers(some, columns)
-            if block is None:
-                cells = np.array([*self._one_by_one(some, start, columns, words)], str if words else np.float64)
-                block = cells.reshape(len(some), len(columns))
-            yield block[:, 0] if len(columns) == 1 else block
-            if not some:
-                return
-            start += len(some)
+    def columns(self, head: int, names: Sequence[str]) -> tuple[Column, ...]:
+        """What they are like below `head` lines."""
+        some = next(self.batches(head), None)
+        if some is None:
+            return tuple(Column(name, "empty") for name in names)
+        return tuple(column_of(name, one.slice(0, SAMPLED)) for name, one in zip(names, some.columns))
 
-    def _numbers(self, lines: list[str], columns: Sequence[int]) -> np.ndarray | None:
-        """None where a line has not as many cells as it should, or what is no number."""
-        width, quote = len(self.names), '"' if any('"' in line for line in lines) else None
-        if self.between is None or quote:
-            whole = all(len(_cells(line, self.between)) == width for line in lines)
-        else:
-            whole = all(line.count(self.between) == width - 1 and line.strip() for line in lines)
-        some = None if [*columns] == [*range(width)] else columns
-        with suppress(ValueError):
-            if whole:
-                return np.loadtxt(
-                    lines, np.float64, delimiter=self.between, comments=None, quotechar=quote, usecols=some, ndmin=2
-                )
-        return None
+    def batches(self, head: int, wanted: Sequence[int] | None = None, step: int = 0) -> Iterator[Any]:
+        """The cells of the `wanted` columns as they are written, or those of all in types that fit."""
+        import pyarrow as pa
+        from pyarrow import csv
 
-    def _one_by_one(self, lines: list[str], start: int, columns: Sequence[int], words: bool) -> Iterator[str]:
-        """The cells; those that are no numbers, though no `words` are wanted, are refused, or nan."""
-        width = len(self.names)
-        for row, line in enumerate(lines, start):
-            cells = _cells(line, self.between) if line.strip() else []
-            if not cells and not self.skip_bad:
-                raise ValueError(f"row {row}: an empty line")
-            if len(cells) != width and not self.skip_bad:
-                raise ValueError(f"row {row}: has {len(cells)} columns, and the first line has {width}")
-            for c in columns:
-                cell = cells[c] if len(cells) == width else ""
-                if words or kind_of(cell) != "words":
-                    yield cell
-                elif self.skip_bad:
-                    yield "nan"
-                else:
-                    name = name_of(self.names[c], c)
-                    if not cell:
-                        raise ValueError(f"row {row}: column {name} is empty: fill it, or drop the row")
-                    raise ValueError(f"row {row}: {cell[:40]!r} in column {name} is not a number")
+        if head and self.single:
+            return
+        names, gaps = [str(i) for i in range(self.width)], []
+
+        def skip(row: Any) -> str:
+            gaps.append(row.number - 1 - head)
+            return "skip"
+
+        read = csv.ReadOptions(use_threads=False, block_size=self.at_once, skip_rows=head, column_names=names)
+        parse = csv.ParseOptions(
+            delimiter=self.between, ignore_empty_lines=False, invalid_row_handler=skip if self.skip_bad else None
+        )
+        convert = csv.ConvertOptions(null_values=["", *_MISSING])
+        if wanted is not None:
+            convert.column_types = dict.fromkeys(names, pa.string())
+            convert.include_columns = [names[i] for i in wanted]
+        with pa.input_stream(self.path, "gzip" if _is_packed(self.path) else None) as file:
+            yield from _with_gaps(csv.open_csv(file, read, parse, convert), gaps)
+
+
+def _with_gaps(batches: Iterable[Any], gaps: list[int]) -> Iterator[Any]:
+    """Batches with nulls in the rows of these numbers, which they lack, and of which more come to be known."""
+    import pyarrow as pa
+
+    done = 0
+    for batch in batches:
+        rows = np.setdiff1d(np.arange(done, done + batch.num_rows + len(gaps)), gaps)[: batch.num_rows] - done
+        places = np.full(rows[-1] + 1 if len(rows) else 0, -1)
+        places[rows] = np.arange(len(rows))
+        yield batch.take(pa.array(places, mask=places < 0)) if gaps else batch
+        done += len(places)
+    if gaps and gaps[-1] >= done > 0:
+        yield batch.take(pa.nulls(gaps[-1] + 1 - done, pa.int64()))
+
+
+def _is_header(first: Sequence[str], below: Sequence[Column]) -> bool | None:
+    """Whether names stand above the columns. Where they may as well be a row, or cannot be either, it is None.
+
+    Names are words that do not come again below them, numbers in order, or both; the first may be empty. A row has
+    words above words, and whole numbers where no floats are.
+    """
+    words = [not is_number(cell.replace(",", ".")) for cell in first]  # a decimal comma makes no name either
+    whole = [int(cell) for cell in first if cell.isdecimal()]
+    if words.count(False) > len(whole):
+        return False  # one with a fraction: words among them are errors, and no names
+    in_order = whole == [*range(len(whole))] or (len(whole) > 1 and whole == [*range(1, len(whole) + 1)])
+    names = in_order and "" not in first[1:] and not any(cell in column.values for cell, column in zip(first, below))
+    row = all(
+        column.kind == "empty" or (column.kind in ("words", "mixed") if word else not column.floats) and cell != ""
+        for cell, word, column in zip(first, words, below)
+    )
+    return None if names == row else names

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
-from crossent import _rows
-from crossent._head_filter import FilteredProducts
-
 
 @dataclass
 class Head:
@@ -89,11 +86,11 @@ class Head:
         """The gradients, given the upstream gradients of logprob, lse and entropy, each an array or None."""
         rows, _ = self.chunk((), beside=self.products.beside_tokens)
         gradients = self._new_gradients(wanted, rows)
-        for targets in self._chunks(rows):
+        for number, targets in enumerate(self._chunks(rows)):
             x, logits = self._logits(targets)
             some, above = ([None if a is None else a[targets] for a in arrays] for arrays in (results, upstream))
             self.products.token_gradient(logits, self.target[targets], self.options, some, above, self.shard)
-            self._add_products(gradients, targets, x, logits)
+            self._add_products(gradients, targets, x, logits, begins=not number)
         return gradients
 
     def chunk(self, wanted, at_once=1, beside=0):
@@ -101,6 +98,8 @@ class Head:
         chunks at a time. Whatever else the kernels hold are `beside` bytes a logit.
         """
         logit = self.logit_bytes
+        if self.how.filter_eps and self.products.filters and any(wanted[:2]):
+            beside = self.products.beside_filter
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])
         # The most that a process has, so that all of them cut the rows alike: they wait for each other in every chunk.
@@ -194,34 +193,32 @@ class Head:
         """The sum of the losses of all chunks, None for those of rows, and the gradients."""
         rows, _ = self.chunk(wanted, self.at_once)
         gradients, total = self._new_gradients(wanted, rows), None if options.reduction == "none" else 0.0
-        for targets, x, logits, problem in self._problems(rows, options):
-            dloss = None if upstream is None else upstream[targets]
-            if self.how.filter_eps and self.products.filters and self._filters(dloss):
-                dtarget, losses = self._differentiate_filtered(gradients, wanted, targets, x, logits, problem, dloss)
+        for number, (targets, x, logits, problem) in enumerate(self._problems(rows, options)):
+            dloss, begins = None if upstream is None else upstream[targets], not number
+            if self._filters(dloss):
+                dtarget, losses = self._differentiate_filtered(
+                    gradients, wanted, targets, x, logits, problem, dloss, begins
+                )
             else:
                 dtarget, losses, _ = problem.backward(None, dloss, self.scale, problem.x, wanted[3], True)
-                self._add_products(gradients, targets, x, logits)
+                self._add_products(gradients, targets, x, logits, begins)
             self._keep(gradients[3], targets, dtarget)
             total = None if total is None else total + losses
         return total, gradients
 
-    def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss):
+    def _differentiate_filtered(self, gradients, wanted, targets, x, logits, problem, dloss, begins):
         products, (dx, dweight, dbias, _) = self.products, gradients
         # What a filter leaves out depends on the rows' own derivatives, not on the upstream gradient. These are made in
         # a workable unit: squares of what is scaled far up or down could leave the range of numbers.
-        unit = self.scale if _rows.workable(self.scale) else 1.0
+        unit, rest = products.workable(self.scale)
         dtarget, losses, _ = problem.backward(None, None, unit, problem.x, wanted[3], True)
-        filtered = FilteredProducts(products, self.weight, x, logits)
+        filtered = products.filtered(products, self.weight, x, logits)
         filtered.choose(self.how.filter_eps * unit)
-        if dloss is not None or unit != self.scale:
-            rest = self.scale / unit
-            factors = products.zeros((len(x), *self.shape.out)) + rest if dloss is None else rest * dloss
-            _multiply((problem.x, dtarget), factors[:, None])
-            filtered.add_up()
+        filtered.multiply(problem.x, dtarget, rest, dloss)
         if dbias is not None:
             products.to_bias(dbias, logits)
         total = None if dx is None else products.zeros(x.shape)
-        filtered.add(total, dweight)
+        filtered.add(total, dweight, begins)
         if dx is not None:
             dx[self._rows(targets)] = total
         return dtarget, losses
@@ -234,12 +231,18 @@ class Head:
             dtarget[targets] = lib.cast(made, lib.storage(dtarget))
 
     def _filters(self, dloss):
-        """Whether classes are left out: not if a factor is inf or nan, which is to be seen in the gradients."""
+        """Whether classes are left out: not if a factor is inf or nan, which is to be seen in the gradients. Where
+        nothing is read, the filter sees to that.
+        """
+        if not (self.how.filter_eps and self.products.filters and len(self.weight)):
+            return False
+        if not self.products.lib.reads:
+            return True
         above = 1.0 if dloss is None else float(dloss.sum())
         return self.scale and math.isfinite(self.scale * above)
 
-    def _add_products(self, gradients, targets, x, dlogits):
-        """Add the gradients that follow from the gradient of the logits."""
+    def _add_products(self, gradients, targets, x, dlogits, begins):
+        """Add the gradients that follow from the gradient of the logits; `begins` says that there are none yet."""
         products, (dx, dweight, dbias, _) = self.products, gradients
         if dbias is not None:
             products.to_bias(dbias, dlogits)
@@ -249,12 +252,4 @@ class Head:
         if dx is not None:
             dx[rows] = products.to_input(dlogits, self.weight)
         if dweight is not None:
-            products.to_weight(dweight, dlogits, x, begins=isinstance(rows, slice) and not rows.start)
-
-
-def _multiply(arrays, factors):
-    """Multiply each row by its factor, a few rows at a time, since the product of 16-bit rows has 32 bits at first."""
-    for array in arrays:
-        if array is not None:
-            for lo in range(0, len(array), 16):
-                array[lo : lo + 16] *= factors[lo : lo + 16]
+            products.to_weight(dweight, dlogits, x, begins=begins)

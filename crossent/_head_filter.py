@@ -9,6 +9,7 @@ section 4.1, with parts of the vocabulary in place of random vectors.
 
 PARTS = 8
 _AT_ONCE = 2**19  # numbers of chosen classes that are gathered at a time
+_TINY = 1e-300  # in the place of the size of a vector of zeros
 
 
 class FilteredProducts:
@@ -25,24 +26,36 @@ class FilteredProducts:
         """Choose the classes whose root mean square is above eps, or nan."""
         self._chosen = ~(self._squares <= eps**2 * len(self._x))
 
-    def add(self, dinput, dweight):
-        """Add the products to the gradients that are not None."""
+    def multiply(self, dlogits, dtarget, rest, dloss):
+        """Multiply the derivatives by a number and, unless they are None, the upstream gradients of the rows; those of
+        the target as well, if there are any. `dlogits` are the derivatives with an axis of classes, and others behind.
+        """
+        if dloss is None and rest == 1.0:
+            return
+        rows = len(dlogits), *dlogits.shape[2:]
+        factors = self._products.zeros(rows) + rest if dloss is None else rest * dloss
+        for array in (dlogits, dtarget):
+            if array is not None:
+                _multiply(array, factors[:, None])
+        self.add_up()
+
+    def add(self, dinput, dweight, begins):
+        """Add the products to the gradients that are not None. `begins` says that nothing was added to dweight yet."""
         if dinput is dweight is None:
             return
         products = self._products
-        span = self._add_chosen(dinput, dweight)
-        if self._chosen.all():
+        span = self._add_chosen(dinput, dweight, begins)
+        if products.lib.reads and self._chosen.all():
             return
         _make_orthonormal(span)
         span = products.narrow(span)
-        by_class = products.combinations(span, self._dlogits)
-        by_class[:, self._chosen] = 0.0
+        by_class = products.lib.xp.where(self._chosen, 0.0, products.combinations(span, self._dlogits))
         if dinput is not None:
             products.to_weight(dinput, span, products.to_input(by_class, self._weight))
         if dweight is not None:
             products.to_weight(dweight, by_class, products.to_input(span, self._x))
 
-    def _add_chosen(self, dinput, dweight):
+    def _add_chosen(self, dinput, dweight, begins):
         """Add the products of the chosen classes; the sums of the others, for each part and row."""
         products, rows = self._products, len(self._x)
         lib, step = products.lib, max(1, _AT_ONCE // rows)
@@ -72,6 +85,12 @@ def _make_orthonormal(vectors):
     for least in (0.0, 0.5):
         for i in range(len(vectors)):
             vector, rest = vectors[i], vectors[i + 1 :]
-            size = float((vector * vector).sum()) ** 0.5
-            vector *= 1.0 / size if size > least else 0.0
+            size = (vector * vector).sum() ** 0.5
+            vector *= (size > least) / size.clip(_TINY)
             rest -= (rest * vector).sum(1)[:, None] * vector
+
+
+def _multiply(array, factors):
+    """Multiply each row by its factor, a few rows at a time, since the product of 16-bit rows has 32 bits at first."""
+    for lo in range(0, len(array), 16):
+        array[lo : lo + 16] *= factors[lo : lo + 16]

@@ -315,7 +315,7 @@ def planned_softmax_axis(ndim, dim):
 
 def workable(scale):
     """Whether gradients stay in the range of numbers when they are made with this scale, or scaled by it later."""
-    return 1e-6 <= abs(scale) <= 1e6
+    return (abs(scale) >= 1e-6) & (abs(scale) <= 1e6)
 
 
 def reduced(reduction, losses, weights, denominator):

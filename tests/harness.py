@@ -137,6 +137,16 @@ def on_unknown_device():
     return on_device(PLAIN_KERNELS)
 
 
+def grouped(a, b, end):
+    """As PyTorch's grouped products of one group; what they do not write is nan."""
+    end = int(end)
+    if b.ndim == 2:
+        return (a[:, :end] @ b[:end])[None]
+    out = a.new_full((len(a), b.shape[2]), torch.nan)
+    out[:end] = a[:end] @ b[0]
+    return out
+
+
 @functools.cache
 def triton_kernels():
     """The module of the kernels' launches; conftest.py has chosen Triton's interpreter, which runs them on the CPU."""

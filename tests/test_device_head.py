@@ -6,8 +6,8 @@ import test_head
 import test_head_autograd
 import test_tokens as of_tokens
 import torch
-from harness import Chunks, on_unknown_device
-from test_head import KINDS, OPTIONS, REDUCTIONS, SHAPES, case_of, check
+from harness import Chunks, grouped, on_unknown_device
+from test_head import KINDS, OPTIONS, REDUCTIONS, SHAPES, _rms, case_of, check, exact_head, run
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 import crossent
-from crossent.frontends.torch import device_products, labels, late, modes, nodes, staged, staged_head
+from crossent.frontends.torch import device_filter, device_products, labels, late, modes, nodes, staged, staged_head
 from crossent.frontends.torch.device_products import DeviceProducts, multiply
 from crossent.frontends.torch.staged import PLAIN_KERNELS
 
@@ -219,9 +219,22 @@ def test_plan(monkeypatch):
         assert planned.extra_bytes > 2 * rows * 1000 + (4 * matrix.numel() if chunks > 1 else 0)
         assert "rounded to bfloat16, which the device multiplies" in str(planned)
     planned = crossent.plan(*call, chunk_bytes=2 * 1000 * 10, filter_eps=0.1)
-    assert planned.chunks == 300 and "at most" not in str(planned) and "leaves no class out" in str(planned)
+    assert planned.chunks == 300 and "at most" not in str(planned)
+    assert "leaves no class out: that takes PyTorch 2.10 or later, and an NVIDIA GPU of" in str(planned)
+    wide = x.detach().float().requires_grad_(), matrix.float()
+    planned = crossent.plan(call[0], *wide, call[3], filter_eps=0.1)
+    assert "leaves no class out: on a device that takes bfloat16, and features in a multiple of 8" in str(planned)
+    monkeypatch.setattr(device_products, "_ends_on_device", lambda device: True)
+    for rows, chunks, copies in (3000, 1, 16_000), (1536, 2, 32_000):
+        how = call, {"options": Chunks(batch_chunk_size=rows)}
+        plain, planned = (crossent.plan(*how[0], filter_eps=eps, **how[1]) for eps in (0.0, 0.1))
+        assert planned.chunks == chunks and f"{copies / 1e6:.1f} MB are copies of linear_weight or" in str(planned)
+        assert planned.extra_bytes - plain.extra_bytes == 2 * rows * 1000 + copies
     tokens = crossent.plan(crossent.linear_token_stats, *call[1:], chunk_bytes=2**20)
     assert tokens.chunk_rows < 2**20 // (2 * 1000) // 8 and "makes the logits again" in str(tokens)
+
+
+# Leaving out of the gradients
 
 
 @ON_A_DEVICE
@@ -230,6 +243,128 @@ def test_a_filter_leaves_nothing_out():
     losses = [crossent.linear_cross_entropy(*leaves, torch.arange(20), filter_eps=eps) for eps in (0.0, 0.5)]
     expected, filtered = (torch.autograd.grad(loss, leaves) for loss in losses)
     assert all(torch.equal(a, b) for a, b in zip(expected, filtered))
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """On a device where classes are left out: how many took part in each product."""
+    ends = []
+    monkeypatch.setattr(device_products, "why_unfiltered", lambda x: None)
+    monkeypatch.setattr(device_filter, "_grouped", lambda *given: ends.append(int(given[2])) or grouped(*given))
+    with on_unknown_device():
+        yield ends
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="PyTorch 2.10 and later")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_that_end_where_the_device_says(dtype):
+    a, b = torch.randn(24, 40).to(dtype), torch.randn(40, 16).to(dtype)
+    for end in torch.tensor([[8], [24]], dtype=torch.int32):
+        ours, theirs = (product(a, b[None], end)[:end] for product in (device_filter._grouped, grouped))
+        torch.testing.assert_close(ours, theirs)
+        ours, theirs = (product(a, b[:40], end) for product in (device_filter._grouped, grouped))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("classes", "share", "reduction"),
+    [(200, 0.4, "mean"), (203, 0.4, "none"), (7, 0.4, "sum"), (64, 0.0, "mean"), (64, 1.0, "none")],
+)
+@pytest.mark.parametrize("chunk", [5, 12])
+def test_a_filter(chunk, classes, share, reduction, chosen):
+    """The bound that the docstring gives, with the classes that it says each chunk leaves out, but for those that fill
+    up a line of memory; in their place what their sums over parts of the vocabulary span.
+    """
+    case = case_of((12,), "labels", "bias", classes=classes, features=16, reduction=reduction)
+    factor = np.full(12, 1 / 12 if reduction == "mean" else 1.0)
+    upstream = np.random.default_rng(5).normal(size=12) if reduction == "none" else 1.0
+    dlogits = np.asarray(exact_head(**case | {"reduction": "sum"})[2], np.float64)
+    eps = float(np.quantile(_rms(dlogits[:chunk]), share)) if share < 1 else 0.99
+    how = {"dtype": "float64", "upstream": upstream, "options": Chunks(batch_chunk_size=chunk)}
+    loss, exact = run("unknown device", **case, **how)
+    assert not chosen
+    filtered_loss, (dx, dweight, dbias, _) = run("unknown device", **case, filter_eps=eps, **how)
+    assert np.array_equal(filtered_loss, loss)
+    np.testing.assert_allclose(dbias, exact[2], rtol=1e-12, atol=1e-15)
+    expected, ends = np.zeros_like(dweight), []
+    for lo in range(0, 12, chunk):
+        part = slice(lo, lo + chunk)
+        left_out = _rms(dlogits[part]) <= eps
+        numbers = np.flatnonzero(~left_out)
+        ends += 2 * [max(2, len(numbers) + len(numbers) % 2)]  # a line of 16 bytes holds two numbers
+        left_out[np.flatnonzero(left_out)[: ends[-1] - len(numbers)]] = False
+        small = np.where(left_out, dlogits[part], 0) * (factor * upstream)[part, None]
+        edges = [-(-i * classes // 8) for i in range(min(8, classes))]
+        basis, sizes, _ = np.linalg.svd(np.add.reduceat(small, np.unique(edges), axis=1), full_matrices=False)
+        span = basis[:, sizes > 1e-12]
+        replaced = span @ (span.T @ small)
+        bound = eps * (small.shape[0] * left_out.sum()) ** 0.5 * np.abs((factor * upstream)[part]).max()
+        assert np.linalg.norm(replaced - small) <= bound
+        remaining = dlogits[part] * (factor * upstream)[part, None] - small + replaced
+        np.testing.assert_allclose(dx[part], remaining @ case["matrix"], rtol=1e-8, atol=1e-11)
+        expected += remaining.T @ case["x"][part]
+    assert chosen == ends
+    np.testing.assert_allclose(dweight, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_filter_of_every_class(kind, chosen):
+    """Of every kind of head, in whatever dtype: then the gradients are what they are without."""
+    for dtype, shape, option in [
+        ("float64", "(N, D)", "everything"),
+        ("bfloat16", "(B, T, D)", "everything"),
+        ("float16", (9,), "bias"),
+    ]:
+        for number, reduction in enumerate(REDUCTIONS):
+            case = case_of(shape, kind, option, dtype, classes=13, reduction=reduction)
+            accurate = {"acc_policy": "accurate"} if number == 1 else {}
+            how = {"filter_eps": 1e-30, "options": Chunks(batch_chunk_size=5, **accurate)}
+            check("unknown device", case, dtype, **how)
+    assert chosen
+
+
+def test_what_a_filter_does_not_depend_on(chosen):
+    test_head.test_filter_of_everything_and_of_frozen_parts()
+    for rows, kinds in (1, 1), (40, 2):
+        test_head.test_a_filter_of_few_different_rows("torch", rows, kinds)
+    for dtype in ("bfloat16", "float32"):
+        test_head.test_filter_is_by_the_derivative_of_each_rows_loss(dtype)
+    for denominator in (1e-20, 1e24):
+        test_head.test_a_filter_does_not_depend_on_the_scale(denominator, 99)
+    assert len(chosen) > 20
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_filter_of_shifted_labels_and_in_a_graph(reduction, chosen):
+    """With what it leaves out where all rows are alike: then nothing is missing."""
+    x = torch.randn(1, 1, 6).expand(3, 4, 6).clone().requires_grad_()
+    matrix, labels = torch.randn(90, 6, requires_grad=True), torch.zeros(3, 4, dtype=torch.int64)
+
+    def step(x, matrix, eps):
+        loss = crossent.linear_cross_entropy(x, matrix, labels, shift=2, reduction=reduction, filter_eps=eps)
+        return loss.square().sum()
+
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        exact, ours = (torch.autograd.grad(function(x, matrix, eps), (x, matrix)) for eps in (0.0, 0.05))
+        assert max(chosen) < 90 and chosen.clear() is None
+        for a, b in zip(ours, exact):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_filter_leaves_what_is_not_finite_to_be_seen(chosen):
+    for where in ("hidden", "denominator"):
+        test_head.test_a_filter_leaves_what_is_not_finite_to_be_seen("torch", where)
+    test_head.test_a_filter_under_an_infinite_upstream_gradient()
+    assert chosen.pop() == 12  # all of 10, filled up
+    leaves = [torch.randn(size, 4, requires_grad=True) for size in (8, 64)]
+    probs, upstream = torch.full((8, 64), 1 / 64), torch.ones(8)
+    for array in (probs, upstream):
+        array[5], before = torch.inf, array[5].clone()
+        loss = crossent.linear_cross_entropy(*leaves, probs, reduction="none", filter_eps=0.9)
+        dx, dweight = torch.autograd.grad(loss, leaves, upstream)
+        assert dx.isfinite().all(1).tolist() == [row != 5 for row in range(8)]
+        assert not dweight.isfinite().any() and chosen[-1] == 64
+        array[5] = before
 
 
 # Bad labels
@@ -333,9 +468,12 @@ def without_numbers(monkeypatch):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("option", ["plain", "everything", "shift", "filter"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_read(kind, option, reduction, without_numbers):
+def test_nothing_is_read(kind, option, reduction, without_numbers, monkeypatch):
     """In forward, in backward and in a second backward pass, whatever comes from above."""
-    case = case_of((3, 8), kind, option, reduction=reduction)
+    case = case_of((3, 8), kind, option, reduction=reduction, features=8)
+    filters = option == "filter" and hasattr(torch.nn.functional, "grouped_mm")
+    if filters:
+        monkeypatch.setattr(device_products, "why_unfiltered", lambda x: None)
     case |= {"shift": {"shift": 2}, "filter": {"filter_eps": 0.1}}.get(option, {})
 
     def fake(value, dtype=None):
@@ -352,6 +490,7 @@ def test_nothing_is_read(kind, option, reduction, without_numbers):
         if "denominator" in case:
             case["denominator"] = torch.empty(())
         dtype = [torch.float16, torch.bfloat16, torch.float32][REDUCTIONS.index(reduction) - KINDS.index(kind)]
+        dtype = torch.bfloat16 if filters else dtype
         in_dtype = {"x", "matrix", "target", "linear_bias"}
         given = {name: fake(value, dtype if name in in_dtype else None) for name, value in case.items()}
         x, matrix, target = (given.pop(name) for name in ("x", "matrix", "target"))

@@ -543,6 +543,32 @@ def test_head_in_bfloat16(reduction):
         assert a < 0.01 and b <= 1.5 * a + 2**-11, f"{name}: error {b:.3g} of many chunks, {a:.3g} of one"
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("rows", [128, 512])
+def test_filter_of_the_head(rows, reduction):
+    """Nothing is waited for, and what is left out makes no larger error than its bound."""
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("there PyTorch reads on the host where a grouped product ends")
+    case = in_bfloat16(head_case((512,), 1003, 64, reduction=reduction))
+    exact, how = head_results(widened(case)), {"options": Chunks(batch_chunk_size=rows)}
+    there = {key: on_gpu(value) for key, value in case.items()}
+    plain = head_results(there, **how)
+    head_results(there, filter_eps=1e-3, **how)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        nothing, some, again = (head_results(there, filter_eps=eps, **how) for eps in (1e-30, 1e-3, 1e-3))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(torch.equal(a, b) for a, b in zip(some, again)) and not torch.equal(some[1], plain[1])
+    for a, b in zip(errors(nothing, exact), errors(plain, exact), strict=True):
+        assert a <= 1.5 * b + 2**-11
+    bound = 1e-3 * (512 * 1003) ** 0.5 * (1 / 512 if reduction == "mean" else 2)  # the upstream gradients are below 2
+    for ours, theirs, factor in zip(some[1:], plain[1:], (case["linear_weight"], case["input"])):
+        rounded = 2**-6 * theirs.double().norm().item()
+        assert (ours.double() - theirs.double()).norm() <= bound * factor.double().norm() + rounded
+
+
 def test_head_under_autocast():
     case = head_case(linear_bias=True)
     exact = head_results(case)

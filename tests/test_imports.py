@@ -51,7 +51,6 @@ MAY_IMPORT = {
     "crossent._rows": ("crossent._kept", "crossent._rules", "crossent._options", "crossent._dispatch"),
     "crossent._head_filter": (),
     "crossent._head": (
-        "crossent._head_filter",
         "crossent.kernels",
         "crossent._rules",
         "crossent._options",
@@ -68,6 +67,7 @@ MAY_IMPORT = {
     "crossent.frontends._problem": BELOW_FRONTENDS,
     "crossent.frontends._products": (
         *BELOW_FRONTENDS,
+        "crossent._head_filter",
         "crossent.frontends._problem",
         "numpy",
         "crossent.frontends._chunks",
@@ -76,7 +76,14 @@ MAY_IMPORT = {
     ),
     "crossent.frontends._tokens": (*BELOW_FRONTENDS, "crossent.frontends._problem"),
     "crossent.frontends.numpy": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.numpy", "numpy"),
-    "crossent.frontends.torch": (*BELOW_FRONTENDS, *HELPERS, "crossent.frontends.torch", "numpy", "torch"),
+    "crossent.frontends.torch": (
+        *BELOW_FRONTENDS,
+        *HELPERS,
+        "crossent._head_filter",
+        "crossent.frontends.torch",
+        "numpy",
+        "torch",
+    ),
     "crossent.frontends": (),
     "crossent.functional": (
         "crossent._dispatch",

@@ -3,14 +3,14 @@
 from unittest import mock
 
 import torch
-from harness import on_unknown_device
+from harness import grouped, on_unknown_device
 from processes import Cases, collectives, in_processes
 from test_sharded_classes import HEADS, head_of
 from test_sharded_tokens import arrays, check
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import crossent
-from crossent.frontends.torch import labels
+from crossent.frontends.torch import device_filter, device_products, labels
 
 CASES = Cases()
 
@@ -20,6 +20,10 @@ def heads(mesh):
     with on_unknown_device():
         for name in HEADS:
             head_of(mesh, name, ([Replicate()], [Shard(0)]))
+        with mock.patch.object(device_products, "why_unfiltered", lambda x: None):
+            with mock.patch.object(device_filter, "_grouped", side_effect=grouped) as products:
+                head_of(mesh, "filtered", ([Replicate()], [Shard(0)]))
+        assert products.call_count == 2
         head_of(mesh, "everything", ([Shard(0)], [Shard(0)]))
         head_of(mesh, "mean", ([Replicate()], [Shard(0)]), torch.bfloat16, bias=False)
 

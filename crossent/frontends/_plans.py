@@ -129,15 +129,22 @@ def of_head_on_device(name, call, head, wanted, arithmetic):
         reasons.append(f"{sums / 1e6:.1f} MB are float32 sums for the gradient of linear_weight")
     if head.x.itemsize == 2:
         reasons.append(products.precision)
-    if call.how.filter_eps:
-        reasons.append("filter_eps leaves no class out: finding those with small derivatives would stop the device")
+    copies = 0
+    if call.how.filter_eps and not products.filters:
+        reasons.append(products.unfiltered)
+    elif call.how.filter_eps and any(wanted[:2]):
+        copies = head.weight.itemsize * math.prod(head.weight.shape) * (1 if chunks <= 1 else 2)
+        reasons.append(
+            f"{copies / 1e6:.1f} MB are copies of linear_weight or its gradient, with the classes in front that "
+            "filter_eps does not leave out"
+        )
     if tokens or call.options.reduction == "none":
         reasons.append(_AGAIN)
     else:
         reasons.append(_AT_ONCE)
     inputs = math.prod(head.x.shape) * (head.x.itemsize + products.input_dtype.itemsize)  # copies
     numbers = 2 * (len(Sums._fields) + 2) * shape.rows * shape.places * _size(arithmetic)
-    return Plan(name, STAGES, arithmetic, size + sums + inputs + numbers, rows, chunks, tuple(reasons))
+    return Plan(name, STAGES, arithmetic, size + sums + copies + inputs + numbers, rows, chunks, tuple(reasons))
 
 
 def _size(storage):

@@ -10,6 +10,8 @@ Beside what `_problem` needs of an array library, `lib` has
 
 import numpy as np
 
+from crossent import _rows
+from crossent._head_filter import FilteredProducts
 from crossent._options import CHUNK_BYTES
 from crossent.frontends import _tokens
 from crossent.frontends._chunks import StagedChunk
@@ -29,7 +31,9 @@ class Products:
     one_chunk_up_to = chunk_bytes = CHUNK_BYTES  # where the caller says nothing
     rows_at_once = 1  # chunks of a multiple of so many rows take less time for each row
     evenly = False  # whether the rows are cut into chunks of nearly the same size
-    filters = True  # whether classes may be left out of products
+    filters = True  # whether classes may be left out of products, by `filtered`
+    filtered = FilteredProducts
+    beside_filter = 0  # bytes a logit beside the chunk, while they are
     line = 64  # bytes, with which rows of logits begin
     # Whether the number of lines between rows is odd: rows that are a multiple of a page apart would share few places
     # in the cache. With an even number, logits of 8,192 classes take a third longer (`crossent bench --head
@@ -48,6 +52,11 @@ class Products:
         return new
 
     new_sum = zeros  # for the gradient of the weight, to which so many chunks add
+
+    def workable(self, scale):
+        """A scale with which gradients can be made and squared, and what they are to be multiplied by later."""
+        unit = scale if _rows.workable(scale) else 1.0
+        return unit, scale / unit
 
     def logits(self, x, weight, bias, out):
         """Write x @ weight.T + bias."""

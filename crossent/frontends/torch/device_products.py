@@ -4,11 +4,13 @@ from functools import cache, partial
 
 import torch
 
+from crossent import _rows
 from crossent.frontends._chunks import StagedChunk
 from crossent.frontends._products import Products
 from crossent.frontends._stages import raise_now
 from crossent.frontends.torch import tokens
 from crossent.frontends.torch.arrays import UNREAD
+from crossent.frontends.torch.device_filter import LINE, FilteredOnDevice
 from crossent.kernels import Note
 
 _SHARE_OF_MEMORY = 16
@@ -67,7 +69,7 @@ class DeviceProducts(Products):
     line, odd = 128, False
     rows_at_once = 256  # of which products make their tiles
     evenly = True
-    filters = False  # how many classes count is not known before it is read
+    filtered = FilteredOnDevice
 
     def __init__(self, x, kernels, exact, memory=None, spread=False, refuse=raise_now):
         super().__init__(OnDevice(x.device, refuse), x)
@@ -79,6 +81,8 @@ class DeviceProducts(Products):
             self.chunk_bytes = min(self.one_chunk_up_to, _BYTES_OF_MANY_CHUNKS)
         if not exact:
             self.logits_dtype = x.dtype
+        self.unfiltered = why_unfiltered(x)
+        self.filters, self.beside_filter = self.unfiltered is None, x.itemsize
         if x.dtype is not torch.float16:  # whose few exponents hold no gradients of a sum of losses
             self.input_dtype = x.dtype
         name, logits = str(x.dtype).removeprefix("torch."), "" if exact else "logits and "
@@ -117,11 +121,27 @@ class DeviceProducts(Products):
     def rounded(self, dlogits):
         return dlogits.to(self.stored)
 
+    def workable(self, scale):
+        """As before. What is inf or nan is left as it is: ignored rows have the derivative 0 whatever the scale is."""
+        if not isinstance(scale, torch.Tensor):
+            return scale, 1.0
+        far = scale.isfinite() & ~_rows.workable(scale)
+        return torch.where(far, 1.0, scale), torch.where(far, scale, 1.0)
+
     def to_input(self, dlogits, weight, numbers=None):
         return multiply(dlogits, weight, self.lib.pooled((len(dlogits), weight.shape[1]), self.input_dtype))
 
     def to_weight(self, dweight, dlogits, x, numbers=None, begins=False):
         multiply(dlogits.t(), x, dweight, adds=not begins)
+
+    def combinations(self, factors, dlogits):
+        return torch.mm(factors, dlogits)
+
+    def wide(self, array):
+        return array.to(torch.float64)
+
+    def narrow(self, array):
+        return array.to(self.stored)
 
     def dense(self, classes, probs, out):
         out.zero_()
@@ -171,3 +191,23 @@ def _adds_in_float32(device):
 def memory_of(device):
     """The bytes of a GPU's memory; None of other devices."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def why_unfiltered(x):
+    """Why no classes can be left out of the products of this input; None if they can."""
+    if x.dtype is not torch.bfloat16 or x.shape[1] * x.itemsize % LINE:
+        return "filter_eps leaves no class out: on a device that takes bfloat16, and features in a multiple of 8"
+    if not _ends_on_device(x.device):
+        return (
+            "filter_eps leaves no class out: that takes PyTorch 2.10 or later, and an NVIDIA GPU of compute capability "
+            "9 or 10"
+        )
+    return None
+
+
+@cache
+def _ends_on_device(device):
+    """Whether grouped products end where the device says. Elsewhere PyTorch reads that on the host."""
+    if device.type != "cuda" or torch.version.hip is not None or not hasattr(torch.nn.functional, "grouped_mm"):
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)

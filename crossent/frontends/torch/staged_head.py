@@ -51,7 +51,10 @@ def _gradients(tensors, wanted, call, dloss, gradients, whole):
         by_row = call.options.reduction == "none"
         if gradients is None:
             whole = head_of(tensors, call, _told)
-            upstream = heads.upstream_by_row(dloss, call, whole.head.x) if by_row else None
+            upstream = None
+            if by_row:  # an inf of a target that does not count is not to be seen
+                upstream = heads.upstream_by_row(dloss, call, whole.head.x)
+                upstream = torch.where(whole.counts.reshape(upstream.shape), upstream, 0.0)
             gradients = whole.head.gradients(wanted, upstream)
         return _finished(gradients, whole, tensors, 1.0 if by_row else whole.later * dloss, call)
 

@@ -88,7 +88,7 @@ def test_intervals_hold_the_truth_19_times_in_20():
     names, held = ("nll", "accuracy", "brier", "calibration_error", "coverage.area", "coverage.points.1.accuracy"), []
     for start in range(0, 40_000, 500):
         found = compare.differences(*(metrics(z, slice(start, start + 500)) for z in (a, b)))
-        held.append([found[name].low <= truth[name].difference <= found[name].high for name in names])
+        held.append([found[name]["low"] <= truth[name]["difference"] <= found[name]["high"] for name in names])
     share = dict(zip(names, np.mean(held, 0)))
     assert 0.97 <= share.pop("calibration_error") and all(0.9 <= value <= 0.99 for value in share.values()), share
 

@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 
 import crossent
 from crossent.tools.score import groups, intervals
-from crossent.tools.score.coverage import STEPS, Coverage, step_of
+from crossent.tools.score.coverage import STEPS, step_of
 from crossent.tools.score.intervals import CELLS, FEW, Sample, cells_of, shares
 
 
@@ -185,12 +185,9 @@ def sample_of(generator, rows, slope):
     columns = {"rows": np.ones(rows), "right": right, "nll": nll, "brier": nll, "impossible": np.zeros(rows)}
     columns |= {"bytes": length, "documents": np.ones(rows), "endless": np.zeros(rows), "mean": nll}
     place = cell % FEW * STEPS + step_of(confidence)
-    steps = np.array([np.bincount(place, x, FEW * STEPS).reshape(FEW, STEPS)[:, ::-1] for x in (right * 0 + 1, right)])
-    used = np.flatnonzero(steps[0].any(0))
-    steps = steps[:, :, used].astype(int)
-    coverage = Coverage.of(*steps.sum(1), STEPS - 1 - used)
+    steps = np.array([np.bincount(place, x, FEW * STEPS).reshape(FEW, STEPS) for x in (right * 0 + 1, right)])
     sums = {name: np.bincount(cell, x, CELLS) for name, x in columns.items()}
-    return Sample(sums, gap, steps, coverage, rows)
+    return Sample(sums, gap, steps.astype(int), rows)
 
 
 def truth(slope):

@@ -1,7 +1,7 @@
 """`crossent calibrate`: a scaling is fitted to some rows of files, and judged by others, before and after."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ import numpy as np
 
 from crossent import softmax
 from crossent.tools.arrays import as_numpy
-from crossent.tools.score import Opened, opened, plots, scales
+from crossent.tools.score import Opened, plots, scales, score
 from crossent.tools.score.command import Errors, answered
 from crossent.tools.score.held import SKIPPED
-from crossent.tools.score.metrics import BINS, Metrics, bin_of
+from crossent.tools.score.metrics import BINS, bin_of
 from crossent.tools.score.readers import BadFile, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
@@ -23,40 +23,31 @@ from crossent.tools.score.show import Answer, Classes, Page, Shown, left_out, me
 _TOP = 10  # classes that are shown
 
 
-@dataclass(frozen=True)
 class Judged:
     """Rows as they are, or scaled: what a Score finds, and the calibration error in two other ways.
 
-    `adaptive` is that of bins with as many rows each, and `by_class` that of the probabilities of each class.
+    Bins with as many rows each give the adaptive one, and `by_class` is that of the probabilities of each class.
     """
 
-    metrics: Metrics
-    adaptive: float
-    by_class: np.ndarray
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        found = {name: self.metrics.numbers[name] for name in ("nll", "accuracy", "brier", "calibration_error")}
-        by_class = float(self.by_class.mean())
-        return found | {"adaptive_calibration_error": self.adaptive, "class_wise_calibration_error": by_class}
-
-
-def judged(passes: Passes, scaling: Scaling | None = None) -> Judged:
-    total, bins, confidence, right = Score(top=0), np.zeros(1), [], []
-    for z, labels in passes():
-        z = z if scaling is None else scaling(z)
-        total.update(z, labels)
-        p = softmax(z, 1)
-        confidence.append(p.max(1))
-        right.append(z.argmax(1) == labels)
-        place = bin_of(p) + BINS * np.arange(z.shape[1])
-        bins = bins + np.bincount(place.ravel(), (np.arange(z.shape[1]) == labels[:, None]).ravel() - p.ravel(),
-                                  BINS * z.shape[1])  # fmt: skip
-    metrics, sure = total._held.metrics(), np.concatenate(confidence)
-    edges = np.quantile(sure, np.arange(1, BINS) / BINS, method="inverted_cdf")
-    adaptive = np.bincount(np.searchsorted(edges, sure), np.concatenate(right) - sure)
-    by_class = abs(bins).reshape(-1, BINS).sum(1) / len(sure)
-    return Judged(metrics, float(abs(adaptive).sum()) / len(sure), by_class)
+    def __init__(self, passes: Passes, scaling: Scaling | None = None):
+        total, bins, confidence, right = Score(top=0), np.zeros(1), [], []
+        for z, labels in passes():
+            z = z if scaling is None else scaling(z)
+            total.update(z, labels)
+            p = softmax(z, 1)
+            confidence.append(p.max(1))
+            right.append(z.argmax(1) == labels)
+            place = bin_of(p) + BINS * np.arange(z.shape[1])
+            off = (np.arange(z.shape[1]) == labels[:, None]).ravel() - p.ravel()
+            bins = bins + np.bincount(place.ravel(), off, BINS * z.shape[1])
+        self.metrics, sure = total._held.metrics(), np.concatenate(confidence)
+        edges = np.quantile(sure, np.arange(1, BINS) / BINS, method="inverted_cdf")
+        adaptive = np.bincount(np.searchsorted(edges, sure), np.concatenate(right) - sure)
+        self.by_class = abs(bins).reshape(-1, BINS).sum(1) / len(sure)
+        names = ("nll", "accuracy", "brier", "calibration_error")
+        self.numbers = {name: self.metrics.numbers[name] for name in names}
+        self.numbers["adaptive_calibration_error"] = float(abs(adaptive).sum()) / len(sure)
+        self.numbers["class_wise_calibration_error"] = float(self.by_class.mean())
 
 
 def run(
@@ -71,11 +62,13 @@ def _answer(
     files: Sequence[str], errors: Errors, *, method: Method = "temperature", split: float = 0.5, seed: int = 0,
     **options: Any,
 ) -> Answer:  # fmt: skip
-    """Fit to the first two of four files, or to a share of the rows of two. `options` are those of `opened`."""
+    """Fit to the first two of four files, or to a share of the rows of two. `options` are those of `Opened`."""
     if not 0 < split <= 1:
         raise ValueError(f"--split must be above 0 and at most 1, got {split}")
     apart = len(files) == 4
-    begun = [_read(some, errors, options) for some in ((files[:2], files[2:]) if apart else (files,))]
+    # Scored once, which refuses what is bad, so that no pass has to look for it.
+    parts = (files[:2], files[2:]) if apart else (files,)
+    begun = [score(*two_files(some), top=0, note=errors.note, **options) for some in parts]
     first, last = begun[0], begun[-1]
     where = first.pair.logits.path
     if first.pair.classes != last.pair.classes:
@@ -96,19 +89,10 @@ def _answer(
     head = f"{name}, fitted to {numbers[0]:,} rows, and judged by {numbers[1]:,} {others}"
     found = {"scaling": {"temperature": scaling.temperature} | asdict(scaling), "fitted": numbers[0]}
     found |= {"judged": numbers[1], "notes": errors.notes}
-    found["skipped"] = {what: last.total._held.skipped[what] for what in SKIPPED}
-    both = {"before": judged(to_judge), "after": judged(to_judge, scaling)}
-    head += "".join(left_out(one.scored()) for one in begun)
+    found["skipped"] = {what: last.held.skipped[what] for what in SKIPPED}
+    both = {"before": Judged(to_judge), "after": Judged(to_judge, scaling)}
+    head += "".join(left_out(one) for one in begun)
     return replace(_shown(files[0], head, found, both, Classes(last.pair.names)), saved={"--save": scaling.save})
-
-
-def _read(files: Sequence[str], errors: Errors, options: dict[str, Any]) -> Opened:
-    """Once, which refuses what is bad, so that no pass has to look for it."""
-    begun = opened(*two_files(files), top=0, note=errors.note, **options)
-    for block in begun.blocks():
-        begun.count(block, begun.seen(block))
-    begun.scored()
-    return begun
 
 
 def _shown(title: str, head: str, found: dict[str, Any], both: dict[str, Judged], called: Classes) -> Answer:
@@ -139,7 +123,7 @@ def _classes(both: dict[str, Judged], called: Classes) -> Shown:
 
 def _rows(begun: Opened, seed: int, low: float, high: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows that count and whose lots, drawn anew in each pass, are from `low` to `high`, in float64."""
-    lots, held = np.random.default_rng(seed), begun.total._held
+    lots, held = np.random.default_rng(seed), begun.held
     for block in begun.pair.blocks(scales.BLOCK):
         lot, labels = lots.random(len(block.labels)), block.labels.reshape(-1)
         counts = begun.seen(block).kept if held.options.skip_bad else labels != held.options.ignore_index

@@ -81,7 +81,7 @@ def run(
     rows: Path | None = None, html: Path | None = None, part: Path | None = None, as_json: bool = False,
     fail_if: Sequence[str] = (), **options: Any,
 ) -> int:  # fmt: skip
-    """Score files: everything but the parsing of the command line. `options` are those of `opened`."""
+    """Score files: everything but the parsing of the command line. `options` are those of `Opened`."""
 
     def find(errors: Errors) -> Answer:
         check_rows_file(rows)

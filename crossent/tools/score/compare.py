@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -57,12 +56,6 @@ class Comparison:
     ):  # fmt: skip
         options: Any = {"top": top, "ignore_index": ignore_index, "scale": scale, "names": names, "skip_bad": skip_bad}
         self._hold(Score(**options), Score(**options))
-
-    @classmethod
-    def _of(cls, a: Score, b: Score) -> "Comparison":
-        found = cls()
-        found._hold(a, b)
-        return found
 
     def _hold(self, a: Score, b: Score) -> None:
         """`_rows[c, x, y]` are those of class c that A (x = 1) and B (y = 1) get right or not."""
@@ -129,7 +122,7 @@ class Comparison:
         p = float(mcnemar(np.array(a_alone), np.array(b_alone)))
         return {
             "scored": a.rows, "ignored": a.ignored, "skipped": {what: self.a._held.skipped[what] for what in SKIPPED},
-            "classes": a.classes, "differences": {name: asdict(one) for name, one in differences(a, b).items()},
+            "classes": a.classes, "differences": differences(a, b),
             "agreement": {"both": both, "a_alone": a_alone, "b_alone": b_alone, "neither": neither, "p": p},
             "classes_tested": int(self._rows.any((1, 2)).sum()), "classes_that_got_worse": self._worse(),
             "lost": [row.as_dict() for row in self._lost.rows], "won": [row.as_dict() for row in self._won.rows],
@@ -168,9 +161,8 @@ class Comparison:
 
 
 def _changed(a: Seen, b: Seen, i: int) -> Changed:
-    predictions, losses = ((one.item(), other.item()) for one, other in (
-        (a.stats.prediction[i], b.stats.prediction[i]), (a.losses[i], b.losses[i])))  # fmt: skip
-    return Changed(*a.find(i), int(a.labels.reshape(-1)[i]), predictions, losses)
+    predictions = a.stats.prediction[i].item(), b.stats.prediction[i].item()
+    return Changed(*a.find(i), a.labels.reshape(-1)[i].item(), predictions, (a.losses[i].item(), b.losses[i].item()))
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -180,28 +172,19 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, 2 * bdtr(np.minimum(one, other), one + other, 0.5))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A metric of A and of B, their difference, and both ends of its interval of 95 %."""
-
-    a: float
-    b: float
-    difference: float
-    low: float
-    high: float
-
-    def verdict(self, name: str) -> str:
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            return "no interval"
-        if self.low <= 0 <= self.high:
-            return "may be chance"
-        return "B is better" if (self.low > 0) == name.startswith(("accuracy", "top", "coverage")) else "A is better"
+def verdict(name: str, low: float, high: float) -> str:
+    """What an interval of the difference says."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    if low <= 0 <= high:
+        return "may be chance"
+    return "B is better" if (low > 0) == name.startswith(("accuracy", "top", "coverage")) else "A is better"
 
 
-def differences(a: Metrics, b: Metrics) -> dict[str, Difference]:
+def differences(a: Metrics, b: Metrics) -> dict[str, dict[str, float]]:
     """Of each metric of the same rows. Intervals are those of differences in resampled rows, the same ones for both."""
     one, other = a.sample, b.sample
-    drawn = [sample.resampled(weights()) for sample in (one, other)]
+    of_a, of_b = (sample.resampled(weights()) for sample in (one, other))
     found = {}
     for name, value in a.numbers.items():
         with np.errstate(invalid="ignore"):
@@ -214,6 +197,6 @@ def differences(a: Metrics, b: Metrics) -> dict[str, Difference]:
                 low = off - one.percentiles(most_b - least_a)[1]
                 high = off - one.percentiles(least_b - most_a)[0]
             else:
-                low, high = one.percentiles(drawn[1][name] - drawn[0][name])
-        found[name] = Difference(value, b.numbers[name], off, low, high)
+                low, high = one.percentiles(of_b[name] - of_a[name])
+        found[name] = {"a": value, "b": b.numbers[name], "difference": off, "low": low, "high": high}
     return found

@@ -7,33 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.score import Opened, Scored, opened, plots
+from crossent.tools.score import Opened, Scored, plots
 from crossent.tools.score.command import Errors, answered
-from crossent.tools.score.compare import Comparison, Difference
+from crossent.tools.score.compare import Comparison, verdict
 from crossent.tools.score.pairs import Block
 from crossent.tools.score.readers import BadFile
 from crossent.tools.score.show import Answer, Classes, Page, Shown, metrics_of, nats, of_rows, percent, placed
 
 
 def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None = None, **options: Any) -> int:
-    """Everything but the parsing of the command line. `options` are those of `opened`."""
+    """Everything but the parsing of the command line. `options` are those of `Opened`."""
     find = partial(_answer, a, b, labels, **options)
     return answered("compare", [a, b, labels], find, files={"--html": html}, as_json=as_json)
 
 
 def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answer:
     """Of two models, in the memory of two blocks of rows."""
-    found, one, other = _compared(*(opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
+    found, one, other = _compared(*(Opened(logits, labels, note=errors.note, **options) for logits in (a, b)))
     result, kept = found._result(one.metrics, other.metrics), found.a._held.options
 
     def show() -> Page:
         rows, cards, called = [], [], Classes(kept.names)
         for name, metric in metrics_of(result["differences"], one.metrics).items():
-            off = Difference(**result["differences"][name])
-            values = metric.number(off.a), metric.number(off.b)
-            differ, ends = metric.difference(off.difference, (off.low, off.high))
-            rows.append((metric.name, *values, differ, ends, off.verdict(name)))
-            cards.append((metric.name, differ, ends, "A {}, B {}: {}".format(*values, off.verdict(name))))
+            of_a, of_b, off, low, high = result["differences"][name].values()
+            values, said = (metric.number(of_a), metric.number(of_b)), verdict(name, low, high)
+            differ = metric.difference(off, (low, high))
+            rows.append((metric.name, *values, *differ, said))
+            cards.append((metric.name, *differ, "A {}, B {}: {}".format(*values, said)))
         numbers = Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows)
         drawn = partial(plots.of_models, {"A": one.metrics, "B": other.metrics})
         tables = [*_worse(result, called, kept.top), *_changes(result, called)]
@@ -50,7 +50,8 @@ def _compared(one: Opened, other: Opened) -> tuple[Comparison, Scored, Scored]:
         raise BadFile(f"{b}: has logits of shape {other.pair.logits.shape}, and {a} of {one.pair.logits.shape}")
     if one.pair.names != other.pair.names and None not in (one.pair.names, other.pair.names):
         raise BadFile(f"{b}: the header names other classes than that of {a}, or in another order")
-    found = Comparison._of(one.total, other.total)
+    found = Comparison()
+    found._hold(one.total, other.total)
     for blocks in _together(one, other):
         seen = [each.seen(block, paired=True) for each, block in zip((one, other), blocks)]
         if not np.array_equal(seen[0].labels, seen[1].labels):

@@ -1,6 +1,5 @@
 """Coverage against accuracy: how often the rows are right in which a model is surest."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -37,18 +36,12 @@ def by_octave(rows: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.add.reduceat(rows, low), np.add.reduceat(right, low), np.add.reduceat(confidence, low)
 
 
-@dataclass(frozen=True)
 class Coverage:
-    """Rows by confidence, the surest first: in each step how many, how many of them are right, and from which
+    """Rows by confidence, the surest first: in each of some steps how many, how many of them are right, and from which
     confidence on. Of the rows of a step each is taken to be as sure as the others."""
 
-    rows: np.ndarray
-    right: np.ndarray
-    least: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, right: np.ndarray, steps: np.ndarray) -> "Coverage":
-        return cls(rows, right, _least(steps))
+    def __init__(self, rows: np.ndarray, right: np.ndarray, steps: np.ndarray):
+        self.rows, self.right, self.least = rows, right, _least(steps)
 
     @property
     def area(self) -> float:

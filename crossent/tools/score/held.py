@@ -175,7 +175,8 @@ class Held:
         given = given if is_numpy(shaped) else like(shaped, labels)
         found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
         seen.stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
-        leave_out("logits", np.isnan(seen.stats.logprob), _not_finite)
+        bad = np.isnan(seen.stats.logprob)
+        leave_out("logits", bad, lambda place, _: ValueError(f"{place}: the logits hold nan or inf, or are all -inf"))
         return seen
 
     def count(self, seen: Seen, groups: np.ndarray | None = None, measure: Measure | None = None) -> None:
@@ -209,15 +210,6 @@ class Held:
                 np.flatnonzero(tokens), means, lambda at: (numbers[at], tokens[at]),
                 lambda i: Document(seen.file, (int(numbers[i]),), int(tokens[i]), float(means[i])),
             )  # fmt: skip
-
-    @property
-    def scored(self) -> int:
-        """How many rows count."""
-        return self.counts.scored
-
-    @property
-    def ignored(self) -> int:
-        return self.counts.ignored
 
     def check_classes(self, classes: int) -> None:
         names, before = self.options.names, self.counts.classes
@@ -278,10 +270,6 @@ def _named(here: Any, there: Any) -> tuple[str, Any, Any]:
         if one != other:
             return f"the name of class {i}", one, other
     return "names", here and here[:3], there and there[:3]
-
-
-def _not_finite(place: str, row: int) -> ValueError:
-    return ValueError(f"{place}: the logits hold nan or inf, or are all -inf")
 
 
 def _different(numbers: np.ndarray, kept: np.ndarray) -> int:

@@ -8,7 +8,6 @@ cell. All labels of a row of the data are in one cell: pixels of an image are dr
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, TypeAlias
 
@@ -66,17 +65,16 @@ def means_of(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-@dataclass(frozen=True)
 class Sample:
     """`sums` over the rows of each cell, by their names. `gap` is by bin of the confidence too: right rows less the sum
     of the confidence. `steps` are the rows and the right ones of some cells, by step of the `coverage`; `units` are
     rows of the data, which may have several labels each."""
 
-    sums: dict[str, np.ndarray]
-    gap: np.ndarray
-    steps: np.ndarray
-    coverage: Coverage
-    units: int
+    def __init__(self, sums: dict[str, np.ndarray], gap: np.ndarray, steps: np.ndarray, units: int):
+        used = np.flatnonzero(steps[0].any(0))[::-1]  # the surest first
+        self.sums, self.gap, self.steps, self.units = sums, gap, steps[:, :, used], units
+        rows, right = self.steps.sum(1)
+        self.coverage = Coverage(rows, right, used)
 
     @property
     def rows(self) -> np.ndarray:

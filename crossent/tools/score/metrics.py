@@ -8,14 +8,13 @@ begins, so that a stream of rows says the same however it was cut.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crossent.tools.explain.baselines import baselines
 from crossent.tools.score.confusion import Pairs
-from crossent.tools.score.coverage import OCTAVES, STEPS, Coverage, by_octave, step_of
+from crossent.tools.score.coverage import OCTAVES, STEPS, by_octave, step_of
 from crossent.tools.score.groups import Groups
 from crossent.tools.score.intervals import CELLS, FEW, OF_COVERAGE, Interval, Sample, means_of, short
 from crossent.tools.score.sums import Cells, ratio
@@ -28,45 +27,25 @@ LOSS_STEP, _LOSS_BINS = 1 / 32, 2**12  # of the histogram, in nats; the last bin
 NEAR = 1e-6  # a part of the NLL, which rounded logits may change: no worse than knowing nothing
 
 
-@dataclass(frozen=True)
 class Calibration:
     """Rows by confidence, in bins between `edges`: their number, the share that is right, their mean confidence.
 
     `error` is the mean distance between accuracy and confidence, bins weighted by their rows: the ECE, where bins have
-    equal width.
+    equal width. It is made of the numbers of rows and sums over them.
     """
 
-    rows: np.ndarray
-    accuracy: np.ndarray
-    confidence: np.ndarray
-    error: float
-    edges: np.ndarray
-
-    @classmethod
-    def of(
-        cls, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, *, edges: np.ndarray = _EVEN
-    ) -> "Calibration":
-        """Of the numbers of rows and sums over them."""
-        error = float(ratio(abs(right - confidence).sum(), rows.sum()))
-        return cls(rows.astype(np.int64), ratio(right, rows), ratio(confidence, rows), error, edges)
+    def __init__(self, rows: np.ndarray, right: np.ndarray, confidence: np.ndarray, edges: np.ndarray = _EVEN):
+        self.rows, self.edges = rows.astype(np.int64), edges
+        self.accuracy, self.confidence = ratio(right, rows), ratio(confidence, rows)
+        self.error = float(ratio(abs(right - confidence).sum(), rows.sum()))
 
 
-@dataclass(frozen=True)
 class ByClass:
     """For each class: rows with this label, their mean NLL, how many of them and of all rows were predicted so."""
 
-    rows: np.ndarray
-    nll: np.ndarray
-    correct: np.ndarray
-    predicted: np.ndarray
-
-    @property
-    def recall(self) -> np.ndarray:
-        return ratio(self.correct, self.rows)
-
-    @property
-    def precision(self) -> np.ndarray:
-        return ratio(self.correct, self.predicted)
+    def __init__(self, rows: np.ndarray, nll: np.ndarray, correct: np.ndarray, predicted: np.ndarray):
+        self.rows, self.nll, self.correct, self.predicted = rows, nll, correct, predicted
+        self.recall, self.precision = ratio(correct, rows), ratio(correct, predicted)
 
     def worst(self, n: int) -> np.ndarray:
         """The classes with the most rows that were taken for others."""
@@ -77,9 +56,10 @@ class ByClass:
 class Metrics:
     """What was found in `rows` rows whose labels are not ignored. NLL is in nats; nan is what there is no row for.
 
-    `numbers` has all that has an interval, by the name that it has in a result. `by_octave` is the calibration in bins
-    for each factor of 2 of the confidence, `groups` is None where rows have none, and `sample` has what the intervals
-    are made of.
+    `numbers` has all that has an interval, by the name that it has in a result, and `baselines` the mean NLL of whoever
+    says the same of every row. `by_octave` is the calibration in bins for each factor of 2 of the confidence, and
+    `shown_calibration` the one whose bins tell rows apart. `groups` is None where rows have none, and `sample` has what
+    the intervals are made of.
     """
 
     def __init__(self, counts: "Counts"):
@@ -87,8 +67,10 @@ class Metrics:
         labels, bins, steps = tables["class"], tables["bin"].folded(BINS), tables["confidence"].folded(STEPS)
         self.rows, self.impossible = (int(total[name].item()) for name in ("rows", "impossible"))
         self.classes, self.ignored, self.confusion = counts.classes, counts.ignored, counts.pairs
-        self.calibration = Calibration.of(*(bins[name] for name in ("rows", "right", "confidence")))
-        self.by_octave = Calibration.of(*by_octave(steps["rows"], steps["right"]), edges=OCTAVES)
+        self.calibration = Calibration(*(bins[name] for name in ("rows", "right", "confidence")))
+        self.by_octave = Calibration(*by_octave(steps["rows"], steps["right"]), OCTAVES)
+        uneven = 2 * self.calibration.rows[0] > self.rows
+        self.shown_calibration = self.by_octave if uneven else self.calibration
         self.coverage, self.losses = self.sample.coverage, tables["loss"]["rows"]
         self.by_class = ByClass(labels["rows"], labels.mean("nll"), labels["right"], tables["prediction"]["rows"])
         self.groups = counts.groups.found(self.rows / max(1, counts.units)) if counts.groups.names else None
@@ -97,24 +79,8 @@ class Metrics:
         self.numbers = {name: value.item() for name, value in means_of(total).items()}
         self.numbers |= {"calibration_error": self.calibration.error}
         self.numbers |= dict(zip(OF_COVERAGE, (self.coverage.area, *self.coverage.accuracy.tolist())))
-
-    @property
-    def nll(self) -> float:
-        return self.numbers["nll"]
-
-    @property
-    def accuracy(self) -> float:
-        return self.numbers["accuracy"]
-
-    @property
-    def shown_calibration(self) -> Calibration:
-        """The bins that tell rows apart: not those of equal width, where most of the rows are in the first one."""
-        return self.by_octave if 2 * self.calibration.rows[0] > self.rows else self.calibration
-
-    @property
-    def baselines(self) -> dict[str, Any]:
-        """The mean NLL of whoever says the same of every row."""
-        return baselines(self.by_class.rows, self.rows, self.nll, NEAR)
+        self.nll, self.accuracy = self.numbers["nll"], self.numbers["accuracy"]
+        self.baselines: dict[str, Any] = baselines(self.by_class.rows, self.rows, self.nll, NEAR)
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -218,13 +184,9 @@ class Counts:
 
     def sample(self) -> Sample:
         bins, steps = self.tables["bin"], self.tables["confidence"]
-        by_cell = np.array([steps[name].reshape(FEW, STEPS)[:, ::-1] for name in ("rows", "right")])
-        used = np.flatnonzero(by_cell[0].any(0))
-        by_cell = by_cell[:, :, used]
-        coverage = Coverage.of(by_cell[0].sum(0), by_cell[1].sum(0), STEPS - 1 - used)
         gap = short(bins["right"] - bins["confidence"]).reshape(CELLS, BINS)
         sums = {name: short(column) for name, column in self.sums(CELLS).items()}
-        return Sample(sums, gap, by_cell, coverage, self.units)
+        return Sample(sums, gap, np.array([steps[name].reshape(FEW, STEPS) for name in ("rows", "right")]), self.units)
 
     def _count_groups(self, least: int) -> None:
         """Count what waits, as long as there are `least` rows."""

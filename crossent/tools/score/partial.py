@@ -68,13 +68,13 @@ def read(path: Path) -> Held:
     try:
         found = npz(path)
         head = json.loads(next(found.pop("head").blocks(_LONGEST)).tobytes())
-        known, version = head.pop("format") == FORMAT, head.pop("version")
+        if head.pop("format") != FORMAT:
+            raise Damage("another format")
+        version = head.pop("version")
     except PermissionError as error:
         raise BadFile(f"{path}: {error.strerror}") from error
     except Exception as error:
         raise BadFile(f"{path}: is no partial result of crossent score, or is damaged") from error
-    if not known:
-        raise BadFile(f"{path}: is no partial result of crossent score, or is damaged")
     if version != VERSION:
         raise BadFile(
             f"{path}: is of version {version} of the format, and this crossent reads {VERSION}: merge it with "

@@ -2,7 +2,7 @@
 
 import pickle
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from copy import copy, deepcopy
 from os import PathLike
 from pathlib import Path
@@ -123,11 +123,12 @@ class Score:
         for dtypes and kinds of arrays other than those above. Nothing is counted then.
         """
         seen = self._look("Score.update", input, target, dim, rows)
-        count, labels = len(seen.numbers), seen.labels
+        count, shapes = len(seen.numbers), ((len(seen.numbers),), seen.labels.shape)
         if groups is not None:
-            groups = _words(groups, count, labels)
-        given = {"bytes": bytes, "words": words}
-        lengths = {name: _lengths(name, one, count, labels) for name, one in given.items() if one is not None}
+            groups = _array(f"groups must be {count} values, or of the shape {shapes[1]}", groups, shapes)
+        given = {name: one for name, one in (("bytes", bytes), ("words", words)) if one is not None}
+        wanted = f"must be an integer, {count} or as many as there are labels, none negative"
+        lengths = {name: _array(f"{name} {wanted}", one, ((), *shapes), 0) for name, one in given.items()}
         self._held.count(seen, groups, texts.given(lengths, self._held.options.shift) if lengths else None)
         self._counted(count)
         if each is not None:
@@ -143,7 +144,12 @@ class Score:
         plan(prediction_stats, input, target, dim=dim)  # which refuses what is no call
         axis, labels = class_axis(input.ndim, dim), as_numpy(target)
         block = moved_axis(input if is_numpy(input) else input.detach(), axis, -1)
-        return self._held.look(block, axis, labels, self._numbers(rows, labels.shape[0] if labels.ndim else 1))
+        count = labels.shape[0] if labels.ndim else 1
+        if rows is None:
+            rows = np.arange(self._numbered, self._numbered + count)
+        return self._held.look(
+            block, axis, labels, _array(f"rows must be {count} integers", rows, ((count,),), -np.inf)
+        )
 
     def _counted(self, rows: int) -> None:
         self._numbered += rows
@@ -233,36 +239,16 @@ class Score:
         vars(self).update(state | {"_held": pickle.loads(zlib.decompress(state["_held"]))})
 
     def __repr__(self) -> str:
-        return f"<crossent.Score of {self._held.scored:,} rows of {self._held.counts.classes:,} classes>"
-
-    def _numbers(self, rows: Any, count: int) -> np.ndarray:
-        if rows is None:
-            return np.arange(self._numbered, self._numbered + count)
-        numbers = np.atleast_1d(as_numpy(rows) if hasattr(rows, "detach") else np.asarray(rows))
-        if numbers.shape != (count,) or (numbers.dtype.kind not in "iu" and count):
-            raise ValueError(f"rows must be {count} integers, got {numbers.dtype} of shape {numbers.shape}")
-        return numbers
+        return f"<crossent.Score of {self._held.counts.scored:,} rows of {self._held.counts.classes:,} classes>"
 
 
-def _values(given: Any) -> np.ndarray:
-    """Of a tensor, or of what NumPy makes an array of."""
-    return as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
-
-
-def _lengths(name: str, given: Any, count: int, labels: np.ndarray) -> np.ndarray:
-    found = _values(given)
-    found = found.reshape(1) if count == 1 and found.size == 1 else found
-    if found.shape not in ((), (count,), labels.shape) or found.dtype.kind not in "iu" or (found < 0).any():
-        raise ValueError(
-            f"{name} must be an integer, {count} or as many as there are labels, none negative, got {found.dtype} of "
-            f"shape {found.shape}"
-        )
-    return found
-
-
-def _words(groups: Any, count: int, labels: np.ndarray) -> np.ndarray:
-    """A name for each row or each label."""
-    found = np.atleast_1d(_values(groups))
-    if found.shape not in ((count,), labels.shape):
-        raise ValueError(f"groups must be {count} values, or of the shape {labels.shape}, got {found.shape}")
+def _array(
+    what: str, given: Any, shapes: Container[tuple[int, ...]], least: float | None = None
+) -> np.ndarray:  # fmt: skip
+    """Of a tensor, or of what NumPy makes an array of; of integers, where there is a least one."""
+    found = as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
+    found = found.reshape(1) if (1,) in shapes and not found.ndim else found
+    good = least is None or not found.size or (found.dtype.kind in "iu" and found.min() >= least)
+    if found.shape not in shapes or not good:
+        raise ValueError(f"{what}, got {found.dtype} of shape {found.shape}")
     return found

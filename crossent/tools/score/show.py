@@ -219,7 +219,7 @@ def of_rows(score: Scored) -> str:
 
 def left_out(score: Scored) -> str:
     """Rows that do not count."""
-    said, skipped = f", {score.held.ignored:,} ignored" if score.held.ignored else "", score.held.skipped
+    said, skipped = f", {score.held.counts.ignored:,} ignored" if score.held.counts.ignored else "", score.held.skipped
     if skipped:
         said += f", {skipped.total():,} skipped ({', '.join(f'{n:,}: {SKIPPED[what]}' for what, n in skipped.items())})"
     return said

@@ -113,7 +113,7 @@ def _show(shown: dict[str, list], key: str, found: _Loss, of: str) -> None:
     first, last = _sums(classes, found.windows[:1]), _sums(classes, found.windows[-2:])
     bins = np.sum([window["bins"] for window in found.windows[-2:]], axis=0)
     metrics: Any = SimpleNamespace(
-        by_class=last, accuracy=last.correct.sum() / last.rows.sum(), calibration=Calibration.of(*bins)
+        by_class=last, accuracy=last.correct.sum() / last.rows.sum(), calibration=Calibration(*bins)
     )
     mean = float(np.nansum(last.nll * last.rows) / last.rows.sum())
     before = SimpleNamespace(classes=classes, baselines=baselines(last.rows, float(last.rows.sum()), mean, NEAR))

@@ -248,7 +248,8 @@ def _array(
     """Of a tensor, or of what NumPy makes an array of; of integers, where there is a least one."""
     found = as_numpy(given) if hasattr(given, "detach") else np.asarray(given)
     found = found.reshape(1) if (1,) in shapes and not found.ndim else found
-    good = least is None or not found.size or (found.dtype.kind in "iu" and found.min() >= least)
-    if found.shape not in shapes or not good:
-        raise ValueError(f"{what}, got {found.dtype} of shape {found.shape}")
+    whole = least is None or not found.size or (found.dtype.kind in "iu" and found.min() >= least)
+    if found.shape not in shapes or not whole:
+        kind = "" if least is None else f"{found.dtype} of shape "
+        raise ValueError(f"{what}, got {kind}{found.shape}")
     return found

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import crossent
+from crossent.tools.explain.words import number
 
 RNG = np.random.default_rng(5)
 N, C = 64, 8
@@ -261,6 +262,25 @@ def test_healthy_twins_are_not_accused(name):
     allowed = {"log_probabilities"} if name == "class_axis, probabilities" else set()
     assert {f.name for f in found.findings if f.severity != "note"} <= allowed, found.findings
     assert all(check.passed for check in found.checks), found.checks
+
+
+def test_a_row_of_nothing_but_nan_has_no_list_of_classes():
+    found = crossent.explain(changed(LOGITS, 8, np.nan), LABELS)
+    assert found.findings[0].sentence.startswith("Row 8: every logit is nan, and so the loss is lost. It came in with")
+    assert "Knowing nothing" not in str(found)  # beside a loss of nan
+    (finding,) = crossent.explain(changed(LOGITS, (8, 2), np.nan), LABELS).findings
+    assert finding.sentence.startswith("Row 8: the logit of class 2 is nan")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (1e-4, "0.0001"), (-9.9e-5, "-9.9e-05"), (99.98, "99.9800"), (-9999.9, "-9999.9"),
+        (-13044.64, "-13044.6"), (99999.96, "100000"), (-1234567.8, "-1234568"), (9.94e6, "9.9e+06"), (np.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_numbers_have_eight_characters(value, text):
+    assert number(value) == text and len(text) <= 8
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)

@@ -21,11 +21,12 @@ import crossent
 from crossent.tools import language
 from crossent.tools.explain import plot
 from crossent.tools.explain.command import worked_example
+from crossent.tools.explain.findings import FINDINGS
 
 SOURCES = Path(language.__file__).parent / "explain"
 CHINESE = re.compile("[\u4e00-\u9fff]")
 # What stays English inside a Chinese sentence.
-NAMES = r"binary_\w+|cross_entropy|\w*nll_loss|\w*log_softmax|log-softmax|softmax|softcap|"
+NAMES = r"crossent.watch|binary_\w+|cross_entropy|\w*nll_loss|\w*log_softmax|log-softmax|softmax|softcap|"
 NAMES += r"logits?|\w+_\w+|float\d+|PyTorch|nat|lse|sum|exp|log|loss|mean|max|inf|nan|dim|denominator|input|weight"
 NAMES += "|target"
 
@@ -71,7 +72,7 @@ def asked_for():
 
 
 def test_what_is_said_is_there_and_what_is_there_is_said():
-    asked = set(asked_for())
+    asked = {*asked_for(), *(finding.__name__ for finding in FINDINGS if finding.__name__ in MESSAGES)}
     sources = "".join(path.read_text("utf-8") for kind in ("py", "html") for path in SOURCES.parent.rglob(f"*.{kind}"))
     assert not [pattern for pattern in asked if not any(re.fullmatch(pattern, key) for key in MESSAGES)]
     ours = [key for key in MESSAGES if not key.startswith(("from_english.", "play."))]  # which have tests of their own

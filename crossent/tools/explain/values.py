@@ -84,7 +84,8 @@ def _from_above(case, numbers, test, word):
         advice = say("advice.above")
     where = np.flatnonzero(test(case.logits(case.index(numbers[0]))))
     what = say("log_probability" if case.picks else "logit")
-    return error("from_above", numbers, where, what=what, word=word, advice=advice)
+    key = "from_above" if len(where) < case.classes else "from_above_all"
+    return error(key, numbers, where, what=what, word=word, advice=advice)
 
 
 def _head_source(case, numbers):

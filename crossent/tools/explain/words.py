@@ -82,9 +82,9 @@ def number(value):
     size = abs(value)
     if not math.isfinite(value) or size == 0.0:
         return str(value) if size else "0"
-    if not 1e-4 <= size < 1e4:
+    if not 1e-4 <= size < 9.9e6:
         return f"{value:.1e}"
-    return f"{value:.{4 if size < 99.99 else 3 if size < 999.9 else 2}f}"
+    return f"{value:.{sum(size < limit for limit in (99.99, 999.9, 9999.9, 99999.9))}f}"
 
 
 def plan(explanation):
@@ -123,9 +123,9 @@ def summary(explanation):
 
 
 def baselines(explanation):
-    """What knowing nothing costs beside the loss; None where no row counts."""
+    """What knowing nothing costs beside the loss; None where no row counts, or the loss is nan."""
     b = explanation.baselines
-    if not b:
+    if not b or math.isnan(b["mean"]):
         return None
     named = f"log {explanation.classes} = " if math.isclose(b["uniform"], math.log(explanation.classes)) else ""
     key = "baselines_worse" if b["worse_than_uniform"] else "baselines"

@@ -31,7 +31,7 @@ const ofClass = (key, c) => say(key, { name: start.names[c] });
 
 /** How far a logit's slider goes to both sides: beyond all logits at the start, unless they are extreme. */
 const sizes = start.rows.flatMap(({ x, shown }) => [decoded(x)].flatMap((all) => shown.map((c) => Math.abs(all[c]))));
-const span = Math.min(100, Math.max(6, 2 * Math.ceil(0.75 * Math.max(...sizes.filter(Number.isFinite), 0))));
+const span = Math.min(1e5, Math.max(6, 2 * Math.ceil(0.75 * Math.max(...sizes.filter(Number.isFinite), 0))));
 
 // What follows the state: functions of its loss. The first `lasting` stay, the others belong to the chosen row.
 const views = [];
@@ -152,7 +152,7 @@ function logitDial(c) {
     state.moving = c;
     chosen().x[c] = value;
   };
-  const step = span > 20 ? 1 : 0.1;
+  const step = 10 ** (Math.floor(Math.log10(span / 2.2)) - 1);
   const rules = { low: -span, high: span, step, fits: () => true, hint: say("any_number") };
   return dial({ name: ofClass("logit_of", c), ...rules, get: () => chosen().x[c], set });
 }
@@ -213,6 +213,7 @@ function outcome(of, fill) {
 function classLine(c) {
   const radio = made("input", { type: "radio", name: "label", value: c, "aria-label": ofClass("is_label", c) });
   radio.addEventListener("change", () => change(() => (chosen().label = c)));
+  const isNamed = start.names[c] !== String(c);
   const [swatch, name] = [made("i", { class: "swatch", style: `background: ${colour(c)}` }), made("span")];
   const label = start.soft ? made("div", { class: "choice" }, swatch, name)
     : made("label", { class: "choice" }, radio, swatch, name);
@@ -221,7 +222,7 @@ function classLine(c) {
   line.addEventListener("focusin", () => change(() => (state.moving = c)));
   views.push(() => {
     radio.checked = chosen().label === c;
-    name.textContent = radio.checked ? `y = ${start.names[c]}` : ofClass("class", c);
+    name.textContent = radio.checked ? `y = ${start.names[c]}` : isNamed ? start.names[c] : ofClass("class", c);
     line.classList.toggle("chosen", state.moving === c);
   });
   return line;

@@ -460,11 +460,24 @@ def test_a_callback_is_told_once_and_training_goes_on(model):
     assert told[0].parameters == ("3.weight",)
 
 
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_gradients_of_a_scaler(model, fused, tmp_path, no_page):
+def test_gradients_of_a_scaler(model, fused, sharded, tmp_path, no_page, request):
     """Infinite ones, which it leaves out, are no fault and no step; of others the norm is told without the scale."""
     optimizer = torch.optim.Adam(model.parameters(), fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127 * 1.5, growth_interval=1000)
+    kind, more = torch.amp.GradScaler, {}
+    if sharded:
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as kind
+
+        more = {"process_group": request.getfixturevalue("process_group")}
+    scaler = kind("cpu", init_scale=2.0**127 * 1.5, growth_interval=1000, **more)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     x, labels = batch()
     with watch(model, tmp_path / "run.jsonl") as watched:
@@ -476,7 +489,8 @@ def test_gradients_of_a_scaler(model, fused, tmp_path, no_page):
             norm = math.sqrt(sum(p.grad.double().square().sum() for p in model.parameters())) / scaler.get_scale()
             if not fused:
                 scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            if not sharded:  # processes may bring gradients together until the step, so that these count
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
             scaler.step(optimizer)
             if scale is None:
                 assert all(map(torch.equal, before, model.parameters())) and not watched.steps
@@ -668,27 +682,23 @@ def test_losses_that_are_not_seen_are_told_of(place, model):
     assert list(watched.last["losses"]) == ["cross_entropy of 5 classes"]
 
 
-def test_losses_that_processes_share_are_not_seen(model, tmp_path):
+def test_losses_that_processes_share_are_not_seen(model, tmp_path, process_group):
     """But said: by a warning, in the lines and on the page."""
     from torch.distributed import tensor
 
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = tensor.init_device_mesh("cpu", (1,))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with watch(model, tmp_path / "run.jsonl") as watched:
-            x, labels = batch()
-            group = torch.distributed.group.WORLD
-            crossent.cross_entropy(model(x), labels, group=group).backward()
-            crossent.linear_cross_entropy(model(x), torch.eye(CLASSES), labels, group=group).backward()
-            logits = tensor.DTensor.from_local(model(x), mesh, [tensor.Replicate()])
-            crossent.cross_entropy(logits, labels).backward()
-            where = "of classes that are spread over processes; of subclasses of tensors, such as DTensors"
-            with pytest.warns(UserWarning, match=MISSED + where):
-                optimizer.step()
-            assert not watched.last["losses"] and watched.last["gradient"] > 0.0
-    finally:
-        torch.distributed.destroy_process_group()
+    mesh = tensor.init_device_mesh("cpu", (1,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, tmp_path / "run.jsonl") as watched:
+        x, labels = batch()
+        group = torch.distributed.group.WORLD
+        crossent.cross_entropy(model(x), labels, group=group).backward()
+        crossent.linear_cross_entropy(model(x), torch.eye(CLASSES), labels, group=group).backward()
+        logits = tensor.DTensor.from_local(model(x), mesh, [tensor.Replicate()])
+        crossent.cross_entropy(logits, labels).backward()
+        where = "of classes that are spread over processes; of subclasses of tensors, such as DTensors"
+        with pytest.warns(UserWarning, match=MISSED + where):
+            optimizer.step()
+        assert not watched.last["losses"] and watched.last["gradient"] > 0.0
     assert lines(tmp_path / "run.jsonl")[1]["sentence"] == MISSED + where
     assert f"<b>warning</b> {MISSED}{where}." in (tmp_path / "run.html").read_text()
 

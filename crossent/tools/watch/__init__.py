@@ -160,7 +160,7 @@ class watch:
 
     def _fresh(self) -> None:
         self._line: dict[str, _Part] = {}
-        self._has_backward, self._gradient = False, math.nan
+        self._has_backward, self._gradient, self._scale = False, math.nan, 1.0
         self._fresh_batch()
 
     def _fresh_batch(self) -> None:
@@ -249,14 +249,13 @@ class watch:
         if not loss.value.isfinite().all():
             self._tell("loss", [loss], list(self._batches), None)
 
-    def after_backward(self, scale: float) -> None:
+    def after_backward(self) -> None:
         self._has_backward = True
         for loss in self._losses:
             if not loss.value.is_cpu:
                 self._check(loss)
         # Which of them are not finite has to be asked now: clipping makes nan of all others.
-        norm, bad = self._gradients()
-        self._gradient = norm / scale
+        self._gradient, bad = self._gradients()
         self._bad = (self._bad or (bad, self._losses, list(self._batches))) if bad else None
         if not bad:
             for loss in self._losses:
@@ -293,8 +292,9 @@ class watch:
         # Processes bring gradients together after the backward pass.
         known = self._has_backward and not (distributed.is_available() and distributed.is_initialized())
         if getattr(optimizer, "found_inf", None) is not None or (known and not noted):
+            self._scale = seen.scale()
             return
-        self._gradient, bad = self._gradients()
+        self._gradient, bad = self._gradients()  # which a GradScaler has divided by now
         if bad:
             names, losses, batches = noted or (bad, self._losses, list(self._batches))
             self._tell("gradient", losses, batches, names)
@@ -314,7 +314,7 @@ class watch:
             self._write("unseen", step=self.steps, sentence=sentence)
             warnings.warn(sentence, stacklevel=3)
         losses = {name: part.to_dict() for name, part in self._line.items()}
-        self._write("step", step=self.steps, losses=losses, gradient=self._gradient)
+        self._write("step", step=self.steps, losses=losses, gradient=self._gradient / self._scale)
         self._fresh()
 
     def _tell(self, kind: str, losses: list[Loss], batches: list[Batch], bad: list[str] | None) -> None:

@@ -120,7 +120,8 @@ def norm_of(gradients: list[Tensor]) -> float:
     gradients = [g if type(g) is Tensor and g.layout is torch.strided else dense(g) for g in gradients]
     if not gradients:
         return math.nan
-    if all(g.is_cpu and g.dtype is torch.float32 for g in gradients):  # takes a third less time, and rounds less
+    if {(g.device.type, g.dtype) for g in gradients} == {("cpu", torch.float32)}:
+        # takes a third less time, and rounds less
         found = math.sqrt(sum(torch.dot(g, g).item() for g in map(torch.flatten, gradients)))
     else:
         found = float(get_total_norm(gradients))

@@ -83,7 +83,7 @@ class _Here(threading.local):
     inside = False
     is_backward = False
     hidden: frozenset[str] = frozenset()  # where the backward pass may meet losses that nobody saw
-    scaler: GradScaler | None = None  # of the backward pass to come
+    scaler: GradScaler | None = None  # that makes a step
 
     def __init__(self):
         self.compiled: deque[int] = deque(maxlen=256)  # numbers of nodes whose compiled code has told of a loss
@@ -106,9 +106,9 @@ def unseen():
 @contextmanager
 def telling(watcher: Any):
     """Tell it of all losses that this thread computes to be differentiated: to `see` them, or to `miss` those that
-    cannot be told; and `after_backward`, with the scale of the gradients, of each backward pass.
+    cannot be told; and `after_backward` of each backward pass.
     """
-    _here.watchers, _here.scaler = (*_here.watchers, watcher), None
+    _here.watchers = *_here.watchers, watcher
     _stand(_everybody.append, watcher)
     try:
         yield
@@ -227,21 +227,28 @@ def _told_backward(tensors, *args, **kwargs):
         _here.hidden = _hidden_in(tensors)
     try:
         _backward(tensors, *args, **kwargs)
-        scale = _here.scaler.get_scale() if _here.scaler else 1.0
     finally:
-        _here.is_backward, _here.scaler = False, None
+        _here.is_backward = False
     for watcher in _here.watchers:
         for where in sorted(_here.hidden):
             watcher.miss(where)
-        watcher.after_backward(scale)
+        watcher.after_backward()
 
 
-def _told_scale(scaler, outputs):
-    _here.scaler = scaler if _here.watchers else None
-    return _scale(scaler, outputs)
+def _told_step(scaler, *args, **kwargs):
+    _here.scaler = scaler
+    try:
+        return _step(scaler, *args, **kwargs)
+    finally:
+        _here.scaler = None
 
 
-_backward, _scale = torch.autograd.backward, GradScaler.scale
+def scale() -> float:
+    """That the gradients were multiplied by, of the step that is made now."""
+    return _here.scaler.get_scale() if _here.scaler else 1.0
+
+
+_backward, _step = torch.autograd.backward, GradScaler.step
 
 
 _LOSS = ("input", "target", "weight", "sample_weight", "denominator", "dim", "options", "inplace_backward", "spread")
@@ -292,7 +299,7 @@ def _sites() -> Iterator[tuple[Any, str, Callable]]:
     for name, names in _OPERATORS.items():
         yield compiled, name, partial(_told_operator, getattr(compiled, name), names)
     yield torch.autograd, "backward", _told_backward
-    yield GradScaler, "scale", _told_scale
+    yield GradScaler, "step", _told_step
 
 
 # torch.nn.functional's own names are not replaced: types that take its functions over know them by identity.

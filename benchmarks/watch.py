@@ -9,6 +9,7 @@ that has a processor, which says more where others are at work.
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ class Timed(watch):
             self.spent += now() - start
 
 
-def seconds(head: str, settings: Settings, steps: int, watched: bool) -> tuple[list[float], list[float], float]:
+def seconds(head: Callable, settings: Settings, steps: int, watched: bool) -> tuple[list[float], list[float], float]:
     """Of each step of two models, the second watched if it is to be; and the share of the watch's own time in it."""
     tokens = torch.arange(100 * settings.batch * (settings.length + 1)) * 7919 % settings.vocabulary
     models = [seeded_model(settings) for _ in range(2)]
@@ -59,7 +60,7 @@ def seconds(head: str, settings: Settings, steps: int, watched: bool) -> tuple[l
         follow = stack.enter_context(Timed(models[1], Path(folder) / "run.jsonl")) if watched else None
         for step in range(steps + FIRST):
             for number in (0, 1) if step % 2 else (1, 0):
-                turn = partial(train_step, models[number], HEADS[head], batch(tokens, settings, step))
+                turn = partial(train_step, models[number], head, batch(tokens, settings, step))
                 with seen.unseen() if number == 0 else ExitStack():
                     start = now()
                     turn(optimizers[number])
@@ -76,14 +77,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of each model")
     parser.add_argument("--head", choices=HEADS, action="append", help="those of the demo; both by default")
     parser.add_argument("--cpu", action="store_true", help="the time of a processor, on one thread")
+    parser.add_argument("--compiled", action="store_true", help="crossent's head in compiled code")
     chosen = parser.parse_args()
     if chosen.cpu:
         torch.set_num_threads(1)
         now = time.thread_time
     table = Table("head", "", "step", "watched", "all steps", "median of pairs", "own time")
-    for head in chosen.head or HEADS:
+    heads = {name: HEADS[name] for name in chosen.head or HEADS}
+    if chosen.compiled:
+        heads = {"crossent, compiled": torch.compile(HEADS["crossent"], fullgraph=True)}
+    for head, function in heads.items():
         for watched in (False, True):
-            plain, other, share = seconds(head, DEMO, chosen.steps, watched)
+            plain, other, share = seconds(function, DEMO, chosen.steps, watched)
             pairs = median(b / a for a, b in zip(plain, other, strict=True)) - 1
             own = f"{share:.2%}, at most {AT_MOST:.0%}" if watched else ""
             times = (f"{1e3 * median(each):.0f} ms" for each in (plain, other))

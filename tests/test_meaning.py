@@ -1,5 +1,6 @@
 """What must be true of any implementation: pairs of calls that mean the same, extreme values, and the same bits."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -458,6 +459,27 @@ def test_probability_zero_at_minus_infinity(frontend, classes):
     assert (gradient[:, masked] == 0).all()
     target[2, 1] = 0.5
     assert call(frontend, "cross_entropy", logits, target)[0] == INF
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, composite], ids=["kernels", "composite"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_derivative_by_a_probability_of_zero_at_minus_infinity(mode, smoothing):
+    """It is infinite, as in PyTorch, in every way that the call can take; second derivatives are still numbers."""
+    logits = torch.tensor([[-INF, 1.0, 2.0], [0.5, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0.0, 0.4, 0.6], [0.0, 0.5, 0.5]], dtype=torch.float64, requires_grad=True)
+    weight, head = torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    options = {"weight": weight, "label_smoothing": smoothing, "reduction": "sum"}
+    (theirs,) = torch.autograd.grad(F.cross_entropy(logits, target, **options), target)
+    with mode():
+        ours = torch.autograd.grad(crossent.cross_entropy(logits, target, **options), (logits, target))
+        bias = torch.tensor([-INF, 0.0, 0.0], dtype=torch.float64)
+        hidden = logits.detach().nan_to_num(neginf=0.0)
+        loss = crossent.linear_cross_entropy(hidden, head, target, linear_bias=bias, **options)
+        (of_head,) = torch.autograd.grad(loss, target)
+    torch.testing.assert_close(ours[1], theirs)
+    assert (of_head[:, 0] == INF).all() and torch.isfinite(of_head[:, 1:]).all() and torch.isfinite(ours[0]).all()
+    (dx,) = torch.autograd.grad(crossent.cross_entropy(logits, target, **options), logits, create_graph=True)
+    assert all(torch.isfinite(second).all() for second in torch.autograd.grad(dx.square().sum(), (logits, target)))
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)

@@ -27,11 +27,23 @@ def row_losses(xp, logits, target, soft, weight, keep, options, axis, freeze):
         classes = xp.zeros_like(peak) + classes  # as an array: division by a traced size is in float32
         q = _rules.target_weight(t, w, xp.expand_dims(keep, axis=axis), options.label_smoothing, classes)
         q = q + xp.zeros_like(z)
-        counted = xp.where((q == 0) & (z == -float("inf")), 0.0, z)
-        rest_mass, rest_dot = xp.sum(q, axis=axis), xp.sum(q * counted, axis=axis)
+        nothing = (q == 0) & (z == -float("inf"))
+        costs = q * xp.where(nothing, 0.0, z)
+        if soft:
+            share = _rules.label_weight(w, xp.expand_dims(keep, axis=axis), options.label_smoothing) + xp.zeros_like(z)
+            costs = costs - _limitless(xp, xp.where(nothing, t, 0.0) * freeze(share))
+        rest_mass, rest_dot = xp.sum(q, axis=axis), xp.sum(costs, axis=axis)
     lse = xp.squeeze(peak, axis) + log_total
     loss = _rules.row_loss(nll, label_mass, log_total, rest_mass, rest_dot, lse, options.z_loss)
     return xp.where(keep != 0, loss, 0.0)
+
+
+def _limitless(xp, nothing):
+    """The cost of probabilities that are 0 at logits of -inf. It is 0 too, but any more probability costs infinity: its
+    derivative is infinite, as the kernels have it.
+    """
+    most = xp.finfo(nothing.dtype).max
+    return nothing * most * most
 
 
 def capped(xp, z, options):

@@ -8,6 +8,7 @@ from torch import (
     empty,
     exp,
     expm1,
+    finfo,
     float64,
     full,
     int64,
@@ -25,8 +26,8 @@ from torch import (
 )
 
 __all__ = [
-    "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "float64", "freeze",
-    "full", "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "roll", "squeeze", "sum",
+    "arange", "argmax", "argwhere", "asarray", "astype", "empty", "exp", "expand_dims", "expm1", "finfo", "float64",
+    "freeze", "full", "int64", "log", "log1p", "max", "maximum", "ones_like", "reshape", "roll", "squeeze", "sum",
     "take", "take_along_axis", "tanh", "uint64", "where", "zeros_like",
 ]  # fmt: skip
 

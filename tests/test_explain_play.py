@@ -365,6 +365,21 @@ def test_for_everybody(opened, width, dark, lang, status, curve, wrong):
     assert page.evaluate("document.documentElement.lang") == lang
 
 
+@browser.needs_chromium
+@pytest.mark.parametrize("width", [710, 1190])
+def test_long_names_and_large_logits_have_room(opened, width):
+    logits, names = np.full((2, 12), 3e4), ["Wide-mouthed frog", "W" * 20, *(f"category {i}" for i in range(10))]
+    logits[0, 1], logits[1] = -2e4, np.arange(12.0)
+    page = opened(logits, np.array([12, 0]), names=names, width=width)
+    overflows = "[...document.querySelectorAll('.class > *')].filter(e => e.getBoundingClientRect().right > "
+    overflows += "e.closest('section').getBoundingClientRect().right + 1).length"
+    assert page.evaluate(overflows) == 0
+    assert page.evaluate("find('.class .choice span').textContent") == "y = Wide-mouthe…"
+    assert page.evaluate("state.row") == 1  # the first has a bad label
+    beyond = "[...document.querySelectorAll('#shares text')].filter(e => e.getBBox().x < 0).length"
+    assert page.evaluate(beyond) == 0 and page.evaluate("span") == 45000
+
+
 def test_every_message_is_shown():
     """Those whose name is put together end as the page's steps and reductions do."""
     sources = "".join(path.read_text("utf-8") for path in Path(play.__file__).parent.iterdir() if path.is_file())

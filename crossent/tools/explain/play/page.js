@@ -11,13 +11,15 @@ function decoded(packed) {
   return Float64Array.from(packed.size === 4 ? new Float32Array(buffer) : new Float64Array(buffer));
 }
 
+const first = Math.max(0, start.rows.findIndex((row) => !row.ignored));
+
 /** What the page starts from, and goes back to. */
 const fresh = () => ({
   temperature: 1, rate: start.rate, smoothing: start.smoothing, softcap: start.softcap ?? Infinity, zloss: start.zloss,
   denominator: parsed(start.denominator), reduction: start.reduction, weight: decoded(start.weight),
   rows: start.rows.map(({ label, ignored, sample, x, t }) =>
     ({ label, ignored, sample: parsed(sample), x: decoded(x), t: t && decoded(t) })),
-  row: 0, moving: start.rows[0].label ?? start.rows[0].shown[0], step: "softmax",
+  row: first, moving: start.rows[first].label ?? start.rows[first].shown[0], step: "softmax",
 });
 let state; // as soon as there is one
 const chosen = () => state.rows[state.row];

@@ -52,7 +52,8 @@ function band(c, edges, x, y) {
   const lower = edges.map(([bottom], i) => [places[i], y(bottom)]).reverse();
   const area = made("path", { class: "band", d: `${path([...upper, ...lower])}Z`, fill: colour(c) });
   const inner = edges.map(([bottom, top], i) => (i > 7 && i < PLOT.samples - 7 ? top - bottom : 0));
-  const widest = inner.indexOf(Math.max(...inner));
+  const wide = [...inner.keys()].filter((i) => inner[i] >= 0.99 * Math.max(...inner));
+  const widest = wide[wide.length >> 1];
   if (y(0) - y(inner[widest]) < 16) return [area];
   const middle = (edges[widest][0] + edges[widest][1]) / 2;
   const name = c === undefined ? others() : c === chosen().label ? `y = ${start.names[c]}` : start.names[c];

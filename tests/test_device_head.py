@@ -445,6 +445,115 @@ def test_bad_labels_are_told_at_once_where_nothing_is_differentiated(late_errors
         crossent.linear_token_stats(torch.zeros(2, 4), torch.zeros(7, 4), torch.tensor([0, 7]))
 
 
+def test_bad_labels_are_told_later_in_compiled_code(late_errors):
+    """In evaluation too."""
+    arrays = torch.zeros(2, 4), torch.zeros(7, 4), torch.tensor([0, 7])
+    for function in (crossent.linear_cross_entropy, lambda *given: crossent.linear_token_stats(*given).logprob.sum()):
+        with torch.no_grad():
+            assert torch.compile(function, fullgraph=True, backend="aot_eager")(*arrays).isnan()
+        with pytest.raises(IndexError, match="Target 7 at position 1 "):
+            late.look()
+
+
+# Ignored rows, where the host waits for the labels anyway
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """On a device: the rows of each product that makes logits."""
+    rows, logits = [], DeviceProducts.logits
+    monkeypatch.setattr(DeviceProducts, "logits", lambda self, x, *rest: rows.append(len(x)) or logits(self, x, *rest))
+    with on_unknown_device():
+        yield rows
+
+
+def results_of(call, leaves, when, computed, monkeypatch):
+    """Results and the gradients of two backward passes, the labels looked at `when`; the rows forward, and in all."""
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", when)
+    computed.clear()
+    results = list(call(*leaves))
+    forward, differentiated = sum(computed), results[:3]
+    above = [torch.linspace(1, 2, result.numel()).reshape(result.shape).to(result.dtype) for result in differentiated]
+    for _ in range(2):
+        results += torch.autograd.grad(differentiated, leaves, above, retain_graph=True)
+    return results, forward, sum(computed)
+
+
+@pytest.mark.parametrize("ignored", [0, 10, 24])
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("function", [*REDUCTIONS, "sparse", "tokens"])
+def test_ignored_rows_are_left_out_where_the_host_waits(function, shift, ignored, computed, monkeypatch):
+    """In backward passes too; the numbers are those of all rows."""
+    dtype = torch.float32 if function == "tokens" else torch.float64
+    leaves = [torch.randn(*size, 6, dtype=dtype, requires_grad=True) for size in ((3, 8), (11,))]
+    counts, labels = torch.arange(24).reshape(3, 8) >= ignored, torch.randint(11, (3, 8))
+    how = {"shift": shift, "options": Chunks(batch_chunk_size=5)}
+    if function == "sparse":
+        labels = crossent.SparseTarget(torch.randint(11, (3, 8, 2)), torch.rand(3, 8, 2, dtype=dtype))
+        how["sample_weight"] = counts.double()
+    else:
+        labels = torch.where(counts, labels, -100)
+
+    def call(x, matrix):
+        if function == "tokens":
+            return crossent.linear_token_stats(x, matrix, labels, shift=shift)
+        reduction = "mean" if function == "sparse" else function
+        return (crossent.linear_cross_entropy(x, matrix, labels, reduction=reduction, **how),)
+
+    later, now = (results_of(call, leaves, when, computed, monkeypatch) for when in ("later", "now"))
+    for a, b in zip(now[0], later[0], strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    count = int(counts[:, shift:].sum())
+    assert later[1] == 24 and now[1] == count and now[2] * 24 == later[2] * count
+    monkeypatch.delenv("CROSSENT_CHECK_LABELS")
+    computed.clear()
+    with torch.no_grad():
+        call(*leaves)
+    assert sum(computed) == count
+
+
+def test_where_rows_are_not_counted(computed, monkeypatch):
+    """In training by default, in compiled code and in a graph that is being captured."""
+    leaves = [torch.randn(size, 6, requires_grad=True) for size in (8, 11)]
+    labels = torch.tensor([3, -100, 2, -100, -100, 5, 6, -100])
+
+    def step(x, matrix):
+        return crossent.linear_cross_entropy(x, matrix, labels), *crossent.linear_token_stats(x, matrix, labels)
+
+    step(*leaves)
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+    torch.compile(step, fullgraph=True, backend="aot_eager")(*leaves)
+    monkeypatch.setattr(late, "is_captured", lambda device: True)
+    step(*leaves)
+    assert computed == [8] * 6
+
+
+def test_bad_labels_where_rows_are_counted(late_errors, computed, monkeypatch):
+    """They are told at once, and are no reason to wait for twice."""
+    leaves, labels = [torch.randn(size, 4, requires_grad=True) for size in (5, 7)], torch.tensor([0, -100, 2, 7, -100])
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+    waited, refuse = [], late._refuse
+    monkeypatch.setattr(late, "_refuse", lambda bad, error, wait: waited.append(wait) or refuse(bad, error, wait))
+    for function in (crossent.linear_cross_entropy, crossent.linear_token_stats):
+        with pytest.raises(IndexError, match="Target 7 at position 3 "):
+            function(*leaves, labels)
+    assert waited == [False, False] and not computed
+    classes = crossent.SparseTarget(torch.tensor([[1], [2], [9], [0], [1]]), torch.ones(5, 1))
+    with pytest.raises(IndexError, match=r"Class 9 at position \(2, 0\)"):
+        crossent.linear_cross_entropy(*leaves, classes)
+
+
+@ON_A_DEVICE
+def test_plan_says_whether_rows_are_counted(monkeypatch):
+    x, matrix, labels = torch.zeros(9, 4, requires_grad=True), torch.zeros(7, 4), torch.tensor([1] * 5 + [-100] * 4)
+    call = crossent.linear_cross_entropy, x, matrix, labels
+    assert "all rows are computed, with zeros for those that do not count" in str(crossent.plan(*call))
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+    planned = crossent.plan(*call, chunk_bytes=56)
+    assert "5 of 9 rows count, and only these" in str(planned) and "waits for the labels anyway" in str(planned)
+    assert (planned.chunk_rows, planned.chunks) == (2, 3)
+
+
 # Nothing is read back
 
 
@@ -458,6 +567,7 @@ def without_numbers(monkeypatch):
         (late, "look", lambda: None),
         (late, "refuse", lambda bad, error: None),
         (late, "refuse_outside_training", lambda bad, error: None),
+        (late, "waits", lambda training: False),
         (labels, "concrete", None),
     ]:
         monkeypatch.setattr(where, name, value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -484,8 +485,9 @@ def test_token_stats_are_those_of_the_cpu(shift):
 
 
 @pytest.mark.parametrize("options", HEADS)
-def test_a_step_of_the_head_waits_for_nothing(options):
+def test_a_step_of_the_head_waits_for_nothing(options, monkeypatch):
     """With every option; and the gradient of the weight is the same bits every time."""
+    monkeypatch.delenv("CROSSENT_CHECK_LABELS")
     case = {key: on_gpu(value) for key, value in head_case(**HEADS[options]).items()}
     case["options"], found = Chunks(batch_chunk_size=3), []
     head_results(case)  # libraries are loaded and kernels compiled
@@ -497,6 +499,23 @@ def test_a_step_of_the_head_waits_for_nothing(options):
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("function", [crossent.linear_cross_entropy, crossent.linear_token_stats])
+def test_rows_that_count_are_counted_with_one_wait(function):
+    """The labels are looked at now."""
+    leaves, labels = [logits_there(6, 7), logits_there(50, 7)], labels_there(6)
+    labels[2:] = -100
+    function(*leaves, labels)  # kernels are compiled
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function(*leaves, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -545,8 +564,9 @@ def test_head_in_bfloat16(reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("rows", [128, 512])
-def test_filter_of_the_head(rows, reduction):
+def test_filter_of_the_head(rows, reduction, monkeypatch):
     """Nothing is waited for, and what is left out makes no larger error than its bound."""
+    monkeypatch.delenv("CROSSENT_CHECK_LABELS")
     if torch.cuda.get_device_capability()[0] not in (9, 10):
         pytest.skip("there PyTorch reads on the host where a grouped product ends")
     case = in_bfloat16(head_case((512,), 1003, 64, reduction=reduction))

@@ -91,31 +91,36 @@ def head_of(arrays, call, products_for):
 
 
 class WholeHead(NamedTuple):
-    """A head of all rows; what its gradients are still to be multiplied by; the divisor; which targets count, and which
-    are bad, (rows, places). The latter is None where no target can be bad.
+    """A head; the numbers of the targets in it, None if it has all rows; what its gradients are still to be multiplied
+    by; the divisor; which targets count, and which are bad, (rows, places). The latter is None where no target can be
+    bad.
     """
 
     head: Any
+    kept: Any
     later: Any
     divisor: Any
     counts: Any
     bad: Any
 
 
-def head_on_device(arrays, call, products_for):
-    """The `WholeHead` on a device from which nothing is read.
+def head_on_device(arrays, call, products_for, kept_of):
+    """The `WholeHead` on a device from which nothing is read. `kept_of(counted)` gives the numbers of the targets that
+    count, or None if they are not known here.
 
-    All rows take part in the products, since how many count is not known here: `x` is 0 in the others. It begins with
-    the rows of the first targets, which with a shift are the last ones.
+    Then all rows take part in the products: `x` is 0 in those that do not count. It begins with the rows of the first
+    targets, which with a shift are the last ones.
     """
     given, shift = _given(arrays, call, products_for), call.how.shift
     lib, x, counted = given.fields["products"].lib, given.fields["x"], given.counts.any(1)
-    given.fields["x"] = lib.xp.where(counted[:, None], lib.xp.roll(x, shift, 0) if shift else x, 0.0)
+    kept = kept_of(counted)
+    if kept is None:
+        given.fields["x"] = lib.xp.where(counted[:, None], lib.xp.roll(x, shift, 0) if shift else x, 0.0)
     (_, scale), later = reduced(call.options.reduction, 0.0, given.divisor), 1.0
     if lib.storages.get(x.dtype) == "float16" and call.options.reduction == "mean":  # as in `head_of`
         scale, later = 1.0, lib.xp.where(counted.any(), scale, 1.0)
-    head = Head(**given.fields, kept=slice(0, call.shape.rows), scale=scale)
-    return WholeHead(head, later, given.divisor, given.counts, given.bad)
+    head = Head(**given.fields, kept=slice(0, call.shape.rows) if kept is None else kept, scale=scale)
+    return WholeHead(head, kept, later, given.divisor, given.counts, given.bad)
 
 
 def _left_out(lib, target, samples, counts, bad, call):

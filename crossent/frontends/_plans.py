@@ -99,8 +99,8 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
         return Plan(name, PLAIN, arithmetic, size, rows, -(-shape.rows // max(1, rows)), reasons)
     at_once = 1 if name == "linear_token_stats" else head.at_once
     (rows, size), copied = head.chunk(wanted, at_once), head.products.copied_weight
-    targets = head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
-    reasons = [f"{targets} of {shape.rows} rows count, and only these are computed"]
+    targets = _targets(head)
+    reasons = [_only(targets, shape)]
     if beside:
         reasons.append(f"{beside / 1e6:.1f} MB are float32 sums, which become the gradients of 16 bits")
     if head.x.itemsize == 2:
@@ -115,13 +115,17 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
     return Plan(name, KERNELS, arithmetic, size + beside + copied, rows, chunks, tuple(reasons))
 
 
-def of_head_on_device(name, call, head, wanted, arithmetic):
+def of_head_on_device(name, call, head, known, wanted, arithmetic):
+    """`known` says that the head has no rows but those that count."""
     shape, products, tokens = call.shape, head.products, name == "linear_token_stats"
     beside = products.beside_tokens if tokens else 0
     at_once = 1 if tokens else head.at_once
     rows, size = head.chunk(wanted, at_once, beside)
-    chunks = -(-shape.rows // max(1, rows))
+    targets = _targets(head)
+    chunks = -(-targets // max(1, rows))
     reasons = ["all rows are computed, with zeros for those that do not count: counting them would stop the device"]
+    if known:
+        reasons = [_only(targets, shape), "the host waits for the labels anyway: with them it gets the number of rows"]
     if call.how.chunk_bytes is None and not call.how.chunk_rows:
         reasons.append(products.why_usual_chunk(chunks))
     sums = _size(arithmetic) * math.prod(head.weight.shape) if wanted[1] and products.sums_widely(chunks) else 0
@@ -145,6 +149,14 @@ def of_head_on_device(name, call, head, wanted, arithmetic):
     inputs = math.prod(head.x.shape) * (head.x.itemsize + products.input_dtype.itemsize)  # copies
     numbers = 2 * (len(Sums._fields) + 2) * shape.rows * shape.places * _size(arithmetic)
     return Plan(name, STAGES, arithmetic, size + sums + copies + inputs + numbers, rows, chunks, tuple(reasons))
+
+
+def _targets(head):
+    return head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
+
+
+def _only(targets, shape):
+    return f"{targets} of {shape.rows} rows count, and only these are computed"
 
 
 def _size(storage):

@@ -344,7 +344,7 @@ def _token_head(tensors, values):
 def _tokens(input, linear_weight, linear_bias, target, *values):
     tensors = input, linear_weight, linear_bias, target
     if staged.is_staged(input):
-        results = staged_head.ON_DEVICE.tokens(tensors, (True,), call_of_head(tensors, None, *values))
+        results = staged_head.tokens(tensors, call_of_head(tensors, None, *values))
     else:
         results = _token_head(tensors, values).tokens()
     return tuple(result.clone() for result in results)  # the results lie in one tensor

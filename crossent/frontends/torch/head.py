@@ -130,8 +130,10 @@ class Way(NamedTuple):
     loss(tensors, wanted, call)                             the loss, its gradients if they are made already, and what
                                                             else is to be known of these
     gradients(tensors, wanted, call, dloss, made, rest)     the gradients; `made` is None if they were handed out
-    tokens(tensors, wanted, call)                           the statistics of the labels, by row
-    token_gradients(tensors, wanted, call, results, above)  their gradients, given the statistics by row
+    tokens(tensors, wanted, call)                           the statistics of the labels, by row, and what else is to
+                                                            be known of them
+    token_gradients(tensors, wanted, call, results, rest, above)
+                                                            their gradients, given the statistics by row
     """
 
     loss: Callable
@@ -165,7 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         call, wanted = ctx.call, ctx.needs_input_grad[:4]
         if nodes.needs_composite(dloss):
             return *_differentiable_gradients(tensors, wanted, call, dloss), None, None, None, None
-        made, ctx.made = ctx.made, (None, None)
+        made, ctx.made = ctx.made, (None, ctx.made[1])
         return *ctx.way.gradients(tensors, wanted, call, dloss, *made), None, None, None, None
 
 
@@ -335,7 +337,7 @@ def by_kernels(tensors, call, way=None):
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, target, call, way):
-        results = way.tokens((input, linear_weight, linear_bias, target), ctx.needs_input_grad[:3], call)
+        results, ctx.rest = way.tokens((input, linear_weight, linear_bias, target), ctx.needs_input_grad[:3], call)
         ctx.save_for_backward(input, linear_weight, linear_bias, target)
         ctx.call, ctx.way, ctx.results = call, way, [result.clone() for result in results]
         ctx.mark_non_differentiable(results[3])
@@ -351,14 +353,14 @@ class _TokenStats(torch.autograd.Function):
             return None, None, None, None, None, None
         if any(nodes.needs_composite(above) for above in given):
             return *_differentiable_token_gradients(tensors, wanted, call, upstream), None, None, None
-        return *ctx.way.token_gradients(tensors, wanted, call, ctx.results, upstream)[:3], None, None, None
+        return *ctx.way.token_gradients(tensors, wanted, call, ctx.results, ctx.rest, upstream)[:3], None, None, None
 
 
 def _tokens(tensors, wanted, call):
-    return head_of((*tensors, None, None), call)[0].tokens()
+    return head_of((*tensors, None, None), call)[0].tokens(), None
 
 
-def _token_gradients(tensors, wanted, call, results, upstream):
+def _token_gradients(tensors, wanted, call, results, _, upstream):
     head, _, _ = head_of((*tensors, None, None), call)
     rows = [None if above is None else upstream_by_row(above, call, head.x) for above in upstream]
     return _heads.finished(TORCH, head.token_gradients(wanted, results, rows), tensors, 1.0)
@@ -395,4 +397,5 @@ def tokens_by_kernels(tensors, call, way=None):
     way = way or ON_HOST
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3]):
         return _TokenStats.apply(*tensors, call, way)
-    return tuple(_heads.losses_of(result, call) for result in way.tokens(tensors, (), call))
+    results, _ = way.tokens(tensors, (), call)
+    return tuple(_heads.losses_of(result, call) for result in results)

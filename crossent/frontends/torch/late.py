@@ -174,14 +174,27 @@ def note(device):
     return _late.note(device)
 
 
+def waits(training):
+    """Whether the host waits for the labels of a loss: by default if nobody wants its gradient, since it waits for the
+    loss then.
+    """
+    asked = os.environ.get("CROSSENT_CHECK_LABELS")
+    return asked == "now" if training else asked != "later"
+
+
 def refuse(bad, error):
     """As `_stages.raise_now`, in a loss that is going to be differentiated."""
-    _refuse(bad, error, wait=os.environ.get("CROSSENT_CHECK_LABELS") == "now")
+    _refuse(bad, error, wait=waits(training=True))
 
 
 def refuse_outside_training(bad, error):
-    """As `_stages.raise_now`, in a loss whose gradient nobody wants: there the host waits for the loss anyway."""
-    _refuse(bad, error, wait=os.environ.get("CROSSENT_CHECK_LABELS") != "later")
+    """As `_stages.raise_now`, in a loss whose gradient nobody wants."""
+    _refuse(bad, error, wait=waits(training=False))
+
+
+def refuse_later(bad, error):
+    """As `_stages.raise_now`, where the host waits for something else, and looks after that."""
+    _refuse(bad, error, wait=False)
 
 
 def _refuse(bad, error, wait):

@@ -131,8 +131,8 @@ def _of_head(name, a, options, how):
     if way_of(tensors, by_weights, in_stages=has_stages) is STAGES:
         from crossent.frontends.torch import staged_head
 
-        whole = staged_head.head_of(tensors, call)
-        return _plans.of_head_on_device(name, call, whole.head, wanted, compute_storage(TORCH.storage(input)))
+        planned = staged_head.planned(tensors, wanted, call)
+        return _plans.of_head_on_device(name, call, *planned, wanted, compute_storage(TORCH.storage(input)))
     reasons, size = _out_of_kernels(tensors, by_weights), dtypes.compute_dtype(input.dtype).itemsize
     if reasons:
         found = None

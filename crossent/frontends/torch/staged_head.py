@@ -9,30 +9,54 @@ from crossent.frontends.torch.device_products import DeviceProducts, memory_of
 from crossent.frontends.torch.dtypes import COMPUTE
 
 
-def head_of(tensors, call, refuse=_stages.raise_now):
-    """The `WholeHead`; `refuse` is as in `OnDevice`."""
+def _not_known(counted):
+    """Which rows count, where nothing is waited for."""
+
+
+def _read(counted):
+    """The numbers of the rows that count, None if all do. The host waits for how many there are."""
+    count = int(counted.sum())
+    return None if count == len(counted) else counted.logical_not().to(torch.uint8).argsort(stable=True)[:count]
+
+
+def reads(tensors, wanted, call):
+    """Whether the host waits for the labels anyway, in eager code. Processes that share the classes must all have the
+    same rows, whatever each of them was told.
+    """
+    return late.waits(any(wanted)) and call.shard is None and not late.is_captured(tensors[0].device)
+
+
+def _head_of(tensors, wanted, call, eager):
+    """The `WholeHead` of a call whose labels are looked at, without the rows that do not count where the host waits for
+    the labels anyway. It waits once.
+    """
+    if eager and reads(tensors, wanted, call):
+        whole = head_of(tensors, call, late.refuse_later, _read)
+        late.look()
+        return whole
+    return head_of(tensors, call, late.refuse if any(wanted) or not eager else late.refuse_outside_training)
+
+
+def head_of(tensors, call, refuse=_stages.raise_now, kept_of=_not_known):
+    """The `WholeHead`; `refuse` is as in `OnDevice`, `kept_of` as in `head_on_device`."""
     device = tensors[0].device
     kernels, memory = staged.kernels_on(device.type), memory_of(device)
 
     def products_for(x, weight, exact):
         return DeviceProducts(x, kernels, exact, memory, call.shard is not None, refuse)
 
-    return _heads.head_on_device(tensors, call, products_for)
+    return _heads.head_on_device(tensors, call, products_for, kept_of)
 
 
 def _told(bad, error):
     """The forward pass has told of it."""
 
 
-def _refuse(wanted):
-    return late.refuse if any(wanted) else late.refuse_outside_training
-
-
-def _loss(tensors, wanted, call):
+def _loss(tensors, wanted, call, eager=True):
     late.look()
     reduction, gradients = call.options.reduction, None
     with modes.without_autocast(tensors[0].device.type):
-        whole = head_of(tensors, call, _refuse(wanted))
+        whole = _head_of(tensors, wanted, call, eager)
         head, bad = whole.head, whole.bad
         if reduction == "none":
             loss = _heads.losses_of(head.losses(), call)
@@ -50,7 +74,8 @@ def _gradients(tensors, wanted, call, dloss, gradients, whole):
     with modes.without_autocast(dloss.device.type):
         by_row = call.options.reduction == "none"
         if gradients is None:
-            whole = head_of(tensors, call, _told)
+            kept = None if whole is None else whole.kept
+            whole = head_of(tensors, call, _told, lambda counted: kept)
             upstream = None
             if by_row:  # an inf of a target that does not count is not to be seen
                 upstream = heads.upstream_by_row(dloss, call, whole.head.x)
@@ -65,7 +90,10 @@ def _finished(gradients, whole, tensors, factor, call):
     Those of targets that do not count stay 0 whatever the factor is.
     """
     counts, shift, kernels = whole.counts, call.how.shift, staged.kernels_on(tensors[0].device.type)
-    masks = counts.any(1, keepdim=True), None, None, counts.reshape(call.shape.rows, 1, *call.shape.out)
+    of_rows = counts.any(1, keepdim=True)
+    if whole.kept is not None and shift:
+        of_rows, shift = of_rows.roll(-shift, 0), 0
+    masks = of_rows, None, None, counts.reshape(call.shape.rows, 1, *call.shape.out)
     found = []
     for gradient, tensor, mask in zip(gradients, tensors, masks):
         if gradient is None:
@@ -85,26 +113,32 @@ def _finished(gradients, whole, tensors, factor, call):
     return [None if gradient is None else gradient.reshape(tensor.shape) for gradient, tensor in zip(found, tensors)]
 
 
-def _tokens(tensors, wanted, call):
+def _tokens(tensors, wanted, call, eager=True):
     late.look()
     with modes.without_autocast(tensors[0].device.type):
-        whole = head_of((*tensors, None, None), call, _refuse(wanted))
+        whole = _head_of((*tensors, None, None), wanted, call, eager)
         *floats, ranks = whole.head.tokens()
-    return *(torch.where(whole.bad[:, 0], torch.nan, some) for some in floats), ranks
+    return (*(torch.where(whole.bad[:, 0], torch.nan, some) for some in floats), ranks), whole.kept
 
 
-def _token_gradients(tensors, wanted, call, results, upstream):
+def _token_gradients(tensors, wanted, call, results, kept, upstream):
     rows = [None if above is None else heads.upstream_by_row(above, call, tensors[0]) for above in upstream]
-    return token_gradients_of_rows(tensors, wanted, call, results, rows)
+    return token_gradients_of_rows(tensors, wanted, call, results, rows, kept)
 
 
-def token_gradients_of_rows(tensors, wanted, call, results, upstream):
+def token_gradients_of_rows(tensors, wanted, call, results, upstream, kept=None):
     """The gradients of the tensors; `upstream` has a number for each target, whether it belongs to a row or not."""
     late.look()
     with modes.without_autocast(tensors[0].device.type):
-        whole = head_of((*tensors, None, None), call, _told)
+        whole = head_of((*tensors, None, None), call, _told, lambda counted: kept)
         gradients = whole.head.token_gradients(wanted, results, upstream)
         return _finished(gradients, whole, tensors, 1.0, call)
+
+
+def planned(tensors, wanted, call):
+    """The head of an eager call, whose labels are looked at here, and whether it knows which rows count."""
+    known = reads(tensors, wanted, call)
+    return head_of(tensors, call, kept_of=_read if known else _not_known).head, known
 
 
 # What the operators are made of, see `compiled`.
@@ -113,13 +147,17 @@ def token_gradients_of_rows(tensors, wanted, call, results, upstream):
 @no_memory_kept()
 def loss_and_gradients(tensors, wanted, call):
     """The loss, and all of its gradients that are wanted; none of them for the losses of rows."""
-    loss, gradients, whole = _loss(tensors, wanted, call)
+    loss, gradients, whole = _loss(tensors, wanted, call, eager=False)
     return loss, [None] * 4 if gradients is None else _finished(gradients, whole, tensors, whole.later, call)
 
 
 @no_memory_kept()
 def gradients_again(tensors, wanted, call, dloss):
     return _gradients(tensors, wanted, call, dloss, None, None)
+
+
+def tokens(tensors, call):
+    return _tokens(tensors, (True,), call, eager=False)[0]
 
 
 ON_DEVICE = heads.Way(_loss, _gradients, _tokens, _token_gradients)

@@ -16,7 +16,7 @@ from crossent.tools.score import scales
 from crossent.tools.score.inputs import Inputs
 from crossent.tools.score.intervals import cells_of
 from crossent.tools.score.metrics import Counts, Metrics
-from crossent.tools.score.rows import Columns, places, spread
+from crossent.tools.score.rows import Columns, spread
 from crossent.tools.score.scales import Scale
 from crossent.tools.score.scaling import Scaling
 from crossent.tools.score.sums import ratio
@@ -24,7 +24,6 @@ from crossent.tools.score.texts import Measure, shifted
 from crossent.tools.score.worst import Document, Index, Worst, WorstRow, shown
 
 _MOST_RANKS = 20
-_NOTHING = PredictionStats(*[np.empty(0)] * len(PredictionStats._fields))
 # What may be wrong with rows that are skipped.
 SKIPPED = {"labels": "label is no class", "logits": "nan, inf or no number", "scale": "other numbers than said"}
 
@@ -68,25 +67,49 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
 class Seen:
     """Rows that were looked at: which of them count, and what is known of these.
 
     `labels` have the shape of the block without its classes, all else is flat. `numbers` are those of the rows along
     the first axis in their `file`, which is None where they come from none, and `cells` theirs in the sample. `wrong`
-    says which rows are skipped for what. `logits` and `block` are the rows as logits, and as they came.
+    says which rows are skipped for what. `logits` and `block` are the rows as logits, and as they came: with their
+    classes last, which belong at `axis`. Raises ValueError or IndexError for what cannot count, or skips it.
     """
 
-    block: Any
-    axis: int
-    logits: Any
-    labels: np.ndarray
-    stats: PredictionStats
-    kept: np.ndarray
-    wrong: dict[str, np.ndarray]
-    numbers: np.ndarray
-    file: str | None
-    cells: np.ndarray
+    def __init__(
+        self, options: Options, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray, file: str | None,
+        cells: np.ndarray | None,
+    ):  # fmt: skip
+        self.block, self.axis, self.numbers, self.file = block, axis, numbers, file
+        self.cells = cells_of(file and Path(file).name or "", numbers) if cells is None else cells
+        self.wrong: dict[str, np.ndarray] = {}
+        classes, ignored, given, labels = block.shape[-1], options.ignore_index, labels, _signed(labels)
+        if options.shift:
+            given = labels = shifted(labels, options.shift, ignored)
+        self.labels, self.kept, self.logits = labels, labels.reshape(-1) != ignored, block.reshape(-1, classes)
+
+        def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
+            if options.skip_bad:
+                self.skip({what: bad})
+            elif (bad := bad & self.kept).any():
+                file, index = self.find(row := int(bad.argmax()))
+                raise why(f"{'' if file is None else f'{file}: '}row {shown(index)}", row)
+
+        if options.skip_bad and labels.dtype.kind in "iu":
+            leave_out("labels", ((labels < 0) | (labels >= classes)).reshape(-1), ValueError)
+        if options.scale not in (None, scales.LOGITS):
+            leave_out("scale", *scales.misfits(self.logits, options.scale))
+        if options.scale == scales.PROBABILITIES:
+            self.logits = scales.log_of(self.logits)
+        if self.wrong:
+            given = labels = np.where(self.kept.reshape(labels.shape), labels, ignored)
+        scaled = self.logits if options.scaling is None else options.scaling(self.logits)
+        shaped = scaled.reshape(block.shape)
+        given = given if is_numpy(shaped) else like(shaped, labels)
+        found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
+        self.stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
+        bad = np.isnan(self.stats.logprob)
+        leave_out("logits", bad, lambda place, _: ValueError(f"{place}: the logits hold nan or inf, or are all -inf"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,7 +140,7 @@ class Seen:
         """Of the rows that count, where they are, what was found, and what is beside them."""
         first, *more = np.unravel_index(np.flatnonzero(self.kept), self.shape)
         found = {} if self.file is None else {"file": np.broadcast_to(np.array(self.file), len(first))}
-        found |= places(self.numbers[first], more)
+        found |= {"row": self.numbers[first]} | {f"index_{i}": index for i, index in enumerate(more, 1)}
         known = {"label": self.labels.reshape(-1), "prediction": self.stats.prediction, "rank": self.stats.rank}
         known |= {"loss": self.losses, "confidence": self.stats.confidence, "brier": self.stats.brier}
         known |= {name: spread(values, self.shape) for name, values in (beside or {}).items()}
@@ -145,39 +168,9 @@ class Held:
         self, block: Any, axis: int, labels: np.ndarray, numbers: np.ndarray, file: str | None = None,
         cells: np.ndarray | None = None,
     ) -> Seen:  # fmt: skip
-        """At rows with their classes last, which belong at `axis`. Refuses what cannot count, or skips it."""
-        classes, ignored, scaling = block.shape[-1], self.options.ignore_index, self.options.scaling
-        self.check_classes(classes)
-        given, labels = labels, _signed(labels)
-        if self.options.shift:
-            given = labels = shifted(labels, self.options.shift, ignored)
-        rows = block.reshape(-1, classes)
-        cells = cells_of(file and Path(file).name or "", numbers) if cells is None else cells
-        seen = Seen(block, axis, rows, labels, _NOTHING, labels.reshape(-1) != ignored, {}, numbers, file, cells)
-
-        def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
-            if not (bad := bad & seen.kept).any():
-                return
-            if not self.options.skip_bad:
-                file, index = seen.find(row := int(bad.argmax()))
-                raise why(f"{'' if file is None else f'{file}: '}row {shown(index)}", row)
-            seen.skip({what: bad})
-
-        if self.options.skip_bad and labels.dtype.kind in "iu":
-            leave_out("labels", ((labels < 0) | (labels >= classes)).reshape(-1), ValueError)
-        if self.scale != scales.LOGITS:
-            leave_out("scale", *scales.misfits(rows, self.scale))
-        if self.scale == scales.PROBABILITIES:
-            seen.logits = rows = scales.log_of(rows)
-        if seen.wrong:
-            given = labels = np.where(seen.kept.reshape(labels.shape), labels, ignored)
-        shaped = (rows if scaling is None else scaling(rows)).reshape(block.shape)
-        given = given if is_numpy(shaped) else like(shaped, labels)
-        found = prediction_stats(shaped, given, dim=-1, ignore_index=ignored)
-        seen.stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
-        bad = np.isnan(seen.stats.logprob)
-        leave_out("logits", bad, lambda place, _: ValueError(f"{place}: the logits hold nan or inf, or are all -inf"))
-        return seen
+        """As Seen."""
+        self.check_classes(block.shape[-1])
+        return Seen(self.options, block, axis, labels, numbers, file, cells)
 
     def count(self, seen: Seen, groups: np.ndarray | None = None, measure: Measure | None = None) -> None:
         """`groups` are names for each row or each label, and `measure` is asked for lengths."""

@@ -1,7 +1,7 @@
 """A file with a line for each row that counts, written as rows come: of Parquet, of text, or an archive of arrays."""
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +16,6 @@ from crossent.tools.files import replacing
 
 Columns: TypeAlias = dict[str, np.ndarray]  # of equal length, words or numbers
 _AT_ONCE = 2**16  # rows
-
-
-def places(first: np.ndarray, more: Iterable[np.ndarray]) -> Columns:
-    """Columns with where rows are."""
-    return {"row": first} | {f"index_{i}": index for i, index in enumerate(more, 1)}
 
 
 def spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

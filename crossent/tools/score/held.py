@@ -87,6 +87,7 @@ class Seen:
         if options.shift:
             given = labels = shifted(labels, options.shift, ignored)
         self.labels, self.kept, self.logits = labels, labels.reshape(-1) != ignored, block.reshape(-1, classes)
+        self.shape: tuple[int, ...] = labels.shape or (1,)
 
         def leave_out(what: str, bad: np.ndarray, why: Callable[[str, int], ValueError]) -> None:
             if options.skip_bad:
@@ -110,10 +111,6 @@ class Seen:
         self.stats = PredictionStats(*(as_numpy(value).reshape(-1) for value in found))
         bad = np.isnan(self.stats.logprob)
         leave_out("logits", bad, lambda place, _: ValueError(f"{place}: the logits hold nan or inf, or are all -inf"))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.labels.shape or (1,)
 
     @property
     def losses(self) -> np.ndarray:

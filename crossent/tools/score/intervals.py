@@ -73,12 +73,8 @@ class Sample:
     def __init__(self, sums: dict[str, np.ndarray], gap: np.ndarray, steps: np.ndarray, units: int):
         used = np.flatnonzero(steps[0].any(0))[::-1]  # the surest first
         self.sums, self.gap, self.steps, self.units = sums, gap, steps[:, :, used], units
-        rows, right = self.steps.sum(1)
+        self.rows, (rows, right) = sums["rows"], self.steps.sum(1)
         self.coverage = Coverage(rows, right, used)
-
-    @property
-    def rows(self) -> np.ndarray:
-        return self.sums["rows"]
 
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Every metric that is made of means, of rows whose cells have these weights, (n, CELLS)."""

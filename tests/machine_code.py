@@ -120,8 +120,8 @@ class TokenCall(Call):
 ALL = {"label_smoothing": 0.1, "softcap": 30.0, "z_loss": 1e-4, "weight": None, "sample_weight": None}
 
 
-# Long rows in a loop, rows that are read once, one of a length that is no multiple of 16, two passes over logits that
-# stay in the cache, and few and more classes across memory.
+# Long rows in a loop, rows that are read once, some of which begin anywhere in a line of memory, two passes over logits
+# that stay in the cache, and few and more classes across memory.
 CALLS = [
     Call((1024, 128256), "bfloat16"),
     Call((1024, 128256), "bfloat16", mode="evaluation"),
@@ -129,17 +129,18 @@ CALLS = [
     Call((1000, 50257), "bfloat16"),
     Call((4096, 32768), "bfloat16"),
     Call((4096, 32768), "float32"),
+    Call((4096, 30522), "bfloat16"),
     Call((512, 16384), "bfloat16"),
     Call((32768, 1000), "float32"),
     Call((16, 19, 256, 256), "float32"),
     Call((16, 150, 256, 256), "float32"),
     Call((1024, 128256), "bfloat16", function="log_softmax"),
     Call((1000, 50257), "bfloat16", function="log_softmax"),
-    Call((4096, 32768), "bfloat16", function="softmax"),
+    Call((4096, 30522), "bfloat16", function="softmax"),
     Call((8192, 1000), "bfloat16", function="log_softmax"),
-    Call((1024, 128256), "bfloat16", mode="evaluation", function="prediction_stats"),
+    Call((1024, 50265), "bfloat16", mode="evaluation", function="prediction_stats"),
     Call((8192, 1000), "float32", function="nll_loss"),
-    TokenCall((512, 128256), "bfloat16", mode="tokens"),
+    TokenCall((512, 32001), "bfloat16", mode="tokens"),
 ]
 
 

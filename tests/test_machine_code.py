@@ -66,17 +66,16 @@ INSTRUCTIONS = {
 def test_nothing_is_spilled(target):
     """But for what rows that fill all registers may put aside."""
     for found in kernels(target):
-        assert found["spilled"] <= (32 if "32768" in found["call"] else 0), found
+        full = "32768" in found["call"] or "softmax, step, 4096 x 30522" in found["call"]
+        assert found["spilled"] <= (32 if full else 0), found
         assert found["spilled"] or not found["counts"]["local"]
 
 
 @pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_over_classes(name, target):
-    """They load and store 128 bits at a time, and no thread waits for another; where rows begin anywhere, but for the
-    first and the last tile.
-    """
-    for loop in class_loops(target, *LOOPS[name])[: 1 if "anywhere" in name else 2]:
+    """They load and store 128 bits at a time, and no thread waits for another."""
+    for loop in class_loops(target, *LOOPS[name]):
         assert loop["usual"]["loads"].keys() == {"16"} and loop["usual"]["stores"].keys() <= {"16"}
         assert loop["all"]["barriers"] == loop["all"]["shuffles"] == loop["all"]["local"] == 0
 
@@ -97,6 +96,8 @@ def test_instructions_a_number(name):
     [
         ("step, 4096 x 32768, bfloat16", "at_once", 4),
         ("step, 4096 x 32768, float32", "at_once", 8),
+        ("step, 4096 x 30522, bfloat16", "at_once", 4),
+        ("softmax, step, 4096 x 30522, bfloat16", "forward", 4),
         ("step, 512 x 16384, bfloat16", "sums_of_rows", 0),
         ("step, 512 x 16384, bfloat16", "gradients_of_rows", 4),
         ("step, 32768 x 1000, float32", "at_once", 8),
@@ -115,7 +116,7 @@ def test_tiles(call, name, stores, target):
 @pytest.mark.parametrize("target", HERE)
 def test_statistics_of_tokens(target):
     """The logits are read once, 128 bits at a time, and no thread waits for another; so is their gradient written."""
-    call = "tokens, 512 x 128256, bfloat16"
+    call = "tokens, 512 x 32001, bfloat16"
     loops = [one for one in kernel(target, call, "tokens_of_rows")["loops"] if one["usual"]["exponentials"] >= 8]
     assert loops
     for loop in loops:
@@ -135,7 +136,7 @@ def test_every_device(target, dtype):
         one["kernel"] for one in found
     }
     for one in found:
-        uneven = "50257" in one["call"] or "999" in one["call"]
+        uneven = "999" in one["call"]  # across memory
         if one["kernel"] in ("at_once", "sums_of_rows", "gradients_of_rows") and not uneven:
             assert one["counts"]["loads"].get("16"), one
 
@@ -147,7 +148,7 @@ OTHER_LOOPS = {
     "log_softmax, gradient": ("log_softmax, step, 1024 x 128256, bfloat16", "backward", True, 21),
     "log_softmax, rows that begin anywhere": ("log_softmax, step, 1000 x 50257, bfloat16", "forward", False, 15),
     "log_softmax, gradients anywhere": ("log_softmax, step, 1000 x 50257, bfloat16", "backward", True, 21),
-    "prediction_stats": ("prediction_stats, evaluation, 1024 x 128256, bfloat16", "statistics_of_rows", False, 17),
+    "prediction_stats": ("prediction_stats, evaluation, 1024 x 50265, bfloat16", "statistics_of_rows", False, 17),
 }  # the last is how many instructions a number takes on sm_90, at most
 
 
@@ -177,7 +178,6 @@ def test_instructions_a_number_of_other_functions(name):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        ("softmax, step, 4096 x 32768, bfloat16", "forward"),
         ("log_softmax, step, 8192 x 1000, bfloat16", "forward"),
         ("log_softmax, step, 8192 x 1000, bfloat16", "backward"),
         ("nll_loss, step, 8192 x 1000, float32", "gradients_of_labels"),

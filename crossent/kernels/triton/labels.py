@@ -34,7 +34,7 @@ class PickedKernels(LossKernels):
         launch, dx = Launch(rows), torch.empty_like(rows.logits)
         if not dx.numel():
             return dx, None
-        walk = launch.layout.walk(4096, dx.stride(), peels=False)
+        walk = launch.layout.walk(4096, dx.stride())
         by, scale = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
         run(
             launch.device, picked.gradients_of_labels, walk.programs * walk.tiles, launch.target, rows.weight,
@@ -60,12 +60,11 @@ class PredictionKernels:
         dtype = launch.layout.dtype
         kinds = dtype, torch.int64, torch.int64, dtype, dtype
         results = Results(*(launch.new(x.shape[0], x.shape[2], dtype=dtype) for dtype in kinds))
-        walk, note = launch.layout.walk(self.predictions_at_once, peels=False), self.note(launch.device)
+        walk, note = launch.layout.walk(self.predictions_at_once), self.note(launch.device)
         if launch.count:
             run(
                 launch.device, predictions.statistics_of_rows, walk.programs, launch.array(x), launch.target, results,
                 launch.totals(walk.programs, note, walk.alone), walk.programs, *walk.shape, launch.layout.settings,
-                walk.how, MASKED=walk.how.R > 1 or launch.classes % walk.classes > 0,
-                num_warps=walk.warps,
+                walk.how, num_warps=walk.warps,
             )  # fmt: skip
         return results, note

@@ -87,10 +87,8 @@ def line_of(itemsize, side_by_side, classes, inner, steps):
 
 
 def begins_anywhere(cut, rows, line, steps):
-    """`rows.How.PEELED`, for arrays whose classes lie side by side, of so many rows in a program: only the first and
-    the last tile of a row need not be whole lines.
-    """
-    return cut.LOOP and rows == 1 and line < cut.W and all(step == steps[0] for step in steps)
+    """`rows.How.PEELED`, for arrays whose classes lie side by side, of so many rows in a program."""
+    return rows == 1 and cut.T >= 2 * cut.W and line < cut.W and all(step == steps[0] for step in steps)
 
 
 def run(device, kernel, programs, *arguments, **options):
@@ -178,20 +176,18 @@ class Layout:
             return cut._replace(R=min(cut.R, power(self.inner)))
         return cut._replace(R=min(cut.R, FEW_ROWS)) if self.inner <= FEW_ROWS else cut
 
-    def _walk(self, at_most=AT_ONCE, dx=None, dtarget=None, peels=True):
-        """The `Walk`; `dx` and `dtarget` are the strides of gradients that are written. `peels`: whether the kernel can
-        read rows by lines of memory wherever they begin, see `How.PEELED`.
-        """
+    def _walk(self, at_most=AT_ONCE, dx=None, dtarget=None):
+        """The `Walk`; `dx` and `dtarget` are the strides of gradients that are written."""
         cut, arrays = self._cut(at_most), [one for one in (*self.given, dx, dtarget) if one is not None]
         line = line_of(self.itemsize, self.how.X_SIDE, self.classes, self.inner, map(self.steps, arrays))
-        peels = peels and self.how.X_SIDE and not self.how.SOFT and begins_anywhere(cut, cut.R, line, arrays)
+        side_by_side = all(map(self.side_by_side, arrays))
         how = self.how._replace(
             T=cut.T, W=cut.W, R=cut.R, LOOP=cut.LOOP,
             DX_SIDE=dx is not None and self.side_by_side(dx),
             DT_SIDE=dtarget is not None and self.side_by_side(dtarget),
-            LINE=line, PEELED=peels,
+            LINE=line, PEELED=side_by_side and begins_anywhere(cut, cut.R, line, arrays),
         )  # fmt: skip
-        tiles = cdiv(self.classes + (cut.W - 1 if peels else 0), cut.T * cut.W)
+        tiles = cdiv(self.classes, cut.T * cut.W)
         blocks, alone = cdiv(self.inner, cut.R), cut.R > 1 and self.turned and self.inner <= min(cut.R, FEW_ROWS)
         shape = self.shape._replace(blocks=blocks)
         return Walk(self.outer * blocks, tiles, cut.T * cut.W, shape, how, cut.warps, alone)

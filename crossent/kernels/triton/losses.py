@@ -13,31 +13,38 @@ import triton.language as tl
 from crossent.kernels import Sums
 from crossent.kernels.triton.language import INFINITY, exp, finite, number, relative_to, target_grad
 from crossent.kernels.triton.rows import (
+    BESIDE,
     COUNTS,
+    LINES,
+    WHOLE,
     added,
     at_classes,
     at_rows,
-    begin_of,
     by_exponentials,
     class_step,
-    classes_from,
+    counting,
     exponentials,
     gradient_of,
     joined,
+    label_of,
     load_tile,
     losses_of,
     no_sums,
     own_of,
+    part_of,
     place_of,
+    places_from,
     rows_beside,
     rows_of_block,
     shape_of,
     slopes_of,
+    span_of,
     store,
     sums_of_tile,
     terms_of,
     tile_of,
     tiles_of,
+    turns,
     without_ignored,
 )
 
@@ -66,24 +73,26 @@ class Totals(NamedTuple):
 
 
 @triton.jit
-def _sums_by_line(x, target, w, program, lo, hi, shape, terms, how: tl.constexpr):
-    """The sums of lines over the places lo to hi."""
-    sums = no_sums(how)
-    tiles = tiles_of(x, program, lo, hi, how)
-    for LAST in tl.static_range(2):
-        for start in range(tiles.rest if LAST else tiles.first, hi if LAST else tiles.plain, how.T * how.W):
-            here = tile_of(start, tiles, how, LAST == 1)
-            tile = load_tile(x, target, w, program, here, hi, shape, terms, how, LAST == 1, "evict_last")
-            sums = added(sums, tile, program, terms, how, LAST == 1)
+def _sums_by_line(x, target, w, program, span, terms, how: tl.constexpr):
+    """The sums of lines over the places of a span."""
+    sums, tiles = no_sums(how), tiles_of(span, label_of(x, program, how), how)
+    for KIND in tl.static_range(2 + how.PEELED):
+        first, last = turns(tiles, KIND)
+        for start in range(first, last, how.T * how.W):
+            here = tile_of(start, tiles, how, KIND)
+            tile = load_tile(x, target, w, program, here, span, terms, how, KIND, "evict_last")
+            sums = added(sums, tile, program, terms, how, KIND)
     return sums
 
 
 @triton.jit
-def _read_to(hi, program, how: tl.constexpr):
-    """Up to which place a program's rows are read: a row that does not count is not, if it is alone."""
-    if how.R == 1:
-        hi = tl.where(tl.sum(program.counts.to(tl.int32), 0) == 0, 0, hi)
-    return hi
+def _sums_at_once(x, target, w, program, span, own, own_weight, terms, how: tl.constexpr, POLICY: tl.constexpr):
+    """The tile that a row is, and the edges BESIDE it if it is PEELED; what `sums_of_tile` says of them."""
+    tile = load_tile(x, target, w, program, span.lo, span, terms, how, LINES, POLICY)
+    edges = tile
+    if how.PEELED:
+        edges = load_tile(x, target, w, program, 0, span, terms, how, BESIDE, POLICY)
+    return tile, edges, sums_of_tile(tile, edges, program, own, own_weight, terms, how)
 
 
 @triton.jit
@@ -120,13 +129,13 @@ def sums_of_rows(x, target, w, samples, sums, losses, totals, parts, tiles, prog
     part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
-    lo = part * tiles * (how.T * how.W)
-    hi = _read_to(tl.minimum(lo + tiles * (how.T * how.W), shape.classes + begin_of(x, program, how)), program, how)
+    span = counting(span_of(x, program, shape.classes, how), program, True, how)
     if how.LOOP:
-        found = joined(_sums_by_line(x, target, w, program, lo, hi, shape, terms, how), own, own_weight, terms, how)
+        span = part_of(span, part, parts, tiles, how)
+        found = joined(_sums_by_line(x, target, w, program, span, terms, how), own, own_weight, terms, how)
     else:
-        tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_last")
-        found, _, _ = sums_of_tile(tile, program, own, own_weight, terms, how)
+        _, _, of_tile = _sums_at_once(x, target, w, program, span, own, own_weight, terms, how, "evict_last")
+        found = of_tile[0]
     found = without_ignored(found, program)
     _store_sums(found, sums + part.to(tl.int64) * 6 * tl.cast(shape.rows, tl.int64), program, shape.rows)
     if totals is not None:
@@ -288,45 +297,43 @@ def weights_of_rows(target, w, samples, totals, programs, classes, inner, blocks
 
 
 @triton.jit
-def _put_zeros(dx, program, start, shape, how: tl.constexpr):
+def _put_zeros(dx, program, start, span, how: tl.constexpr, KIND: tl.constexpr):
     """A tile of the gradient of rows that do not count."""
-    place, begin = classes_from(start, how), begin_of(dx, program, how)
+    place, there = places_from(start, span, how, KIND)
     at = at_classes(dx, program, how)[None, None, :] + place_of(place, class_step(dx, how), how.DX_SIDE)
-    zeros, there = tl.zeros(place.shape, how.A).to(dx.at.dtype.element_ty), place < shape.classes + begin
-    tl.store(at, zeros, mask=there & (place >= begin) if how.PEELED else there, cache_modifier=".cs")
+    tl.store(at, tl.zeros(place.shape, how.A).to(dx.at.dtype.element_ty), mask=there, cache_modifier=".cs")
 
 
 @triton.jit
-def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, MASKED: tl.constexpr):
-    g = gradient_of(tile, e, slopes, program, how, MASKED)
+def _put_gradient(dx, tile, e, slopes, program, how: tl.constexpr, KIND: tl.constexpr):
+    g = gradient_of(tile, e, slopes, program, how, KIND)
     if how.R > 1 or how.SOFT:
         g = tl.where(program.counts[None, None, :], g, 0.0)
     g = g.to(dx.at.dtype.element_ty)
     place = at_classes(dx, program, how)[None, None, :] + place_of(tile.place, class_step(dx, how), how.DX_SIDE)
-    store(place, g, tile.ok, MASKED)
+    store(place, g, tile.ok, KIND != WHOLE)
 
 
 @triton.jit
-def _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how: tl.constexpr):
-    there = tile.c < shape.classes
-    weight = tl.load(w + tile.c, mask=there, other=0.0).to(how.A) if how.WEIGHTED else 1.0
+def _put_target_gradient(dtarget, w, tile, peak, slopes, program, terms, how: tl.constexpr):
+    weight = tl.load(w + tile.c, mask=tile.ok, other=0.0).to(how.A) if how.WEIGHTED else 1.0
     z = tile.z * terms.cap if how.CAPPED else tile.z
     relative, by = z - peak[None, None, :], slopes.of_target[None, None, :]
     d = target_grad(slopes.cost[None, None, :], relative, weight, by, terms.smoothing)
     d = tl.where(program.counts[None, None, :], d, 0.0).to(dtarget.at.dtype.element_ty)
     of_class = class_step(dtarget, how)
-    place = at_classes(dtarget, program, how)[None, None, :] + place_of(tile.c, of_class, how.DT_SIDE)
+    place = at_classes(dtarget, program, how)[None, None, :] + place_of(tile.place, of_class, how.DT_SIDE)
     tl.store(place, d, mask=tile.ok, cache_modifier=".cs")
 
 
 @triton.jit
-def _put_gradients(x, target, w, dx, dtarget, program, start, hi, peak, relative, slopes, shape, terms,
-                   how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def _put_gradients(x, target, w, dx, dtarget, program, start, span, peak, relative, slopes, terms, how: tl.constexpr,
+                   KIND: tl.constexpr):  # fmt: skip
     """Read a tile and store its gradients."""
-    tile = load_tile(x, target, w, program, start, hi, shape, terms, how, MASKED, "evict_first")
-    _put_gradient(dx, tile, exponentials(tile.z, relative, terms, how), slopes, program, how, MASKED)
+    tile = load_tile(x, target, w, program, start, span, terms, how, KIND, "evict_first")
+    _put_gradient(dx, tile, exponentials(tile.z, relative, terms, how), slopes, program, how, KIND)
     if dtarget is not None:
-        _put_target_gradient(dtarget, w, tile, peak, slopes, program, shape, terms, how)
+        _put_target_gradient(dtarget, w, tile, peak, slopes, program, terms, how)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -334,12 +341,14 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
                       rows, settings, how: tl.constexpr):  # fmt: skip
     """The second stage, for a tile: the gradients of by * scale * upstream * losses. dx may be x."""
     shape = shape_of(classes, inner, blocks, rows, how)
-    BLOCK: tl.constexpr = how.T * how.W
-    start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
+    part, block = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     terms, program = terms_of(settings, how), rows_of_block(block, target, samples, shape, settings, how)
+    span = part_of(span_of(x, program, shape.classes, how), part, tiles, 1, how)
     if how.R == 1 and dtarget is None:
         if tl.sum(program.counts.to(tl.int32), 0) == 0:
-            _put_zeros(dx, program, start, shape, how)
+            _put_zeros(dx, program, span.lo, span, how, LINES)
+            if how.PEELED:
+                _put_zeros(dx, program, 0, span, how, BESIDE)
             return
     above = tl.load(at_rows(upstream, program), mask=program.here, other=0.0).to(how.A) * number(by, how.A)
     if scale is not None:
@@ -347,19 +356,13 @@ def gradients_of_rows(x, target, w, samples, sums, upstream, by, scale, dx, dtar
     found = _load_sums(sums, program, shape.rows)
     relative = relative_to(found.peak)
     slopes = by_exponentials(slopes_of(found, program, above, terms, how), relative[2])
-    plain, begin = False, begin_of(x, program, how)
-    hi = shape.classes + begin
-    if how.R == 1:
-        label = tl.sum(program.label, 0) + begin
-        plain = ((label < start) | (label >= start + BLOCK)) & (start + BLOCK <= hi)
-        if how.PEELED:
-            plain = plain & (start > 0)
-    if plain:
-        _put_gradients(x, target, w, dx, dtarget, program, start, hi, found.peak, relative, slopes, shape, terms, how,
-                       False)  # fmt: skip
-    else:
-        _put_gradients(x, target, w, dx, dtarget, program, start, hi, found.peak, relative, slopes, shape, terms, how,
-                       True)  # fmt: skip
+    tiles_here = tiles_of(span, label_of(x, program, how), how)
+    for KIND in tl.static_range(2 + how.PEELED):
+        first, last = turns(tiles_here, KIND)
+        if first < last:
+            start = tile_of(first, tiles_here, how, KIND)
+            _put_gradients(x, target, w, dx, dtarget, program, start, span, found.peak, relative, slopes, terms, how,
+                           KIND)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -373,32 +376,33 @@ def at_once(x, target, w, samples, sums, scale, dx, losses, totals, programs, cl
     terms = terms_of(settings, how)
     program = rows_of_block(tl.program_id(0), target, samples, shape, settings, how)
     own, own_weight = own_of(x, w, program, shape, terms, how)
-    upstream, end = tl.full((), 1.0, how.A), shape.classes + begin_of(x, program, how)
-    hi = _read_to(end, program, how)
+    upstream, all_here = tl.full((), 1.0, how.A), span_of(x, program, shape.classes, how)
+    span, ignored = counting(all_here, program, True, how), counting(all_here, program, False, how)
     if scale is not None:
         upstream = tl.load(scale).to(how.A)
     if how.LOOP:
-        found = joined(_sums_by_line(x, target, w, program, 0, hi, shape, terms, how), own, own_weight, terms, how)
+        found = joined(_sums_by_line(x, target, w, program, span, terms, how), own, own_weight, terms, how)
         found = without_ignored(found, program)
         relative = relative_to(found.peak)
         slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), relative[2])
-        tiles = tiles_of(x, program, 0, hi, how)
-        for LAST in tl.static_range(2):
-            for start in range(tiles.rest if LAST else tiles.first, hi if LAST else tiles.plain, how.T * how.W):
-                here = tile_of(start, tiles, how, LAST == 1)
-                _put_gradients(x, target, w, dx, None, program, here, hi, found.peak, relative, slopes, shape, terms,
-                               how, LAST == 1)  # fmt: skip
-        for start in range(0, tl.where(hi == 0, end, 0), how.T * how.W):
-            _put_zeros(dx, program, start, shape, how)
+        tiles = tiles_of(span, label_of(x, program, how), how)
+        for KIND in tl.static_range(2 + how.PEELED):
+            first, last = turns(tiles, KIND)
+            for start in range(first, last, how.T * how.W):
+                _put_gradients(x, target, w, dx, None, program, tile_of(start, tiles, how, KIND), span, found.peak,
+                               relative, slopes, terms, how, KIND)  # fmt: skip
     else:
-        tile = load_tile(x, target, w, program, 0, hi, shape, terms, how, True, "evict_first")
-        found, e, by = sums_of_tile(tile, program, own, own_weight, terms, how)
-        found = without_ignored(found, program)
-        if how.R == 1:
-            if hi == 0:
-                _put_zeros(dx, program, 0, shape, how)
-        slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), by)
-        _put_gradient(dx, tile, e, slopes, program, how, True)
+        tile, edges, of_tile = _sums_at_once(x, target, w, program, span, own, own_weight, terms, how, "evict_first")
+        found = without_ignored(of_tile[0], program)
+        slopes = by_exponentials(slopes_of(found, program, upstream, terms, how), of_tile[3])
+        _put_gradient(dx, tile, of_tile[1], slopes, program, how, LINES)
+        if how.PEELED:
+            _put_gradient(dx, edges, of_tile[2], slopes, program, how, BESIDE)
+    if how.R == 1:
+        for start in range(ignored.lo, ignored.hi, how.T * how.W):
+            _put_zeros(dx, program, start, ignored, how, LINES)
+        if how.PEELED:
+            _put_zeros(dx, program, 0, ignored, how, BESIDE)
     _store_sums(found, sums, program, shape.rows)
     finish(losses, totals, programs, program, losses_of(found, program.keep, terms, how), own_weight, target, how)
 

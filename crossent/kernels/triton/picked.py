@@ -6,13 +6,19 @@ import triton.language as tl
 from crossent.kernels.triton.language import label_weight, number
 from crossent.kernels.triton.losses import finish, leave
 from crossent.kernels.triton.rows import (
+    BESIDE,
     COUNTS,
+    LINES,
+    WHOLE,
     at_rows,
-    classes_from,
+    begin_of,
+    part_of,
     place_of,
+    places_from,
     rows_beside,
     rows_of_block,
     shape_of,
+    span_of,
 )
 from crossent.kernels.triton.softmax import store_tile
 
@@ -46,19 +52,27 @@ def losses_of_labels(x, target, w, samples, losses, totals, programs, classes, i
     finish(losses, totals, programs, program, tl.where(nothing, 0.0, -mass * log_p), own_weight, target, how)
 
 
+@triton.jit
+def _put_gradients(dx, program, span, of_label, how: tl.constexpr, KIND: tl.constexpr):
+    place, there = places_from(span.lo, span, how, KIND)
+    own = (place - begin_of(dx, program, how)) == program.label[None, None, :]
+    d, ok = tl.where(own, of_label[None, None, :], 0.0), there & program.here[None, None, :]
+    store_tile(dx, d, program, place, ok, how.DX_SIDE, how, KIND)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def gradients_of_labels(target, w, samples, upstream, by, scale, dx, tiles, classes, inner, blocks, rows, settings,
                         how: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """A program writes a tile: the labels' derivatives and zeros."""
     shape = shape_of(classes, inner, blocks, rows, how)
-    start, block = tl.program_id(0) % tiles * (how.T * how.W), tl.program_id(0) // tiles
+    part, block = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     program = rows_of_block(block, target, samples, shape, settings, how)
     _, mass = _mass_of(w, program, how)
     above = tl.load(at_rows(upstream, program), mask=program.here, other=0.0).to(how.A) * number(by, how.A)
     if scale is not None:
         above *= tl.load(scale).to(how.A)
     of_label = tl.where(mass == 0.0, 0.0, -mass * above)
-    c = classes_from(start, how)
-    ok = (c < shape.classes) & program.here[None, None, :]
-    d = tl.where(c == program.label[None, None, :], of_label[None, None, :], 0.0)
-    store_tile(dx, d, program, c, ok, how.DX_SIDE, how, MASKED)
+    span = part_of(span_of(dx, program, shape.classes, how), part, tiles, 1, how)
+    _put_gradients(dx, program, span, of_label, how, LINES if MASKED else WHOLE)
+    if how.PEELED:
+        _put_gradients(dx, program, span, of_label, how, BESIDE)

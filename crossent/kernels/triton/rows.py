@@ -28,6 +28,11 @@ from crossent.kernels.triton.language import (
 # multiples kernels are told by `How.LINE`.
 COUNTS = "parts", "programs", "tiles", "by", "classes", "inner", "blocks", "rows"
 
+# The kinds of tiles, in the order in which they are read: all of the lines are classes; some lines may be none; the
+# numbers before the first and behind the last whole line of a row, of which every line of the tile has one at most; or
+# these as a small tile of 2 * W lines, beside one that is the row.
+WHOLE, LINES, EDGES, BESIDE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
 
 class How(NamedTuple):
     """What a kernel is compiled for: the type of the arithmetic; a tile of T lines of W classes of R rows, and whether
@@ -112,8 +117,9 @@ class Program(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The numbers of a tile's classes, (T, W, 1), and their places in memory, see `How`; which of them there are, their
-    logits, in units of the softcap if there is one, and q for rows that count 1, in units of `Terms.unit`.
+    """The numbers of a tile's classes, (T, W, 1), of EDGES (T, 1, 1), BESIDE (2 * W, 1, 1), and their places in memory,
+    see `How`; which of them there are, their logits, in units of the softcap if there is one, and q for rows that count
+    1, in units of `Terms.unit`.
     """
 
     c: Any
@@ -199,6 +205,17 @@ def at_classes(array, program, how: tl.constexpr):
     return array.at + place
 
 
+class Span(NamedTuple):
+    """The places of classes that are read: from `begin` to `end`. Those from `lo` to `hi` are whole lines if the row is
+    PEELED, the others its edges; else there are no edges.
+    """
+
+    begin: Any
+    lo: Any
+    hi: Any
+    end: Any
+
+
 @triton.jit
 def begin_of(array, program, how: tl.constexpr):
     """The place of a row's first class."""
@@ -209,6 +226,39 @@ def begin_of(array, program, how: tl.constexpr):
 
 
 @triton.jit
+def span_of(array, program, classes, how: tl.constexpr):
+    """The `Span` of a row."""
+    begin = begin_of(array, program, how)
+    lo, hi = begin, classes
+    if how.PEELED:
+        lo, hi = (begin + (how.W - 1)) // how.W * how.W, (begin + classes) // how.W * how.W
+    return Span(begin, lo, hi, begin + classes)
+
+
+@triton.jit
+def part_of(span, part, parts, tiles, how: tl.constexpr):
+    """One of the parts of a span, so many tiles each. The first edge is the first one's, the last the last one's."""
+    lo = span.lo + part * tiles * (how.T * how.W)
+    hi = tl.minimum(lo + tiles * (how.T * how.W), span.hi)
+    begin, end = lo, hi
+    if how.PEELED:
+        begin, end = tl.where(part == 0, span.begin, lo), tl.where(part == parts - 1, span.end, hi)
+    return Span(begin, lo, hi, end)
+
+
+@triton.jit
+def counting(span, program, COUNTING: tl.constexpr, how: tl.constexpr):
+    """The span of a program's row if it counts, or without COUNTING if it does not: else nothing. Of several rows there
+    is one that does.
+    """
+    hi, end = span.hi, span.end
+    if how.R == 1:
+        there = (tl.sum(program.counts.to(tl.int32), 0) != 0) == COUNTING
+        hi, end = tl.where(there, hi, 0), tl.where(there, end, 0)
+    return Span(span.begin, span.lo, hi, end)
+
+
+@triton.jit
 def class_step(array, how: tl.constexpr):
     """From a class to the next."""
     return array.of_class if how.X_SIDE else in_lines(array.of_class, how)
@@ -216,7 +266,9 @@ def class_step(array, how: tl.constexpr):
 
 @triton.jit
 def bound(classes, how: tl.constexpr):
-    """The number of classes."""
+    """The number of classes, or up to which place the whole lines lie."""
+    if how.PEELED:
+        return classes // how.W * how.W
     return in_lines(classes, how) if how.X_SIDE else classes
 
 
@@ -227,9 +279,17 @@ def place_of(c, stride, SIDE_BY_SIDE: tl.constexpr):
 
 
 @triton.jit
-def classes_from(start, how: tl.constexpr):
-    """The numbers of a tile's classes, (T, W, 1)."""
-    return start + tl.arange(0, how.T)[:, None, None] * how.W + tl.arange(0, how.W)[None, :, None]
+def places_from(start, span, how: tl.constexpr, KIND: tl.constexpr):
+    """The places of a tile's numbers, see `Tile`, and which of them are in the span."""
+    line = tl.arange(0, 2 * how.W if KIND == BESIDE else how.T)[:, None, None]
+    if KIND >= EDGES:
+        first = line < how.W
+        place = tl.where(first, line, span.hi + (line - how.W))
+        there = (place >= span.begin) & (place < tl.where(first, tl.minimum(span.lo, span.end), span.end))
+    else:
+        place = start + line * how.W + tl.arange(0, how.W)[None, :, None]
+        there = place < bound(span.hi, how)
+    return place, there
 
 
 @triton.jit
@@ -261,16 +321,13 @@ def load_logits(x, ok, cap, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.
 
 
 @triton.jit
-def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
+def target_weights(target, w, program, c, place, there, ok, terms, how: tl.constexpr, MASKED: tl.constexpr):
     """q of classes for rows that count 1, without the label's own part, in units of `Terms.unit`."""
     q = tl.full(ok.shape, 1.0, how.A)
     if how.WEIGHTED:
-        there = c < bound(shape.classes, how)
-        if how.PEELED:
-            there = there & (c >= 0)
         q *= tl.load(w + c, mask=there, other=0.0).to(how.A) if MASKED else tl.load(w + c).to(how.A)
     if how.SOFT:
-        place = at_classes(target, program, how)[None, None, :] + place_of(c, class_step(target, how), how.T_SIDE)
+        place = at_classes(target, program, how)[None, None, :] + place_of(place, class_step(target, how), how.T_SIDE)
         t = tl.load(place, mask=ok, other=0.0).to(how.A) if MASKED else tl.load(place).to(how.A)
         q = target_weight(t, q, 1.0, terms.smoothing, terms.classes)
     elif not how.CAPPED:
@@ -279,18 +336,15 @@ def target_weights(target, w, program, c, ok, shape, terms, how: tl.constexpr, M
 
 
 @triton.jit
-def load_tile(x, target, w, program, start, hi, shape, terms, how: tl.constexpr, MASKED: tl.constexpr,
-              POLICY: tl.constexpr):  # fmt: skip
-    """The `Tile` from the place `start` on; with MASKED without what is no class before the place `hi`, or no row."""
-    place = classes_from(start, how)
-    c, ok = place, (place < bound(hi, how)) & program.here[None, None, :]
-    if how.PEELED:
-        c = place - begin_of(x, program, how)
-        ok = ok & (c >= 0)
+def load_tile(x, target, w, program, start, span, terms, how: tl.constexpr, KIND: tl.constexpr, POLICY: tl.constexpr):
+    """The `Tile` from the place `start` on; unless it is WHOLE without what is not in the span, or no row."""
+    place, there = places_from(start, span, how, KIND)
+    c, ok = place - begin_of(x, program, how), there & program.here[None, None, :]
+    MASKED: tl.constexpr = KIND != WHOLE
     at = at_classes(x, program, how)[None, None, :] + place_of(place, class_step(x, how), how.X_SIDE)
     z = load_logits(at, ok, terms.cap, how, MASKED, POLICY)
     if how.MASS:
-        q = target_weights(target, w, program, c, ok, shape, terms, how, MASKED)
+        q = target_weights(target, w, program, c, place, there, ok, terms, how, MASKED)
     else:
         q = tl.zeros(ok.shape, how.A)
     return Tile(c, place, ok, z, q)
@@ -303,45 +357,58 @@ def at_label(values, of_label, tile, program):
 
 
 class Tiles(NamedTuple):
-    """Of a row the whole tiles that are not the label's take their turns from `first` to `plain`, the others from
-    `rest` on, see `tile_of`; `label` is the place where the label's begins.
+    """Of a row the WHOLE tiles that are not the label's take their turns from `lo` to `plain`, the others from there to
+    `hi`, see `tile_of`; `label` is the place where the label's begins. `edges`: how many tiles these are.
     """
 
-    first: Any
+    lo: Any
     plain: Any
-    rest: Any
     label: Any
+    hi: Any
+    edges: Any
 
 
 @triton.jit
-def tiles_of(x, program, lo, hi, how: tl.constexpr):
-    """The `Tiles` of the places from lo to hi. The whole ones lie around the label's, which comes after them, and then
-    the last tile if it is not whole; before these the first one, if the row begins in the middle of a line. So nothing
-    is masked, and no label looked for, in any other. Of several rows every tile may have a label.
+def label_of(array, program, how: tl.constexpr):
+    """The places of labels, (R,)."""
+    return program.label + begin_of(array, program, how)
+
+
+@triton.jit
+def tiles_of(span, label, how: tl.constexpr):
+    """The `Tiles` of a span, with the place of a row's label as `label_of` has it; or with None, and then every tile
+    begins where its turn comes. The whole ones lie around the label's, which comes after them, and then the last tile
+    if it is not whole. So nothing is masked, and no label looked for, in any other. Of several rows every tile may have
+    a label. Without labels EDGES always take a turn: to know whether there are some, a register more would be spilled.
     """
     BLOCK: tl.constexpr = how.T * how.W
-    first, plain, label = lo, lo, lo
+    plain, first, edges = span.lo, span.lo, 1
+    if label is not None:
+        edges = tl.where((span.begin < span.lo) | (span.hi < span.end), 1, 0)
     if how.R == 1:
-        own, whole = tl.sum(program.label, 0), lo + (hi - lo) // BLOCK * BLOCK
-        if how.PEELED:
-            own += begin_of(x, program, how)
-            first = tl.where(lo == 0, BLOCK, lo)
-            whole = tl.maximum(whole, first)
-        label = tl.where((own >= first) & (own < whole), first + (own - first) // BLOCK * BLOCK, whole)
-        plain = tl.where(label < whole, whole - BLOCK, whole)
-    return Tiles(first, plain, plain - (first - lo), label)
+        whole = span.lo + tl.maximum(span.hi - span.lo, 0) // BLOCK * BLOCK
+        plain, first = whole, whole
+        if label is not None:
+            own = tl.sum(label, 0) - span.lo
+            first = tl.where((own >= 0) & (own < whole - span.lo), span.lo + own // BLOCK * BLOCK, whole)
+            plain = tl.where(first < whole, whole - BLOCK, whole)
+    return Tiles(span.lo, plain, first, span.hi, edges)
 
 
 @triton.jit
-def tile_of(start, tiles, how: tl.constexpr, LAST: tl.constexpr):
-    """Where the tile is whose turn comes at `start`, given `tiles_of`; LAST: it comes after the plain ones."""
-    if LAST:
-        place = tl.where(start == tiles.plain, tiles.label, start)
-        if how.PEELED:
-            place = tl.where(start < tiles.plain, 0, place)
-    else:
-        place = tl.where(start < tiles.label, start, start + how.T * how.W)
-    return place
+def turns(tiles, KIND: tl.constexpr):
+    """From where to where the turns of a kind of tiles are."""
+    if KIND == EDGES:
+        return 0, tiles.edges
+    return (tiles.lo, tiles.plain) if KIND == WHOLE else (tiles.plain, tiles.hi)
+
+
+@triton.jit
+def tile_of(start, tiles, how: tl.constexpr, KIND: tl.constexpr):
+    """Where the tile is whose turn comes at `start`, given `tiles_of`."""
+    if KIND == WHOLE:
+        return tl.where(start < tiles.label, start, start + how.T * how.W)
+    return tl.where(start == tiles.plain, tiles.label, start) if KIND == LINES else start
 
 
 @triton.jit
@@ -380,12 +447,12 @@ def no_sums(how: tl.constexpr):
 
 
 @triton.jit
-def added(sums, tile, program, terms, how: tl.constexpr, MASKED: tl.constexpr):
-    """The sums of lines with those of a tile: every line has its own, so that no thread waits for another. A tile that
-    is not MASKED has no label.
+def added(sums, tile, program, terms, how: tl.constexpr, KIND: tl.constexpr):
+    """The sums of lines with those of a tile: every line has its own, so that no thread waits for another. A WHOLE tile
+    has no label.
     """
     peak = tl.maximum(sums.peak, tl.max(tile.z, 1))
-    of_others = at_label(tile.z, -INFINITY, tile, program) if MASKED else tile.z
+    of_others = at_label(tile.z, -INFINITY, tile, program) if KIND != WHOLE else tile.z
     others, base, mass, dot = sums.others, sums.own, sums.mass, sums.dot
     if how.CAPPED:  # no product can be infinite here: it takes one instruction with the sum
         a = tl.zeros_like(peak) + LOG2_E * terms.cap
@@ -400,7 +467,7 @@ def added(sums, tile, program, terms, how: tl.constexpr, MASKED: tl.constexpr):
             z -= peak[:, None, :]
             dot += tl.where(mass == 0.0, 0.0, mass * (sums.peak - peak))
         part = tile.q * z
-        if MASKED or not how.CAPPED:  # where z may be -inf
+        if KIND != WHOLE or not how.CAPPED:  # where z may be -inf
             part = tl.where(tile.q == 0.0, 0.0, part)
         dot += tl.sum(part, 1)
         mass += tl.sum(tile.q, 1)
@@ -434,18 +501,39 @@ def exponentials(z, relative, terms, how: tl.constexpr):
 
 
 @triton.jit
-def sums_of_tile(tile, program, own, own_weight, terms, how: tl.constexpr):
-    """The sums of rows that are one tile, its `exponentials`, and what to multiply these by."""
-    peak = finite(tl.max(tl.max(tile.z, 1), 0))
+def top_of(values, beside, how: tl.constexpr):
+    """The largest value of a tile that is a row and, if it is PEELED, of the edges BESIDE it."""
+    top = tl.max(tl.max(values, 1), 0)
+    return tl.maximum(top, tl.max(tl.max(beside, 1), 0)) if how.PEELED else top
+
+
+@triton.jit
+def sum_of(values, beside, how: tl.constexpr):
+    """As `top_of`, of their sum."""
+    total = tl.sum(tl.sum(values, 1), 0)
+    return total + tl.sum(tl.sum(beside, 1), 0) if how.PEELED else total
+
+
+@triton.jit
+def _part_of_dot(tile, peak):
+    return tl.where(tile.q == 0.0, 0.0, tile.q * (tile.z - peak[None, None, :]))
+
+
+@triton.jit
+def sums_of_tile(tile, edges, program, own, own_weight, terms, how: tl.constexpr):
+    """The sums of rows that are one tile and, if they are PEELED, the edges BESIDE it; the `exponentials` of both, and
+    what to multiply these by.
+    """
+    peak = finite(top_of(tile.z, edges.z, how))
     unit = terms.cap if how.CAPPED else tl.full((), 1.0, how.A)
     relative = relative_to(peak * unit)
-    e = exponentials(tile.z, relative, terms, how)
-    others = relative[2] * tl.sum(tl.sum(at_label(e, 0.0, tile, program), 1), 0)
+    e, of_edges = exponentials(tile.z, relative, terms, how), exponentials(edges.z, relative, terms, how)
+    others = sum_of(at_label(e, 0.0, tile, program), at_label(of_edges, 0.0, edges, program), how)
     mass, dot = tl.zeros_like(peak), tl.zeros_like(peak)
     if how.MASS:
-        part = tl.where(tile.q == 0.0, 0.0, tile.q * (tile.z - peak[None, None, :]))
-        mass, dot = terms.unit * tl.sum(tl.sum(tile.q, 1), 0), (terms.unit * unit) * tl.sum(tl.sum(part, 1), 0)
-    return Sums(peak * unit, others, own, own_weight, mass, dot), e, relative[2]
+        mass = terms.unit * sum_of(tile.q, edges.q, how)
+        dot = (terms.unit * unit) * sum_of(_part_of_dot(tile, peak), _part_of_dot(edges, peak), how)
+    return Sums(peak * unit, relative[2] * others, own, own_weight, mass, dot), e, of_edges, relative[2]
 
 
 @triton.jit
@@ -522,12 +610,12 @@ def slopes_of(sums, program, upstream, terms, how: tl.constexpr):
 
 
 @triton.jit
-def gradient_of(tile, e, slopes, program, how: tl.constexpr, MASKED: tl.constexpr):
-    """The gradient of a tile's logits, e their exponentials. A tile that is not MASKED has no label."""
+def gradient_of(tile, e, slopes, program, how: tl.constexpr, KIND: tl.constexpr):
+    """The gradient of a tile's logits, e their exponentials. A WHOLE tile has no label."""
     g = class_grad(e, slopes.of_target[None, None, :] * tile.q, slopes.factor[None, None, :])
     if how.CAPPED:
         g *= softcap_slope(tile.z, 1.0)
-    return at_label(g, slopes.of_label[None, None, :], tile, program) if MASKED else g
+    return at_label(g, slopes.of_label[None, None, :], tile, program) if KIND != WHOLE else g
 
 
 @triton.jit

@@ -4,8 +4,7 @@ What they compute is in `crossent.kernels.plain`: `slice_sums`, `softmax_of`, `l
 Everything is relative to the largest entry of a slice, whose exponential 1 is not in the sum of the others: so the
 log-probability of a nearly certain class keeps its digits. A slice with nan or +inf, or of -inf alone, becomes nan.
 
-Arguments are as in `losses`. Where slices take several tiles, of one slice only the last tile is masked (LAST), and the
-first as well if it begins in the middle of a line.
+Arguments are as in `losses`. MASKED: whether a slice that is one tile does not fill it.
 """
 
 from typing import Any, NamedTuple
@@ -16,14 +15,21 @@ import triton.language as tl
 from crossent.kernels.plain import SliceSums
 from crossent.kernels.triton.language import INFINITY, NEARLY_CERTAIN, exp, expm1, finite, kept_exp, log1p
 from crossent.kernels.triton.rows import (
+    BESIDE,
     COUNTS,
+    LINES,
+    WHOLE,
     at_classes,
-    begin_of,
     class_step,
-    classes_from,
     place_of,
+    places_from,
     shape_of,
+    span_of,
     store,
+    sum_of,
+    tiles_of,
+    top_of,
+    turns,
 )
 
 
@@ -35,23 +41,10 @@ class Slices(NamedTuple):
     here: Any
 
 
-class Tiles(NamedTuple):
-    """Those of slices whose entries are numbered from lo to hi: from `first` to `whole` they are not masked, and in
-    steps of `step` from `rest` on they are.
-    """
-
-    lo: Any
-    hi: Any
-    first: Any
-    whole: Any
-    rest: Any
-    step: Any
-
-
 @triton.jit
-def store_tile(array, values, rows, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr):
-    place = at_classes(array, rows, how)[None, None, :] + place_of(c, class_step(array, how), SIDE)
-    store(place, values.to(array.at.dtype.element_ty), ok, MASKED)
+def store_tile(array, values, rows, place, ok, SIDE: tl.constexpr, how: tl.constexpr, KIND: tl.constexpr):
+    at = at_classes(array, rows, how)[None, None, :] + place_of(place, class_step(array, how), SIDE)
+    store(at, values.to(array.at.dtype.element_ty), ok, KIND != WHOLE)
 
 
 @triton.jit
@@ -62,38 +55,25 @@ def _slices_of(shape, how: tl.constexpr):
 
 
 @triton.jit
-def _tiles_of(x, slices, shape, how: tl.constexpr):
-    BLOCK: tl.constexpr = how.T * how.W
-    if how.PEELED:
-        lo = begin_of(x, slices, how)
-        whole = (lo + shape.classes) // BLOCK * BLOCK
-        tiles = Tiles(lo, lo + shape.classes, BLOCK, whole, 0, whole)  # of which the first and the last are masked
-    else:
-        whole = shape.classes // BLOCK * BLOCK if how.R == 1 else 0
-        tiles = Tiles(0, shape.classes, 0, whole, whole, BLOCK)
-    return tiles
+def _places(start, span, slices, how: tl.constexpr, KIND: tl.constexpr):
+    """Those of a tile's entries, and which of them there are."""
+    place, there = places_from(start, span, how, KIND)
+    return place, there & slices.here[None, None, :]
 
 
 @triton.jit
-def _there(c, tiles, slices, how: tl.constexpr):
-    ok = (c < tiles.hi) & slices.here[None, None, :]
-    return ok & (c >= tiles.lo) if how.PEELED else ok
+def _load(array, slices, place, ok, SIDE: tl.constexpr, how: tl.constexpr, KIND: tl.constexpr, POLICY: tl.constexpr,
+          NOTHING: tl.constexpr = 0.0):  # fmt: skip
+    """A tile's entries, and what stands for them where there are none."""
+    at = at_classes(array, slices, how)[None, None, :] + place_of(place, class_step(array, how), SIDE)
+    if KIND != WHOLE:
+        return tl.load(at, mask=ok, other=NOTHING, eviction_policy=POLICY).to(how.A)
+    return tl.load(at, eviction_policy=POLICY).to(how.A)
 
 
 @triton.jit
-def _load(array, slices, c, ok, SIDE: tl.constexpr, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
-    """A tile's entries; 0 where there are none."""
-    place = at_classes(array, slices, how)[None, None, :] + place_of(c, class_step(array, how), SIDE)
-    if MASKED:
-        return tl.load(place, mask=ok, other=0.0, eviction_policy=POLICY).to(how.A)
-    return tl.load(place, eviction_policy=POLICY).to(how.A)
-
-
-@triton.jit
-def _load_logits(x, slices, c, ok, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
-    """-inf where there are none."""
-    z = _load(x, slices, c, ok, how.X_SIDE, how, MASKED, POLICY)
-    return tl.where(ok, z, -INFINITY) if MASKED else z
+def _load_logits(x, slices, place, ok, how: tl.constexpr, KIND: tl.constexpr, POLICY: tl.constexpr):
+    return _load(x, slices, place, ok, how.X_SIDE, how, KIND, POLICY, -INFINITY)
 
 
 # Forward
@@ -122,18 +102,24 @@ def _joined(sums, NARROW: tl.constexpr):
 
 
 @triton.jit
-def _sums_in_a_loop(x, slices, tiles, how: tl.constexpr, NARROW: tl.constexpr):
+def _sums_in_a_loop(x, slices, span, how: tl.constexpr, NARROW: tl.constexpr):
     """No thread waits for another before the end."""
-    BLOCK: tl.constexpr = how.T * how.W
-    nothing = tl.full((how.T, how.R), 0.0, how.A)
+    nothing, tiles = tl.full((how.T, how.R), 0.0, how.A), tiles_of(span, None, how)
     sums = SliceSums(nothing - INFINITY, nothing, nothing)
-    for LAST in tl.static_range(2):
-        for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
-                           tiles.step if LAST else BLOCK):  # fmt: skip
-            c = classes_from(start, how)
-            ok = _there(c, tiles, slices, how)
-            sums = _added(sums, _load_logits(x, slices, c, ok, how, LAST == 1, "evict_last"), NARROW)
+    for KIND in tl.static_range(2 + how.PEELED):
+        first, last = turns(tiles, KIND)
+        for start in range(first, last, how.T * how.W):
+            place, ok = _places(start, span, slices, how, KIND)
+            sums = _added(sums, _load_logits(x, slices, place, ok, how, KIND, "evict_last"), NARROW)
     return _joined(sums, NARROW)
+
+
+@triton.jit
+def _less_peak(z, peak, NARROW: tl.constexpr):
+    """Entries less the peak, their exponentials, those of entries below the peak, and which are the peak."""
+    z -= peak[None, None, :]
+    e, largest = kept_exp(z, NARROW), z == 0.0
+    return z, e, tl.where(largest, 0.0, e), largest.to(tl.int32)
 
 
 @triton.jit
@@ -151,38 +137,44 @@ def forward(x, out, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.con
     """The logits are read once, in a loop twice, the second time from the cache for the most part. DX_SIDE is out's."""
     shape = shape_of(classes, inner, blocks, rows, how)
     NARROW: tl.constexpr = out.at.dtype.element_ty.primitive_bitwidth == 16
-    BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
+    span = span_of(x, slices, shape.classes, how)
     if how.LOOP:
-        tiles = _tiles_of(x, slices, shape, how)
-        sums = _sums_in_a_loop(x, slices, tiles, how, NARROW)
-        for LAST in tl.static_range(2):
-            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
-                               tiles.step if LAST else BLOCK):  # fmt: skip
-                c = classes_from(start, how)
-                ok = _there(c, tiles, slices, how)
-                z = _load_logits(x, slices, c, ok, how, LAST == 1, "evict_first") - sums.peak[None, None, :]
+        sums, tiles = _sums_in_a_loop(x, slices, span, how, NARROW), tiles_of(span, None, how)
+        for KIND in tl.static_range(2 + how.PEELED):
+            first, last = turns(tiles, KIND)
+            for start in range(first, last, how.T * how.W):
+                place, ok = _places(start, span, slices, how, KIND)
+                z = _load_logits(x, slices, place, ok, how, KIND, "evict_first") - sums.peak[None, None, :]
                 results = _results(z, z if LOG else kept_exp(z, NARROW), sums, LOG)
-                store_tile(out, results, slices, c, ok, how.DX_SIDE, how, LAST == 1)
+                store_tile(out, results, slices, place, ok, how.DX_SIDE, how, KIND)
     else:
-        c = classes_from(0, how)
-        ok = (c < shape.classes) & slices.here[None, None, :]
-        z = _load_logits(x, slices, c, ok, how, MASKED, "evict_first")
-        peak = tl.max(tl.max(z, 1), 0)
-        z -= peak[None, None, :]
-        e, largest = kept_exp(z, NARROW), z == 0.0
-        others = tl.sum(tl.sum(tl.where(largest, 0.0, e), 1), 0)
-        sums = SliceSums(peak, tl.sum(tl.sum(tl.where(largest, 1.0, 0.0), 1), 0), others)
-        store_tile(out, _results(z, e, sums, LOG), slices, c, ok, how.DX_SIDE, how, MASKED)
+        KIND: tl.constexpr = LINES if MASKED else WHOLE
+        place, ok = _places(span.lo, span, slices, how, KIND)
+        z = _load_logits(x, slices, place, ok, how, KIND, "evict_first")
+        edges = z
+        if how.PEELED:
+            place_beside, ok_beside = _places(0, span, slices, how, BESIDE)
+            edges = _load_logits(x, slices, place_beside, ok_beside, how, BESIDE, "evict_first")
+        peak = top_of(z, edges, how)
+        z, e, others, count = _less_peak(z, peak, NARROW)
+        edges, e_beside, others_beside, count_beside = _less_peak(edges, peak, NARROW)
+        sums = SliceSums(peak, sum_of(count, count_beside, how).to(how.A), sum_of(others, others_beside, how))
+        if how.PEELED:
+            results = _results(edges, e_beside, sums, LOG)
+            store_tile(out, results, slices, place_beside, ok_beside, how.DX_SIDE, how, BESIDE)
+        store_tile(out, _results(z, e, sums, LOG), slices, place, ok, how.DX_SIDE, how, KIND)
 
 
 # Backward
 
 
 @triton.jit
-def _load_both(out, dout, slices, c, ok, how: tl.constexpr, MASKED: tl.constexpr, POLICY: tl.constexpr):
-    y = _load(out, slices, c, ok, how.X_SIDE, how, MASKED, POLICY)
-    return y, _load(dout, slices, c, ok, how.T_SIDE, how, MASKED, POLICY)
+def _load_both(out, dout, slices, start, span, how: tl.constexpr, KIND: tl.constexpr, POLICY: tl.constexpr):
+    """Results and upstream gradients of a tile, their places, and which there are."""
+    place, ok = _places(start, span, slices, how, KIND)
+    y = _load(out, slices, place, ok, how.X_SIDE, how, KIND, POLICY)
+    return y, _load(dout, slices, place, ok, how.T_SIDE, how, KIND, POLICY), place, ok
 
 
 @triton.jit
@@ -198,29 +190,29 @@ def _derivatives(y, g, total, LOG: tl.constexpr):
 def backward(out, dout, dx, classes, inner, blocks, rows, how: tl.constexpr, LOG: tl.constexpr, MASKED: tl.constexpr):
     """X_SIDE is out's, T_SIDE dout's."""
     shape = shape_of(classes, inner, blocks, rows, how)
-    BLOCK: tl.constexpr = how.T * how.W
     slices = _slices_of(shape, how)
+    span = span_of(out, slices, shape.classes, how)
     if how.LOOP:
-        tiles = _tiles_of(out, slices, shape, how)
-        totals = tl.full((how.T, how.R), 0.0, how.A)
-        for LAST in tl.static_range(2):
-            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
-                               tiles.step if LAST else BLOCK):  # fmt: skip
-                c = classes_from(start, how)
-                ok = _there(c, tiles, slices, how)
-                y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_last")
+        totals, tiles = tl.full((how.T, how.R), 0.0, how.A), tiles_of(span, None, how)
+        for KIND in tl.static_range(2 + how.PEELED):
+            first, last = turns(tiles, KIND)
+            for start in range(first, last, how.T * how.W):
+                y, g, _, _ = _load_both(out, dout, slices, start, span, how, KIND, "evict_last")
                 totals += tl.sum(g if LOG else y * g, 1)
         total = tl.sum(totals, 0)
-        for LAST in tl.static_range(2):
-            for start in range(tiles.rest if LAST else tiles.first, tiles.hi if LAST else tiles.whole,
-                               tiles.step if LAST else BLOCK):  # fmt: skip
-                c = classes_from(start, how)
-                ok = _there(c, tiles, slices, how)
-                y, g = _load_both(out, dout, slices, c, ok, how, LAST == 1, "evict_first")
-                store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, LAST == 1)
+        for KIND in tl.static_range(2 + how.PEELED):
+            first, last = turns(tiles, KIND)
+            for start in range(first, last, how.T * how.W):
+                y, g, place, ok = _load_both(out, dout, slices, start, span, how, KIND, "evict_first")
+                store_tile(dx, _derivatives(y, g, total, LOG), slices, place, ok, how.DX_SIDE, how, KIND)
     else:
-        c = classes_from(0, how)
-        ok = (c < shape.classes) & slices.here[None, None, :]
-        y, g = _load_both(out, dout, slices, c, ok, how, MASKED, "evict_first")
-        total = tl.sum(tl.sum(g if LOG else y * g, 1), 0)
-        store_tile(dx, _derivatives(y, g, total, LOG), slices, c, ok, how.DX_SIDE, how, MASKED)
+        KIND: tl.constexpr = LINES if MASKED else WHOLE
+        y, g, place, ok = _load_both(out, dout, slices, span.lo, span, how, KIND, "evict_first")
+        edges = y, g, place, ok
+        if how.PEELED:
+            edges = _load_both(out, dout, slices, 0, span, how, BESIDE, "evict_first")
+        total = sum_of(g if LOG else y * g, edges[1] if LOG else edges[0] * edges[1], how)
+        store_tile(dx, _derivatives(y, g, total, LOG), slices, place, ok, how.DX_SIDE, how, KIND)
+        if how.PEELED:
+            d = _derivatives(edges[0], edges[1], total, LOG)
+            store_tile(dx, d, slices, edges[2], edges[3], how.DX_SIDE, how, BESIDE)

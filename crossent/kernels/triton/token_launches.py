@@ -12,7 +12,7 @@ class TokenKernels:
 
     def tokens(self, logits, target, options, results):
         launch = _launch(logits, target, options)
-        walk = launch.layout.walk(self.tokens_at_once, peels=False)
+        walk = launch.layout.walk(self.tokens_at_once)
         if launch.count:
             run(
                 launch.device, kernels.tokens_of_rows, walk.programs, launch.array(launch.logits), launch.target,
@@ -21,7 +21,7 @@ class TokenKernels:
 
     def token_gradient(self, logits, target, options, results, upstream):
         launch = _launch(logits, target, options)
-        walk = launch.layout.walk(self.token_gradients_at_once, peels=False)
+        walk = launch.layout.walk(self.token_gradients_at_once)
         if launch.count and launch.classes:
             run(
                 launch.device, kernels.token_gradients_of_rows, walk.programs * walk.tiles, launch.array(launch.logits),

@@ -22,16 +22,24 @@ from crossent.kernels.triton.language import (
 from crossent.kernels.triton.predictions import others_of
 from crossent.kernels.triton.rows import (
     COUNTS,
+    WHOLE,
     Tile,
+    at_classes,
     at_label,
-    at_rows,
+    counting,
+    label_of,
     load_tile,
     nll_of,
     own_of,
+    part_of,
     rows_of_block,
     shape_of,
+    span_of,
     store,
     terms_of,
+    tile_of,
+    tiles_of,
+    turns,
 )
 
 
@@ -54,15 +62,15 @@ class LineSums(NamedTuple):
 
 
 @triton.jit
-def _capped_tile(x, program, start, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
-    tile = load_tile(x, None, None, program, start, shape.classes, shape, terms, how, MASKED, "evict_first")
+def _capped_tile(x, program, start, span, terms, how: tl.constexpr, KIND: tl.constexpr):
+    tile = load_tile(x, None, None, program, start, span, terms, how, KIND, "evict_first")
     return Tile(tile.c, tile.place, tile.ok, tile.z * terms.cap, tile.q) if how.CAPPED else tile
 
 
 @triton.jit
-def _added(sums, tile, own, program, start, how: tl.constexpr, NARROW: tl.constexpr):
+def _added(sums, tile, own, program, later, how: tl.constexpr, KIND: tl.constexpr, NARROW: tl.constexpr):
     """The sums of lines with those of a tile."""
-    z, ahead = others_of(tile, own, program, start, how)
+    z, ahead = others_of(tile, own, program, later, KIND)
     top = tl.maximum(sums.top, tl.max(z, 1))
     peak = finite(top)
     z -= peak[:, None, :]
@@ -76,17 +84,18 @@ def tokens_of_rows(x, target, results, classes, inner, blocks, rows, settings, h
     shape = shape_of(classes, inner, blocks, rows, how)
     terms, program = terms_of(settings, how), rows_of_block(tl.program_id(0), target, None, shape, settings, how)
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
-    BLOCK: tl.constexpr = how.T * how.W
     own, _ = own_of(x, None, program, shape, terms, how)
     nothing = tl.full((how.T, how.R), 0.0, how.A)
-    sums, hi, whole = LineSums(nothing - INFINITY, nothing, nothing, nothing.to(tl.int32)), shape.classes, 0
-    if how.R == 1:  # a row that does not count is not read, and only the last tile is masked
-        hi = tl.where(tl.sum(program.counts.to(tl.int32), 0) == 0, 0, hi)
-        whole = hi // BLOCK * BLOCK
-    for LAST in tl.static_range(2):
-        for start in range(whole if LAST else 0, hi if LAST else whole, BLOCK):
-            tile = _capped_tile(x, program, start, shape, terms, how, LAST == 1)
-            sums = _added(sums, tile, own, program, start, how, NARROW)
+    sums = LineSums(nothing - INFINITY, nothing, nothing, nothing.to(tl.int32))
+    span = counting(span_of(x, program, shape.classes, how), program, True, how)
+    label = label_of(x, program, how)
+    tiles = tiles_of(span, label, how)
+    for KIND in tl.static_range(2 + how.PEELED):
+        first, last = turns(tiles, KIND)
+        for start in range(first, last, how.T * how.W):
+            here = tile_of(start, tiles, how, KIND)
+            tile = _capped_tile(x, program, here, span, terms, how, KIND)
+            sums = _added(sums, tile, own, program, label > here, how, KIND, NARROW)
     peak = finite(tl.maximum(tl.max(sums.top, 0), own))
     factor = kept_exp(sums.top - peak[None, :], NARROW)
     dot = tl.sum((sums.dot + sums.others * (finite(sums.top) - peak[None, :])) * factor, 0)
@@ -114,31 +123,30 @@ def _of_rows(numbers, program, how: tl.constexpr):
 
 
 @triton.jit
-def _put_gradients(x, program, start, found, above, of_label, shape, terms, how: tl.constexpr, MASKED: tl.constexpr):
+def _put_gradients(x, program, start, found, above, of_label, span, terms, how: tl.constexpr, KIND: tl.constexpr):
     """A tile over the logits; `found` and `above` are the logprob, lse and entropy of rows and their gradients."""
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
-    tile = _capped_tile(x, program, start, shape, terms, how, MASKED)
+    tile = _capped_tile(x, program, start, span, terms, how, KIND)
     log_p = tile.z - found[1][None, None, :]
     p = kept_exp(log_p, NARROW)
     log_p = tl.where(p == 0.0, 0.0, log_p)
     dlogprob, dlse, dentropy = above[0][None, None, :], above[1][None, None, :], above[2][None, None, :]
     g = token_grad(p, log_p, found[2][None, None, :], dlogprob, dlse, dentropy)
-    g = at_label(g, of_label[None, None, :], tile, program)
+    if KIND != WHOLE:
+        g = at_label(g, of_label[None, None, :], tile, program)
     if how.CAPPED:
         g *= softcap_slope(tile.z * (1.0 / terms.cap), 1.0)
     g = tl.where(program.counts[None, None, :], g, 0.0).to(x.at.dtype.element_ty)
-    place = at_rows(x, program)[None, None, :] + tile.c
-    store(place, g, tile.ok, MASKED)
+    store(at_classes(x, program, how)[None, None, :] + tile.place, g, tile.ok, KIND != WHOLE)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def token_gradients_of_rows(x, target, results, dlogprob, dlse, dentropy, tiles, classes, inner, blocks, rows, settings,
                             how: tl.constexpr):  # fmt: skip
-    """Of a tile. Of one row only the last tile is masked."""
+    """Of a tile."""
     shape = shape_of(classes, inner, blocks, rows, how)
-    BLOCK: tl.constexpr = how.T * how.W
     NARROW: tl.constexpr = x.at.dtype.element_ty.primitive_bitwidth == 16
-    start, block = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
+    part, block = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     terms, program = terms_of(settings, how), rows_of_block(block, target, None, shape, settings, how)
     logprob, entropy = _of_rows(results.logprob, program, how), _of_rows(results.entropy, program, how)
     found = logprob, _of_rows(results.lse, program, how), entropy
@@ -148,10 +156,10 @@ def token_gradients_of_rows(x, target, results, dlogprob, dlse, dentropy, tiles,
     of_label = token_grad(own_p, tl.where(own_p == 0.0, 0.0, logprob), entropy, 0.0, above[1], above[2])
     rest = -expm1(tl.maximum(logprob, NEARLY_CERTAIN))
     of_label += above[0] * tl.where(logprob > NEARLY_CERTAIN, rest, 1.0 - own_p)
-    masked = True
-    if how.R == 1:
-        masked = start + BLOCK > shape.classes
-    if masked:
-        _put_gradients(x, program, start, found, above, of_label, shape, terms, how, True)
-    else:
-        _put_gradients(x, program, start, found, above, of_label, shape, terms, how, False)
+    span = part_of(span_of(x, program, shape.classes, how), part, tiles, 1, how)
+    tiles_here = tiles_of(span, label_of(x, program, how), how)
+    for KIND in tl.static_range(2 + how.PEELED):
+        first, last = turns(tiles_here, KIND)
+        if first < last:
+            start = tile_of(first, tiles_here, how, KIND)
+            _put_gradients(x, program, start, found, above, of_label, span, terms, how, KIND)

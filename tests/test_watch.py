@@ -682,25 +682,44 @@ def test_losses_that_are_not_seen_are_told_of(place, model):
     assert list(watched.last["losses"]) == ["cross_entropy of 5 classes"]
 
 
-def test_losses_that_processes_share_are_not_seen(model, tmp_path, process_group):
-    """But said: by a warning, in the lines and on the page."""
+def test_losses_that_processes_share(model, tmp_path, process_group):
+    """Are told without looks; of DTensors means alone, which is said by a warning, in the lines and on the page."""
     from torch.distributed import tensor
 
     mesh = tensor.init_device_mesh("cpu", (1,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, tmp_path / "run.jsonl") as watched:
-        x, labels = batch()
-        group = torch.distributed.group.WORLD
-        crossent.cross_entropy(model(x), labels, group=group).backward()
-        crossent.linear_cross_entropy(model(x), torch.eye(CLASSES), labels, group=group).backward()
-        logits = tensor.DTensor.from_local(model(x), mesh, [tensor.Replicate()])
-        crossent.cross_entropy(logits, labels).backward()
-        where = "of classes that are spread over processes; of subclasses of tensors, such as DTensors"
-        with pytest.warns(UserWarning, match=MISSED + where):
+    model[2] = torch.nn.Identity()
+    x, labels = batch()
+    expected = F.cross_entropy(model(x), labels).item()
+    logits = tensor.DTensor.from_local(model(x), mesh, [tensor.Shard(0)])
+    spread = tensor.DTensor.from_local(labels, mesh, [tensor.Shard(0)])
+    with watch(model, tmp_path / "run.jsonl", every=1) as watched:
+        crossent.cross_entropy(model(x), labels, group=process_group, reduction="sum").backward()
+        crossent.linear_cross_entropy(model(x), torch.eye(CLASSES), labels, group=process_group).backward()
+        crossent.cross_entropy(logits, spread).backward(retain_graph=True)
+        crossent.cross_entropy(logits, spread, reduction="sum").backward()
+        where = "of subclasses of tensors, such as DTensors"
+        with pytest.warns(UserWarning, match=f"{MISSED}{where}$"):
             optimizer.step()
-        assert not watched.last["losses"] and watched.last["gradient"] > 0.0
+        assert list(watched.last["losses"]) == [
+            "cross_entropy of 5 classes of this process",
+            "linear_cross_entropy of 5 classes of this process",
+            "cross_entropy of 5 classes",
+        ]
+        for said in watched.last["losses"].values():
+            assert said == {"loss": pytest.approx(expected, rel=1e-6), "rows": 9, "ignored": 0.25}
     assert lines(tmp_path / "run.jsonl")[1]["sentence"] == MISSED + where
-    assert f"<b>warning</b> {MISSED}{where}." in (tmp_path / "run.html").read_text()
+    page = (tmp_path / "run.html").read_text()
+    assert f"<b>warning</b> {MISSED}{where}." in page and page.count("what knowing nothing costs") == 1
+    for given in (
+        lambda: crossent.cross_entropy(model(x), labels, group=process_group),
+        lambda: crossent.cross_entropy(tensor.DTensor.from_local(model(x), mesh, [tensor.Shard(0)]), spread),
+    ):
+        model[3].weight.data.fill_(math.nan)
+        with pytest.raises(crossent.NonFiniteError, match="Its batch is not explained: it is spread") as raised:
+            with watch(model):
+                given()
+        assert raised.value.fault.parameters == ("3.weight",) and raised.value.fault.module is None
 
 
 def test_faults_of_losses_that_cannot_be_run_again_or_explained(model):

@@ -144,7 +144,8 @@ def fault_of(
     said = [f"{what} is not finite."]
     with unseen():
         explanation = _explained(losses, kind, said)
-        trace = _traced(model, batches, said)
+        is_spread = any(loss.is_spread for loss in losses) or any(hasattr(p, "to_local") for p in model.parameters())
+        trace = _traced(model, batches, is_spread, said)
     names = {module: name for name, module in model.named_modules()}
     if bad is None:
         module, where = _place(trace, names)
@@ -167,7 +168,7 @@ def fault_of(
 def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | None:
     if not losses or (kind == "gradient" and losses[-1]["inplace_backward"]):
         return None
-    if not losses[-1].arguments:
+    if losses[-1].is_spread or not losses[-1].arguments:
         why = losses[-1].passing or f"logits of more than {HELD // 2**20} MB are not held"
         said.append(f"Its batch is not explained: {why}.")
         return None
@@ -181,9 +182,9 @@ def _explained(losses: list[Loss], kind: str, said: list[str]) -> Explanation | 
         return None
 
 
-def _traced(model: Module, batches: list[Batch], said: list[str]) -> Trace | None:
-    if any(hasattr(p, "to_local") for p in model.parameters()):
-        why = "its parameters are spread over processes"
+def _traced(model: Module, batches: list[Batch], is_spread: bool, said: list[str]) -> Trace | None:
+    if is_spread:
+        why = "it is spread over processes, which would have to run it together"
     elif not batches:
         why = "it was not called as a module, was compiled, or the gradient came from another process"
     else:

@@ -23,10 +23,11 @@ _FEWEST = 16  # rows, however many classes there are
 @torch.no_grad()
 def look(loss: Loss, generator: np.random.Generator) -> tuple[dict[str, NDArray], dict[str, float]] | None:
     """Columns of rows that count, chosen anew each time, but for those whose loss is not finite; and what is said of
-    them. None where there is no label to look at, and where each row of a head has several.
+    them. None where there is no label to look at, where each row of a head has several, and where other processes have
+    a part of it.
     """
     labels = loss.labels
-    if labels is None or (loss.is_head and loss["linear_weight"].ndim > 2):
+    if labels is None or loss.is_spread or (loss.is_head and loss["linear_weight"].ndim > 2):
         return None
     counted = (labels.reshape(-1) != loss["ignore_index"]).nonzero().squeeze(1)
     if not len(counted):

@@ -20,6 +20,7 @@ from crossent.tools.score import plots
 from crossent.tools.score.metrics import NEAR, ByClass, Calibration
 from crossent.tools.score.report import made
 from crossent.tools.score.sums import ratio
+from crossent.tools.watch.seen import ALONE
 
 _POINTS = 400  # of a curve, at most
 _CLASSES = 20  # in the table, at most
@@ -103,8 +104,10 @@ def _show(shown: dict[str, list], key: str, found: _Loss, of: str) -> None:
         ("Loss" + of, words.number(found.end("loss")), "", "nats a row"),
         ("Ignored" + of, f"{found.end('ignored'):.1%}", "", "of the targets"),
     ]
-    meaning = "The mean of each step's rows; the dashed line is log C, what knowing nothing costs."
-    plot("Loss", "Loss", {"loss": "loss"}, "nats a row", meaning, level=math.log(classes))
+    meaning, level = "The mean of each step's rows.", math.nan
+    if ALONE not in found.name:
+        meaning, level = f"{meaning} The dashed line is log C, what knowing nothing costs.", math.log(classes)
+    plot("Loss", "Loss", {"loss": "loss"}, "nats a row", meaning, level=level)
     (looks, rows), (steps, of_rows) = found["looked rows"], found["rows"]
     shares = f"{len(looks):,} of {len(steps):,} steps were looked at, {rows.sum():,.0f} of {of_rows.sum():,.0f} rows"
     shown["notes"].append(f"{found.name}: {shares} that count")

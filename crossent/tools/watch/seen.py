@@ -39,6 +39,7 @@ _HIDDEN = {  # parts of the names of nodes: who computed what they differentiate
     "crossent": "inside of an exported program (leave the loss outside)",
     "CheckpointFunction": "inside of a reentrant checkpoint",
 }
+ALONE = " of this process"  # in the name of a loss whose other classes other processes have
 _CAPTURED = "inside of a CUDA graph (leave the loss outside, or compile without one)"
 
 
@@ -48,13 +49,16 @@ class Loss:
     """
 
     def __init__(self, function: Callable[..., Tensor], arguments: dict[str, Any], value: Tensor, passing: str = ""):
-        self.function, self.arguments, self.passing = function, arguments, passing
-        self.value = value.clone() if passing else value.detach()
-        x, head = self["input"], self["linear_weight"]
+        self.function, self.arguments = function, arguments
+        self.value = _here_of(value.clone() if passing else value.detach())
+        x, head, spread = arguments["input"], arguments.get("linear_weight"), arguments.get("spread")
+        # Where classes or rows are spread over processes, this one has not all that belongs to a row.
+        self.is_spread = spread is not None or hasattr(x, "to_local")
+        self.passing = "it is spread over processes" if self.is_spread else passing
         self.is_head = head is not None
         self.axis = x.ndim - 1 if head is not None else _rows.class_axis(x.ndim, self["dim"])
         self.classes = x.shape[self.axis] if head is None else len(head)
-        self.name = f"{function.__name__} of {self.classes} classes"
+        self.name = f"{function.__name__} of {self.classes} classes{'' if spread is None else ALONE}"
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
@@ -65,6 +69,7 @@ class Loss:
         target = self["target"]
         if isinstance(target, SparseTarget) or target.is_floating_point():
             return None
+        target = _here_of(target)
         return target[..., self["shift"] :] if self["shift"] else target
 
     def counted(self) -> tuple[Tensor | int, int]:
@@ -74,6 +79,11 @@ class Loss:
             rows = self["input"].numel() // max(1, self["input"].shape[self.axis])
             return rows, rows
         return (labels != self["ignore_index"]).sum(), labels.numel()
+
+
+def _here_of(tensor: Tensor) -> Tensor:
+    """What this process has of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Here(threading.local):
@@ -207,13 +217,18 @@ def _tell(missed: str | None, function: Callable, given: dict[str, Any], value: 
             watcher.see(Loss(function, given, value, passing), value)
 
 
+def _is_everywhere(value: Tensor) -> bool:
+    """Whether each process has the whole value of a DTensor."""
+    return hasattr(value, "placements") and all(p.is_replicate() for p in value.placements)  # pyright: ignore
+
+
 def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
     """Where a loss was computed of which not all is here to be told."""
     if not _here.watchers:
         return "in another thread"
-    if given.get("spread") is not None:
-        return "of classes that are spread over processes"
     if type(value) is not Tensor or type(given["input"]) not in (Tensor, torch.nn.Parameter):
+        if given["reduction"] == "mean" and given.get("denominator") is None and _is_everywhere(value):
+            return None
         is_compiling = TracingContext.try_get() is not None  # whose tensors are of its own types
         return _HIDDEN["CompiledFunction"] if is_compiling else "of subclasses of tensors, such as DTensors"
     return "inside of a function transform or a dispatch mode" if modes.transformed() else None

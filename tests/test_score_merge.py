@@ -324,6 +324,8 @@ def test_what_does_not_fit_is_merged_by_nobody():
         assert str(error.value) == message
     with pytest.raises(ValueError, match=r"others\[0\]: the name of class 1 is 'x', but 'b' in what came before"):
         named[0].merge(named[1])
+    with pytest.raises(ValueError, match=r"others\[0\]: the name of class 3 is 'd', but None in what came before"):
+        crossent.Score(names=list("abc")).merge(crossent.Score(names=list("abcd")))
     with pytest.raises(TypeError, match=r"others\[0\] must be a Score, got dict"):
         score.merge(before)
     assert score.result() == before and score.merge(good) is score

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +257,10 @@ class Held:
 
 def _named(here: Any, there: Any) -> tuple[str, Any, Any]:
     """What differs in the names of classes."""
-    for i, (one, other) in enumerate(zip(here or (), there or ())):
-        if one != other:
-            return f"the name of class {i}", one, other
-    return "names", here and here[:3], there and there[:3]
+    if here is None or there is None:
+        return "names", here and here[:3], there and there[:3]
+    pairs = enumerate(zip_longest(here, there))
+    return next((f"the name of class {i}", one, other) for i, (one, other) in pairs if one != other)
 
 
 def _different(numbers: np.ndarray, kept: np.ndarray) -> int:

@@ -72,7 +72,7 @@ READ = {
     "header of numbers": ({"x.csv": text(X, names=range(C)), **Y_CSV}, {}, "first line (0,1,2,...,9) is taken for"),
     "header of numbers from 1": ({"x.csv": text(X, names=range(1, C + 1)), **Y_CSV}, {}, "first line (1,2,3,...,10)"),
     "header of numbers, all logits whole": (
-        {"x.csv": text(np.round(X).astype(int), names=range(C)), **Y_CSV}, {}, "first line (0,1,2,...,9)",
+        {"x.csv": text(np.round(X).astype(int), names=range(C)), "y.npy": Y}, {"header": True}, "first line (0,1,2,",
     ),
     "index": ({"x.csv": text(COUNT, X, names=["", *range(C)]), **Y_CSV}, {}, "column 0 with the numbers of the rows"),
     "index, without header": ({"x.csv": text(COUNT, X), **Y_CSV}, {}, "column 0 with the numbers of the rows"),
@@ -132,7 +132,7 @@ READ = {
     "names, in an array of bytes": ({"x.csv": text(X, names=NAMES), "y.npy": np.char.encode(WORDS)}, {}, "class names"),
     "names, in an array": ({"x.csv": text(X, names=NAMES), "y.npy": WORDS}, {}, "class names are found in"),
     "header in another order": (
-        {"x.csv": text(X[:, ::-1], names=range(C)[::-1]), **Y_CSV}, {}, "labels are the numbers in the header of",
+        {"x.csv": text(X[:, ::-1], names=range(C)[::-1]), "y.npy": Y}, {"header": True}, "labels are the numbers in",
     ),
     "labels from 1, header from 1": (
         {"x.csv": text(X, names=range(1, C + 1)), "y.npy": Y + 1}, {}, "labels are the numbers in the header of",
@@ -261,6 +261,9 @@ REFUSED = {
     "a first column that counts": ({"x.csv": text(COUNT, np.round(X).astype(int)), **Y_CSV}, {}, "counts the rows"),
     "a first line of whole numbers": (
         {"x.csv": text(X, names=range(10, 110, 10)), "y.npy": Y[:9]}, {}, "may be a header or a row: say --header or",
+    ),
+    "a header of numbers, all logits whole": (
+        {"x.csv": text(np.round(X).astype(int), names=range(C)), "y.npy": Y}, {}, "may be a header or a row: say --hea",
     ),
     "both first lines": (
         {"x.csv": text(np.round(X).astype(int), names=range(C)), "y.csv": text(Y, names=[0])}, {}, "may be a header or",

@@ -1,7 +1,6 @@
 """Logits, their labels and what else rows have: all opened by one rule, and side by side in blocks."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from crossent.tools.language import say
 from crossent.tools.score.formats import Stored
 from crossent.tools.score.labels import Values, labels_for, one_hot, others_for
 from crossent.tools.score.readers import BadFile, Reading, Rows, naming, printable, rows_of
-from crossent.tools.score.text import UnclearError
 
 _CLASSES = 2**25  # at most; more are taken for a mistake in the file's head
 
@@ -128,8 +126,7 @@ def pair_of(logits: str, labels: str | None, reading: Reading, beside: Mapping[s
     `beside` names what else rows have, and where: FILE or FILE:COLUMN.
     """
     named = logits if labels is None else labels
-    here = named == logits
-    rows = _fitting(logits, "logits", reading, here, lambda: len(rows_of(named, "labels", reading)))
+    rows = rows_of(logits, "logits", reading, labels_here=named == logits)
     first = rows.path
     if len(rows.shape) < 2:
         raise BadFile(say("wrong.logits_shape", path=first, shape=rows.shape))
@@ -157,27 +154,12 @@ def file_and_column(said: str) -> tuple[str, str | None]:
     return (file, column) if file and not Path(said).exists() else (said, None)
 
 
-def _fitting(pattern: str, role: str, reading: Reading, here: bool, rows: Callable[[], int]) -> Rows:
-    """Where its first line may be a header or a row, it is what makes a file as long as another, of so many `rows`."""
-    try:
-        return rows_of(pattern, role, reading, here)
-    except BadFile as error:
-        if not isinstance(error.__cause__, UnclearError):
-            raise
-        with suppress(BadFile):
-            wanted = rows()
-            for header in (False, True):
-                with suppress(BadFile):
-                    found = rows_of(pattern, role, replace(reading, header=header), here)
-                    if len(found) == wanted:
-                        return found
-        raise
-
-
 def _beside(rows: Rows, axis: int, role: str, file: str, reading: Reading) -> Rows:
     """As many rows as there are of logits."""
     wanted = len(rows) if axis else rows.shape[1]
-    found = _fitting(file, role, reading, False, lambda: wanted)
+    found = rows_of(file, role, reading)
+    if found.unclear and len(found) == wanted + len(found.files):
+        found = rows_of(file, role, replace(reading, header=True))
     if role == "labels" and found.path == rows.path and set(found.parts) & set(rows.parts):
         raise BadFile(say("wrong.no_labels", path=rows.path))
     if len(found) == wanted:

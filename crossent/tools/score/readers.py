@@ -77,7 +77,8 @@ class Rows:
     """The rows of one or several files, in order. `names` are those of the columns, where they have some.
 
     `parts` are the entries or columns that they were taken from, and `notes` what was taken for what in each file.
-    `ids` is what the rows are called, if there is one file that says it.
+    `ids` is what the rows are called, if there is one file that says it. Where it is `unclear` the first line of each
+    file may be a header.
     """
 
     files: list[tuple[Path, Stored]]
@@ -85,6 +86,7 @@ class Rows:
     parts: tuple = ()
     notes: tuple[str, ...] = ()
     ids: Stored | None = None
+    unclear: bool = False
 
     def __len__(self) -> int:
         return sum(stored.shape[0] for _, stored in self.files)
@@ -282,6 +284,6 @@ def _columns(path: Path, table: Table, role: str, reading: Reading, labels_here:
 
     names = tuple(table.columns[i].name for i in found.columns)
     ids = None if found.ids is None else stored((found.ids,), table.columns[found.ids].kind == "words")
-    notes = tuple(filter(None, (table.note, *found.notes)))
+    notes = (table.note, *found.notes) if table.header and table.note else found.notes
     files = [(path, stored(found.columns, found.words))]
-    return Rows(files, names if any(names) else (), found.columns, notes, ids)
+    return Rows(files, names if any(names) else (), found.columns, notes, ids, table.header is None)

@@ -69,6 +69,8 @@ def roles_of(table: Table) -> list[str]:
 
 def classes_of(table: Table, key: str | None, columns: str | None, labels_here: bool) -> Chosen:
     """The columns of the logits. `labels_here` says that the labels are to be found in the same table."""
+    if table.header is None:
+        raise ValueError(f"{table.note}: say --header or --no-header, which hold for both files")
     if key is not None:
         return Chosen((_place(table, key),))
     if columns is not None:

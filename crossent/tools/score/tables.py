@@ -43,14 +43,14 @@ class Table:
     """Columns of as many rows, which come as batches of pyarrow: `batches(columns, step)` gives the columns of these
     numbers, in this order.
 
-    `header` says whether the columns have names, `index` which of them the file itself calls an index of the rows, and
-    `note` what the file was taken for. With `skip_bad` numbers that cannot be read are nan.
+    `header` says whether the columns have names, None that nobody knows, `index` which of them the file itself calls an
+    index of the rows, and `note` what its first line is. With `skip_bad` numbers that cannot be read are nan.
     """
 
     rows: int
     columns: tuple[Column, ...]
     batches: Callable[[Sequence[int], int], Iterator[Any]]
-    header: bool
+    header: bool | None
     skip_bad: bool
     index: frozenset[int] = frozenset()
     note: str = ""

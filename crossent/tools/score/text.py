@@ -16,12 +16,11 @@ _LONGEST_LINE = 2**26  # bytes; a file with a longer one is no text
 _MISSING = "#N/A - ? missing N/A n/a NA na NaN nan None none NULL null".split()  # stand where there is no number
 
 
-class UnclearError(ValueError):
-    """Whether the first line is a header cannot be told from the file alone."""
-
-
 def text(path: Path, header: bool | None, skip_bad: bool) -> Table:
-    """The table of a file; `header` says whether its first line has the names, None lets the file say."""
+    """The table of a file; `header` says whether its first line has the names, None lets the file say.
+
+    Where it does not say either, it is taken for a row.
+    """
     first, second = _first_lines(path)
     commented = first.startswith("#") and header is not False
     between = _between(path, second if commented and second else first, second)
@@ -33,13 +32,9 @@ def text(path: Path, header: bool | None, skip_bad: bool) -> Table:
     below = file.columns(1, names if len(names) == width else [""] * width)
     if header is None:
         header = commented or _is_header(names, below)
-    if header is None:
-        raise UnclearError(
-            f"its first line ({shown}) may be a header or a row: say --header or --no-header, which hold for both files"
-        )
-    batches = partial(file.batches, int(header))
+    batches = partial(file.batches, int(bool(header)))
     rows = sum(batch.num_rows for batch in batches([0]))
-    note = f"the first line ({shown}) is taken for its header" if header else ""
+    note = f"the first line ({shown}) {'is taken for its header' if header else 'may be a header or a row'}"
     return Table(rows, below if header else file.columns(0, [""] * width), batches, header, skip_bad, note=note)
 
 

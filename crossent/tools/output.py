@@ -1,10 +1,9 @@
 """The standard output of a command: where it is full, closed or read by nobody any more, the command ends."""
 
-import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 FAILED = 2
@@ -17,6 +16,35 @@ def end(message: str) -> NoReturn:
     raise SystemExit(FAILED)
 
 
+class _Guard:
+    """A file for text until writing to it fails. What is written then is dropped, or ends the command if `needed`."""
+
+    def __init__(self, file: Any, needed: bool) -> None:
+        self.file, self.needed = file, needed
+        self.failure: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, text: str) -> int:
+        self._try(self.file.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.file.flush)
+
+    def _try(self, do: Callable[..., Any], *text: str) -> None:
+        try:
+            if self.failure is None:
+                do(*text)
+        except OSError as error:
+            self.failure = error
+            with open(os.devnull, "w") as nowhere:  # for what waits in buffers
+                os.dup2(nowhere.fileno(), self.file.fileno())
+        if self.failure is not None and self.needed:
+            raise SystemExit(FAILED)
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Ends the command at the first failure to write to standard output, whoever else would have caught the error.
@@ -25,67 +53,20 @@ def guarded() -> Iterator[None]:
     full or closed: what is written there is then dropped.
     """
     outer = sys.stdout, sys.stderr
-    errors = sys.stderr or open(os.devnull, "w")
-    sys.stderr, _ = _guard(errors, needed=False)
+    sys.stderr = errors = _Guard(sys.stderr or open(os.devnull, "w"), needed=False)
     try:
         if sys.stdout is None:
             end("standard output: it is closed")
-        sys.stdout, guard = _guard(sys.stdout, needed=True)
+        sys.stdout = guard = _Guard(sys.stdout, needed=True)
         try:
             yield
         finally:
-            _finish(sys.stdout, guard)
+            with suppress(SystemExit):  # for which `failure` is
+                guard.flush()
+            if isinstance(guard.failure, BrokenPipeError):
+                raise SystemExit(READER_GONE)
+            if guard.failure is not None:
+                end(f"standard output: {guard.failure.strerror}")
     finally:
-        sys.stderr.flush()
+        errors.flush()
         sys.stdout, sys.stderr = outer
-
-
-class _Guard(io.RawIOBase):
-    """Writes to a file until that fails. What is written then is dropped, or ends the command if it is needed."""
-
-    def __init__(self, raw: Any, needed: bool) -> None:
-        super().__init__()
-        self._raw, self.needed = raw, needed
-        self._terminal = raw is not None and raw.isatty()
-        self.failure: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def isatty(self) -> bool:
-        return self._terminal
-
-    def write(self, data: Any) -> int:
-        if self.failure is None:
-            try:
-                return self._raw.write(data)
-            except OSError as error:
-                self.failure = error
-        if self.needed:
-            raise SystemExit(FAILED)
-        return len(data)
-
-
-def _guard(file: Any, needed: bool) -> tuple[Any, _Guard]:
-    """The same file with a guard below it; one that lies in memory needs none."""
-    buffer = getattr(file, "buffer", None)
-    guard = _Guard(getattr(buffer, "raw", buffer), needed)
-    if buffer is None:
-        return file, guard
-    lines = file.line_buffering or file.write_through
-    return io.TextIOWrapper(io.BufferedWriter(guard), file.encoding, file.errors, line_buffering=lines), guard
-
-
-def _finish(file: Any, guard: _Guard) -> None:
-    try:
-        file.flush()
-    except SystemExit:
-        pass  # for which `failure` is
-    guard.needed = False
-    if isinstance(guard.failure, BrokenPipeError):
-        raise SystemExit(READER_GONE)
-    if guard.failure is not None:
-        end(f"standard output: {guard.failure.strerror}")

@@ -18,7 +18,7 @@ from crossent.tools.score.readers import BadFile, two_files
 from crossent.tools.score.running import Score
 from crossent.tools.score.said import bins_of
 from crossent.tools.score.scaling import Method, Passes, Scaling, fitted
-from crossent.tools.score.show import Answer, Classes, Page, Shown, left_out, metrics_of, reliability
+from crossent.tools.score.show import Answer, Cells, Page, Shown, left_out, metrics_of, reliability
 
 _TOP = 10  # classes that are shown
 
@@ -92,10 +92,12 @@ def _answer(
     found["skipped"] = {what: last.held.skipped[what] for what in SKIPPED}
     both = {"before": Judged(to_judge), "after": Judged(to_judge, scaling)}
     head += "".join(left_out(one) for one in begun)
-    return replace(_shown(files[0], head, found, both, Classes(last.pair.names)), saved={"--save": scaling.save})
+    return replace(_shown(files[0], head, found, both, last.pair.names), saved={"--save": scaling.save})
 
 
-def _shown(title: str, head: str, found: dict[str, Any], both: dict[str, Judged], called: Classes) -> Answer:
+def _shown(
+    title: str, head: str, found: dict[str, Any], both: dict[str, Judged], names: Sequence[str] | None
+) -> Answer:
     for name, one in both.items():
         found[name] = one.numbers | {"calibration": bins_of(one.metrics.calibration), "by_class": one.by_class.tolist()}
     before, after = both.values()
@@ -103,22 +105,22 @@ def _shown(title: str, head: str, found: dict[str, Any], both: dict[str, Judged]
         (metric.name, metric.number(before.numbers[key]), metric.number(after.numbers[key]), metric.meaning)
         for key, metric in metrics_of(before.numbers, before.metrics).items()
     ]
-    names = both if before.metrics.shown_calibration is before.metrics.by_octave else ()
-    bins = [reliability(both[name].metrics.by_octave, f"Rows by confidence, {name}") for name in names]
+    shown = both if before.metrics.shown_calibration is before.metrics.by_octave else {}
+    bins = [reliability(one.metrics.by_octave, f"Rows by confidence, {name}") for name, one in shown.items()]
     numbers = Shown("", ("metric.", "before", "after", "meaning."), rows)
     cards = [(name, now, "", f"before {once}; {meaning}") for name, once, now, meaning in rows]
     drawn = partial(plots.of_models, {name: one.metrics for name, one in both.items()})
-    page = Page(head, numbers, cards, drawn, [*bins, _classes(both, called)])
+    page = Page(head, numbers, cards, drawn, [*bins, _classes(both, names)])
     return Answer("Calibration", title, lambda: found, lambda: page, found["notes"])
 
 
-def _classes(both: dict[str, Judged], called: Classes) -> Shown:
-    before, after = (one.by_class for one in both.values())
-    rows = both["before"].metrics.by_class.rows
-    worst = np.argsort(-before, kind="stable")[:_TOP]
-    return Shown("Calibration error by class", (called.column("class"), "rows", "before", "after"), [
-        (called(c), f"{rows[c]:,}", f"{before[c]:.4f}", f"{after[c]:.4f}") for c in worst.tolist()
-    ])  # fmt: skip
+def _classes(both: dict[str, Judged], names: Sequence[str] | None) -> Shown:
+    before, after = (one.by_class.tolist() for one in both.values())
+    rows = both["before"].metrics.by_class.rows.tolist()
+    worst = sorted(range(len(before)), key=lambda c: -before[c])[:_TOP]
+    found = [{"label": c, "rows": rows[c], "before": before[c], "after": after[c]} for c in worst]
+    columns = {"class": "{label:class}", "rows": "{rows:,}", "before": "{before:.4f}", "after": "{after:.4f}"}
+    return Cells(names).table("Calibration error by class", found, columns)
 
 
 def _rows(begun: Opened, seed: int, low: float, high: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,6 @@
 """The command `crossent compare`: tables, JSON and a page of two models on the same rows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from crossent.tools.score.command import Errors, answered
 from crossent.tools.score.compare import Comparison, verdict
 from crossent.tools.score.pairs import Block
 from crossent.tools.score.readers import BadFile
-from crossent.tools.score.show import Answer, Classes, Page, Shown, metrics_of, nats, of_rows, percent, placed
+from crossent.tools.score.show import Answer, Cells, Page, Shown, metrics_of, of_rows
 
 
 def run(a: str, b: str, labels: str, *, as_json: bool = False, html: Path | None = None, **options: Any) -> int:
@@ -27,7 +27,7 @@ def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answ
     result, kept = found._result(one.metrics, other.metrics), found.a._held.options
 
     def show() -> Page:
-        rows, cards, called = [], [], Classes(kept.names)
+        rows, cards = [], []
         for name, metric in metrics_of(result["differences"], one.metrics).items():
             of_a, of_b, off, low, high = result["differences"][name].values()
             values, said = (metric.number(of_a), metric.number(of_b)), verdict(name, low, high)
@@ -36,9 +36,13 @@ def _answer(a: str, b: str, labels: str, errors: Errors, **options: Any) -> Answ
             cards.append((metric.name, *differ, "A {}, B {}: {}".format(*values, said)))
         numbers = Shown("", ("metric.", "A", "B", "B - A", "95% interval", "verdict."), rows)
         drawn = partial(plots.of_models, {"A": one.metrics, "B": other.metrics})
-        tables = [*_worse(result, called, kept.top), *_changes(result, called)]
+        tables = [
+            _worse(result, Cells(kept.names), kept.top),
+            _changes("A right, B wrong", result["lost"], kept.names),
+            _changes("A wrong, B right", result["won"], kept.names),
+        ]
         head = f"{of_rows(one)}; A is {a}, B is {b}"
-        return Page(head, numbers, cards, drawn, tables, _test(result["agreement"]))
+        return Page(head, numbers, cards, drawn, [one for one in tables if one.rows], _test(result["agreement"]))
 
     known = {"a": a, "b": b, "labels": labels, "notes": errors.notes}
     return Answer("Comparison", f"{a} and {b}", lambda: known | result, show, errors.notes)
@@ -92,30 +96,20 @@ def _test(n: Mapping[str, Any]) -> str:
     )
 
 
-def _worse(result: Mapping[str, Any], called: Classes, top: int) -> Iterator[Shown]:
-    classes = result["classes_that_got_worse"][:top]
-    if classes:
-        columns = called.column("class"), "rows", "recall A", "recall B", "A alone", "B alone", "p", "adjusted p"
-        rows = [
-            (called(c["label"]), f"{c['rows']:,}", percent(c["recall_a"]), percent(c["recall_b"]),
-             f"{c['a_alone']:,}", f"{c['b_alone']:,}", f"{c['p']:.2g}", f"{c['adjusted']:.2g}")
-            for c in classes
-        ]  # fmt: skip
-        note = (
-            f"Of {result['classes_tested']:,} classes some get worse by chance. The adjusted p (Benjamini-Hochberg) "
-            "allows for that: of the classes with 0.05 or less, at most one in twenty is expected to be chance."
-        )
-        yield Shown("Classes that got worse", columns, rows, note)
+def _worse(result: Mapping[str, Any], cells: Cells, top: int) -> Shown:
+    note = (
+        f"Of {result['classes_tested']:,} classes some get worse by chance. The adjusted p (Benjamini-Hochberg) "
+        "allows for that: of the classes with 0.05 or less, at most one in twenty is expected to be chance."
+    )
+    return cells.table("Classes that got worse", result["classes_that_got_worse"][:top], {
+        "class": "{label:class}", "rows": "{rows:,}", "recall A": "{recall_a:.1%}", "recall B": "{recall_b:.1%}",
+        "A alone": "{a_alone:,}", "B alone": "{b_alone:,}", "p": "{p:.2g}", "adjusted p": "{adjusted:.2g}",
+    }, note)  # fmt: skip
 
 
-def _changes(result: Mapping[str, Any], called: Classes) -> Iterator[Shown]:
-    for title, changed in (("A right, B wrong", result["lost"]), ("A wrong, B right", result["won"])):
-        if changed:
-            classes = [called.column(name) for name in ("label", "A predicts", "B predicts")]
-            rows = [
-                (row["file"], str(row["row"]), *map(called, (row["label"], *row["predictions"])),
-                 *map(nats, row["losses"]))
-                for row in changed
-            ]  # fmt: skip
-            columns, files = ("row", *classes, "NLL of A", "NLL of B"), {row["file"] for row in changed}
-            yield placed(f"Rows that changed sides: {title}", columns, rows, len(files) > 1)
+def _changes(title: str, changed: list[dict[str, Any]], names: Sequence[str] | None) -> Shown:
+    cells = Cells(names, len({row["file"] for row in changed}) > 1)
+    return cells.table(f"Rows that changed sides: {title}", changed, {
+        "row": "{row}", "label": "{label:class}", "A predicts": "{predictions[0]:class}",
+        "B predicts": "{predictions[1]:class}", "NLL of A": "{losses[0]:.4f}", "NLL of B": "{losses[1]:.4f}",
+    })  # fmt: skip

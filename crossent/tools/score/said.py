@@ -1,7 +1,7 @@
 """What is said of a score, in numbers and lists. None is what there is nothing to divide by."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,14 +28,7 @@ def result_of(held: Held, m: Metrics) -> dict[str, Any]:
         "worst": [row.as_dict() for row in held.worst.rows],
     }  # fmt: skip
     if m.groups is not None:
-        numbers = "accuracy", "nll"
-        found["groups"] = [
-            {"group": g.name, "rows": g.rows, "confidence": g.confidence}
-            | _with_ends(
-                {name: getattr(g, name) for name in numbers}, {name: getattr(g, f"{name}_interval") for name in numbers}
-            )
-            for g in m.groups
-        ]
+        found["groups"] = groups_of(m)
     if m.documents:
         worst = [one.as_dict() for one in held.documents.rows]
         found["documents"] = {"count": m.documents, **_with_ends(m.numbers, m.intervals, "documents."), "worst": worst}
@@ -52,6 +45,20 @@ def classes_of(metrics: Metrics, labels: np.ndarray, names: Sequence[str] | None
         | {"taken_for": [{"label": other, "rows": n} for other, n in others]}
         for label, n, recall, precision, nll, others in zip(labels.tolist(), rows, *columns, taken_for)
     ]  # fmt: skip
+
+
+def groups_of(m: Metrics) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": g.name,
+            "rows": g.rows,
+            "confidence": g.confidence,
+            "accuracy": _known(g.accuracy),
+            "nll": _known(g.nll),
+        }
+        | {"intervals": {"accuracy": _there(g.accuracy_interval), "nll": _there(g.nll_interval)}}
+        for g in m.groups or ()
+    ]
 
 
 def bins_of(bins: Calibration) -> list[dict[str, Any]]:
@@ -78,12 +85,12 @@ def _with_ends(numbers: Mapping[str, float], intervals: Mapping[str, Interval], 
         here = {name.removeprefix(prefix): one for name, one in found.items() if name.startswith(prefix)}
         return {name: one for name, one in here.items() if "." not in name}
 
-    ends = {name: [_known(end) for end in both] for name, both in some(intervals).items()}
+    ends = {name: _there(both) for name, both in some(intervals).items()}
     return {name: _known(one) for name, one in some(numbers).items()} | {"intervals": ends}
 
 
-def _there(values: np.ndarray) -> list[float | None]:
-    return list(map(_known, values.tolist()))
+def _there(values: Iterable[float]) -> list[float | None]:
+    return [_known(float(value)) for value in values]
 
 
 def _known(value: float) -> float | None:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
+from string import Formatter
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -14,12 +16,11 @@ from crossent.tools.explain.explanation import Finding
 from crossent.tools.explain.lines import finding_line
 from crossent.tools.files import write
 from crossent.tools.score import Scored
-from crossent.tools.score.coverage import SHARES
 from crossent.tools.score.held import SKIPPED
-from crossent.tools.score.intervals import OF_COVERAGE, Interval
+from crossent.tools.score.intervals import Interval
 from crossent.tools.score.metrics import BINS, NEAR, Calibration, Metrics
 from crossent.tools.score.readers import printable
-from crossent.tools.score.said import bins_of, classes_of, result_of
+from crossent.tools.score.said import bins_of, classes_of, coverage_of, groups_of, result_of
 
 KNOWING = {"uniform": "knowing nothing", "label_entropy": "the labels' shares alone"}  # whoever looks at no row
 # Of each number its name, how it is written, and what it means, in the order in which they are shown.
@@ -225,88 +226,70 @@ def left_out(score: Scored) -> str:
     return said
 
 
-class Classes:
-    """What classes are called in tables: their names, where they have some; `column` makes the name of a column."""
+class Cells(Formatter):
+    """Makes tables of what is in the JSON: columns are texts such as "{rows:,}", which each row fills in.
 
-    def __init__(self, names: Sequence[str] | None):
-        self.names, self._point = names, "" if names is None else "."
+    Forms of this kind alone are "class", for what a class is called, and those after a dash, for both ends of an
+    interval. None is a hyphen. With `files` a table of rows says in which file they are.
+    """
 
-    def __call__(self, label: int) -> str:
-        return str(label) if self.names is None else printable(self.names[label])
+    def __init__(self, names: Sequence[str] | None = None, files: bool = False):
+        self.names, self.files = names, files
 
-    def column(self, name: str) -> str:
-        return name + self._point
+    def format_field(self, value: Any, form: str) -> str:
+        if value is None:
+            return "-"
+        if form == "class":
+            return str(value) if self.names is None else printable(self.names[value])
+        if form.startswith("–"):
+            low, high = (self.format_field(end, form[1:]) for end in value)
+            return "-" if low == "-" else f"{low.removesuffix('%')}–{high}"
+        return printable(f"{value:{form}}")
+
+    def table(self, title: str, rows: Iterable[dict[str, Any]], columns: dict[str, str], note: str = "") -> Shown:
+        columns = {"file.": "{file}"} | columns if self.files and "row" in columns else columns
+        words = "" if self.names is None else "."
+        heads = [head + words * text.endswith(":class}") for head, text in columns.items()]
+        return Shown(title, heads, [[self.vformat(text, (), row) for text in columns.values()] for row in rows], note)
 
 
 def parts(score: Scored) -> list[Shown]:
     """The surest rows, the worst groups, classes, rows and documents."""
-    m, top, called = score.metrics, score.held.options.top, Classes(score.held.options.names)
-    found = [surest(m)]
+    m, top = score.metrics, score.held.options.top
+    cells = Cells(score.held.options.names, sum(part.files for part in score.parts) > 1)
+    found = [cells.table("Accuracy of the surest rows, with intervals of 95%", coverage_of(m), {
+        "coverage": "{coverage:.0%}", "confidence from": "{confidence:.2%}", "accuracy": "{accuracy:.2%}",
+        "interval": "{intervals[accuracy]:–.1%}",
+    })]  # fmt: skip
     if m.shown_calibration is m.by_octave:
         found.append(reliability(m.by_octave))
-    if m.groups and top:
-        columns = ("group.", "rows", "accuracy", "interval", "NLL", "interval", "confidence")
-        rows = [
-            (printable(g.name), f"{g.rows:,}", percent(g.accuracy), _narrow(g.accuracy_interval, ".1%"), nats(g.nll),
-             _narrow(g.nll_interval, ".3f"), percent(g.confidence))
-            for g in m.groups[:top]
-        ]  # fmt: skip
-        few = f"{top} of {len(m.groups):,} groups." if len(m.groups) > top else ""
-        found.append(Shown("Groups, worst first, with intervals of 95%", columns, rows, few))
-    if classes := classes_of(m, m.by_class.worst(top), None):
-        columns = (called.column("class"), "rows", "recall", "precision", "mean NLL", "taken for (rows).")
-        short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
-        rows = [
-            (called(c["label"]), f"{c['rows']:,}", percent(c["recall"]), percent(c["precision"]), nats(c["nll"]),
-             ", ".join(f"{called(other['label'])} ({other['rows']:,})" for other in c["taken_for"]))
-            for c in classes
-        ]  # fmt: skip
-        found.append(Shown("Classes with the most errors", columns, rows, short if m.confusion.short else ""))
-    files = sum(part.files for part in score.parts) > 1
-    if score.worst:
-        columns = "row", called.column("label"), called.column("prediction"), "confidence", "NLL"
-        rows = [
-            (w.file, str(w.row), called(w.label), called(w.prediction), f"{w.confidence:.2%}", nats(0.0 - w.logprob))
-            for w in score.worst
-        ]
-        found.append(placed("Rows with the largest loss", columns, rows, files))
-    if worst := score.held.documents.rows:
-        rows = [(one.file, str(one.row), f"{one.rows:,}", nats(one.nll)) for one in worst]
-        found.append(placed("Documents, worst first", ("row", "tokens", "mean NLL"), rows, files))
-    return found
-
-
-def placed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | None]], files: bool) -> Shown:
-    """Of rows, whose file comes first, and is shown where there are several `files`."""
-    cells = [tuple(cell or "" for cell in row) for row in rows]
-    return Shown(title, ("file.", *columns), cells) if files else Shown(title, columns, [row[1:] for row in cells])
-
-
-def surest(m: Metrics) -> Shown:
-    found, ends = m.coverage, [m.intervals[name] for name in OF_COVERAGE[1:]]
-    columns = ("coverage", "confidence from", "accuracy", "interval")
-    return Shown("Accuracy of the surest rows, with intervals of 95%", columns, [
-        (f"{share:.0%}", f"{least:.2%}", f"{accuracy:.2%}", _narrow(both, ".1%"))
-        for share, least, accuracy, both in zip(SHARES, found.confidence, found.accuracy, ends)
-    ])  # fmt: skip
+    groups = groups_of(m)
+    found.append(cells.table("Groups, worst first, with intervals of 95%", groups[:top], {
+        "group.": "{group}", "rows": "{rows:,}", "accuracy": "{accuracy:.1%}", "interval": "{intervals[accuracy]:–.1%}",
+        "NLL": "{nll:.4f}", "its interval": "{intervals[nll]:–.3f}", "confidence": "{confidence:.1%}",
+    }, f"{top} of {len(groups):,} groups." if len(groups) > top else ""))  # fmt: skip
+    classes = classes_of(m, m.by_class.worst(top), None)
+    for one in classes:
+        one["others"] = ", ".join(cells.format("{label:class} ({rows:,})", **other) for other in one["taken_for"])
+    short = f"Counts of what a class was taken for may be up to {m.confusion.short:,} too small."
+    found.append(cells.table("Classes with the most errors", classes, {
+        "class": "{label:class}", "rows": "{rows:,}", "recall": "{recall:.1%}", "precision": "{precision:.1%}",
+        "mean NLL": "{nll:.4f}", "taken for (rows).": "{others}",
+    }, short if m.confusion.short else ""))  # fmt: skip
+    worst = [row.as_dict() | {"nll": 0.0 - row.logprob} for row in score.worst]
+    found.append(cells.table("Rows with the largest loss", worst, {
+        "row": "{row}", "label": "{label:class}", "prediction": "{prediction:class}", "confidence": "{confidence:.2%}",
+        "NLL": "{nll:.4f}",
+    }))  # fmt: skip
+    documents = [one.as_dict() for one in score.held.documents.rows]
+    columns = {"row": "{row}", "tokens": "{rows:,}", "mean NLL": "{nll:.4f}"}
+    found.append(cells.table("Documents, worst first", documents, columns))
+    return [table for table in found if table.rows]
 
 
 def reliability(bins: Calibration, title: str = "Rows by confidence") -> Shown:
     """Where most of the rows are in the first bin."""
-    return Shown(title, ("above", "to", "rows", "accuracy", "confidence"), [
-        (f"{one['above']:.3%}", f"{one['to']:.3%}", f"{one['rows']:,}", f"{one['accuracy']:.2%}",
-         f"{one['confidence']:.2%}")
-        for one in bins_of(bins) if one["rows"]
-    ])  # fmt: skip
-
-
-def _narrow(ends: Interval, form: str) -> str:
-    return interval(ends, form).replace("% to ", "–").replace(" to ", "–")
-
-
-def nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return Cells().table(title, filter(itemgetter("rows"), bins_of(bins)), {
+        "above": "{above:.3%}", "to": "{to:.3%}", "rows": "{rows:,}", "accuracy": "{accuracy:.2%}",
+        "confidence": "{confidence:.2%}",
+    })  # fmt: skip

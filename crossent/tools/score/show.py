@@ -240,7 +240,7 @@ class Cells(Formatter):
         if value is None:
             return "-"
         if form == "class":
-            return str(value) if self.names is None else printable(self.names[value])
+            return printable(str(value if self.names is None else self.names[value]))
         if form.startswith("–"):
             low, high = (self.format_field(end, form[1:]) for end in value)
             return "-" if low == "-" else f"{low.removesuffix('%')}–{high}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -393,6 +394,16 @@ def test_plot(rows, tmp_path):
     shown = [text.get_text() for text in middle.texts]
     assert any(shown) and "loss" in right.get_title()
     assert len(crossent.explain(logits - 9, labels, function=crossent.nll_loss).plot().axes) == 2
+
+
+def test_a_plot_counts_rows_in_whole_numbers_and_says_names_alone():
+    names = [f"category {c}" for c in range(12)]
+    figure = crossent.explain(np.eye(20, 12), np.arange(20) % 12, names=names).plot()
+    figure.draw_without_rendering()
+    left, _, right = figure.axes
+    ticks = [label.get_text() for label in right.get_yticklabels()]
+    assert ticks and all(re.fullmatch(r"−?\d+", tick) for tick in ticks), ticks
+    assert "1.0000\ncategory 0" in [text.get_text() for text in left.texts]
 
 
 @pytest.mark.parametrize("rows", [6, 60])

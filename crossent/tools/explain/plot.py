@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib import font_manager, ft2font, rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from crossent.tools.explain import words
-from crossent.tools.language import say, speaking
+from crossent.tools.language import name_of, say, speaking
 
 _BARS = 40  # rows whose losses are drawn one by one
 _FAR = 20.0  # times the median, beyond which a loss would leave no room for the others
@@ -85,7 +86,7 @@ def _heat(axes, e, step):
 
 
 def _class(c):
-    return say("class.one", one=words.class_head(c))
+    return say("class.one", one=c) if name_of(c) is None else words.class_head(c)
 
 
 def _bars(axes, e):
@@ -93,6 +94,7 @@ def _bars(axes, e):
     finite = np.isfinite(losses)
     axes.barh(range(len(losses)), np.where(finite, losses, 0.0), color=_BLUE)
     axes.invert_yaxis()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if scale := _scale(losses[finite]):
         axes.set_xscale("symlog", **scale)
     if losses[finite].min(initial=0.0) >= 0.0:

@@ -67,9 +67,5 @@ def _extra_peak_of_gpu(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def in_megabytes(size: float) -> str:
-    return f"{size / 1e6:.0f} MB"
-
-
 def text_of(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""

@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from crossent.tools.bench.machine import in_words
-from crossent.tools.bench.memory import in_megabytes
 
 NOTE = (
     "Time: the median of rounds in which both have their turn; faster: the median of the rounds' ratios, and the"
@@ -86,10 +85,8 @@ def in_time(seconds: float) -> str:
     return f"{number:#.3g} {unit}" if number < 99.95 else f"{number:.0f} {unit}"
 
 
-def in_size(size: int | None) -> str:
-    if size is None:
-        return "-"
-    return in_megabytes(size) if size >= 1e7 else f"{size / 1e6:.1f} MB"
+def in_size(size: float | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.{int(size < 1e7)}f} MB"
 
 
 def in_ratio(ratio: float) -> str:

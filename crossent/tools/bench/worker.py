@@ -3,10 +3,10 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import isclose
 from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,27 +27,19 @@ ARRAYS = {
 }
 
 
-@dataclass(frozen=True)
-class Side:
-    """A function and the arrays it is called with."""
+class Side(NamedTuple):
+    """A function, the arrays it is called with, and what makes a timed call of both."""
 
     function: Callable
     arrays: tuple
     timed: Callable[[Callable, str, tuple], Callable]
 
-    def loss(self) -> float:
-        found = self.function(*self.arrays)
-        return found if isinstance(found, float) else found.item()
-
-    def call(self, mode: str) -> Callable[[], object]:
-        return self.timed(self.function, mode, self.arrays)
-
 
 def sides(case: Case, rival: Rival) -> tuple[Side, Side]:
     """Ours and theirs, on the same arrays where they take the same kind."""
     own, own_timed = ARRAYS["numpy" if rival.arrays == "numpy" else "torch"]
-    mine = Side(ours(case, rival.arrays), own(case), own_timed)
     make, timed = ARRAYS[rival.arrays]
+    mine = Side(ours(case, rival.arrays), own(case), own_timed)
     return mine, Side(rival.build(case), mine.arrays if make is own else make(case), timed)
 
 
@@ -60,10 +52,10 @@ def _measured(case: Case, rival: Rival, mode: str, rounds: int) -> dict:
     try:
         torch.compiler.reset()
         with grad_mode(mode):
-            mine, theirs = sides(case, rival)
-            if rival is not LIMIT:
-                _check_losses(mine.loss(), theirs.loss())  # ours first: some rivals write gradients over the logits
-            call, own_call = theirs.call(mode), mine.call(mode)
+            both = sides(case, rival)
+            if rival is not LIMIT:  # ours first: some rivals write gradients over the logits
+                _check_losses(*(side.function(*side.arrays) for side in both))
+            own_call, call = (side.timed(side.function, mode, side.arrays) for side in both)
             memory = {"bytes": extra_peak(call, case.device), "our_bytes": extra_peak(own_call, case.device)}
             began, worked = perf_counter(), work_of_others()
             found = beside(own_call, {"theirs": call}, rounds, SECONDS, partial(wait, case.device))["theirs"]
@@ -73,7 +65,8 @@ def _measured(case: Case, rival: Rival, mode: str, rounds: int) -> dict:
     return found | memory | {"others": max(0.0, others)}
 
 
-def _check_losses(own_loss: float, loss: float) -> None:
+def _check_losses(*losses: Any) -> None:
+    own_loss, loss = (loss if isinstance(loss, float) else loss.item() for loss in losses)
     if not isclose(own_loss, loss, rel_tol=LARGEST_DIFFERENCE):
         raise ValueError(f"a loss of {loss:.6g} where crossent has {own_loss:.6g}")
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from crossent.tools.bench import memory
-from crossent.tools.bench.memory import in_megabytes
+from crossent.tools.bench.report import in_size
 from crossent.tools.demo.transformer import DEMO, HEADS, Settings, seeded_model, tokenized, train
 
 # After so many seconds no further step is begun: a slow machine trains less, not longer.
@@ -37,7 +37,7 @@ def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]
         f"{len(texts)} source files of Python's standard library, {len(tokens) / 1e6:.1f} million tokens of a byte-pair"
         f" vocabulary of {classes:,} made from them. A transformer of {settings.layers} layers and {settings.features}"
         " features learns to predict the next token, twice, from the same seed on the same batches. The logits of a"
-        f" step are {rows} x {classes} ({in_megabytes(size)}). With torch and with crossent:\n"
+        f" step are {rows} x {classes} ({in_size(size)}). With torch and with crossent:\n"
     )
     for head in HEADS.values():
         console.print(inspect.getsource(head), style="green")
@@ -48,7 +48,7 @@ def show(console: Console, output: Path, settings: Settings = DEMO) -> list[str]
         f"In {len(records['torch'])} steps the losses never differ by more than {_difference(records):.0e} of their"
         f" value. Tokens per second: of the median step, on {torch.get_num_threads()} threads. Peak memory: of a"
         " process of its own, beyond what it held before its first step;"
-        f" {in_megabytes(kept)} of that, for either head, are gradients and AdamW's averages."
+        f" {in_size(kept)} of that, for either head, are gradients and AdamW's averages."
     )
     console.print(f"The curves: {_plot(records, settings, output)}")
     return _failures(records)
@@ -121,7 +121,7 @@ def _table(records: Records, settings: Settings) -> Table:
         losses = (f"{loss:.4f}" for loss in (rows[0, 0], rows[-LAST_STEPS:, 0].mean()))
         speed = f"{speeds[name]:,.0f}", f"{speeds[name] / speeds['torch']:.1f} x"
         share = f"{peaks[name] / _logits_bytes(settings):.2f} x"
-        table.add_row(name, *losses, *speed, in_megabytes(peaks[name]), share)
+        table.add_row(name, *losses, *speed, in_size(peaks[name]), share)
     return table
 
 

@@ -26,7 +26,7 @@ from crossent.tools.explain.play import given_of
 from crossent.tools.explain.steps import steps_of
 from crossent.tools.explain.styles import styles_of
 from crossent.tools.explain.tally import EPS
-from crossent.tools.explain.working import choose, row_of, work
+from crossent.tools.explain.working import choose, work
 from crossent.tools.language import LANGUAGES, name_of, say, speaking
 
 
@@ -119,9 +119,8 @@ def _said(arguments):
 
 
 def _explanation(case, wanted, rate, told):
-    chosen = choose(case, wanted)
-    worked = [work(case, row, rate) for row in chosen]
-    rows = tuple(row_of(case, w, chosen[w.row]) for w in worked)
+    worked = [work(case, row, reason, rate) for row, reason in choose(case, wanted).items()]
+    rows = tuple(w.shown for w in worked)
     findings = findings_of(case)
     shown = {c for one in (*rows, *findings) for c in one.classes} | {r.label for r in rows if r.label is not None}
     with np.errstate(all="ignore"):
@@ -131,7 +130,7 @@ def _explanation(case, wanted, rate, told):
     return Explanation(
         function=case.name, shape=case.shape, dtype=case.dtype, classes=case.classes,
         reduction=case.options.reduction, result=case.result, rows=rows,
-        steps=steps_of(case, rows, worked, rate), checks=checks_of(case, worked), findings=findings,
+        steps=steps_of(case, worked, rate), checks=checks_of(case, worked), findings=findings,
         summary=_summary(case), baselines=known, losses=case.losses.reshape(case.row_shape),
         given=given_of(case, worked, rate), names={c: name for c in sorted(shown) if (name := name_of(c)) is not None},
         **told,

@@ -12,27 +12,27 @@ _ABSENT = {"digits": ("z", -np.inf), **dict.fromkeys(("picked entry", "target", 
 _SUMMED = ("exponentials", "softmax", "target", "cost", "slope", "gradient")  # also over the classes that are not shown
 
 
-def steps_of(case, rows, worked, rate):
-    """All steps of a call whose `rows` are shown and were `worked` out."""
+def steps_of(case, worked, rate):
+    """All steps of a call whose rows that are shown were `worked` out."""
     cap, narrow = case.options.softcap or 0.0, case.arithmetic
     said = {"z": "x" if case.options.softcap is None else "z", "cap": f"{cap:g}", "low": f"{-cap:g}"}
     said |= {"dtype": narrow.__name__, "limit": f"{np.log(np.finfo(narrow).max):.1f}"}
-    forth = [_step(rows, worked, said, False, *step) for step in _to_softmax(case, said)]
-    back = [_step(rows, worked, said, True, *step) for step in (*_to_loss(case), *_to_gradient(case, rate))]
+    forth = [_step(worked, said, False, *step) for step in _to_softmax(case, said)]
+    back = [_step(worked, said, True, *step) for step in (*_to_loss(case), *_to_gradient(case, rate))]
     return (*forth, *back, *_reduction(case))
 
 
-def _step(rows, worked, said, of_target, name, formula, attribute, note=None):
+def _step(worked, said, of_target, name, formula, attribute, note=None):
     """`attribute` is what a row that was worked out has of it, `note` the message where it is not the step's own."""
     note = say(f"step.{(note or name).replace(' ', '_').replace('-', '_')}", **said)
     if attribute in _BY_ROW:
         values = tuple(float(getattr(w, attribute)) for w in worked)
         return Step(name, formula, "row", values, note, (), of_target)
     values, others, (absent, nothing) = [], [], _ABSENT.get(name, ("x", None))
-    for row, w in zip(rows, worked):
+    for w in worked:
         full, of = getattr(w, attribute), getattr(w, absent)
-        values.append(tuple(None if of[c] == nothing else float(full[c]) for c in row.classes))
-        hidden = np.delete(full, row.classes)
+        values.append(tuple(None if of[c] == nothing else float(full[c]) for c in w.shown.classes))
+        hidden = np.delete(full, w.shown.classes)
         others.append(total(hidden) if name in _SUMMED and len(hidden) else None)
     return Step(name, formula, "class", tuple(values), note, tuple(others), of_target)
 

@@ -19,11 +19,11 @@ class Worked(SimpleNamespace):
     `sample`, what the row counts for. Back up: d is the gradient of the loss of a row that counts once, at z; g that of
     the result, at x; `after` is the loss at x - rate * g. Of floats: `size` is the magnitude of the numbers whose
     rounding the loss inherits, `digits` are those that adding e to their sum keeps in the arithmetic of the call, and
-    `unshifted` is there the sum of exp z.
+    `unshifted` is there the sum of exp z. `shown` is what the answer says of the row.
     """
 
 
-def work(case, row, rate=1.0):
+def work(case, row, reason, rate):
     x, cap = case.row_logits(row), case.options.softcap
     with np.errstate(all="ignore"):
         w = _forward(case, row, x)
@@ -38,6 +38,7 @@ def work(case, row, rate=1.0):
         half = 0.5 * np.spacing(case.arithmetic(w.total))  # what is below it changes no sum
         w.digits = np.maximum(np.log10(w.e / half), 0.0).round(1)
         w.unshifted = float(np.exp(w.z.astype(case.arithmetic)).sum(dtype=case.arithmetic))
+    w.shown = _row(case, w, reason)
     return w
 
 
@@ -110,7 +111,7 @@ def choose(case, wanted):
     return dict(sorted(chosen.items())) or {0: say("all_ignored")}
 
 
-def row_of(case, worked, reason):
+def _row(case, worked, reason):
     number = worked.row
     state = "bad label" if case.bad[number] else "counts" if case.keep[number] else "ignored"
     label = None if case.labels is None else int(case.labels[number])

@@ -120,7 +120,7 @@ def test_command(tmp_path, capsys):
     from crossent.tools.explain.command import run
     from crossent.tools.score.readers import Reading
 
-    (tmp_path / "logits.csv").write_text("cat,dog,elk\n2.0,1.0,0.0\n0.0,3.0,-1.5\n")
+    (tmp_path / "logits.csv").write_text("cat,dog,elk\n2.5,1.5,0.5\n0.5,3.5,-1.5\n")
     (tmp_path / "labels.csv").write_text("cat\nelk\n")
     files = [str(tmp_path / "logits.csv"), str(tmp_path / "labels.csv")]
     names = tmp_path / "names.txt"

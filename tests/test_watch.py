@@ -255,6 +255,11 @@ def in_a_checkpoint(model, x, labels, use_reentrant=False):
     return torch.utils.checkpoint.checkpoint(loss_of, x.requires_grad_(), use_reentrant=use_reentrant)
 
 
+def in_two_checkpoints(model, x, labels, use_reentrant=False):
+    inner = partial(in_a_checkpoint, model, labels=labels, use_reentrant=use_reentrant)
+    return torch.utils.checkpoint.checkpoint(inner, x.requires_grad_(), use_reentrant=True)
+
+
 def with_a_penalty(model, x, labels):
     loss = F.cross_entropy(model(x), labels)
     (gradient,) = torch.autograd.grad(loss, model[3].weight, create_graph=True)
@@ -286,6 +291,8 @@ WAYS = {
     "in a compiled checkpoint": in_a_compiled_checkpoint,
     "in a checkpoint": in_a_checkpoint,
     "in a reentrant checkpoint": partial(in_a_checkpoint, use_reentrant=True),
+    "in a checkpoint in a reentrant one": in_two_checkpoints,
+    "in two reentrant checkpoints": partial(in_two_checkpoints, use_reentrant=True),
     "with a penalty": with_a_penalty,
     "beside a transform": lambda model, x, labels: (
         torch.func.grad(lambda z: F.cross_entropy(z, labels))(model(x)).sum() + F.cross_entropy(model(x), labels)
@@ -303,7 +310,7 @@ WAYS = {
 @pytest.mark.filterwarnings("ignore:Part of this training is computed")
 @pytest.mark.parametrize("way", WAYS)
 def test_each_loss_is_seen_once_and_no_other(way, model):
-    if way == "in a reentrant checkpoint" and not seen._KNOWS_HOOKS:
+    if "reentrant" in way and not seen._KNOWS_HOOKS:
         pytest.skip("before PyTorch 2.8 it is told that such a loss is not seen")
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -567,7 +574,7 @@ def test_compiled_losses_are_seen_and_nothing_is_compiled_again(backend, model, 
     x, labels = batch()
     plain = step(x, labels)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        with watch(model, every=1) as watched:
+        with watch(model), watch(model, every=1) as watched:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
             for _ in range(2):
                 loss = step(x, labels)
@@ -617,11 +624,6 @@ def in_a_thread(model, x, labels):
         return threads.submit(lambda: F.cross_entropy(model(x), labels)).result()
 
 
-def in_two_checkpoints(model, x, labels):
-    inner = partial(in_a_checkpoint, model, labels=labels)
-    return torch.utils.checkpoint.checkpoint(inner, x.requires_grad_(), use_reentrant=True)
-
-
 class Whole(torch.nn.Module):
     """A model that makes its loss."""
 
@@ -654,7 +656,12 @@ PLACES = {
         IN_COMPILED,
     ),
     "exported": (exported, "inside of an exported program (leave the loss outside)"),
-    "two checkpoints": (in_two_checkpoints, "inside of a reentrant checkpoint"),
+    "compiled in a reentrant checkpoint": (
+        lambda model, x, labels: torch.utils.checkpoint.checkpoint(
+            of_the_model(crossent.cross_entropy, model), x.requires_grad_(), labels, use_reentrant=True
+        ),
+        "inside of a reentrant checkpoint",
+    ),
     "a thread": (in_a_thread, "in another thread"),
     "a transform": (
         lambda model, x, labels: torch.func.grad(lambda z: F.cross_entropy(z, labels))(model(x)).sum(),

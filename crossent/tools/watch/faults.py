@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 import crossent
 from crossent import Explanation
-from crossent.tools.watch.seen import Loss, unseen
+from crossent.tools.watch.seen import Loss, here_of, unseen
 
 HELD = 2**25  # bytes of logits, until the backward pass ends; more would add as much to the training's peak
 _LISTED = 5  # names of parameters in a sentence
@@ -132,7 +132,7 @@ def norm_of(gradients: list[Tensor]) -> float:
 
 def dense(gradient: Tensor) -> Tensor:
     """What there is of it here, and is not 0."""
-    gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # pyright: ignore
+    gradient = here_of(gradient)
     return gradient._values() if gradient.is_sparse else gradient
 
 

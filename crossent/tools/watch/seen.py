@@ -40,6 +40,7 @@ _HIDDEN = {  # parts of the names of nodes: who computed what they differentiate
     "CheckpointFunction": "inside of a reentrant checkpoint",
 }
 ALONE = " of this process"  # in the name of a loss whose other classes other processes have
+_IN_A_THREAD = "in another thread"
 _CAPTURED = "inside of a CUDA graph (leave the loss outside, or compile without one)"
 
 
@@ -49,8 +50,8 @@ class Loss:
     """
 
     def __init__(self, function: Callable[..., Tensor], arguments: dict[str, Any], value: Tensor, passing: str = ""):
-        self.function, self.arguments = function, arguments
-        self.value = _here_of(value.clone() if passing else value.detach())
+        self.function, self.arguments = function, arguments.copy()
+        self.value = here_of(value.clone() if passing else value.detach())
         x, head, spread = arguments["input"], arguments.get("linear_weight"), arguments.get("spread")
         # Where classes or rows are spread over processes, this one has not all that belongs to a row.
         self.is_spread = spread is not None or hasattr(x, "to_local")
@@ -69,7 +70,7 @@ class Loss:
         target = self["target"]
         if isinstance(target, SparseTarget) or target.is_floating_point():
             return None
-        target = _here_of(target)
+        target = here_of(target)
         return target[..., self["shift"] :] if self["shift"] else target
 
     def counted(self) -> tuple[Tensor | int, int]:
@@ -81,7 +82,7 @@ class Loss:
         return (labels != self["ignore_index"]).sum(), labels.numel()
 
 
-def _here_of(tensor: Tensor) -> Tensor:
+def here_of(tensor: Tensor) -> Tensor:
     """What this process has of it."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -143,18 +144,20 @@ def _hidden_in(tensors: Any) -> frozenset[str]:
         node = waiting.pop()
         if node is None or node in met or _SEEN in node.metadata:  # pyright: ignore[reportOperatorIssue]
             continue
-        if node._sequence_nr() in _here.compiled:
-            continue
         met.add(node)
-        where = {where for part, where in _HIDDEN.items() if part in node.name()}
-        found |= where
-        waiting += [] if where else [before for before, _ in node.next_functions]
+        if node._sequence_nr() not in _here.compiled:
+            where = {where for part, where in _HIDDEN.items() if part in node.name()}
+            found |= where
+            waiting += [] if where else [before for before, _ in node.next_functions]
     return found
 
 
 def _is_again() -> bool:
     """Whether a checkpoint computes something again that was differentiable at first, as reentrant ones do not."""
-    return _backward_pass() != -1 and (modes.packs_what_is_saved() or not _KNOWS_HOOKS)
+    if _backward_pass() == -1:
+        return False
+    packs, _ = modes.top_hooks(True) or (None, None)
+    return not _KNOWS_HOOKS or "_recomputation_hook" in getattr(packs, "__qualname__", "")
 
 
 def _told_loss(original, function, names, *args, **kwargs):
@@ -198,14 +201,10 @@ def _told_operator(original, names, *args):
     head = crossent.linear_cross_entropy
     function = head if "linear_weight" in given else crossent.nll_loss if picks else crossent.cross_entropy
     is_captured = result[0].is_cuda and torch.cuda.is_current_stream_capturing()
-    where = _CAPTURED if is_captured else "" if _here.watchers else "in another thread"
-    _here.inside = True
-    try:
-        # The node was numbered just before its code ran.
-        _here.compiled.append(_autograd._get_sequence_nr() - 1)
+    where = _CAPTURED if is_captured else None if _here.watchers else _IN_A_THREAD
+    with unseen():
+        _here.compiled.append(_autograd._get_sequence_nr() - 1)  # the node was numbered just before its code ran
         _tell(where, function, given, result[0], "compiled code may have written over it")
-    finally:
-        _here.inside = False
     return result
 
 
@@ -217,18 +216,15 @@ def _tell(missed: str | None, function: Callable, given: dict[str, Any], value: 
             watcher.see(Loss(function, given, value, passing), value)
 
 
-def _is_everywhere(value: Tensor) -> bool:
-    """Whether each process has the whole value of a DTensor."""
-    return hasattr(value, "placements") and all(p.is_replicate() for p in value.placements)  # pyright: ignore
-
-
 def _elsewhere(given: dict[str, Any], value: Tensor) -> str | None:
     """Where a loss was computed of which not all is here to be told."""
     if not _here.watchers:
-        return "in another thread"
+        return _IN_A_THREAD
     if type(value) is not Tensor or type(given["input"]) not in (Tensor, torch.nn.Parameter):
-        if given["reduction"] == "mean" and given.get("denominator") is None and _is_everywhere(value):
-            return None
+        is_mean = given["reduction"] == "mean" and given.get("denominator") is None
+        placements = getattr(value, "placements", ())
+        if is_mean and placements and all(placement.is_replicate() for placement in placements):
+            return None  # each process has all of it
         is_compiling = TracingContext.try_get() is not None  # whose tensors are of its own types
         return _HIDDEN["CompiledFunction"] if is_compiling else "of subclasses of tensors, such as DTensors"
     return "inside of a function transform or a dispatch mode" if modes.transformed() else None

@@ -220,7 +220,7 @@ class Head:
         total = None if dx is None else products.zeros(x.shape)
         filtered.add(total, dweight, begins)
         if dx is not None:
-            dx[self._rows(targets)] = total
+            dx[self._rows(targets)] = products.lib.cast(total, products.lib.storage(dx))
         return dtarget, losses
 
     def _keep(self, dtarget, targets, made):

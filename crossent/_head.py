@@ -62,10 +62,10 @@ class Head:
 
     def losses(self):
         """The loss of every target, 0 for targets that do not count."""
-        losses, options = self.products.zeros(self.shape.targets), self.options.by_row
+        losses, options, lib = self.products.zeros(self.shape.targets), self.options.by_row, self.products.lib
         flat = losses.reshape(self.shape.rows, *self.shape.out)
         for targets, _, _, problem in self._problems(self.chunk((), self.at_once)[0], options):
-            flat[targets] = problem.forward(None)[0]
+            flat[targets] = lib.cast(problem.forward(None)[0], lib.storage(losses))
         return losses
 
     def gradients(self, wanted, upstream):

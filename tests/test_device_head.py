@@ -25,6 +25,15 @@ DEVICES = [("unknown device", dtype) for dtype in ("float16", "bfloat16", "float
 DEVICES += [("dummy device", "float32"), ("stages", "float32")]
 
 
+@pytest.mark.parametrize("way", ["unknown device", "dummy device"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_reference_where_labels_are_looked_at_now(kind, way, monkeypatch):
+    monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
+    for reduction in REDUCTIONS:
+        case = case_of("(B, T, D)", kind, "everything", "float32", reduction=reduction)
+        check(way, case, "float32", options=Chunks(batch_chunk_size=3))
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("way", "dtype"), DEVICES)

@@ -276,6 +276,10 @@ REFUSED = {
     "a decimal comma": (
         {"x.csv": text(X, between=";").replace(b".", b","), **Y_CSV}, {}, "no column of numbers .*, but words",
     ),
+    "several blanks": ({"x.txt": text(X, between="  "), **Y_CSV}, {}, "between which are several blanks: write a sing"),
+    "a blank before each line": (
+        {"x.txt": b" " + text(X, between=" ").replace(b"\n", b"\n ").rstrip(), **Y_CSV}, {}, "several blanks: write a",
+    ),
     "UTF-16": ({"x.csv": text(X).decode().encode("utf-16"), **Y_CSV}, {}, "is no text in UTF-8: save it so"),
     "names and no header": (
         {"x.npy": X, "y.csv": text(WORDS)}, {}, "y.csv: row .*: labels are names, such as '[a-z]+': store",

@@ -266,7 +266,7 @@ def parts(score: Scored) -> list[Shown]:
     groups = groups_of(m)
     found.append(cells.table("Groups, worst first, with intervals of 95%", groups[:top], {
         "group.": "{group}", "rows": "{rows:,}", "accuracy": "{accuracy:.1%}", "interval": "{intervals[accuracy]:–.1%}",
-        "NLL": "{nll:.4f}", "its interval": "{intervals[nll]:–.3f}", "confidence": "{confidence:.1%}",
+        "NLL": "{nll:.4f}", "its 95%": "{intervals[nll]:–.3f}", "confidence": "{confidence:.1%}",
     }, f"{top} of {len(groups):,} groups." if len(groups) > top else ""))  # fmt: skip
     classes = classes_of(m, m.by_class.worst(top), None)
     for one in classes:

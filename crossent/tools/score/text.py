@@ -57,9 +57,14 @@ def _between(path: Path, line: str, second: str) -> str:
     """What stands between the cells."""
     if any(suffix.lower() == ".tsv" for suffix in path.suffixes):
         return "\t"
-    pieces = (second or line).rstrip("\n").split(" ")
-    blank = len(pieces) > 1 and all(map(is_number, pieces))
-    return next((mark for mark in "\t;," if mark in line), " " if blank else ",")
+    if mark := next((mark for mark in "\t;," if mark in line), ""):
+        return mark
+    row = (second or line).rstrip("\n")
+    if len(row.split()) == 1 or not all(map(is_number, row.split())):
+        return ","
+    if row.split() != row.split(" "):
+        raise ValueError("has numbers between which are several blanks: write a single one, a tab or a comma")
+    return " "
 
 
 def _cells(line: str, between: str) -> list[str]:

@@ -1,6 +1,6 @@
 """`crossent score` and `crossent.Score`: what logits and labels say of a model.
 
-`formats`, `text` and `parquet` know the files, `roles` which of their columns are meant, `readers` makes one stream of
+`formats`, `text` and `tables` know the files, `roles` which of their columns are meant, `readers` makes one stream of
 rows of them, `labels` and `pairs` put labels beside logits, and `scales` tells logits from probabilities. `running` has
 the `Score`, for which `metrics` counts, in exact `sums`, `worst` keeps rows, `inputs` looks for mistakes, `said` makes
 numbers and lists of it, and `partial` keeps it in a file. `show` and `report` show it, and `command` is all of it

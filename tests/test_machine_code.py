@@ -130,15 +130,19 @@ def test_statistics_of_tokens(target):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("target", EVERYWHERE)
 def test_every_device(target, dtype):
-    """All compiles, and accesses are wide where classes or rows lie side by side by sixteens."""
-    found = kernels(target, dtype)
-    assert {"at_once", "sums_of_rows", "losses_of_rows", "gradients_of_rows", "weights_of_rows", "multiplied"} <= {
-        one["kernel"] for one in found
-    }
+    """All compiles, and accesses are wide but where 999 rows lie side by side, or short rows of 100 classes in 16 bits.
+    Gradients of float16 are not made before the upstream gradient is known.
+    """
+    found, names = kernels(target, dtype), {"sums_of_rows", "losses_of_rows", "gradients_of_rows"}
+    if dtype != "float16":
+        names |= {"at_once", "weights_of_rows", "multiplied"}
+    assert names <= {one["kernel"] for one in found}
     for one in found:
-        uneven = "999" in one["call"]  # across memory
+        uneven = "999" in one["call"] or ("16384 x 100," in one["call"] and dtype in ("float16", "bfloat16"))
         if one["kernel"] in ("at_once", "sums_of_rows", "gradients_of_rows") and not uneven:
             assert one["counts"]["loads"].get("16"), one
+        if (target, dtype, one["kernel"]) == ("sm_90", "float64", "at_once") and "x 128256" in one["call"]:
+            assert one["spilled"] <= 32, one
 
 
 OTHER_LOOPS = {

@@ -184,7 +184,7 @@ def waits(training):
 
 def refuse(bad, error):
     """As `_stages.raise_now`, in a loss that is going to be differentiated."""
-    _refuse(bad, error, wait=waits(training=True))
+    _refuse(bad, error, wait=os.environ.get("CROSSENT_CHECK_LABELS") == "now")  # as `waits`, without its call
 
 
 def refuse_outside_training(bad, error):

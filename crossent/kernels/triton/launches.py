@@ -60,15 +60,17 @@ def cdiv(n, by):
 def cut_of(classes, itemsize, side_by_side, at_most=AT_ONCE):
     """The cut of rows of so many classes, of which at most so many are in a tile.
 
-    A thread has 32 numbers of a tile, or 64 across memory: what there is to do for each row is done by all its threads.
+    A thread has 32 numbers of a tile, 16 of float64 in a loop, whose registers are twice as many, or 64 across memory:
+    what there is to do for each row is done by all its threads.
     """
     few = max(1, 128 // WARP)
     if side_by_side and classes <= SHORT:
         return Cut(1, power(classes), 4096 // power(classes), False, few)
     if side_by_side:
         loop = classes > at_most
-        tile, line = min(8192, at_most) if loop else power(classes), 16 // itemsize
-        return Cut(tile // line, line, 1, loop, max(1, min(THREADS, tile // 32) // WARP))
+        of_thread, line = 16 if loop and itemsize == 8 else 32, 16 // itemsize
+        tile = min(256 * of_thread, at_most) if loop else power(classes)
+        return Cut(tile // line, line, 1, loop, max(1, min(THREADS, tile // of_thread) // WARP))
     if classes <= min(1024, at_most):
         rows = min(512, max(16, 4096 // power(classes)))
         return Cut(1, power(classes), rows, False, max(1, power(classes) * rows // (64 * WARP)))

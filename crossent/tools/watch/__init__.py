@@ -201,15 +201,12 @@ class watch:
         else:
             self._losses.append(loss)
         total, (counted, rows) = loss.value.float().sum(), loss.counted()
-        if loss["denominator"] is not None:
-            total = total * loss["denominator"]
         if total.is_cpu:
             total, counted = total.item(), int(counted)
             if not math.isfinite(total):
                 self._check(loss)
         part = self._line.setdefault(name, _Part())
-        is_mean = loss["reduction"] == "mean" and loss["denominator"] is None
-        part.losses += total * counted if is_mean else total
+        part.losses += total * loss.divided_by(counted)
         part.counted, part.rows = part.counted + counted, part.rows + rows
         if self.every is None and begun >= self._next_look:
             self._looking = self.steps

@@ -81,6 +81,13 @@ class Loss:
             return rows, rows
         return (labels != self["ignore_index"]).sum(), labels.numel()
 
+    def divided_by(self, counted: Any) -> Any:
+        """What the sum of the rows' losses was divided by, if `counted` rows count."""
+        given = self["denominator"]
+        if given is None:
+            return counted if self["reduction"] == "mean" else 1
+        return given.detach() if isinstance(given, Tensor) else given
+
 
 def here_of(tensor: Tensor) -> Tensor:
     """What this process has of it."""

@@ -195,7 +195,7 @@ class Head:
         gradients, total = self._new_gradients(wanted, rows), None if options.reduction == "none" else 0.0
         for number, (targets, x, logits, problem) in enumerate(self._problems(rows, options)):
             dloss, begins = None if upstream is None else upstream[targets], not number
-            if self._filters(dloss):
+            if self.how.filter_eps and self._filters(dloss):
                 dtarget, losses = self._differentiate_filtered(
                     gradients, wanted, targets, x, logits, problem, dloss, begins
                 )
@@ -234,7 +234,7 @@ class Head:
         """Whether classes are left out: not if a factor is inf or nan, which is to be seen in the gradients. Where
         nothing is read, the filter sees to that.
         """
-        if not (self.how.filter_eps and self.products.filters and len(self.weight)):
+        if not (self.products.filters and len(self.weight)):
             return False
         if not self.products.lib.reads:
             return True

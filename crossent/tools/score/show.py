@@ -85,7 +85,8 @@ class Shown(NamedTuple):
     note: str = ""
 
     def print(self, console: Console) -> None:
-        """Without a frame where it has no title, or there is no room for one. Numbers are never folded."""
+        """Without a frame where it has no title, or there is no room for one; in sentences where there is none for the
+        numbers, which are never folded."""
         texts = [[name.rstrip("."), *cells] for name, *cells in zip(self.columns, *self.rows)]
         widths = [max(map(len, cells)) for cells in texts]
         least = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in texts]
@@ -94,6 +95,10 @@ class Shown(NamedTuple):
         while sum(widths) > room and widths != least:  # the widest of those that can be folded, the last of equal ones
             _, i = max((width, i) for i, width in enumerate(widths) if width > least[i])
             widths[i] -= 1
+        if sum(widths) > room:
+            lines = [", ".join(f"{head} {cell}" for (head, *_), cell in zip(texts, row)) for row in self.rows]
+            console.print("\n".join(filter(None, [self.title, *lines, self.note])))
+            return
         plain: dict[str, Any] = {} if framed else {"box": None, "pad_edge": False, "header_style": "dim"}
         table = Table(title=self.title or None, title_justify="left", **plain)
         for name, (head, *_), width in zip(self.columns, texts, widths):

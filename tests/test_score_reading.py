@@ -605,12 +605,17 @@ def test_true_and_false_of_two_classes(tmp_path):
 
 
 def test_a_few_rows_written_by_hand(tmp_path):
-    """Whose columns have names, and one of them no number with a point: nobody knows whether it is a class."""
+    """Whose columns have names, and one of them no number with a point: nobody knows whether it is a class. With points
+    it may be whole by accident.
+    """
     by_hand = {"x.csv": b"cat,dog,elk\n2,1.5,0.1\n0,3.5,-1.5\n", "y.csv": b"cat\nelk\n"}
     with pytest.raises(BadFile, match="column 'cat' holds whole numbers and the others do not: .* with --columns"):
         scored(tmp_path, by_hand)
     found, _ = scored(tmp_path, by_hand, columns="cat-elk")
     logits = np.array([[2, 1.5, 0.1], [0, 3.5, -1.5]])
+    assert found.metrics.nll == pytest.approx(nll(logits, np.array([0, 2])), rel=1e-6)
+    found, _ = scored(tmp_path, by_hand | {"x.csv": b"cat,dog,elk\n2.0,1.0,0.1\n0.0,3.0,-1.5\n"})
+    logits = np.array([[2, 1, 0.1], [0, 3, -1.5]])
     assert found.metrics.nll == pytest.approx(nll(logits, np.array([0, 2])), rel=1e-6)
 
 

@@ -19,6 +19,7 @@ _OTHERS = frozenset(
 )
 _INDICES = frozenset("id idx index row row_id sample sample_id".split())
 KNOWN = {"logits": frozenset(["logits"]), "labels": LABELS}
+_ENOUGH = 3  # rows, before what they have in common says something
 _SETTLE = "name the columns of the classes with --columns, as in --columns 1-10"
 
 
@@ -168,14 +169,17 @@ def _strange(table: Table, kept: Sequence[int]) -> list[int]:
 
 
 def _odd(table: Table, kept: Sequence[int]) -> list[int]:
-    """Columns of whole numbers among others, but for what may be a masked class: not positive, and always the same."""
+    """Columns of whole numbers among others, but for what may be a class: floats in a few rows, which may be whole by
+    accident, and a masked class, which is always the same and not positive.
+    """
 
-    def is_masked(column: Column) -> bool:
-        return column.floats and bool((column.values == column.values[0]).all() and column.values[0] <= 0)
+    def may_be_class(column: Column) -> bool:
+        values = column.values
+        return column.floats and bool(len(values) < _ENOUGH or ((values == values[0]).all() and values[0] <= 0))
 
     kinds = [table.columns[i].kind for i in kept]
     some = "fraction" in kinds
-    return [i for i, kind in zip(kept, kinds) if some and kind == "whole" and not is_masked(table.columns[i])]
+    return [i for i, kind in zip(kept, kinds) if some and kind == "whole" and not may_be_class(table.columns[i])]
 
 
 def _left_out(table: Table, roles: Sequence[str]) -> tuple[str, ...]:

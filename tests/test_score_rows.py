@@ -133,7 +133,7 @@ def test_what_cannot_be_a_file_of_rows(tmp_path, monkeypatch, capsys):
         assert path.read_bytes() == content
     monkeypatch.setattr("crossent.tools.score.rows.find_spec", lambda name: None)
     assert command(*files, rows=tmp_path / "rows.parquet") == 2
-    assert "writing .parquet needs pyarrow: pip install crossent[parquet]" in capsys.readouterr().err
+    assert "writing .parquet needs pyarrow: pip install crossent[score]" in capsys.readouterr().err
 
 
 # Rows that are left out

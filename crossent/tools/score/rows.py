@@ -40,7 +40,7 @@ def check_rows_file(path: Path | None) -> None:
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"--rows must end in one of {', '.join(WRITERS)}, got {path}")
     if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
-        raise ValueError(f"{path}: writing .parquet needs pyarrow: pip install crossent[parquet]")
+        raise ValueError(f"{path}: writing .parquet needs pyarrow: pip install crossent[score]")
 
 
 @contextmanager

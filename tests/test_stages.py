@@ -81,6 +81,18 @@ def test_bad_labels(way, bad):
         assert crossent.cross_entropy(x, y, ignore_index=bad).isfinite()
 
 
+@pytest.mark.parametrize("way", [in_stages, on_unknown_device])
+def test_no_classes_at_all(way):
+    """As on the CPU: ignored rows have the loss 0, and there can be no other labels."""
+    x, y = torch.zeros(3, 0, requires_grad=True), torch.full((3,), -100)
+    with way():
+        for reduction, expected in (("none", [0.0, 0.0, 0.0]), ("sum", 0.0), ("mean", torch.nan)):
+            loss = crossent.cross_entropy(x, y, reduction=reduction)
+            torch.testing.assert_close(loss, torch.tensor(expected), equal_nan=True)
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            assert gradient.shape == (3, 0)
+
+
 @pytest.mark.parametrize("way", [in_stages, on_dummy_device, on_unknown_device])
 def test_ignored_rows_have_no_gradient(way):
     x = torch.full((3, 5), torch.nan).requires_grad_()

@@ -53,7 +53,7 @@ class PlainKernels(LossKernels):
         upstream = scale * self.xp.astype(upstream, self.wide.get(rows.logits.dtype, rows.logits.dtype))
         xp, (z, at_label, keep), own_exp = self.xp, self._read(rows), self._own_exp(rows, sums)
         label_mass, mass, own_weight = self._masses(rows, sums, keep)
-        smoothing, classes, z_loss = rows.options.label_smoothing, float(rows.all_classes), rows.options.z_loss
+        smoothing, classes, z_loss = rows.options.label_smoothing, _divisor(rows), rows.options.z_loss
         share, log_total = 1.0 / (sums.others + own_exp), xp.log(sums.others + own_exp)
         lse = sums.peak + log_total
         slope = _rules.lse_slope(label_mass + keep * mass, lse, z_loss)
@@ -120,7 +120,7 @@ class PlainKernels(LossKernels):
         t = self._widened(rows.target) if rows.soft else xp.zeros_like(z)
         t = xp.where(xp.expand_dims(keep != 0, axis=1), t, 0.0)
         keep = xp.expand_dims(keep, axis=1)
-        smoothing, classes = rows.options.label_smoothing, float(rows.all_classes)
+        smoothing, classes = rows.options.label_smoothing, _divisor(rows)
         return _rules.target_weight(t, self._weights(rows, z), keep, smoothing, classes)
 
     def _own_exp(self, rows, sums):
@@ -145,3 +145,8 @@ class PlainKernels(LossKernels):
         from_last = xp.reshape(xp.arange(count, 0, -1, device=keep.device), (count,))
         largest = xp.max(xp.where(xp.reshape(bad, (count,)), from_last, 0), axis=0)
         return xp.where(largest == 0, -1, count - largest)
+
+
+def _divisor(rows):
+    """The number of classes over which smoothing spreads; 1 where there are none, since Python divides nothing by 0."""
+    return float(max(1, rows.all_classes))

@@ -162,9 +162,12 @@ def whole_number(name, value, at_least):
 def integer(name, value):
     if type(value) is int:
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    return value.__index__()
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        try:
+            return value.__index__()
+        except TypeError:  # which names no argument, of arrays that hold several numbers
+            pass
+    raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
 def number(name, value):

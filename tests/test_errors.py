@@ -553,9 +553,12 @@ def test_what_equals_an_axis_but_is_none():
     logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
     for extras in ({}, {"sample_weight": torch.ones(2)}):
         crossent.cross_entropy(logits, labels, dim=1, **extras)
-        for dim in (True, 1.0):
+        for dim in (True, 1.0, torch.tensor([1, 0]), np.array([1, 0])):
             with pytest.raises(TypeError, match="dim must be an integer"):
                 crossent.cross_entropy(logits, labels, dim=dim, **extras)
+    for several in (torch.tensor([1, 0]), np.array([1, 0])):
+        with pytest.raises(TypeError, match="ignore_index must be an integer, got"):
+            crossent.cross_entropy(logits, labels, ignore_index=several)
 
 
 @pytest.mark.parametrize("sparse", [0, 1])

@@ -112,6 +112,19 @@ def test_ignored_rows_may_hold_nan():
     assert torch.equal(gradients[0][0, 3], torch.zeros(6)) and all(g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, composite], ids=["kernels", "composite"])
+@pytest.mark.parametrize("classes", [5, 1040])
+def test_infinity_in_a_row_is_nan(mode, classes):
+    """At the label too: log-probability 0 would say that the model is certain. The loss is nan as well."""
+    bias, labels = torch.zeros(classes), torch.tensor([3, 1])
+    bias[3] = torch.inf
+    rows = torch.zeros(2, 2), torch.zeros(classes, 2)
+    with mode():
+        stats = crossent.linear_token_stats(*rows, labels, linear_bias=bias)
+        losses = crossent.linear_cross_entropy(*rows, labels, linear_bias=bias, reduction="none")
+    assert all(stat.isnan().all() for stat in (stats.logprob, stats.lse, stats.entropy, losses))
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("classes", [5, 40, 1040])
 def test_ties_go_by_class_order(classes, softcap):

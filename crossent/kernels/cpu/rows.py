@@ -110,11 +110,6 @@ def out_of_headroom(top, peak):
 
 
 @inline
-def exp_relative(own, peak):
-    return 1.0 if own == peak else math.exp(own - peak)
-
-
-@inline
 def scalar_nll(others, own_exp, gap):
     """log((others + own_exp) / own_exp) with own_exp = exp(-gap); keeps its digits when `others` is tiny beside it."""
     return math.log1p(others / own_exp) if others <= own_exp else math.log(others + own_exp) + gap

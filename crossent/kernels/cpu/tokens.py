@@ -82,7 +82,7 @@ def _write_stats(call, storage, r, place, label):
     compute, row = call.compute, rows.logits_of(call, place)
     own, own_lanes, guess = rows.first_peak(call, storage, row, label, call.cap)
     peak, others, dot, above = _safe_sums(call, storage, row, label, own_lanes, guess, False)
-    own_exp = rows.exp_relative(own, peak)
+    own_exp = math.exp(own - peak)  # nan if both are inf
     total, nll = others + own_exp, rows.scalar_nll(others, own_exp, peak - own)
     # A confident row's peak is the label's logit. Its nll has digits that the logarithm of nearly 1 has lost.
     log_total = nll if own == peak and others <= own_exp else math.log(total)

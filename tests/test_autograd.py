@@ -20,6 +20,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 
 import crossent
+from crossent.frontends._problem import Problem
 
 pytestmark = pytest.mark.usefixtures("nothing_planned")
 
@@ -982,6 +983,30 @@ def test_compiled_code_refuses_bad_labels(name, backend):
             compiled(x, labels).backward()
         with torch.no_grad(), pytest.raises(IndexError):
             compiled(x, labels)
+
+
+@pytest.mark.parametrize("wanted", ["input", "target", "both", "labels"])
+def test_compiled_code_makes_the_gradients_that_are_wanted(wanted, monkeypatch):
+    """And no others: labels have none, and nothing is written in its place."""
+    of_target, make = [], Problem.backward
+
+    def noted(problem, stats, dloss, scale, dx, want_target):
+        of_target.append(want_target)
+        return make(problem, stats, dloss, scale, dx, want_target)
+
+    logits, target = torch.randn(7, 130), torch.rand(7, 130)
+    if wanted == "labels":
+        target = labels_of(7, classes=130)
+    differentiated = [logits] * (wanted != "target") + [target] * (wanted in ("target", "both"))
+    for tensor in differentiated:
+        tensor.requires_grad_()
+    exact = torch.autograd.grad(F.cross_entropy(logits, target, label_smoothing=0.1), differentiated)
+    monkeypatch.setattr(Problem, "backward", noted)
+    with fresh_compiler():
+        compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="eager")
+        ours = torch.autograd.grad(compiled(logits, target, label_smoothing=0.1), differentiated)
+    torch.testing.assert_close(ours, exact)
+    assert of_target == [wanted in ("target", "both")]
 
 
 def test_compiled_code_gives_ignored_rows_zeros_for_an_infinite_upstream():

@@ -171,7 +171,8 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, wanted, *arguments):
+    def forward(ctx, *given):
+        *arguments, wanted = given  # last: `_differentiate_loss` asks for the target by its place
         output = ops.loss_alone(wanted, *arguments)
         ctx.save_for_backward(*arguments[:4], *output[1:])
         ctx.values = arguments[4:]
@@ -179,14 +180,14 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss):
-        return None, *_differentiate_loss(ctx, dloss)
+        return *_differentiate_loss(ctx, dloss), None
 
 
 def loss(tensors, call):
     axis, _ = _rows.target_kind(tensors[0].shape, tensors[1].shape, call.dim, not call.picks)
     arguments = *tensors, call.picks, axis, *_values_of(call)
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors[:2])
-    value = ops.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(wanted, *arguments)
+    value = ops.loss(*arguments)[0] if modes.may_be_exporting() else _Loss.apply(*arguments, wanted)
     return (value if call.divisor is None else value / call.divisor).to(call.out_dtype)
 
 

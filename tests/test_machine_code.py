@@ -131,9 +131,12 @@ def test_statistics_of_tokens(target):
 @pytest.mark.parametrize("target", EVERYWHERE)
 def test_every_device(target, dtype):
     """All compiles, and accesses are wide but where 999 rows lie side by side, or short rows of 100 classes in 16 bits.
-    Gradients of float16 are not made before the upstream gradient is known.
+    Gradients of float16 are not made before the upstream gradient is known; few rows of float64 are large enough to be
+    read once.
     """
-    found, names = kernels(target, dtype), {"sums_of_rows", "losses_of_rows", "gradients_of_rows"}
+    found, names = kernels(target, dtype), {"sums_of_rows", "gradients_of_rows"}
+    if dtype != "float64":
+        names.add("losses_of_rows")
     if dtype != "float16":
         names |= {"at_once", "weights_of_rows", "multiplied"}
     assert names <= {one["kernel"] for one in found}

@@ -98,7 +98,8 @@ class Head:
         chunks at a time. Whatever else the kernels hold are `beside` bytes a logit.
         """
         logit = self.logit_bytes
-        if self.how.filter_eps and self.products.filters and any(wanted[:2]):
+        # Of shards whether or not this process's device filters: all of them cut the rows alike.
+        if self.how.filter_eps and (self.products.filters or self.shard is not None) and any(wanted[:2]):
             beside = self.products.beside_filter
         widened = self.shape.soft and self.target.itemsize != logit  # to the logits' dtype, if it is not sparse
         arrays = 1 + (self.classes is not None or widened) + any(wanted[3:])

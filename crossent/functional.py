@@ -388,8 +388,8 @@ def linear_cross_entropy(
             the error of the derivatives by the logits of a chunk's n rows has at most the Frobenius norm
             filter_eps * sqrt(n * classes left out), times the loss's own factor (1/N for a mean), and for a trained
             language model is far smaller. The loss and the bias's gradient stay exact. Beside the chunk it takes up to
-            ten numbers a class. On other devices than the CPU, where it takes another chunk and copies of the weight,
-            classes are left out of bfloat16 on some GPUs alone; `crossent.plan` says why not on others.
+            eighteen numbers a class. On other devices than the CPU, where it takes another chunk and copies of the
+            weight, classes are left out of bfloat16 on some GPUs alone; `crossent.plan` says why not on others.
 
     `weight`, `reduction`, `label_smoothing`, `sample_weight`, `denominator`, `softcap`, `z_loss`, `loss_dtype`, `group`
     and `first_class` are those of `crossent.cross_entropy`. Where classes are spread over a group, linear_weight and

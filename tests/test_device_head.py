@@ -1,5 +1,7 @@
 """The fused head and the statistics of tokens on a device: on CPU tensors, by the contract of kernels in two stages."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import test_head
@@ -275,6 +277,21 @@ def test_products_that_end_where_the_device_says(dtype):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="PyTorch 2.10 and later")
+def test_a_filter_of_an_input_whose_features_are_apart_in_memory(monkeypatch):
+    """PyTorch's own product takes rows that begin at lines alone; here those of the input lie twelve numbers apart."""
+    monkeypatch.setattr(device_products, "_ends_on_device", lambda device: True)
+    x, matrix = torch.randn(16, 12).bfloat16().t(), torch.randn(200, 16).bfloat16()
+    gradients = []
+    for given in (x, x.contiguous()):
+        leaves = given.detach().requires_grad_(), matrix.detach().requires_grad_()
+        with on_unknown_device():
+            loss = crossent.linear_cross_entropy(*leaves, torch.arange(12), filter_eps=1e-3)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for ours, expected in zip(*gradients):
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize(
     ("classes", "share", "reduction"),
     [(200, 0.4, "mean"), (203, 0.4, "none"), (7, 0.4, "sum"), (64, 0.0, "mean"), (64, 1.0, "none")],
@@ -546,15 +563,39 @@ def test_bad_labels_where_rows_are_counted(late_errors, computed, monkeypatch):
     """They are told at once, and are no reason to wait for twice."""
     leaves, labels = [torch.randn(size, 4, requires_grad=True) for size in (5, 7)], torch.tensor([0, -100, 2, 7, -100])
     monkeypatch.setenv("CROSSENT_CHECK_LABELS", "now")
-    waited, refuse = [], late._refuse
-    monkeypatch.setattr(late, "_refuse", lambda bad, error, wait: waited.append(wait) or refuse(bad, error, wait))
+    noted, left = [], late.left
+    monkeypatch.setattr(late, "left", lambda bad, error: noted.append(bad) or left(bad, error))
+    monkeypatch.setattr(late, "_refuse", None)
     for function in (crossent.linear_cross_entropy, crossent.linear_token_stats):
         with pytest.raises(IndexError, match="Target 7 at position 3 "):
             function(*leaves, labels)
-    assert waited == [False, False] and not computed
+    assert len(noted) == 2 and not computed
     classes = crossent.SparseTarget(torch.tensor([[1], [2], [9], [0], [1]]), torch.ones(5, 1))
     with pytest.raises(IndexError, match=r"Class 9 at position \(2, 0\)"):
         crossent.linear_cross_entropy(*leaves, classes)
+
+
+def test_no_other_thread_is_told_of_labels_that_are_looked_at_now(late_errors, monkeypatch):
+    """Even if one looks for errors while this call waits."""
+    told, read = [], staged_head._read
+
+    def look():
+        try:
+            late.look()
+        except IndexError as error:
+            told.append(error)
+
+    def waiting(counted):
+        count = read(counted)
+        thread = Thread(target=look)
+        thread.start()
+        thread.join()
+        return count
+
+    monkeypatch.setattr(staged_head, "_read", waiting)
+    with torch.no_grad(), pytest.raises(IndexError, match="Target 7 at position 1"):
+        crossent.linear_cross_entropy(torch.zeros(2, 4), torch.zeros(7, 4), torch.tensor([0, 7]))
+    assert not told
 
 
 @ON_A_DEVICE

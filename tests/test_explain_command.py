@@ -82,6 +82,7 @@ def broken(tmp_path, files):
         "row": ([logits, labels, "--row", "9"], "rows must be between -9 and 8"),
         "option": ([logits, labels, "--reduction", "max"], "reduction must be one of"),
         "no folder": ([logits, labels, "--html", tmp_path / "no" / "page.html"], "there is no folder"),
+        "a file that is read": ([logits, labels, "--html", labels], "must be another file than those that are read"),
         "no format": ([logits, labels, "--plot", tmp_path / "plot.what"], "plot.what: "),
     }
 

@@ -100,6 +100,7 @@ READ = {
     "index and labels, no header": ({"x.csv": text(COUNT, X, Y)}, {}, "column 0 with the numbers of the rows"),
     "tabs": ({"x.tsv": text(X, names=range(C), between="\t"), **Y_CSV}, {}, "first line (0,1,2,...,9)"),
     "semicolons": ({"x.csv": text(X, between=";"), **Y_CSV}, {}, None),
+    "marks in names": ({"x.csv": text(X, names=['"a;b"', *NAMES[1:]]), **Y_CSV}, {}, "is taken for its header"),
     "blanks": ({"x.txt": text(X, between=" "), **Y_CSV}, {}, None),
     "blanks and a comment": ({"x.txt": text(X, between=" ", names=["#", "logits"]), **Y_CSV}, {}, "is taken for"),
     "packed": ({"x.csv.gz": gzip.compress(text(X, names=range(C))), **Y_CSV}, {}, "first line (0,1,2,...,9)"),
@@ -205,6 +206,8 @@ FIRST_EMPTY, FIRST_NA, LAST_EMPTY = (text(X).splitlines(keepends=True) for _ in 
 FIRST_EMPTY[0] = b"," + FIRST_EMPTY[0].partition(b",")[2]
 FIRST_NA[0] = FIRST_NA[0].rpartition(b",")[0] + b",NA\n"
 LAST_EMPTY[-1] = LAST_EMPTY[-1].rpartition(b",")[0] + b",\n"
+NOT_CLOSED = text(X, WORDS, names=[*NAMES, "label"]).splitlines(keepends=True)
+NOT_CLOSED[5] = b',"'.join(NOT_CLOSED[5].rsplit(b",", 1))
 LONGER = text(X).splitlines(keepends=True)
 LONGER[9] = b"1.5," + LONGER[9]
 
@@ -213,6 +216,14 @@ REFUSED = {
     "NA in the first row": ({"x.csv": b"".join(FIRST_NA), **Y_CSV}, {}, "row 0: 'NA' in column 9 is not a number"),
     "an empty cell in the last row": ({"x.csv": b"".join(LAST_EMPTY), **Y_CSV}, {}, "row 39: column 9 is empty: fill"),
     "a longer row": ({"x.csv": b"".join(LONGER), **Y_CSV}, {"columns": "0-9"}, "Row #10: Expected 10 columns, got 11"),
+    "a quote that is not closed": ({"x.csv": b"".join(NOT_CLOSED)}, {}, "has 40 lines and 5 rows: a cell in quotes"),
+    "a number as Python writes it": (
+        {"x.csv": text(X, ["1_0"] * N), **Y_CSV}, {"columns": "0-10"}, "row 0: '1_0' in column 10 is not a number",
+    ),
+    "labels with fractions": (
+        {"x.csv": text(X, X[:, 0], names=[*NAMES, "label"]), **Y_CSV}, {}, "'label' may be no class",
+    ),
+    "labels that floats do not hold": ({"x.npy": X, "y.csv": text(Y + 2**53)}, {}, "labels must be whole numbers"),
     "an index without order": (
         {"x.csv": text(SHUFFLED, X), **Y_CSV}, {}, "column 0 holds whole numbers and .* do not: .*--columns 1-10",
     ),
@@ -602,6 +613,21 @@ def test_true_and_false_of_two_classes(tmp_path):
     for labels in ({"y.npy": Y > 4}, {"y.csv": text(Y > 4)}, {"y.parquet": parquet({"label": Y > 4})}):
         found, said = scored(tmp_path, {"x.npy": X[:, :2], **labels})
         assert found.metrics.nll == pytest.approx(right, rel=1e-6) and "false is read as class 0" in said
+
+
+def test_labels_of_words_that_are_numbers(tmp_path):
+    words = Y.astype(str)
+    for labels in (pa.array(words), pa.array(words, pa.large_string()), pa.array(words).dictionary_encode()):
+        found, said = scored(tmp_path, {"x.parquet": parquet(PARQUET | {"label": labels})})
+        assert found.metrics.nll == pytest.approx(RIGHT, rel=1e-6) and "labels are in column 'label'" in said
+
+
+def test_labels_of_which_one_is_a_word(tmp_path):
+    """It is skipped, and the others are no class of the logits."""
+    labels = np.where(np.arange(N) == 3, "?", Y.astype(str))
+    found, _ = scored(tmp_path, {"x.csv": text(X, labels, names=[*NAMES, "label"])}, skip_bad=True)
+    keep = np.arange(N) != 3
+    assert found.metrics.nll == pytest.approx(nll(X[keep], Y[keep]), rel=1e-6) and found.held.skipped["labels"] == 1
 
 
 def test_a_few_rows_written_by_hand(tmp_path):

@@ -90,7 +90,7 @@ def head_of(arrays, call, products_for):
     return Head(**given.fields, kept=kept, scale=1.0 if later != 1.0 else scale), later, given.divisor
 
 
-class WholeHead(NamedTuple):
+class DeviceHead(NamedTuple):
     """A head; the numbers of the targets in it, None if it has all rows; what its gradients are still to be multiplied
     by; the divisor; which targets count, and which are bad, (rows, places). The latter is None where no target can be
     bad.
@@ -105,8 +105,8 @@ class WholeHead(NamedTuple):
 
 
 def head_on_device(arrays, call, products_for, kept_of):
-    """The `WholeHead` on a device from which nothing is read. `kept_of(counted)` gives the numbers of the targets that
-    count, or None if they are not known here.
+    """The `DeviceHead` on a device from which nothing is read but by `kept_of(counted)`, which gives the numbers of the
+    targets that count, or None if they are not known here.
 
     Then all rows take part in the products: `x` is 0 in those that do not count. It begins with the rows of the first
     targets, which with a shift are the last ones.
@@ -120,7 +120,7 @@ def head_on_device(arrays, call, products_for, kept_of):
     if lib.storages.get(x.dtype) == "float16" and call.options.reduction == "mean":  # as in `head_of`
         scale, later = 1.0, lib.xp.where(counted.any(), scale, 1.0)
     head = Head(**given.fields, kept=slice(0, call.shape.rows) if kept is None else kept, scale=scale)
-    return WholeHead(head, kept, later, given.divisor, given.counts, given.bad)
+    return DeviceHead(head, kept, later, given.divisor, given.counts, given.bad)
 
 
 def _left_out(lib, target, samples, counts, bad, call):
@@ -142,7 +142,7 @@ def reduced(reduction, losses, divisor):
 
 
 class _Given(NamedTuple):
-    """The fields of a `Head` that a call gives, and beside them what a `WholeHead` has."""
+    """The fields of a `Head` that a call gives, and beside them what a `DeviceHead` has."""
 
     fields: dict[str, Any]
     counts: Any

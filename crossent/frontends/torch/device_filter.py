@@ -58,7 +58,7 @@ class FilteredOnDevice(FilteredProducts):
         if dinput is not None:
             dinput += _grouped(dchosen, self._weight.index_select(0, order.clamp(max=classes - 1)), end)[0]
         if dweight is not None:
-            made = _grouped(dchosen.t(), self._x[None], end)  # behind the end nothing is written
+            made = _grouped(dchosen.t(), self._x.contiguous()[None], end)  # behind the end nothing is written
             out = dweight if begins and dweight.dtype == made.dtype else None
             made = torch.index_select(made, 0, places, out=out).masked_fill_(~self._chosen[:, None], 0.0)
             if out is None:

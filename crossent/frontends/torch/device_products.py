@@ -82,7 +82,7 @@ class DeviceProducts(Products):
         if not exact:
             self.logits_dtype = x.dtype
         self.unfiltered = why_unfiltered(x)
-        self.filters, self.beside_filter = self.unfiltered is None, x.itemsize
+        self.filters, self.beside_filter = self.unfiltered is None, x.itemsize * (2 if exact else 1)
         if x.dtype is not torch.float16:  # whose few exponents hold no gradients of a sum of losses
             self.input_dtype = x.dtype
         name, logits = str(x.dtype).removeprefix("torch."), "" if exact else "logits and "

@@ -1,4 +1,7 @@
-"""The fused head on a device, by its kernels in two stages. Nothing is read back."""
+"""The fused head on a device, by its kernels in two stages.
+
+Nothing is read back, but for the number of rows that count where the host waits for the labels anyway.
+"""
 
 import torch
 
@@ -27,18 +30,20 @@ def reads(tensors, wanted, call):
 
 
 def _head_of(tensors, wanted, call, eager):
-    """The `WholeHead` of a call whose labels are looked at, without the rows that do not count where the host waits for
-    the labels anyway. It waits once.
+    """The `DeviceHead` of a call whose labels are looked at, without the rows that do not count where the host waits
+    for the labels anyway. It waits once.
     """
     if eager and reads(tensors, wanted, call):
-        whole = head_of(tensors, call, late.refuse_later, _read)
-        late.look()
+        left = []
+        whole = head_of(tensors, call, lambda bad, error: left.append(late.left(bad, error)), _read)
+        for raise_left in left:
+            raise_left()
         return whole
     return head_of(tensors, call, late.refuse if any(wanted) or not eager else late.refuse_outside_training)
 
 
 def head_of(tensors, call, refuse=_stages.raise_now, kept_of=_not_known):
-    """The `WholeHead`; `refuse` is as in `OnDevice`, `kept_of` as in `head_on_device`."""
+    """The `DeviceHead`; `refuse` is as in `OnDevice`, `kept_of` as in `head_on_device`."""
     device = tensors[0].device
     kernels, memory = staged.kernels_on(device.type), memory_of(device)
 

@@ -242,7 +242,9 @@ def part_of(span, part, parts, tiles, how: tl.constexpr):
     hi = tl.minimum(lo + tiles * (how.T * how.W), span.hi)
     begin, end = lo, hi
     if how.PEELED:
-        begin, end = tl.where(part == 0, span.begin, lo), tl.where(part == parts - 1, span.end, hi)
+        # The whole lines may end a tile before the last part begins: it has the last edge alone.
+        begin = tl.where(part == 0, span.begin, tl.minimum(lo, hi))
+        end = tl.where(part == parts - 1, span.end, hi)
     return Span(begin, lo, hi, end)
 
 

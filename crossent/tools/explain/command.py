@@ -14,7 +14,7 @@ from crossent.tools.explain import Explanation, explain
 from crossent.tools.files import check_file, lines_of, replacing, write
 from crossent.tools.language import say
 from crossent.tools.score.pairs import pair_of
-from crossent.tools.score.readers import Reading, two_files
+from crossent.tools.score.readers import Reading, paths_of, two_files
 from crossent.tools.score.scales import LOGITS, PROBABILITIES, log_of
 
 # torch.manual_seed(42); torch.randn(3, 4), exactly
@@ -39,8 +39,9 @@ def run(
 
     Raises ValueError, TypeError or IndexError, with one line that says what, for input that cannot be explained.
     """
-    check_file(html, "--html")
-    check_file(plot, "--plot")
+    inputs = [path for name in files for path in paths_of(name)]
+    check_file(html, "--html", inputs)
+    check_file(plot, "--plot", inputs)
     found = _explained(files, reading, scale, rows, options)
     if html is not None:
         write(html, found.to_html())

@@ -120,7 +120,7 @@ def whole(block: np.ndarray, name: str = "labels") -> Read:
     numbers, good = block, True
     if block.dtype.kind == "f":
         block = block.astype(np.float64)
-        good = np.isfinite(block) & (block == np.floor(block)) & (np.abs(block) < 2.0**62)
+        good = np.isfinite(block) & (block == np.floor(block)) & (np.abs(block) < 2.0**53)  # exact below it alone
         numbers = np.where(good, block, NO_LABEL).astype(np.int64)
     if name not in _WHOLE:
         good = numbers >= 0

@@ -2,8 +2,8 @@
 
 The entries, int64 but for the head, of a score of C classes:
 
-    head                  bytes of JSON: format, version, digest, options, classes, ignored, units, lengths, short,
-                          groups, parts, worst, documents, inputs
+    head                  bytes of JSON: format, version, crossent, digest, options, parts, worst, skipped, documents,
+                          classes, ignored, units, lengths, short, groups, inputs, tally
     rows by class, ...    of each of `Counts.tables` the counts
     nll by class, ...     and of each exact sum the digits (k, n), and "...: place" (k,) with what they stand for
     confused, times       pairs of classes as numbers below C**2, and how often they came

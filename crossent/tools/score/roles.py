@@ -47,7 +47,7 @@ def _is_index(table: Table, i: int) -> bool:
 
 
 def _has_labels(table: Table, i: int) -> bool:
-    return table.columns[i].name.lower() in LABELS and table.columns[i].kind in ("whole", "words", "empty")
+    return table.columns[i].name.lower() in LABELS and table.columns[i].kind in ("whole", "words", "mixed", "empty")
 
 
 def _has_words(table: Table, i: int) -> bool:
@@ -165,7 +165,7 @@ def _strange(table: Table, kept: Sequence[int]) -> list[int]:
     stems = {i: name.rstrip("0123456789") for i, name in names.items()}
     (stem, times), *_ = Counter(stems[i] for i in kept if stems[i] != names[i]).most_common(1) or [("", 0)]
     unlike = [i for i in kept if 2 * times > len(kept) and (stems[i] != stem or names[i] == stem)]
-    return [i for i in kept if names[i] in _OTHERS] or unlike
+    return [i for i in kept if names[i] in _OTHERS | LABELS] or unlike
 
 
 def _odd(table: Table, kept: Sequence[int]) -> list[int]:

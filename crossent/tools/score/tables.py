@@ -4,7 +4,7 @@ Which columns are meant is for `roles`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,13 @@ class Table:
         try:
             if not cells.null_count:
                 return compute.call_function("utf8_trim_whitespace", [cells]).cast(pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # words among them, or a type that has no blanks
             pass
         return np.array([self._number(cell, name, row) for row, cell in enumerate(cells.to_pylist(), start)])
 
     def _number(self, cell: Any, name: str, row: int) -> float:
         try:
-            return float(cell)
+            return _float(str(cell))
         except (TypeError, ValueError):
             if self.skip_bad:
                 return np.nan
@@ -125,6 +125,7 @@ def parquet(path: Path, header: bool | None, skip_bad: bool) -> Table:
 
 def column_of(name: str, cells: Any) -> Column:
     """A column by some of its cells."""
+    import pyarrow as pa
     from pyarrow import types
 
     there = cells.drop_null()
@@ -137,15 +138,23 @@ def column_of(name: str, cells: Any) -> Column:
         whole = np.isfinite(values).all() and (values == np.floor(values)).all()
         return Column(name, "whole" if whole else "fraction", values, types.is_floating(cells.type))
     words = _words(there)
-    return Column(name, "mixed" if any(map(is_number, words.tolist())) else "words", words)
+    numbers = [is_number(word) for word in words.tolist()]
+    if all(numbers):
+        floats = not all(word.lstrip("+-").isdecimal() for word in words.tolist())
+        return replace(column_of(name, pa.array(words.astype(np.float64))), floats=floats)
+    return Column(name, "mixed" if any(numbers) else "words", words)
 
 
 def is_number(cell: str) -> bool:
     try:
-        float(cell)
+        _float(cell)
     except ValueError:
         return False
     return True
+
+
+def _float(cell: str) -> float:
+    return float(cell.replace("_", "?"))  # which Python alone takes for a part of a number
 
 
 def _is_list(type: Any) -> bool:

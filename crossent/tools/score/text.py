@@ -28,14 +28,25 @@ def text(path: Path, header: bool | None, skip_bad: bool) -> Table:
     width = len(_cells(second, between)) if commented and second else len(names)
     few = names if len(names) <= 6 else [*names[:3], "...", names[-1]]
     shown = ",".join(name if len(name) <= 20 else f"{name[:17]}..." for name in few)
-    file = _Text(path, between, width, not second, max(2**20, 8 * len(first + second)), skip_bad)
+    size = len(first + second)
+    # A batch takes its time for each column, however few rows it has: of many columns it is to have some more.
+    file = _Text(path, between, width, not second, max(2**20, 8 * size, min(2**27, 256 * size)), skip_bad)
     below = file.columns(1, names if len(names) == width else [""] * width)
     if header is None:
         header = commented or _is_header(names, below)
     batches = partial(file.batches, int(bool(header)))
-    rows = sum(batch.num_rows for batch in batches([0]))
+    rows, lines = sum(batch.num_rows for batch in batches([0])), _lines(path) - bool(header)
+    if 0 < rows < lines:
+        raise ValueError(
+            f"has {lines} lines and {rows} rows: a cell in quotes goes over several lines, or is not closed"
+        )
     note = f"the first line ({shown}) {'is taken for its header' if header else 'may be a header or a row'}"
     return Table(rows, below if header else file.columns(0, [""] * width), batches, header, skip_bad, note=note)
+
+
+def _lines(path: Path) -> int:
+    with (gzip.open if _is_packed(path) else open)(path, "rt", encoding="latin-1") as file:
+        return sum(1 for _ in file)
 
 
 def _first_lines(path: Path) -> tuple[str, str]:
@@ -57,8 +68,9 @@ def _between(path: Path, line: str, second: str) -> str:
     """What stands between the cells."""
     if any(suffix.lower() == ".tsv" for suffix in path.suffixes):
         return "\t"
-    if mark := next((mark for mark in "\t;," if mark in line), ""):
-        return mark
+    marks = [mark for mark in "\t;," if mark in line]  # names may hold some of them, and numbers a decimal comma
+    if marks:
+        return next((mark for mark in marks if mark in second), marks[0])
     row = (second or line).rstrip("\n")
     if len(row.split()) == 1 or not all(map(is_number, row.split())):
         return ","
@@ -111,8 +123,8 @@ class _Text:
         )
         convert = csv.ConvertOptions(null_values=["", *_MISSING])
         if wanted is not None:
-            convert.column_types = dict.fromkeys(names, pa.string())
             convert.include_columns = [names[i] for i in wanted]
+            convert.column_types = dict.fromkeys(convert.include_columns, pa.string())
         with pa.input_stream(self.path, "gzip" if _is_packed(self.path) else None) as file:
             yield from _with_gaps(csv.open_csv(file, read, parse, convert), gaps)
 

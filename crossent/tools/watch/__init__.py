@@ -58,8 +58,9 @@ class watch:
     Every loss that is computed in the block, in this thread, to be differentiated while `model.training` holds is seen:
     `crossent.cross_entropy`, `crossent.nll_loss` and `crossent.linear_cross_entropy`, torch.nn.functional's
     cross_entropy, nll_loss and linear_cross_entropy, and all modules made of these. Evaluation in the block is not. In
-    compiled code the losses of crossent are seen, those of PyTorch are not. Not seen either is what is spread over
-    processes, a DTensor, or inside of a function transform or a CUDA graph; a warning says so.
+    compiled code the losses of crossent are seen, those of PyTorch are not. Of classes that are spread over processes
+    by `group=`, and of means of DTensors, the loss is seen and no row looked at. Not seen are other subclasses of
+    tensors, and what is inside of a function transform or a CUDA graph; a warning says so.
 
     Args:
         model: the torch.nn.Module that is trained, wrapped by torch.compile or DistributedDataParallel or not.

@@ -47,7 +47,8 @@ class Pairs:
             self._add(*np.unique(codes, return_counts=True))
         else:  # the same without sorting
             rows = np.bincount(codes)
-            self._add(np.flatnonzero(rows), rows[rows > 0])
+            found = np.flatnonzero(rows)
+            self._add(found, rows[found])
 
     def _add(self, codes: np.ndarray, rows: np.ndarray) -> None:
         if len(self.codes):
@@ -61,11 +62,12 @@ class Pairs:
 
     def of(self, labels: np.ndarray, n: int) -> list[list[tuple[int, int]]]:
         """Of settled ones, what rows of each of these labels were most often taken for, and how many."""
-        at = np.flatnonzero(np.isin(self.label, labels))
-        at = at[np.lexsort((-self.rows[at], self.label[at]))]  # stable: predictions stand in their order already
-        label = self.label[at]
-        most = at[np.arange(len(at)) - np.searchsorted(label, label) < n]
-        found: dict[int, list[tuple[int, int]]] = {label: [] for label in labels.tolist()}
-        for label, *pair in zip(*(column[most].tolist() for column in (self.label, self.prediction, self.rows))):
-            found[label].append((pair[0], pair[1]))
+        label = self.label
+        at = np.flatnonzero(np.isin(label, labels))
+        at = at[np.lexsort((-self.rows[at], label[at]))]  # stable: predictions stand in their order already
+        first = np.flatnonzero(np.diff(label[at], prepend=-1))
+        most = at[np.arange(len(at)) - np.repeat(first, np.diff(first, append=len(at))) < n]
+        found: dict[int, list[tuple[int, int]]] = {one: [] for one in labels.tolist()}
+        for one, *pair in zip(*(column[most].tolist() for column in (label, self.prediction, self.rows))):
+            found[one].append((pair[0], pair[1]))
         return list(found.values())

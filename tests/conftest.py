@@ -1,8 +1,10 @@
 import gc
 import os
+import sys
 from collections import Counter
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
+from unittest import mock
 
 import pytest
 
@@ -65,6 +67,23 @@ def pytest_collection():
 
 def pytest_addoption(parser):
     parser.addoption("--poison", action="store_true", help="fill memory that nobody has written yet with nan")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_of_processes():
+    """No test hands its process group to the next one, nor what torchrun would have set, by which other libraries make
+    one of their own.
+    """
+    with mock.patch.dict(os.environ):
+        before = _has_process_group()
+        yield
+        if _has_process_group() and not before:
+            sys.modules["torch.distributed"].destroy_process_group()
+
+
+def _has_process_group():
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 @pytest.fixture(autouse=True)

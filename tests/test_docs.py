@@ -56,9 +56,6 @@ def at_a_terminal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(torch.nn, "LinearCrossEntropyOptions", Chunks, raising=False)  # before PyTorch 2.13
-    yield
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if blocks(path)], ids=name_of)

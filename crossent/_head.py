@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Head:
-    """A call of the head: flat arrays, and the targets that count.
+    """A call of the head: flat arrays, and the targets that count, `count` of them.
 
     `products` are the `frontends._products.Products`, and `products.lib` is the array library. `x` holds the rows
     (N, D) and `weight` the classes (V, D). The first axis of target and sample weights is N. Of a sparse target,
@@ -40,7 +40,7 @@ class Head:
     scale: Any = 1.0
     logit_bytes: int = field(init=False)
     at_once: int = field(init=False)
-    _count: int = field(init=False)
+    count: int = field(init=False)
     _buffer: Any = field(default=None, init=False)
     _dense: Any = field(default=None, init=False)
 
@@ -48,7 +48,7 @@ class Head:
         self.logit_bytes = self.products.logits_dtype.itemsize
         # How many chunks there are at a time, if gradients or losses are made of more than one.
         self.at_once = 1 if self.shard is None else 2
-        self._count = self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
+        self.count = self.kept.stop if isinstance(self.kept, slice) else len(self.kept)
 
     def loss(self, wanted):
         """The sum of the losses, and the gradients of x, weight, bias and target, None where not wanted."""
@@ -106,24 +106,24 @@ class Head:
         # The most that a process has, so that all of them cut the rows alike: they wait for each other in every chunk.
         classes = len(self.weight) if self.shard is None else self.shard.largest * self.shape.places
         a_row = max(1, (arrays * logit + beside) * classes)
-        rows, size, whole = self.how.chunk_rows, self.how.chunk_bytes, self._count * a_row
+        rows, size, whole = self.how.chunk_rows, self.how.chunk_bytes, self.count * a_row
         if size is None:
             size = whole if whole <= self.products.one_chunk_up_to else self.products.chunk_bytes
         rows = rows or max(1, size // a_row)
-        if rows >= self._count:
-            return self._count, whole
+        if rows >= self.count:
+            return self.count, whole
         if not self.how.chunk_rows:
             rows, multiple = max(1, rows // at_once), self.products.rows_at_once
             if rows > multiple:
                 rows -= rows % multiple
                 if self.products.evenly:  # as many chunks, none of them much smaller than the others
-                    rows = -(-self._count // -(-self._count // rows))
+                    rows = -(-self.count // -(-self.count // rows))
                     rows += -rows % multiple
         return rows, at_once * rows * a_row
 
     def _chunks(self, rows, at_once=1):
         """The targets of each chunk of so many rows, one chunk after the other."""
-        step, count = max(1, rows), self._count
+        step, count = max(1, rows), self.count
         places = range(min(at_once, -(-count // step)))
         buffers = cycle([self._new_buffer(step) for _ in places])
         dense = cycle([None if self.classes is None else self._new_buffer(step) for _ in places])
@@ -178,7 +178,7 @@ class Head:
         dx, dweight, dbias, dtarget = wanted
         return [
             self._new_by_row(self.x, self.products.input_dtype) if dx else None,
-            self.products.new_sum(self.weight.shape, -(-self._count // max(1, rows))) if dweight else None,
+            self.products.new_sum(self.weight.shape, -(-self.count // max(1, rows))) if dweight else None,
             self.products.zeros(self.bias.shape) if dbias else None,
             self._new_by_row(self.target, self.target.dtype) if dtarget else None,
         ]

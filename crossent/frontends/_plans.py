@@ -99,7 +99,7 @@ def of_head(name, call, head, wanted, arithmetic, out_of_kernels, beside, plain_
         return Plan(name, PLAIN, arithmetic, size, rows, -(-shape.rows // max(1, rows)), reasons)
     at_once = 1 if name == "linear_token_stats" else head.at_once
     (rows, size), copied = head.chunk(wanted, at_once), head.products.copied_weight
-    targets = _targets(head)
+    targets = head.count
     reasons = [_only(targets, shape)]
     if beside:
         reasons.append(f"{beside / 1e6:.1f} MB are float32 sums, which become the gradients of 16 bits")
@@ -121,7 +121,7 @@ def of_head_on_device(name, call, head, known, wanted, arithmetic):
     beside = products.beside_tokens if tokens else 0
     at_once = 1 if tokens else head.at_once
     rows, size = head.chunk(wanted, at_once, beside)
-    targets = _targets(head)
+    targets = head.count
     chunks = -(-targets // max(1, rows))
     reasons = ["all rows are computed, with zeros for those that do not count: counting them would stop the device"]
     if known:
@@ -149,10 +149,6 @@ def of_head_on_device(name, call, head, known, wanted, arithmetic):
     inputs = math.prod(head.x.shape) * (head.x.itemsize + products.input_dtype.itemsize)  # copies
     numbers = 2 * (len(Sums._fields) + 2) * shape.rows * shape.places * _size(arithmetic)
     return Plan(name, STAGES, arithmetic, size + sums + copies + inputs + numbers, rows, chunks, tuple(reasons))
-
-
-def _targets(head):
-    return head.kept.stop if isinstance(head.kept, slice) else len(head.kept)
 
 
 def _only(targets, shape):

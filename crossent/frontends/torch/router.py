@@ -193,9 +193,10 @@ def _loss(name, given, denominator, dim, options, in_place=False, spread=None):
     """Of input, target, weight and sample_weight. `spread` says which classes these have, a `Spread` of the caller's or
     a `ClassShard`; None if they have all.
     """
-    arguments = name, given, denominator, dim, options, in_place, spread
-    if not compiling() and told and (found := told(_loss, *arguments)) is not None:
-        return found
+    if not compiling() and told:
+        found = told(_loss, name, given, denominator, dim, options, in_place, spread)
+        if found is not None:
+            return found
     if has_torch_function((*given, denominator)) and may_take_over(given[0]):
         others = {"denominator": denominator, "dim": dim, "inplace_backward": in_place} | _said_of(spread)
         return _taken_over(name, (*given, denominator), dict(zip(_TENSORS_OF_A_LOSS, given)) | others | vars(options))
@@ -345,9 +346,10 @@ def linear_cross_entropy(
     """`spread` is as in `_loss`: what has the classes has this process's, but for those of a sparse target."""
     from crossent.frontends.torch import head
 
-    arguments = input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, spread
-    if not compiling() and told and (found := told(linear_cross_entropy, *arguments)) is not None:
-        return found
+    if not compiling() and told:
+        arguments = input, linear_weight, target, linear_bias, weight, sample_weight, denominator, options, how, spread
+        if (found := told(linear_cross_entropy, *arguments)) is not None:
+            return found
     classes, probs = _classes_and_probs(target)
     tensors = (input, linear_weight, probs, linear_bias, weight, sample_weight, denominator)
     if has_torch_function(tensors) and may_take_over(input):
